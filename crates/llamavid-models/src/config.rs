@@ -1,0 +1,1 @@
+//! The configuration of a model, parsed once from `config.json`.

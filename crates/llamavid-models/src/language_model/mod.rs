@@ -1,0 +1,1 @@
+//! The LLaMA decoder: forward pass, KV cache, sampling, stop rules.

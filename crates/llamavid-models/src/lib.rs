@@ -1,0 +1,16 @@
+//! The LLaMA-VID model: the numbers and the text between pixels, a question and an answer.
+//!
+//! Paper: "LLaMA-VID: An Image is Worth 2 Tokens in Large Language Models" (arXiv 2311.17043).
+//! Opens no file and starts no thread: weights come in through a `VarBuilder`, files as bytes.
+
+pub mod config;
+pub mod error;
+pub mod language_model;
+pub mod observer;
+pub mod preprocess;
+pub mod prompt;
+pub mod token_generation;
+pub mod tokenizer;
+pub mod visual_encoder;
+
+pub use error::{Error, Result};

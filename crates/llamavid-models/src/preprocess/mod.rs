@@ -1,0 +1,1 @@
+//! Turns a picture into the pixels that the visual encoder reads.

@@ -1,0 +1,1 @@
+//! Conversation templates, placeholders and the long-video prompt.

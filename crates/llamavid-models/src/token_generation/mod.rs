@@ -1,0 +1,1 @@
+//! From visual features and a question to context and content tokens.

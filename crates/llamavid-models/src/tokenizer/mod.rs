@@ -1,0 +1,1 @@
+//! The tokenizers of the language model and of the query model.

@@ -1,0 +1,1 @@
+//! The visual encoders: EVA ViT and CLIP ViT.
