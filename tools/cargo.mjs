@@ -1,0 +1,29 @@
+// Runs cargo with the flags that every step shares: one target folder, one profile, so candle is compiled once.
+import { execFileSync, spawnSync } from 'node:child_process';
+import { resolve } from 'node:path';
+import process from 'node:process';
+
+const target = execFileSync('rustc', ['--print', 'host-tuple'], { encoding: 'utf8' }).trim();
+const shared = ['--release', '--locked', '--target', target, '--workspace'];
+const [task, ...rest] = process.argv.slice(2);
+
+/** Runs cargo and ends this process with its exit code when it fails. */
+function cargo(...command) {
+  const done = spawnSync('cargo', command, { stdio: 'inherit' });
+  if (done.status !== 0) process.exit(done.status ?? 1);
+}
+
+if (task === 'lint') {
+  cargo('fmt', '--all', '--check');
+  cargo('clippy', ...shared, '--all-targets', '--', '-D', 'warnings');
+} else if (task === 'test') {
+  cargo('test', ...shared, '--quiet', ...rest);
+} else if (task === 'parity') {
+  cargo('build', ...shared, '--quiet');
+  const program = resolve('target', target, 'release', 'llamavid-parity');
+  const done = spawnSync(program, rest, { stdio: 'inherit' });
+  process.exit(done.status ?? 1);
+} else {
+  console.error('usage: node tools/cargo.mjs lint | test [filter] | parity <folder> [--json]');
+  process.exit(2);
+}
