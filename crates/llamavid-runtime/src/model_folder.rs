@@ -1,0 +1,408 @@
+//! A model's folder: what lies where, and each part built from it strictly.
+//!
+//! Reads the published layout as it is (docs/design/algorithm.md, section 10): `config.json`, sharded weights,
+//! the visual encoder's own file, the image processor's folder and the query model's vocabulary.
+
+use std::path::{Component, Path, PathBuf};
+
+use candle_core::{DType, Device};
+use llamavid_models::config::{Extension, ModelConfig, Surroundings};
+use llamavid_models::language_model::LanguageModel;
+use llamavid_models::preprocess::{Fit, Preprocessing};
+use llamavid_models::token_generation::{QueryKind, TokenGenerator};
+use llamavid_models::tokenizer::{LlamaTokenizer, WordPieceTokenizer};
+use llamavid_models::visual_encoder::{VisualEncoder, VisualEncoderConfig};
+use llamavid_weights::{Checkpoint, KeyTable, Loader};
+use serde::Deserialize;
+
+use crate::{Error, ErrorCode, Result};
+
+/// Side files are small; a larger one is not what its name says.
+const LARGEST_SIDE_FILE: u64 = 64 << 20;
+
+/// A folder with a model, opened and understood, nothing of its weights read yet.
+#[derive(Debug)]
+pub struct ModelFolder {
+    root: PathBuf,
+    config: ModelConfig,
+    vision: VisionWeights,
+    preprocessing: Preprocessing,
+    query_folder: Option<PathBuf>,
+}
+
+/// Where the visual encoder's weights are.
+#[derive(Debug, Clone)]
+enum VisionWeights {
+    /// One EVA file.
+    EvaFile(PathBuf),
+    /// A folder of a CLIP model.
+    ClipFolder(PathBuf),
+    /// The checkpoint's own shards, as stages 2 and 3 write them.
+    Shards,
+}
+
+/// What a checkpoint proposes for sampling where the caller is silent (`generation_config.json`).
+#[derive(Debug, Clone, Copy, Default, Deserialize)]
+pub struct GenerationDefaults {
+    /// Sampling temperature.
+    pub temperature: Option<f64>,
+    /// Nucleus sampling's share of the probability.
+    pub top_p: Option<f64>,
+    /// Number of candidates.
+    pub top_k: Option<usize>,
+}
+
+impl ModelFolder {
+    /// Opens `folder` and reads its small files.
+    ///
+    /// # Errors
+    /// `MODEL_NOT_FOUND` without such a folder, `MODEL_FILE_MISSING` for a file it must have, `MODEL_INVALID` and
+    /// `MODEL_UNSUPPORTED` for what a file says.
+    pub fn open(folder: &Path) -> Result<Self> {
+        Self::open_with_sizes(folder, None)
+    }
+
+    /// The same, with `sizes` that win over those in the folder's files.
+    pub fn open_with_sizes(folder: &Path, sizes: Option<&Extension>) -> Result<Self> {
+        if !folder.is_dir() {
+            return Err(Error::new(ErrorCode::ModelNotFound, format!("{}: there is no such folder", folder.display()))
+                .with_hint("Give the folder that holds config.json and the weights."));
+        }
+        let root = folder.to_path_buf();
+        let config_path = root.join("config.json");
+        let config_bytes = read_required(&config_path, "the model's configuration")?;
+        let in_config = |error| in_file(&config_path, error);
+        let files = ModelConfig::side_files(&config_bytes).map_err(in_config)?;
+
+        let vision = find_vision(&root, files.vision.as_deref())?;
+        let clip = match &vision {
+            VisionWeights::ClipFolder(folder) => {
+                Some(read_required(&folder.join("config.json"), "the visual encoder's configuration")?)
+            }
+            _ => None,
+        };
+        let query_folder = find_query_folder(&root, files.query_tokenizer.as_deref());
+        let bert = match &query_folder {
+            Some(folder) => read_optional(&folder.join("config.json"))?,
+            None => None,
+        };
+        let processor = find_processor(&root, files.processor.as_deref(), clip.is_some().then_some(&vision));
+        let processor = match &processor {
+            Some(path) => Some(read_processor(path)?),
+            None => None,
+        };
+        let image_size = processor.as_ref().map(|processor| processor.size).or_else(|| {
+            // The published processors are named after their size.
+            files.processor.as_deref().filter(|name| name.contains("336")).map(|_| 336)
+        });
+        let config = ModelConfig::parse(
+            &config_bytes,
+            &Surroundings {
+                bert: bert.as_deref(),
+                clip: clip.as_deref(),
+                image_size,
+                position_side: position_side(&vision)?,
+                sizes,
+            },
+        )
+        .map_err(in_config)?;
+        let image_size = image_size_of(&config);
+        let preprocessing = match processor {
+            Some(processor) if processor.size != image_size => {
+                return Err(Error::new(
+                    ErrorCode::ModelInvalid,
+                    format!(
+                        "{}: the visual encoder reads pictures of {image_size} pixels, the image processor makes {}",
+                        root.display(),
+                        processor.size
+                    ),
+                )
+                .with_hint("Put the image processor of this model beside it, or set llamavid.vision.imageSize."));
+            }
+            Some(processor) => processor,
+            None => Preprocessing { size: image_size, mean: CLIP_MEAN, std: CLIP_STD, fit: Fit::Crop },
+        };
+        Ok(Self { root, config, vision, preprocessing, query_folder })
+    }
+
+    /// The folder's path.
+    pub fn path(&self) -> &Path {
+        &self.root
+    }
+
+    /// The configuration of all parts.
+    pub fn config(&self) -> &ModelConfig {
+        &self.config
+    }
+
+    /// How pictures become pixels. The chat crops and never pads (SPEC quirk 8).
+    pub fn preprocessing(&self) -> &Preprocessing {
+        &self.preprocessing
+    }
+
+    /// What stands in a prompt for one picture.
+    pub fn image_placeholder(&self) -> &'static str {
+        if self.config.image_start_end { "<im_start><image><im_end>" } else { "<image>" }
+    }
+
+    /// Builds the visual encoder.
+    pub fn visual_encoder(&self, dtype: DType, device: &Device) -> Result<VisualEncoder> {
+        let (checkpoint, table) = match &self.vision {
+            VisionWeights::EvaFile(file) => (Checkpoint::open_file(file)?, KeyTable::visual()),
+            VisionWeights::ClipFolder(folder) => (Checkpoint::open_folder(folder)?, KeyTable::clip()),
+            VisionWeights::Shards => {
+                (Checkpoint::open_folder(&self.root)?.under("model.vision_tower.vision_tower."), KeyTable::visual())
+            }
+        };
+        build(checkpoint, table, dtype, device, |vb| VisualEncoder::new(&self.config.visual, vb))
+    }
+
+    /// Builds the part that makes context and content tokens.
+    pub fn token_generator(&self, dtype: DType, device: &Device) -> Result<TokenGenerator> {
+        let adapter = self.root.join("mm_projector.bin");
+        let checkpoint = match (Checkpoint::open_folder(&self.root), adapter.is_file()) {
+            (Ok(shards), true) => shards.overlay(Checkpoint::open_file(&adapter)?),
+            // What stage 1 writes is this file alone.
+            (Err(_), true) => Checkpoint::open_file(&adapter)?,
+            (shards, false) => shards?,
+        };
+        build(checkpoint, KeyTable::tokens(), dtype, device, |vb| TokenGenerator::new(&self.config.tokens, vb))
+    }
+
+    /// Builds the decoder.
+    pub fn language_model(&self, dtype: DType, device: &Device) -> Result<LanguageModel> {
+        let checkpoint = Checkpoint::open_folder(&self.root)?;
+        build(checkpoint, KeyTable::language(), dtype, device, |vb| LanguageModel::new(&self.config.language, vb))
+    }
+
+    /// Reads the decoder's tokenizer.
+    pub fn llama_tokenizer(&self) -> Result<LlamaTokenizer> {
+        let path = self.root.join("tokenizer.model");
+        let model = read_required(&path, "the language model's tokenizer")?;
+        let beside = |name: &str| read_optional(&self.root.join(name));
+        LlamaTokenizer::from_bytes(
+            &model,
+            beside("tokenizer_config.json")?.as_deref(),
+            beside("added_tokens.json")?.as_deref(),
+            beside("special_tokens_map.json")?.as_deref(),
+        )
+        .map_err(|error| in_file(&path, error))
+    }
+
+    /// Reads the query model's tokenizer.
+    pub fn query_tokenizer(&self) -> Result<WordPieceTokenizer> {
+        let Some(folder) = &self.query_folder else {
+            return Err(Error::new(
+                ErrorCode::ModelFileMissing,
+                format!("{}: the query model's vocabulary (vocab.txt of bert-base-uncased) is missing", self.root.display()),
+            )
+            .with_hint("Put it into a folder `bert` in the model's folder, or set llamavid.files.queryTokenizer."));
+        };
+        let path = folder.join("vocab.txt");
+        let vocabulary = read_required(&path, "the query model's vocabulary")?;
+        #[derive(Default, Deserialize)]
+        struct TokenizerConfig {
+            do_lower_case: Option<bool>,
+        }
+        let config: TokenizerConfig = match read_optional(&folder.join("tokenizer_config.json"))? {
+            Some(bytes) => parse_json(&folder.join("tokenizer_config.json"), &bytes)?,
+            None => TokenizerConfig::default(),
+        };
+        WordPieceTokenizer::from_vocab(&vocabulary, config.do_lower_case.unwrap_or(true))
+            .map_err(|error| in_file(&path, error))
+    }
+
+    /// What the checkpoint proposes for sampling.
+    pub fn generation_defaults(&self) -> Result<GenerationDefaults> {
+        let path = self.root.join("generation_config.json");
+        match read_optional(&path)? {
+            Some(bytes) => parse_json(&path, &bytes),
+            None => Ok(GenerationDefaults::default()),
+        }
+    }
+
+    /// Whether the query model is the Q-Former (else raw BERT).
+    pub fn uses_q_former(&self) -> bool {
+        matches!(self.config.tokens.query.kind, QueryKind::QFormer { .. })
+    }
+}
+
+const CLIP_MEAN: [f32; 3] = [0.481_454_66, 0.457_827_5, 0.408_210_73];
+const CLIP_STD: [f32; 3] = [0.268_629_54, 0.261_302_6, 0.275_777_1];
+
+fn build<M>(
+    checkpoint: Checkpoint,
+    table: &'static KeyTable,
+    dtype: DType,
+    device: &Device,
+    new: impl FnOnce(candle_nn::VarBuilder<'static>) -> llamavid_models::Result<M>,
+) -> Result<M> {
+    let loader = Loader::new(checkpoint, table, dtype, device);
+    match new(loader.var_builder()) {
+        Ok(module) => {
+            loader.finish()?;
+            Ok(module)
+        }
+        Err(llamavid_models::Error::Tensor(error)) => Err(loader.explain(error).into()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn image_size_of(config: &ModelConfig) -> usize {
+    match &config.visual {
+        VisualEncoderConfig::Eva(eva) => eva.image_size,
+        VisualEncoderConfig::Clip(clip) => clip.image_size,
+    }
+}
+
+/// The places where a path from `config.json` may be: never outside the model's folder and the one above it.
+fn candidates(root: &Path, written: &str) -> Vec<PathBuf> {
+    let path = Path::new(written);
+    let plain: PathBuf = path.components().filter(|part| matches!(part, Component::Normal(_))).collect();
+    let leaves = path.components().any(|part| !matches!(part, Component::Normal(_) | Component::CurDir));
+    let mut tails = Vec::new();
+    if !leaves {
+        tails.push(plain.clone());
+    }
+    if let Some(name) = plain.file_name() {
+        tails.push(PathBuf::from(name));
+    }
+    let absolute = std::path::absolute(root).unwrap_or_else(|_| root.to_path_buf());
+    let bases = [Some(absolute.as_path()), absolute.parent()];
+    bases.into_iter().flatten().flat_map(|base| tails.iter().map(move |tail| base.join(tail))).collect()
+}
+
+fn find_vision(root: &Path, written: Option<&str>) -> Result<VisionWeights> {
+    let written = written.unwrap_or("eva_vit_g.pth");
+    let places = candidates(root, written);
+    for place in &places {
+        if place.is_file() {
+            return Ok(VisionWeights::EvaFile(place.clone()));
+        }
+        if place.join("config.json").is_file() && place != root {
+            return Ok(VisionWeights::ClipFolder(place.clone()));
+        }
+    }
+    if let Ok(shards) = Checkpoint::open_folder(root)
+        && shards.contains("model.vision_tower.vision_tower.patch_embed.proj.weight")
+    {
+        return Ok(VisionWeights::Shards);
+    }
+    let looked: Vec<_> = places.iter().map(|place| place.display().to_string()).collect();
+    Err(Error::new(
+        ErrorCode::ModelFileMissing,
+        format!("{}: the visual encoder's weights `{written}` are missing (looked for {})", root.display(), looked.join(", ")),
+    )
+    .with_hint("Put the file (eva_vit_g.pth of LAVIS for the published models) beside config.json."))
+}
+
+fn position_side(vision: &VisionWeights) -> Result<Option<usize>> {
+    let VisionWeights::EvaFile(file) = vision else { return Ok(None) };
+    let checkpoint = Checkpoint::open_file(file)?;
+    if !checkpoint.contains("pos_embed") {
+        // The strict load names the missing key.
+        return Ok(None);
+    }
+    let rows = checkpoint.shape("pos_embed")?.get(1).copied().unwrap_or(0);
+    let side = rows.saturating_sub(1).isqrt();
+    Ok((side > 0 && side * side + 1 == rows).then_some(side))
+}
+
+fn find_query_folder(root: &Path, written: Option<&str>) -> Option<PathBuf> {
+    let names = [written, Some("bert"), Some("bert-base-uncased")];
+    let mut places: Vec<PathBuf> =
+        names.into_iter().flatten().flat_map(|name| candidates(root, name)).collect();
+    places.push(root.to_path_buf());
+    places.into_iter().find(|place| place.join("vocab.txt").is_file())
+}
+
+fn find_processor(root: &Path, written: Option<&str>, vision: Option<&VisionWeights>) -> Option<PathBuf> {
+    let mut places: Vec<PathBuf> =
+        [written, Some("processor")].into_iter().flatten().flat_map(|name| candidates(root, name)).collect();
+    places.push(root.to_path_buf());
+    if let Some(VisionWeights::ClipFolder(folder)) = vision {
+        places.push(folder.clone());
+    }
+    places.into_iter().map(|place| place.join("preprocessor_config.json")).find(|file| file.is_file())
+}
+
+/// Reads a CLIP image processor's file; only what the reference's settings can express is accepted.
+fn read_processor(path: &Path) -> Result<Preprocessing> {
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Size {
+        Side(usize),
+        Shortest { shortest_edge: usize },
+        Both { height: usize, width: usize },
+    }
+    #[derive(Deserialize)]
+    struct Processor {
+        crop_size: Option<Size>,
+        size: Option<Size>,
+        image_mean: Option<[f32; 3]>,
+        image_std: Option<[f32; 3]>,
+        resample: Option<u32>,
+    }
+    let bytes = read_required(path, "the image processor's configuration")?;
+    let processor: Processor = parse_json(path, &bytes)?;
+    let invalid = |problem: String| Error::new(ErrorCode::ModelInvalid, format!("{}: {problem}", path.display()));
+    let side = |size: &Size| match *size {
+        Size::Side(side) | Size::Shortest { shortest_edge: side } => Ok(side),
+        Size::Both { height, width } if height == width => Ok(height),
+        Size::Both { height, width } => Err(invalid(format!("{height} x {width} is not a square"))),
+    };
+    let crop = processor.crop_size.as_ref().map(side).transpose()?;
+    let size = processor.size.as_ref().map(side).transpose()?;
+    let size = match (crop, size) {
+        (Some(crop), Some(size)) if crop != size => {
+            return Err(invalid(format!("crop_size {crop} and size {size} differ; the reference has them equal")));
+        }
+        (Some(size), _) | (None, Some(size)) => size,
+        (None, None) => 224,
+    };
+    if size == 0 || size > 8192 {
+        return Err(invalid(format!("a picture of {size} pixels is not between 1 and 8192")));
+    }
+    if processor.resample.is_some_and(|filter| filter != 3) {
+        return Err(invalid("resample is not 3 (bicubic), the only filter that the reference uses".to_owned()));
+    }
+    let (mean, std) = (processor.image_mean.unwrap_or(CLIP_MEAN), processor.image_std.unwrap_or(CLIP_STD));
+    if !mean.iter().all(|value| value.is_finite()) || !std.iter().all(|value| value.is_finite() && *value > 0.0) {
+        return Err(invalid("image_mean and image_std must be finite, and image_std above 0".to_owned()));
+    }
+    Ok(Preprocessing { size, mean, std, fit: Fit::Crop })
+}
+
+fn read_required(path: &Path, what: &str) -> Result<Vec<u8>> {
+    read_optional(path)?.ok_or_else(|| {
+        Error::new(ErrorCode::ModelFileMissing, format!("{}: {what} is missing", path.display()))
+            .with_hint("Download the whole model again, or give another folder.")
+    })
+}
+
+fn read_optional(path: &Path) -> Result<Option<Vec<u8>>> {
+    let failed = |error: std::io::Error| {
+        Error::new(ErrorCode::ModelInvalid, format!("{}: cannot be read: {error}", path.display()))
+    };
+    let length = match std::fs::metadata(path) {
+        Ok(facts) if facts.is_file() => facts.len(),
+        Ok(_) => return Err(Error::new(ErrorCode::ModelInvalid, format!("{}: is not a file", path.display()))),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(failed(error)),
+    };
+    if length > LARGEST_SIDE_FILE {
+        let problem = format!("{}: {length} bytes; such a file has at most {LARGEST_SIDE_FILE}", path.display());
+        return Err(Error::new(ErrorCode::ModelInvalid, problem));
+    }
+    std::fs::read(path).map(Some).map_err(failed)
+}
+
+fn parse_json<'a, T: Deserialize<'a>>(path: &Path, bytes: &'a [u8]) -> Result<T> {
+    serde_json::from_slice(bytes)
+        .map_err(|error| Error::new(ErrorCode::ModelInvalid, format!("{}: {error}", path.display())))
+}
+
+fn in_file(path: &Path, error: llamavid_models::Error) -> Error {
+    let error = Error::from(error);
+    Error { message: format!("{}: {}", path.display(), error.message), ..error }
+}
