@@ -1,0 +1,2 @@
+export { type GenerateOptions, type LoadOptions, TokenGenerator } from './token-generator.js';
+export { VisualTokens } from './visual-tokens.js';
