@@ -47,7 +47,8 @@ impl<'a> BlockObserver<'a> {
             let whole = match blocks.as_slice() {
                 [block] => block.clone(),
                 blocks => {
-                    let by_question = blocks.iter().map(|block| self.by_question(block)).collect::<Result<Vec<_>>>()?;
+                    let by_question =
+                        blocks.iter().map(|block| self.by_question(block)).collect::<Result<Vec<_>>>()?;
                     Tensor::cat(&by_question, 1)?.flatten(0, 1)?
                 }
             };

@@ -225,7 +225,9 @@ mod tests {
         ] {
             assert_eq!(QueryKind::parse(name).unwrap(), kind, "{name}");
         }
-        for name in ["qformer_pretrain_layer:6", "raw_layer:2", "raw_bert_freeze", "raw_bert_pretrain", "gpt", ""] {
+        for name in
+            ["qformer_pretrain_layer:6", "raw_layer:2", "raw_bert_freeze", "raw_bert_pretrain", "gpt", ""]
+        {
             let error = QueryKind::parse(name).unwrap_err();
             assert!(matches!(error, Error::Unsupported { .. }), "{name}: {error}");
             assert!(error.to_string().contains("bert_type"), "{error}");

@@ -89,7 +89,10 @@ mod tests {
             assert_eq!(pooled.dims(), [3, cells * cells, 5]);
             let pooled = pooled.flatten_all().unwrap().to_vec1::<f32>().unwrap();
             for (got, wanted) in pooled.iter().zip(by_hand(&patches, cells)) {
-                assert!((got - wanted).abs() <= 1e-5 * wanted.abs().max(1.), "{side} {cells}: {got} {wanted}");
+                assert!(
+                    (got - wanted).abs() <= 1e-5 * wanted.abs().max(1.),
+                    "{side} {cells}: {got} {wanted}"
+                );
             }
         }
     }
@@ -124,6 +127,8 @@ mod tests {
             assert!(error.to_string().contains(&format!("{side} x {side} patches")), "{error}");
         }
         let odd_side_with_class_row = Tensor::zeros((1, 26, 2), DType::F32, &Device::Cpu).unwrap();
-        assert!(pool(&odd_side_with_class_row, Compression::Grid(5)).unwrap_err().to_string().contains("26 rows"));
+        assert!(
+            pool(&odd_side_with_class_row, Compression::Grid(5)).unwrap_err().to_string().contains("26 rows")
+        );
     }
 }

@@ -48,7 +48,8 @@ impl ContextAttention {
         observer.see_frames("tok.key", &keys)?;
 
         // Scaled before the product, so that f16 does not overflow; normalised in f32.
-        let text_queries = (pairs::rows_by_frame(&text_queries, frame_count)? / (visual_width as f64).sqrt())?;
+        let text_queries =
+            (pairs::rows_by_frame(&text_queries, frame_count)? / (visual_width as f64).sqrt())?;
         let scores = text_queries.matmul(&keys.t()?.contiguous()?)?; // (F, P * Q, N)
         let scores = softmax(&scores.to_dtype(DType::F32)?)?;
         if observer.wants() {

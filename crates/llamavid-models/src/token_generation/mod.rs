@@ -110,8 +110,8 @@ impl TokenGenerator {
         observer: &mut dyn Observer,
     ) -> Result<Tensor> {
         let (frame_count, rows, visual_width) = features.dims3()?;
-        let (question_count, word_count) = questions.input_ids.dims2()?;
         self.check_questions(questions)?;
+        let (question_count, _words) = questions.input_ids.dims2()?;
         if frame_count == 0 || rows < 2 || visual_width != self.config.visual_width {
             return Err(Error::Argument(format!(
                 "features of shape {:?} do not fit: (frames, rows, {}) with a frame or more is wanted",
@@ -127,6 +127,8 @@ impl TokenGenerator {
             )));
         }
 
+        observer.see("qf.input_ids", &questions.input_ids);
+        observer.see("qf.attention_mask", &questions.attention_mask);
         let mut blocks = BlockObserver::new(observer, question_count);
         let frames_in_a_block = (PAIRS_IN_A_BLOCK / question_count).max(1);
         let mut tokens = Vec::with_capacity(frame_count.div_ceil(frames_in_a_block));
@@ -136,7 +138,6 @@ impl TokenGenerator {
             tokens.push(self.generate_block(&frames, questions, &mut blocks)?);
         }
         let tokens = Tensor::cat(&tokens, 1)?.flatten(1, 2)?; // (P, F * (1 + n), D)
-        debug_assert!(word_count > 0);
         blocks.finish(&tokens)?;
         Ok(tokens)
     }
@@ -195,7 +196,11 @@ impl QueryModel {
                     .then(|| LayerNorm::new(width, VISUAL_NORM_EPSILON, vb.pp("query_norm")))
                     .transpose()?;
                 let queries = QFormer::learned_queries(query, vb)?;
-                Ok(Self::QFormer { bert_proj, visual_norm, model: QFormer::new(query, width, queries, model)? })
+                Ok(Self::QFormer {
+                    bert_proj,
+                    visual_norm,
+                    model: QFormer::new(query, width, queries, model)?,
+                })
             }
             QueryKind::RawBert => Ok(Self::RawBert {
                 bert_proj: linear(config.visual_width, query.width, vb.pp("bert_proj"))?,
@@ -250,12 +255,18 @@ fn check(config: &TokenGenerationConfig) -> Result<()> {
         return wrong("num_query", "the Q-Former needs a query or more".into());
     }
     if query.projected_width.is_some() && query.kind != (QueryKind::QFormer { visual_norm: true }) {
-        return wrong("bert_type", "only a pretrained Q-Former has features projected to its own width".into());
+        return wrong(
+            "bert_type",
+            "only a pretrained Q-Former has features projected to its own width".into(),
+        );
     }
     if config.projector == Projector::Identity && config.visual_width != config.language_width {
         return wrong(
             "mm_projector_type",
-            format!("`identity` needs equal widths, {} and {} differ", config.visual_width, config.language_width),
+            format!(
+                "`identity` needs equal widths, {} and {} differ",
+                config.visual_width, config.language_width
+            ),
         );
     }
     Ok(())

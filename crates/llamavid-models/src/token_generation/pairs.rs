@@ -27,11 +27,11 @@ pub(super) fn rows_by_frame(pairs: &Tensor, frames: usize) -> Result<Tensor> {
     if questions == 1 {
         return Ok(pairs.clone());
     }
-    pairs
-        .reshape((questions, frames, rows, width))?
-        .transpose(0, 1)?
-        .contiguous()?
-        .reshape((frames, questions * rows, width))
+    pairs.reshape((questions, frames, rows, width))?.transpose(0, 1)?.contiguous()?.reshape((
+        frames,
+        questions * rows,
+        width,
+    ))
 }
 
 /// The inverse of `rows_by_frame`: (F, P * R, w) gives (P * F, R, w).
@@ -41,9 +41,9 @@ pub(super) fn rows_by_pair(by_frame: &Tensor, questions: usize) -> Result<Tensor
         return Ok(by_frame.clone());
     }
     let rows = rows / questions;
-    by_frame
-        .reshape((frames, questions, rows, width))?
-        .transpose(0, 1)?
-        .contiguous()?
-        .reshape((questions * frames, rows, width))
+    by_frame.reshape((frames, questions, rows, width))?.transpose(0, 1)?.contiguous()?.reshape((
+        questions * frames,
+        rows,
+        width,
+    ))
 }

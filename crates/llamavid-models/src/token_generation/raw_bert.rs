@@ -32,8 +32,9 @@ impl RawBert {
             "weight",
             INITIAL_DEVIATION,
         )?;
-        let layers =
-            (0..config.layers).map(|index| RawBertLayer::new(config, encoder.pp(index))).collect::<Result<_>>()?;
+        let layers = (0..config.layers)
+            .map(|index| RawBertLayer::new(config, encoder.pp(index)))
+            .collect::<Result<_>>()?;
         Ok(Self {
             words: WordEmbedding::new(config, &embeddings)?,
             token_type: token_types.narrow(0, 0, 1)?,
