@@ -50,14 +50,15 @@ impl ContextAttention {
         // Scaled before the product, so that f16 does not overflow; normalised in f32.
         let text_queries =
             (pairs::rows_by_frame(&text_queries, frame_count)? / (visual_width as f64).sqrt())?;
-        let scores = text_queries.matmul(&keys.t()?.contiguous()?)?; // (F, P * Q, N)
+        let scores = text_queries.matmul(&keys.t()?)?; // (F, P * Q, N)
         let scores = softmax(&scores.to_dtype(DType::F32)?)?;
         if observer.wants() {
             observer.see("tok.scores", &pairs::rows_by_pair(&scores, questions)?);
         }
         // The values are the patches themselves: the projection comes after the mean over queries.
         let attended = pairs::rows_by_pair(&scores.to_dtype(patches.dtype())?.matmul(patches)?, questions)?;
-        let pooled = attended.to_dtype(DType::F32)?.mean_keepdim(1)?.to_dtype(patches.dtype())?; // (P * F, 1, V)
+        let pooled = attended.to_dtype(DType::F32)?.mean_keepdim(1)?; // (P * F, 1, V)
+        let pooled = pooled.to_dtype(patches.dtype())?;
         observer.see("tok.context_pooled", &pooled);
         let token = self.value_proj.forward(&pooled)?;
         observer.see("tok.context_token", &token);

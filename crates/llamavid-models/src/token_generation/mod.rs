@@ -121,8 +121,8 @@ impl TokenGenerator {
         }
         if kind == FeatureKind::Precomputed && (rows - 1).isqrt().pow(2) == rows - 1 {
             return Err(Error::Argument(format!(
-                "precomputed features have {rows} rows a frame: {side} x {side} patches and the class row, which \
-                 has to be cut off first",
+                "precomputed features have {rows} rows a frame: {side} x {side} patches and the class row, \
+                 which has to be cut off first",
                 side = (rows - 1).isqrt()
             )));
         }
@@ -160,7 +160,8 @@ impl TokenGenerator {
 
         let pooled = content_pooling::pool(&patches, self.config.compression)?; // (F, n, V)
         observer.see_frames("tok.content_pooled", &pooled)?;
-        let content = pairs::repeat_frames(&self.projector.forward(&pooled)?, question_count)?; // (P * F, n, D)
+        let content = self.projector.forward(&pooled)?; // (F, n, D)
+        let content = pairs::repeat_frames(&content, question_count)?; // (P * F, n, D)
         observer.see("tok.content_token", &content);
 
         let tokens = Tensor::cat(&[&context, &content], 1)?;
@@ -174,8 +175,8 @@ impl TokenGenerator {
         match *ids {
             [questions, words] if questions > 0 && (1..=longest).contains(&words) && ids == mask => Ok(()),
             _ => Err(Error::Argument(format!(
-                "word pieces of shape {ids:?} with a mask of shape {mask:?} do not fit: both must be (questions, \
-                 word pieces), a question or more, of at most {longest} word pieces"
+                "word pieces of shape {ids:?} with a mask of shape {mask:?} do not fit: both must be \
+                 (questions, word pieces), a question or more, of at most {longest} word pieces"
             ))),
         }
     }
