@@ -1,1 +1,274 @@
-//! From visual features and a question to context and content tokens.
+//! From visual features and questions to the visual tokens that the language model reads.
+//!
+//! Paper: LLaMA-VID (arXiv 2311.17043), section 3: one context token a frame, made with the question, and
+//! n content tokens, made without it.
+//! Letters: P questions, F frames, R rows of a frame (patches, and the class row where there is one),
+//! N patches, Q text queries, L word pieces, V visual width, D language width.
+
+mod bert_layer;
+mod block_observer;
+mod config;
+mod content_pooling;
+mod context_attention;
+mod pairs;
+mod projector;
+mod q_former;
+mod raw_bert;
+mod word_embedding;
+
+use candle_core::{DType, Tensor};
+use candle_nn::{Linear, Module, VarBuilder, linear};
+
+pub use self::config::{
+    Compression, FeatureKind, Projector, QueryKind, QueryModelConfig, TokenGenerationConfig, TokenRows,
+};
+
+use self::bert_layer::LayerNorm;
+use self::block_observer::BlockObserver;
+use self::context_attention::ContextAttention;
+use self::projector::ContentProjector;
+use self::q_former::QFormer;
+use self::raw_bert::RawBert;
+use crate::observer::Observer;
+use crate::{Error, Result};
+
+/// Pairs of a question and a frame that are computed at once. Bounds memory; the numbers do not depend on it.
+const PAIRS_IN_A_BLOCK: usize = 64;
+
+/// Epsilon of the norm over visual features.
+const VISUAL_NORM_EPSILON: f64 = 1e-5;
+
+/// The word pieces of P questions, padded on the right to the longest.
+#[derive(Debug, Clone)]
+pub struct Questions {
+    /// (P, L), `u32`.
+    pub input_ids: Tensor,
+    /// (P, L): 1 for a word piece, 0 for padding. Any number type.
+    pub attention_mask: Tensor,
+}
+
+/// Makes context and content tokens.
+#[derive(Debug, Clone)]
+pub struct TokenGenerator {
+    config: TokenGenerationConfig,
+    query_model: QueryModel,
+    context: ContextAttention,
+    projector: ContentProjector,
+    dtype: DType,
+}
+
+#[derive(Debug, Clone)]
+enum QueryModel {
+    QFormer { bert_proj: Option<Linear>, visual_norm: Option<LayerNorm>, model: QFormer },
+    RawBert { bert_proj: Linear, model: RawBert },
+}
+
+impl TokenGenerator {
+    /// Reads the weights `query_norm`, `query_tokens`, `query_model.bert.*`, `bert_proj`, `context.*` and
+    /// `projector.*`, as many of them as the configuration needs.
+    ///
+    /// # Errors
+    /// `Error::Config` for sizes that contradict each other; `Error::Tensor` names a missing weight.
+    pub fn new(config: &TokenGenerationConfig, vb: VarBuilder) -> Result<Self> {
+        check(config)?;
+        Ok(Self {
+            query_model: QueryModel::new(config, &vb)?,
+            context: ContextAttention::new(config, vb.pp("context"))?,
+            projector: ContentProjector::new(config, vb.pp("projector"))?,
+            dtype: vb.dtype(),
+            config: config.clone(),
+        })
+    }
+
+    /// What this generator is made of.
+    pub fn config(&self) -> &TokenGenerationConfig {
+        &self.config
+    }
+
+    /// Tokens of a frame, context token included, when the tokens are made of `patches` rows: the patches
+    /// without the class row, where it is cut (see `TokenRows`).
+    pub fn tokens_per_frame(&self, patches: usize) -> usize {
+        1 + match self.config.compression {
+            Compression::None => patches,
+            Compression::Mean => 1,
+            Compression::Grid(cells) => cells * cells,
+        }
+    }
+
+    /// Features (F, R, V) of any float type and P questions give the tokens (P, F * (1 + n), D).
+    ///
+    /// A question's tokens are those of frame 0, of frame 1, …, each the context token first.
+    ///
+    /// # Errors
+    /// `Error::Argument` when shapes do not fit the model: no frame, no question, too many word pieces,
+    /// patches that the grid does not divide, a class row in precomputed features.
+    pub fn generate(
+        &self,
+        features: &Tensor,
+        kind: FeatureKind,
+        questions: &Questions,
+        observer: &mut dyn Observer,
+    ) -> Result<Tensor> {
+        let (frame_count, rows, visual_width) = features.dims3()?;
+        self.check_questions(questions)?;
+        let (question_count, _words) = questions.input_ids.dims2()?;
+        if frame_count == 0 || rows < 2 || visual_width != self.config.visual_width {
+            return Err(Error::Argument(format!(
+                "features of shape {:?} do not fit: (frames, rows, {}) with a frame or more is wanted",
+                features.dims(),
+                self.config.visual_width
+            )));
+        }
+        if kind == FeatureKind::Precomputed && (rows - 1).isqrt().pow(2) == rows - 1 {
+            return Err(Error::Argument(format!(
+                "precomputed features have {rows} rows a frame: {side} x {side} patches and the class row, \
+                 which has to be cut off first",
+                side = (rows - 1).isqrt()
+            )));
+        }
+
+        observer.see("qf.input_ids", &questions.input_ids);
+        observer.see("qf.attention_mask", &questions.attention_mask);
+        let mut blocks = BlockObserver::new(observer, question_count);
+        let frames_in_a_block = (PAIRS_IN_A_BLOCK / question_count).max(1);
+        let mut tokens = Vec::with_capacity(frame_count.div_ceil(frames_in_a_block));
+        for start in (0..frame_count).step_by(frames_in_a_block) {
+            let count = frames_in_a_block.min(frame_count - start);
+            let frames = features.narrow(0, start, count)?.contiguous()?.to_dtype(self.dtype)?;
+            tokens.push(self.generate_block(&frames, questions, &mut blocks)?);
+        }
+        let tokens = Tensor::cat(&tokens, 1)?.flatten(1, 2)?; // (P, F * (1 + n), D)
+        blocks.finish(&tokens)?;
+        Ok(tokens)
+    }
+
+    /// Frames (F, R, V) give (P, F, 1 + n, D).
+    fn generate_block(
+        &self,
+        frames: &Tensor,
+        questions: &Questions,
+        observer: &mut BlockObserver,
+    ) -> Result<Tensor> {
+        let (frame_count, rows, _visual_width) = frames.dims3()?;
+        let (question_count, _words) = questions.input_ids.dims2()?;
+        let cut = self.config.rows.cut(rows);
+        let patches = frames.narrow(1, cut, rows - cut)?.contiguous()?; // (F, N, V)
+
+        let query_rows = self.query_model.forward(frames, &patches, questions, observer)?;
+        observer.see("qf.out", &query_rows);
+        let context = self.context.forward(&query_rows, &patches, observer)?; // (P * F, 1, D)
+
+        let pooled = content_pooling::pool(&patches, self.config.compression)?; // (F, n, V)
+        observer.see_frames("tok.content_pooled", &pooled)?;
+        let content = self.projector.forward(&pooled)?; // (F, n, D)
+        let content = pairs::repeat_frames(&content, question_count)?; // (P * F, n, D)
+        observer.see("tok.content_token", &content);
+
+        let tokens = Tensor::cat(&[&context, &content], 1)?;
+        let (_pairs, count, width) = tokens.dims3()?;
+        Ok(tokens.reshape((question_count, frame_count, count, width))?)
+    }
+
+    fn check_questions(&self, questions: &Questions) -> Result<()> {
+        let (ids, mask) = (questions.input_ids.dims(), questions.attention_mask.dims());
+        let longest = self.config.query.max_positions;
+        match *ids {
+            [questions, words] if questions > 0 && (1..=longest).contains(&words) && ids == mask => Ok(()),
+            _ => Err(Error::Argument(format!(
+                "word pieces of shape {ids:?} with a mask of shape {mask:?} do not fit: both must be \
+                 (questions, word pieces), a question or more, of at most {longest} word pieces"
+            ))),
+        }
+    }
+}
+
+impl QueryModel {
+    fn new(config: &TokenGenerationConfig, vb: &VarBuilder) -> Result<Self> {
+        let query = &config.query;
+        let model = vb.pp("query_model");
+        match query.kind {
+            QueryKind::QFormer { visual_norm } => {
+                let width = query.projected_width.unwrap_or(config.visual_width);
+                let bert_proj = query
+                    .projected_width
+                    .map(|width| linear(config.visual_width, width, vb.pp("bert_proj")))
+                    .transpose()?;
+                let visual_norm = visual_norm
+                    .then(|| LayerNorm::new(width, VISUAL_NORM_EPSILON, vb.pp("query_norm")))
+                    .transpose()?;
+                let queries = QFormer::learned_queries(query, vb)?;
+                Ok(Self::QFormer {
+                    bert_proj,
+                    visual_norm,
+                    model: QFormer::new(query, width, queries, model)?,
+                })
+            }
+            QueryKind::RawBert => Ok(Self::RawBert {
+                bert_proj: linear(config.visual_width, query.width, vb.pp("bert_proj"))?,
+                model: RawBert::new(query, model)?,
+            }),
+        }
+    }
+
+    /// The Q-Former sees all rows of `frames`, class row included; plain BERT sees `patches` only.
+    fn forward(
+        &self,
+        frames: &Tensor,
+        patches: &Tensor,
+        questions: &Questions,
+        observer: &mut BlockObserver,
+    ) -> Result<Tensor> {
+        match self {
+            Self::QFormer { bert_proj, visual_norm, model } => {
+                let mut rows = frames.clone();
+                if let Some(bert_proj) = bert_proj {
+                    rows = bert_proj.forward(&rows)?;
+                    observer.see_frames("qf.bert_proj", &rows)?;
+                }
+                if let Some(visual_norm) = visual_norm {
+                    rows = visual_norm.forward(&rows)?;
+                    observer.see_frames("qf.ln_vision", &rows)?;
+                }
+                model.forward(questions, &rows, observer)
+            }
+            Self::RawBert { bert_proj, model } => {
+                let rows = bert_proj.forward(patches)?;
+                observer.see_frames("qf.bert_proj", &rows)?;
+                model.forward(questions, &rows, observer)
+            }
+        }
+    }
+}
+
+fn check(config: &TokenGenerationConfig) -> Result<()> {
+    let wrong = |key: &str, problem: String| Err(Error::Config { key: key.into(), problem });
+    let query = &config.query;
+    if query.heads == 0 || !query.width.is_multiple_of(query.heads) {
+        return wrong(
+            "num_attention_heads",
+            format!("{} heads do not divide the query model's width {}", query.heads, query.width),
+        );
+    }
+    if query.layers == 0 {
+        return wrong("num_hidden_layers", "the query model needs a layer or more".into());
+    }
+    if query.queries == 0 && query.kind != QueryKind::RawBert {
+        return wrong("num_query", "the Q-Former needs a query or more".into());
+    }
+    if query.projected_width.is_some() && query.kind != (QueryKind::QFormer { visual_norm: true }) {
+        return wrong(
+            "bert_type",
+            "only a pretrained Q-Former has features projected to its own width".into(),
+        );
+    }
+    if config.projector == Projector::Identity && config.visual_width != config.language_width {
+        return wrong(
+            "mm_projector_type",
+            format!(
+                "`identity` needs equal widths, {} and {} differ",
+                config.visual_width, config.language_width
+            ),
+        );
+    }
+    Ok(())
+}

@@ -1,0 +1,123 @@
+//! The parts of BERT that the Q-Former and the plain decoder share: post-norm attention and feed-forward.
+//!
+//! Letters: B pairs, R rows, F frames, N rows of a frame, h width of the query model.
+
+use candle_core::{Result, Tensor};
+use candle_nn::{Init, Linear, Module, VarBuilder, linear};
+use llamavid_kernels::{attention, layer_norm};
+
+use super::config::QueryModelConfig;
+use super::pairs;
+
+/// BERT's epsilon; in f32 it only keeps a row of equal numbers from a division by zero.
+const EPSILON: f64 = 1e-12;
+
+/// Layer normalisation that lets gradients through.
+#[derive(Debug, Clone)]
+pub(super) struct LayerNorm {
+    weight: Tensor,
+    bias: Tensor,
+    epsilon: f64,
+}
+
+impl LayerNorm {
+    pub(super) fn new(width: usize, epsilon: f64, vb: VarBuilder) -> Result<Self> {
+        Ok(Self {
+            weight: vb.get_with_hints(width, "weight", Init::Const(1.))?,
+            bias: vb.get_with_hints(width, "bias", Init::Const(0.))?,
+            epsilon,
+        })
+    }
+
+    pub(super) fn bert(width: usize, vb: VarBuilder) -> Result<Self> {
+        Self::new(width, EPSILON, vb)
+    }
+
+    pub(super) fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        layer_norm(x, &self.weight, &self.bias, self.epsilon)
+    }
+}
+
+/// Attention, dense output, residual and norm.
+#[derive(Debug, Clone)]
+pub(super) struct Attention {
+    query: Linear,
+    key: Linear,
+    value: Linear,
+    dense: Linear,
+    norm: LayerNorm,
+    heads: usize,
+    head_width: usize,
+}
+
+impl Attention {
+    /// `source_width` is the width of the rows that keys and values are made of.
+    pub(super) fn new(config: &QueryModelConfig, source_width: usize, vb: VarBuilder) -> Result<Self> {
+        let width = config.width;
+        let (inner, output) = (vb.pp("self"), vb.pp("output"));
+        Ok(Self {
+            query: linear(width, width, inner.pp("query"))?,
+            key: linear(source_width, width, inner.pp("key"))?,
+            value: linear(source_width, width, inner.pp("value"))?,
+            dense: linear(width, width, output.pp("dense"))?,
+            norm: LayerNorm::bert(width, output.pp("LayerNorm"))?,
+            heads: config.heads,
+            head_width: width / config.heads,
+        })
+    }
+
+    /// Rows (B, R, h) see each other, with `bias` added to the scores; gives (B, R, h).
+    pub(super) fn attend_rows(&self, rows: &Tensor, bias: &Tensor) -> Result<Tensor> {
+        let attended = self.attend(rows, rows, Some(bias))?;
+        self.norm.forward(&(self.dense.forward(&attended)? + rows)?)
+    }
+
+    /// Rows of pairs (P * F, R, h) see all rows of their frame (F, N, V); gives (P * F, R, h).
+    pub(super) fn attend_frames(&self, rows: &Tensor, frames: &Tensor) -> Result<Tensor> {
+        let (pair_count, _rows, _width) = rows.dims3()?;
+        let (frame_count, _frame_rows, _visual_width) = frames.dims3()?;
+        let attended = self.attend(&pairs::rows_by_frame(rows, frame_count)?, frames, None)?;
+        let attended = pairs::rows_by_pair(&attended, pair_count / frame_count)?;
+        self.norm.forward(&(self.dense.forward(&attended)? + rows)?)
+    }
+
+    fn attend(&self, rows: &Tensor, source: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
+        let query = self.split_heads(&self.query.forward(rows)?)?;
+        let key = self.split_heads(&self.key.forward(source)?)?;
+        let value = self.split_heads(&self.value.forward(source)?)?;
+        let scale = (self.head_width as f64).powf(-0.5);
+        attention(&query, &key, &value, scale, bias)?.transpose(1, 2)?.flatten_from(2)
+    }
+
+    /// (B, R, h) gives (B, heads, R, head width).
+    fn split_heads(&self, x: &Tensor) -> Result<Tensor> {
+        let (batch, rows, _width) = x.dims3()?;
+        x.reshape((batch, rows, self.heads, self.head_width))?.transpose(1, 2)
+    }
+}
+
+/// Feed-forward with exact GELU, residual and norm.
+#[derive(Debug, Clone)]
+pub(super) struct FeedForward {
+    intermediate: Linear,
+    output: Linear,
+    norm: LayerNorm,
+}
+
+impl FeedForward {
+    /// `suffix` is empty for words and `_query` for the Q-Former's queries.
+    pub(super) fn new(config: &QueryModelConfig, suffix: &str, vb: VarBuilder) -> Result<Self> {
+        let output = vb.pp(format!("output{suffix}"));
+        let intermediate = vb.pp(format!("intermediate{suffix}")).pp("dense");
+        Ok(Self {
+            intermediate: linear(config.width, config.mlp_width, intermediate)?,
+            output: linear(config.mlp_width, config.width, output.pp("dense"))?,
+            norm: LayerNorm::bert(config.width, output.pp("LayerNorm"))?,
+        })
+    }
+
+    pub(super) fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        let inner = self.intermediate.forward(x)?.gelu_erf()?;
+        self.norm.forward(&(self.output.forward(&inner)? + x)?)
+    }
+}

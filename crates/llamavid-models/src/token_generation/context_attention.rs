@@ -1,0 +1,67 @@
+//! Context attention: one token a frame that holds what the question asks of it.
+//!
+//! Paper: LLaMA-VID, section 3.2.
+//! Letters: P questions, F frames, N patches, Q text queries, V visual width, D language width.
+
+use candle_core::{DType, Tensor};
+use candle_nn::{Linear, Module, VarBuilder, linear};
+use llamavid_kernels::softmax;
+
+use super::block_observer::BlockObserver;
+use super::config::TokenGenerationConfig;
+use super::pairs;
+use crate::Result;
+
+/// Pools the patches that the text queries attend to into one context token a frame.
+#[derive(Debug, Clone)]
+pub(super) struct ContextAttention {
+    query_proj: Linear,
+    key_proj: Linear,
+    value_proj: Linear,
+}
+
+impl ContextAttention {
+    pub(super) fn new(config: &TokenGenerationConfig, vb: VarBuilder) -> Result<Self> {
+        let visual_width = config.visual_width;
+        Ok(Self {
+            query_proj: linear(config.query.width, visual_width, vb.pp("query_proj"))?,
+            key_proj: linear(visual_width, visual_width, vb.pp("key_proj"))?,
+            value_proj: linear(visual_width, config.language_width, vb.pp("value_proj"))?,
+        })
+    }
+
+    /// Rows of the query model (P * F, Q, h) and patches (F, N, V) give (P * F, 1, D).
+    pub(super) fn forward(
+        &self,
+        query_rows: &Tensor,
+        patches: &Tensor,
+        observer: &mut BlockObserver,
+    ) -> Result<Tensor> {
+        let (pair_count, _queries, _width) = query_rows.dims3()?;
+        let (frame_count, _patches, visual_width) = patches.dims3()?;
+        let questions = pair_count / frame_count;
+
+        let text_queries = self.query_proj.forward(query_rows)?; // (P * F, Q, V)
+        observer.see("tok.text_q", &text_queries);
+        observer.see_frames("tok.vis", patches)?;
+        let keys = self.key_proj.forward(patches)?;
+        observer.see_frames("tok.key", &keys)?;
+
+        // Scaled before the product, so that f16 does not overflow; normalised in f32.
+        let text_queries =
+            (pairs::rows_by_frame(&text_queries, frame_count)? / (visual_width as f64).sqrt())?;
+        let scores = text_queries.matmul(&keys.t()?)?; // (F, P * Q, N)
+        let scores = softmax(&scores.to_dtype(DType::F32)?)?;
+        if observer.wants() {
+            observer.see("tok.scores", &pairs::rows_by_pair(&scores, questions)?);
+        }
+        // The values are the patches themselves: the projection comes after the mean over queries.
+        let attended = pairs::rows_by_pair(&scores.to_dtype(patches.dtype())?.matmul(patches)?, questions)?;
+        let pooled = attended.to_dtype(DType::F32)?.mean_keepdim(1)?; // (P * F, 1, V)
+        let pooled = pooled.to_dtype(patches.dtype())?;
+        observer.see("tok.context_pooled", &pooled);
+        let token = self.value_proj.forward(&pooled)?;
+        observer.see("tok.context_token", &token);
+        Ok(token)
+    }
+}

@@ -1,0 +1,141 @@
+//! Q-Former: learned queries that read the question and look at the frame.
+//!
+//! Paper: InstructBLIP (arXiv 2305.06500); in LLaMA-VID, section 3.1, the text-guided query.
+//! Letters: P questions, F frames, Q queries, L word pieces, N rows of a frame, V visual width,
+//! h width of the query model.
+
+use candle_core::{DType, Tensor};
+use candle_nn::VarBuilder;
+
+use super::bert_layer::{Attention, FeedForward, LayerNorm};
+use super::block_observer::BlockObserver;
+use super::config::QueryModelConfig;
+use super::word_embedding::{INITIAL_DEVIATION, WordEmbedding};
+use super::{Questions, pairs};
+use crate::Result;
+
+/// Queries see the frame in every second layer.
+const CROSS_ATTENTION_EVERY: usize = 2;
+
+/// Added to the scores of padding; the reference's number, far but not infinitely far away.
+const MASKED: f64 = -10000.;
+
+/// Learned queries and the transformer that fills them.
+#[derive(Debug, Clone)]
+pub(super) struct QFormer {
+    queries: Tensor,
+    words: WordEmbedding,
+    norm: LayerNorm,
+    layers: Vec<QFormerLayer>,
+}
+
+impl QFormer {
+    /// `visual_width` is the width of the rows that cross-attention reads. `vb` holds the query model;
+    /// the learned `queries` (1, Q, h) lie next to it.
+    pub(super) fn new(
+        config: &QueryModelConfig,
+        visual_width: usize,
+        queries: Tensor,
+        vb: VarBuilder,
+    ) -> Result<Self> {
+        let (embeddings, encoder) = (vb.pp("bert.embeddings"), vb.pp("bert.encoder.layer"));
+        let layers = (0..config.layers)
+            .map(|index| QFormerLayer::new(config, visual_width, index, encoder.pp(index)))
+            .collect::<Result<_>>()?;
+        Ok(Self {
+            queries,
+            words: WordEmbedding::new(config, &embeddings)?,
+            norm: LayerNorm::bert(config.width, embeddings.pp("LayerNorm"))?,
+            layers,
+        })
+    }
+
+    /// The learned queries, as created or read.
+    pub(super) fn learned_queries(config: &QueryModelConfig, vb: &VarBuilder) -> Result<Tensor> {
+        Ok(vb.get_with_hints((1, config.queries, config.width), "query_tokens", INITIAL_DEVIATION)?)
+    }
+
+    /// P questions and frames (F, N, V) give (P * F, Q, h).
+    pub(super) fn forward(
+        &self,
+        questions: &Questions,
+        frames: &Tensor,
+        observer: &mut BlockObserver,
+    ) -> Result<Tensor> {
+        let (frame_count, _rows, _visual_width) = frames.dims3()?;
+        let words = self.words.forward(&questions.input_ids)?;
+        let (question_count, _words, width) = words.dims3()?;
+        let (_one, query_count, _width) = self.queries.dims3()?;
+
+        let queries = self.queries.broadcast_as((question_count, query_count, width))?;
+        let rows = self.norm.forward(&Tensor::cat(&[&queries, &words], 1)?)?; // (P, Q + L, h)
+        let mut rows = pairs::repeat_questions(&rows, frame_count)?; // (P * F, Q + L, h)
+        observer.see("qf.embeddings", &rows);
+
+        let bias = pairs::repeat_questions(&self.bias(&questions.attention_mask)?, frame_count)?;
+        let last = self.layers.len() - 1;
+        for (index, layer) in self.layers.iter().enumerate() {
+            // Nothing reads the words of the last layer. In training they are still computed, as in the
+            // reference, so that its word weights have a gradient (of zero) like all others.
+            let with_words = index < last || rows.track_op() || observer.wants();
+            rows = layer.forward(&rows, query_count, frames, &bias, with_words)?;
+            observer.see(&format!("qf.layer{index}"), &rows);
+        }
+        Ok(rows.narrow(1, 0, query_count)?.contiguous()?)
+    }
+
+    /// A mask (P, L) of words gives what is added to scores, (P, 1, 1, Q + L).
+    fn bias(&self, attention_mask: &Tensor) -> Result<Tensor> {
+        let (question_count, _words) = attention_mask.dims2()?;
+        let (_one, query_count, _width) = self.queries.dims3()?;
+        let words = ((attention_mask.to_dtype(DType::F32)? - 1.)? * -MASKED)?;
+        let queries = Tensor::zeros((question_count, query_count), DType::F32, words.device())?;
+        Ok(Tensor::cat(&[&queries, &words], 1)?.unsqueeze(1)?.unsqueeze(1)?)
+    }
+}
+
+#[derive(Debug, Clone)]
+struct QFormerLayer {
+    attention: Attention,
+    cross_attention: Option<Attention>,
+    words: FeedForward,
+    queries: FeedForward,
+}
+
+impl QFormerLayer {
+    fn new(config: &QueryModelConfig, visual_width: usize, index: usize, vb: VarBuilder) -> Result<Self> {
+        let cross_attention = index
+            .is_multiple_of(CROSS_ATTENTION_EVERY)
+            .then(|| Attention::new(config, visual_width, vb.pp("crossattention")))
+            .transpose()?;
+        Ok(Self {
+            attention: Attention::new(config, config.width, vb.pp("attention"))?,
+            cross_attention,
+            words: FeedForward::new(config, "", vb.clone())?,
+            queries: FeedForward::new(config, "_query", vb)?,
+        })
+    }
+
+    /// Rows (P * F, Q + L, h) give the same, or without words (P * F, Q, h).
+    fn forward(
+        &self,
+        rows: &Tensor,
+        query_count: usize,
+        frames: &Tensor,
+        bias: &Tensor,
+        with_words: bool,
+    ) -> Result<Tensor> {
+        let rows = self.attention.attend_rows(rows, bias)?;
+        let (_pairs, row_count, _width) = rows.dims3()?;
+        let mut queries = rows.narrow(1, 0, query_count)?.contiguous()?;
+        if let Some(cross_attention) = &self.cross_attention {
+            queries = cross_attention.attend_frames(&queries, frames)?;
+        }
+        let queries = self.queries.forward(&queries)?;
+        if !with_words {
+            return Ok(queries);
+        }
+        let words = rows.narrow(1, query_count, row_count - query_count)?.contiguous()?;
+        Ok(Tensor::cat(&[&queries, &self.words.forward(&words)?], 1)?)
+    }
+}

@@ -1,0 +1,35 @@
+//! Word pieces of a question with their positions, before BERT's first norm.
+
+use candle_core::{Result, Tensor};
+use candle_nn::{Init, VarBuilder};
+
+use super::config::QueryModelConfig;
+
+/// Standard deviation with which BERT creates embeddings.
+pub(super) const INITIAL_DEVIATION: Init = Init::Randn { mean: 0., stdev: 0.02 };
+
+/// The tables of word pieces and positions.
+#[derive(Debug, Clone)]
+pub(super) struct WordEmbedding {
+    words: Tensor,
+    positions: Tensor,
+}
+
+impl WordEmbedding {
+    pub(super) fn new(config: &QueryModelConfig, vb: &VarBuilder) -> Result<Self> {
+        let table =
+            |rows, name: &str| vb.pp(name).get_with_hints((rows, config.width), "weight", INITIAL_DEVIATION);
+        Ok(Self {
+            words: table(config.vocab_size, "word_embeddings")?,
+            positions: table(config.max_positions, "position_embeddings")?,
+        })
+    }
+
+    /// Ids (P, L) give (P, L, h). The first word piece has position 0.
+    pub(super) fn forward(&self, ids: &Tensor) -> Result<Tensor> {
+        let (questions, words) = ids.dims2()?;
+        let (_vocabulary, width) = self.words.dims2()?;
+        let embedded = self.words.index_select(&ids.flatten_all()?, 0)?.reshape((questions, words, width))?;
+        embedded.broadcast_add(&self.positions.narrow(0, 0, words)?)
+    }
+}
