@@ -1,6 +1,7 @@
 //! Sizes and constants of the decoder, read once from `config.json`.
 
-use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
 
 use crate::{Error, Result};
 
@@ -52,50 +53,45 @@ pub struct LanguageModelConfig {
 impl LanguageModelConfig {
     /// Reads the language model's keys of a `config.json` in the Hugging Face layout; other keys are not looked at.
     ///
+    /// An absent key has the value that transformers' `LlamaConfig` gives it, the sizes must be there.
     /// A missing or impossible value is [`Error::Config`], a valid one that this decoder cannot do (another
     /// activation, biases, dynamic rope scaling) is [`Error::Unsupported`].
     pub fn from_json(config_json: &[u8]) -> Result<Self> {
-        let file: ConfigFile = serde_json::from_slice(config_json)
-            .map_err(|error| Error::Config { key: "config.json".to_string(), problem: error.to_string() })?;
-        let rope_scaling = file.rope_scaling()?;
-        if file.hidden_act != "silu" {
-            return Err(Error::Unsupported {
-                key: "hidden_act".to_string(),
-                problem: format!("`{}`; this decoder has `silu`", file.hidden_act),
-            });
+        let file: Value = serde_json::from_slice(config_json)
+            .map_err(|error| impossible("config.json", format!("is not JSON: {error}")))?;
+        let hidden_act = optional::<String>(&file, "hidden_act")?.unwrap_or_else(|| "silu".to_string());
+        if hidden_act != "silu" {
+            return Err(unsupported("hidden_act", format!("`{hidden_act}`; this decoder has `silu`")));
         }
-        for (key, biases) in [("attention_bias", file.attention_bias), ("mlp_bias", file.mlp_bias)] {
-            if biases {
-                return Err(Error::Unsupported {
-                    key: key.to_string(),
-                    problem: "true; this decoder has no biases".to_string(),
-                });
+        for key in ["attention_bias", "mlp_bias"] {
+            if optional::<bool>(&file, key)? == Some(true) {
+                return Err(unsupported(key, "true; this decoder has no biases".to_string()));
             }
         }
+        let rope_scaling = rope_scaling(&file)?;
+        let hidden_size: usize = required(&file, "hidden_size")?;
+        let heads: usize = required(&file, "num_attention_heads")?;
+        let max_position_embeddings = required(&file, "max_position_embeddings")?;
         let config = Self {
-            vocab_size: file.vocab_size,
-            hidden_size: file.hidden_size,
-            intermediate_size: file.intermediate_size,
-            layers: file.num_hidden_layers,
-            heads: file.num_attention_heads,
-            kv_heads: file.num_key_value_heads.unwrap_or(file.num_attention_heads),
-            head_dim: match file.head_dim {
-                Some(width) => width,
-                None if file.num_attention_heads == 0 => 0,
-                None => file.hidden_size / file.num_attention_heads,
-            },
-            rms_norm_eps: file.rms_norm_eps,
-            rope_theta: file.rope_theta,
+            vocab_size: required(&file, "vocab_size")?,
+            hidden_size,
+            intermediate_size: required(&file, "intermediate_size")?,
+            layers: required(&file, "num_hidden_layers")?,
+            heads,
+            kv_heads: optional(&file, "num_key_value_heads")?.unwrap_or(heads),
+            head_dim: optional(&file, "head_dim")?.unwrap_or(hidden_size / heads.max(1)),
+            rms_norm_eps: optional(&file, "rms_norm_eps")?.unwrap_or(1e-6),
+            rope_theta: optional(&file, "rope_theta")?.unwrap_or(10_000.0),
             rope_scaling,
-            max_positions: Self::context_length(file.max_position_embeddings, rope_scaling),
-            tie_word_embeddings: file.tie_word_embeddings,
-            bos_id: file.bos_token_id,
-            eos_ids: match file.eos_token_id {
-                OneOrMore::One(id) => vec![id],
-                OneOrMore::More(ids) => ids,
+            max_positions: Self::context_length(max_position_embeddings, rope_scaling),
+            tie_word_embeddings: optional(&file, "tie_word_embeddings")?.unwrap_or(false),
+            bos_id: optional(&file, "bos_token_id")?.unwrap_or(1),
+            eos_ids: match file.get("eos_token_id") {
+                Some(Value::Array(_)) => required(&file, "eos_token_id")?,
+                _ => vec![optional(&file, "eos_token_id")?.unwrap_or(2)],
             },
             // Older LLaMA checkpoints write -1 for "none".
-            pad_id: file.pad_token_id.and_then(|id| u32::try_from(id).ok()),
+            pad_id: optional::<i64>(&file, "pad_token_id")?.and_then(|id| u32::try_from(id).ok()),
         };
         config.validate()?;
         Ok(config)
@@ -143,7 +139,7 @@ impl LanguageModelConfig {
             return Err(impossible("head_dim", problem));
         }
         if !(self.rms_norm_eps.is_finite() && self.rms_norm_eps >= 0.0) {
-            let problem = format!("{} is not a small positive number", self.rms_norm_eps);
+            let problem = format!("{} is not a number of at least 0", self.rms_norm_eps);
             return Err(impossible("rms_norm_eps", problem));
         }
         if !(self.rope_theta.is_finite() && self.rope_theta > 0.0) {
@@ -152,7 +148,7 @@ impl LanguageModelConfig {
         if let Some(RopeScaling::Linear { factor }) = self.rope_scaling
             && !(factor.is_finite() && factor >= 1.0)
         {
-            return Err(impossible("rope_scaling.factor", format!("{factor} is not a number of at least 1")));
+            return Err(impossible("rope_scaling", format!("factor {factor} is not a number of at least 1")));
         }
         if let Some(id) = self.eos_ids.iter().find(|&&id| id as usize >= self.vocab_size) {
             let problem = format!("{id} is outside the vocabulary of {}", self.vocab_size);
@@ -162,91 +158,36 @@ impl LanguageModelConfig {
     }
 }
 
+/// Transformers renamed `type` to `rope_type`; both are in use.
+fn rope_scaling(file: &Value) -> Result<Option<RopeScaling>> {
+    let Some(scaling) = file.get("rope_scaling").filter(|scaling| !scaling.is_null()) else {
+        return Ok(None);
+    };
+    let kind = match optional::<String>(scaling, "type")? {
+        Some(kind) => kind,
+        None => required(scaling, "rope_type")?,
+    };
+    match kind.as_str() {
+        "default" => Ok(None),
+        "linear" => Ok(Some(RopeScaling::Linear { factor: required(scaling, "factor")? })),
+        _ => Err(unsupported("rope_scaling", format!("type `{kind}`; this decoder has `linear`"))),
+    }
+}
+
+fn required<T: DeserializeOwned>(file: &Value, key: &str) -> Result<T> {
+    optional(file, key)?.ok_or_else(|| impossible(key, "is missing".to_string()))
+}
+
+/// `None` for a key that is absent or null.
+fn optional<T: DeserializeOwned>(file: &Value, key: &str) -> Result<Option<T>> {
+    let value = file.get(key).cloned().unwrap_or(Value::Null);
+    serde_json::from_value(value).map_err(|error| impossible(key, error.to_string()))
+}
+
 fn impossible(key: &str, problem: String) -> Error {
     Error::Config { key: key.to_string(), problem }
 }
 
-/// `config.json` as written; defaults are those of transformers' `LlamaConfig`.
-#[derive(Deserialize)]
-struct ConfigFile {
-    vocab_size: usize,
-    hidden_size: usize,
-    intermediate_size: usize,
-    num_hidden_layers: usize,
-    num_attention_heads: usize,
-    num_key_value_heads: Option<usize>,
-    head_dim: Option<usize>,
-    max_position_embeddings: usize,
-    #[serde(default = "default_rms_norm_eps")]
-    rms_norm_eps: f64,
-    #[serde(default = "default_rope_theta")]
-    rope_theta: f64,
-    rope_scaling: Option<RopeScalingFile>,
-    #[serde(default = "default_hidden_act")]
-    hidden_act: String,
-    #[serde(default)]
-    attention_bias: bool,
-    #[serde(default)]
-    mlp_bias: bool,
-    #[serde(default)]
-    tie_word_embeddings: bool,
-    #[serde(default = "default_bos_token_id")]
-    bos_token_id: u32,
-    #[serde(default = "default_eos_token_id")]
-    eos_token_id: OneOrMore,
-    pad_token_id: Option<i64>,
-}
-
-/// Transformers renamed `type` to `rope_type`; both are in use.
-#[derive(Deserialize)]
-struct RopeScalingFile {
-    #[serde(alias = "rope_type")]
-    r#type: String,
-    factor: Option<f64>,
-}
-
-#[derive(Deserialize)]
-#[serde(untagged)]
-enum OneOrMore {
-    One(u32),
-    More(Vec<u32>),
-}
-
-impl ConfigFile {
-    fn rope_scaling(&self) -> Result<Option<RopeScaling>> {
-        let Some(scaling) = &self.rope_scaling else { return Ok(None) };
-        match (scaling.r#type.as_str(), scaling.factor) {
-            ("default", _) => Ok(None),
-            ("linear", Some(factor)) if factor.is_finite() && factor >= 1.0 => {
-                Ok(Some(RopeScaling::Linear { factor }))
-            }
-            ("linear", factor) => {
-                Err(impossible("rope_scaling.factor", format!("{factor:?} is not a number of at least 1")))
-            }
-            (kind, _) => Err(Error::Unsupported {
-                key: "rope_scaling.type".to_string(),
-                problem: format!("`{kind}`; this decoder has `linear`"),
-            }),
-        }
-    }
-}
-
-fn default_rms_norm_eps() -> f64 {
-    1e-6
-}
-
-fn default_rope_theta() -> f64 {
-    10_000.0
-}
-
-fn default_hidden_act() -> String {
-    "silu".to_string()
-}
-
-fn default_bos_token_id() -> u32 {
-    1
-}
-
-fn default_eos_token_id() -> OneOrMore {
-    OneOrMore::One(2)
+fn unsupported(key: &str, problem: String) -> Error {
+    Error::Unsupported { key: key.to_string(), problem }
 }
