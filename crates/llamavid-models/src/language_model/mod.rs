@@ -1,1 +1,21 @@
 //! The LLaMA decoder: forward pass, KV cache, sampling, stop rules.
+//!
+//! Reference: `LlamaForCausalLM` of transformers 4.31 (Vicuna v1.5 is LLaMA-2), below upstream's
+//! `LlavaLlamaAttForCausalLM`. The decoder reads embeddings, not ids: visual tokens are spliced in before it.
+//! Letters: B batch, S new positions, T all positions (cached and new), D language width.
+
+mod attention;
+mod config;
+mod generation;
+mod kv_cache;
+mod llama;
+mod rotary;
+mod sampling;
+mod stop_rule;
+
+pub use config::{LanguageModelConfig, RopeScaling};
+pub use generation::{FinishReason, Generation, GenerationOptions, PREFILL_CHUNK, Prefill, Prompt, Token};
+pub use kv_cache::KvCache;
+pub use llama::LanguageModel;
+pub use sampling::{Sampler, SamplingOptions};
+pub use stop_rule::{Keyword, StopRule};

@@ -1,0 +1,221 @@
+//! Causal self-attention with grouped heads, over cached and new positions.
+//!
+//! Letters: B batch, S new positions, T all positions, H query heads, K key heads, G = H / K.
+
+use candle_core::{D, DType, Device, Module, Tensor};
+use candle_nn::{Linear, VarBuilder, linear_no_bias};
+use llamavid_kernels::{rotary_embedding, softmax};
+
+use super::config::LanguageModelConfig;
+use super::kv_cache::KvCache;
+use crate::{Error, Result};
+
+/// Rows of queries scored at once.
+const QUERY_BLOCK: usize = 256;
+/// Scores (B · H · rows · T) held at once: 256 MB in f32.
+const SCORES_AT_ONCE: usize = 1 << 26;
+
+/// Self-attention of one decoder layer.
+#[derive(Debug, Clone)]
+pub(super) struct SelfAttention {
+    q_proj: Linear,
+    k_proj: Linear,
+    v_proj: Linear,
+    o_proj: Linear,
+    heads: usize,
+    kv_heads: usize,
+    head_dim: usize,
+}
+
+impl SelfAttention {
+    pub(super) fn new(config: &LanguageModelConfig, vb: VarBuilder) -> Result<Self> {
+        let width = config.hidden_size;
+        let (query_width, key_width) = (config.heads * config.head_dim, config.kv_heads * config.head_dim);
+        Ok(Self {
+            q_proj: linear_no_bias(width, query_width, vb.pp("q_proj"))?,
+            k_proj: linear_no_bias(width, key_width, vb.pp("k_proj"))?,
+            v_proj: linear_no_bias(width, key_width, vb.pp("v_proj"))?,
+            o_proj: linear_no_bias(query_width, width, vb.pp("o_proj"))?,
+            heads: config.heads,
+            kv_heads: config.kv_heads,
+            head_dim: config.head_dim,
+        })
+    }
+
+    /// `x` (B, S, D) gives (B, S, D). `cache` is the layer's place in the cache, if there is one.
+    pub(super) fn forward(
+        &self,
+        x: &Tensor,
+        (cosines, sines): (&Tensor, &Tensor),
+        plan: &AttentionPlan,
+        cache: Option<(&mut KvCache, usize)>,
+    ) -> Result<Tensor> {
+        let (batch, count, _width) = x.dims3()?;
+        let split = |projected: Tensor, heads: usize| {
+            projected.reshape((batch, count, heads, self.head_dim))?.transpose(1, 2)
+        };
+        let queries = split(self.q_proj.forward(x)?, self.heads)?; // (B, H, S, head)
+        let keys = split(self.k_proj.forward(x)?, self.kv_heads)?; // (B, K, S, head)
+        let values = split(self.v_proj.forward(x)?, self.kv_heads)?;
+        let queries = rotary_embedding(&queries, cosines, sines)?;
+        let keys = rotary_embedding(&keys, cosines, sines)?;
+        let (keys, values) = match cache {
+            Some((cache, layer)) => cache.write(layer, &keys, &values)?, // (B, K, T, head)
+            None => (keys.contiguous()?, values.contiguous()?),
+        };
+        let attended = plan
+            .blocks
+            .iter()
+            .map(|block| self.attend(&queries, &keys, &values, block, plan.bias(block)?.as_ref()))
+            .collect::<Result<Vec<_>>>()?;
+        let attended = match attended.as_slice() {
+            [whole] => whole.clone(),
+            blocks => Tensor::cat(blocks, 2)?,
+        }; // (B, H, S, head)
+        let attended = attended.transpose(1, 2)?.reshape((batch, count, self.heads * self.head_dim))?;
+        Ok(self.o_proj.forward(&attended)?)
+    }
+
+    /// The rows of one block over the positions they can see: (B, H, rows, head).
+    fn attend(
+        &self,
+        queries: &Tensor,
+        keys: &Tensor,
+        values: &Tensor,
+        block: &QueryBlock,
+        bias: Option<&Tensor>,
+    ) -> Result<Tensor> {
+        let (batch, _heads, _count, width) = queries.dims4()?;
+        let group = self.heads / self.kv_heads;
+        // The G query heads of a key head become rows of one product: keys are never repeated, and cached
+        // ones are read in place through their strides.
+        let queries = (queries.narrow(2, block.start, block.rows)? * (1.0 / (width as f64).sqrt()))?;
+        let queries = queries.contiguous()?.reshape((batch, self.kv_heads, group * block.rows, width))?;
+        let keys = keys.narrow(2, 0, block.visible)?;
+        let values = values.narrow(2, 0, block.visible)?;
+        let scores = queries.matmul(&keys.transpose(2, 3)?)?; // (B, K, G rows, T)
+        let scores = scores.to_dtype(DType::F32)?.reshape((batch, self.heads, block.rows, block.visible))?;
+        let scores = match bias {
+            Some(bias) => scores.broadcast_add(bias)?,
+            None => scores,
+        };
+        let weights = softmax(&scores)?.to_dtype(values.dtype())?;
+        let weights = weights.reshape((batch, self.kv_heads, group * block.rows, block.visible))?;
+        Ok(weights.matmul(&values)?.reshape((batch, self.heads, block.rows, width))?)
+    }
+}
+
+/// Who sees whom in one pass, for every layer.
+#[derive(Debug)]
+pub(super) struct AttentionPlan {
+    blocks: Vec<QueryBlock>,
+    /// (B, T) u8, 0 for padding.
+    padding: Option<Tensor>,
+    device: Device,
+    /// The bias of a pass of one block, shared by the layers. Those of many blocks together would be as
+    /// large as the scores that the blocks avoid, so each layer makes them again.
+    shared_bias: Option<Tensor>,
+}
+
+/// `rows` queries from `start` of the new positions; they see the first `visible` of all positions at most.
+#[derive(Debug)]
+struct QueryBlock {
+    start: usize,
+    rows: usize,
+    visible: usize,
+}
+
+impl AttentionPlan {
+    /// In blocks of rows, so that the scores of a long sequence never exist as a whole.
+    ///
+    /// `padding` (B, T) u8 is 0 where a position is padding.
+    pub(super) fn in_blocks(
+        config: &LanguageModelConfig,
+        batch: usize,
+        past: usize,
+        count: usize,
+        padding: Option<&Tensor>,
+        device: &Device,
+    ) -> Result<Self> {
+        let a_row = batch * config.heads * (past + count);
+        let rows = (SCORES_AT_ONCE / a_row.max(1)).clamp(1, QUERY_BLOCK);
+        Self::with_rows(rows, batch, past, count, padding, device)
+    }
+
+    /// As one block: what the backward pass keeps anyway, without the cost of putting blocks together.
+    pub(super) fn whole(
+        batch: usize,
+        count: usize,
+        padding: Option<&Tensor>,
+        device: &Device,
+    ) -> Result<Self> {
+        Self::with_rows(count, batch, 0, count, padding, device)
+    }
+
+    fn with_rows(
+        rows: usize,
+        batch: usize,
+        past: usize,
+        count: usize,
+        padding: Option<&Tensor>,
+        device: &Device,
+    ) -> Result<Self> {
+        if let Some(padding) = padding
+            && padding.dims() != [batch, past + count]
+        {
+            return Err(Error::Argument(format!(
+                "the attention mask has shape {:?}, the sequences need {:?}",
+                padding.dims(),
+                [batch, past + count]
+            )));
+        }
+        let blocks: Vec<_> = (0..count)
+            .step_by(rows.max(1))
+            .map(|start| {
+                let rows = rows.min(count - start);
+                QueryBlock { start, rows, visible: past + start + rows }
+            })
+            .collect();
+        let shared_bias = match blocks.as_slice() {
+            [whole] => bias(whole, padding, device)?,
+            _ => None,
+        };
+        Ok(Self { blocks, padding: padding.cloned(), device: device.clone(), shared_bias })
+    }
+
+    fn bias(&self, block: &QueryBlock) -> Result<Option<Tensor>> {
+        match self.blocks.len() {
+            1 => Ok(self.shared_bias.clone()),
+            _ => bias(block, self.padding.as_ref(), &self.device),
+        }
+    }
+}
+
+/// What is added to the scores of a block, broadcasting to (B, H, rows, visible): 0 where a row may look, else
+/// the smallest f32, as in the reference. A row that sees nothing (its own position masked too) stays finite.
+fn bias(block: &QueryBlock, padding: Option<&Tensor>, device: &Device) -> Result<Option<Tensor>> {
+    let QueryBlock { rows, visible, .. } = *block;
+    let first = (visible - rows) as u32;
+    let causal = if rows == 1 {
+        None
+    } else {
+        let keys = Tensor::arange(0, visible as u32, device)?.reshape((1, visible))?;
+        let queries = Tensor::arange(first, visible as u32, device)?.reshape((rows, 1))?;
+        Some(keys.broadcast_le(&queries)?.reshape((1, 1, rows, visible))?)
+    };
+    let padding = match padding {
+        Some(padding) => {
+            let seen = padding.narrow(D::Minus1, 0, visible)?.to_dtype(DType::U8)?.ne(0u8)?;
+            Some(seen.reshape((seen.dims()[0], 1, 1, visible))?)
+        }
+        None => None,
+    };
+    let seen = match (causal, padding) {
+        (None, None) => return Ok(None),
+        (Some(seen), None) | (None, Some(seen)) => seen,
+        (Some(causal), Some(padding)) => causal.broadcast_mul(&padding)?,
+    };
+    let zero = Tensor::zeros(seen.shape(), DType::F32, device)?;
+    let hidden = Tensor::full(f32::MIN, seen.shape(), device)?;
+    Ok(Some(seen.where_cond(&zero, &hidden)?))
+}

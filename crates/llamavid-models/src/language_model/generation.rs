@@ -1,0 +1,237 @@
+//! One answer, in small steps that a caller can interleave with other work or give up between.
+
+use std::sync::Arc;
+
+use candle_core::{IndexOp, Tensor};
+
+use super::kv_cache::KvCache;
+use super::llama::LanguageModel;
+use super::sampling::{Sampler, SamplingOptions};
+use super::stop_rule::StopRule;
+use crate::observer::Blind;
+use crate::{Error, Result};
+
+/// Positions of one prefill step. Enough rows to keep the products busy, few enough to answer a cancellation soon.
+pub const PREFILL_CHUNK: usize = 256;
+
+/// The spliced prompt.
+#[derive(Debug, Clone)]
+pub struct Prompt {
+    /// Embeddings (S, D) of text and visual tokens, in the model's dtype.
+    pub embeds: Tensor,
+    /// How many of the S are visual tokens; only told in errors.
+    pub visual_tokens: usize,
+}
+
+/// How long and how an answer is generated.
+#[derive(Debug, Clone, PartialEq)]
+pub struct GenerationOptions {
+    /// At most this many new tokens, at least 1. Fewer when the context ends before.
+    pub max_new_tokens: usize,
+    /// How ids are chosen.
+    pub sampling: SamplingOptions,
+    /// Positions of one prefill step, usually [`PREFILL_CHUNK`]. The numbers do not depend on it.
+    pub prefill_chunk: usize,
+}
+
+impl GenerationOptions {
+    /// Options with the usual prefill chunk.
+    pub fn new(max_new_tokens: usize, sampling: SamplingOptions) -> Self {
+        Self { max_new_tokens, sampling, prefill_chunk: PREFILL_CHUNK }
+    }
+}
+
+/// How far the prompt is read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Prefill {
+    /// Positions in the cache.
+    pub done: usize,
+    /// Positions of the prompt.
+    pub total: usize,
+}
+
+impl Prefill {
+    /// Whether the first token can be decoded.
+    pub fn is_complete(&self) -> bool {
+        self.done == self.total
+    }
+}
+
+/// Why an answer ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FinishReason {
+    /// The stop rule.
+    Stop,
+    /// The number of new tokens, or the end of the context.
+    Length,
+}
+
+/// A new token.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Token {
+    /// Its id; an end-of-sequence id is given too.
+    pub id: u32,
+    /// Set with the last token.
+    pub finish: Option<FinishReason>,
+}
+
+/// Where the logits of the next token come from.
+#[derive(Debug)]
+enum Next {
+    /// The prompt is not read yet, or a step failed.
+    Nothing,
+    /// The last prompt position gave them.
+    Logits(Vec<f32>),
+    /// A pass over this id, which is not in the cache yet.
+    Pass(u32),
+}
+
+/// Generates the answer to one prompt: [`Generation::prefill_step`] until complete, then
+/// [`Generation::decode_step`] until it gives `None`. Generations of one model are independent of each other.
+#[derive(Debug)]
+pub struct Generation {
+    model: Arc<LanguageModel>,
+    /// (1, S, D); freed once read.
+    prompt: Option<Tensor>,
+    prompt_length: usize,
+    prefill_chunk: usize,
+    cache: KvCache,
+    next: Next,
+    sampler: Sampler,
+    stop_rule: StopRule,
+    new_ids: Vec<u32>,
+    max_new_tokens: usize,
+    finish: Option<FinishReason>,
+}
+
+impl Generation {
+    /// Checks everything that can be checked before the first pass.
+    ///
+    /// [`Error::ContextOverflow`] when the context has no room for the prompt and one new token; when it has
+    /// room for some of the wanted new tokens, the answer ends with [`FinishReason::Length`] there.
+    /// [`Error::Argument`] for an empty or wrongly shaped prompt and options outside their range.
+    pub fn new(
+        model: Arc<LanguageModel>,
+        prompt: Prompt,
+        options: GenerationOptions,
+        stop_rule: StopRule,
+    ) -> Result<Self> {
+        let (length, width) = prompt.embeds.dims2()?;
+        let context = model.context_length();
+        if length == 0 {
+            return Err(Error::Argument("the prompt has no tokens".to_string()));
+        }
+        if width != model.config().hidden_size {
+            let expected = model.config().hidden_size;
+            return Err(Error::Argument(format!("the prompt is {width} wide, the model is {expected} wide")));
+        }
+        if options.max_new_tokens == 0 {
+            return Err(Error::Argument("the number of new tokens is 0, it must be at least 1".to_string()));
+        }
+        if options.prefill_chunk == 0 {
+            return Err(Error::Argument("the prefill chunk is 0, it must be at least 1".to_string()));
+        }
+        if length >= context {
+            return Err(Error::ContextOverflow {
+                prompt: length,
+                visual: prompt.visual_tokens,
+                new: options.max_new_tokens,
+                context,
+            });
+        }
+        let max_new_tokens = options.max_new_tokens.min(context - length);
+        // The last new token is never read back. A long answer grows the cache by doubling.
+        let cache = model.new_cache(length + max_new_tokens.min(PREFILL_CHUNK));
+        Ok(Self {
+            sampler: Sampler::new(options.sampling)?,
+            prompt: Some(prompt.embeds.unsqueeze(0)?),
+            prompt_length: length,
+            prefill_chunk: options.prefill_chunk,
+            cache,
+            next: Next::Nothing,
+            stop_rule,
+            new_ids: Vec::new(),
+            max_new_tokens,
+            finish: None,
+            model,
+        })
+    }
+
+    /// Reads the next chunk of the prompt. Does nothing when it is read.
+    pub fn prefill_step(&mut self) -> Result<Prefill> {
+        if let Some(prompt) = &self.prompt {
+            let done = self.cache.len();
+            let count = self.prefill_chunk.min(self.prompt_length - done);
+            let chunk = prompt.narrow(1, done, count)?;
+            let hidden = self.model.forward(&chunk, &mut self.cache, None, &mut Blind)?;
+            if done + count == self.prompt_length {
+                self.next = Next::Logits(self.last_logits(&hidden)?);
+                self.prompt = None;
+            }
+        }
+        let done = self.cache.len().min(self.prompt_length);
+        Ok(Prefill { done, total: self.prompt_length })
+    }
+
+    /// The next token, or `None` after the last. `text_of` decodes ids without special tokens, for the stop rule.
+    ///
+    /// [`Error::Argument`] before the prompt is read. Logits that are not finite are an error.
+    pub fn decode_step(&mut self, text_of: &dyn Fn(&[u32]) -> String) -> Result<Option<Token>> {
+        if self.finish.is_some() {
+            return Ok(None);
+        }
+        if self.prompt.is_some() {
+            let (done, total) = (self.cache.len(), self.prompt_length);
+            return Err(Error::Argument(format!(
+                "{done} of {total} prompt tokens are read, decode after all"
+            )));
+        }
+        // Left behind as `Nothing` on failure, so that no position is read twice.
+        let logits = match std::mem::replace(&mut self.next, Next::Nothing) {
+            Next::Logits(logits) => logits,
+            Next::Pass(id) => {
+                let embeds = self.model.embed(&[id])?.unsqueeze(0)?; // (1, 1, D)
+                let hidden = self.model.forward(&embeds, &mut self.cache, None, &mut Blind)?;
+                self.last_logits(&hidden)?
+            }
+            Next::Nothing => {
+                return Err(Error::Argument("an earlier step of this generation failed".to_string()));
+            }
+        };
+        let id = self.sampler.sample(&logits, &self.new_ids)?;
+        self.new_ids.push(id);
+        self.next = Next::Pass(id);
+        if self.stop_rule.ends(&self.new_ids, text_of) {
+            self.finish = Some(FinishReason::Stop);
+        } else if self.new_ids.len() == self.max_new_tokens {
+            self.finish = Some(FinishReason::Length);
+        }
+        Ok(Some(Token { id, finish: self.finish }))
+    }
+
+    /// The ids generated so far.
+    pub fn new_ids(&self) -> &[u32] {
+        &self.new_ids
+    }
+
+    /// Tokens of the prompt, visual ones included.
+    pub fn prompt_tokens(&self) -> usize {
+        self.prompt_length
+    }
+
+    /// Why it ended, once it did.
+    pub fn finish(&self) -> Option<FinishReason> {
+        self.finish
+    }
+
+    /// The rule that ends it.
+    pub fn stop_rule(&self) -> &StopRule {
+        &self.stop_rule
+    }
+
+    /// Logits of the last of `hidden` (1, S, D).
+    fn last_logits(&self, hidden: &Tensor) -> Result<Vec<f32>> {
+        let last = hidden.i((.., hidden.dims()[1] - 1, ..))?; // (1, D)
+        Ok(self.model.logits(&last, &mut Blind)?.squeeze(0)?.to_vec1()?)
+    }
+}

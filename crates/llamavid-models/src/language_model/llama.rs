@@ -1,0 +1,262 @@
+//! The decoder: embeddings in, hidden states and logits out.
+//!
+//! Paper: LLaMA 2 (arXiv 2307.09288). Reference: `LlamaModel`, `LlamaForCausalLM` of transformers 4.31.
+//! Letters: B batch, S new positions, T all positions, D language width.
+
+use candle_core::{DType, Device, Module, Tensor};
+use candle_nn::{Embedding, Init, Linear, VarBuilder, embedding, linear_no_bias};
+use llamavid_kernels::rms_norm;
+
+use super::attention::{AttentionPlan, SelfAttention};
+use super::config::LanguageModelConfig;
+use super::kv_cache::KvCache;
+use super::rotary::Rotary;
+use crate::observer::Observer;
+use crate::{Error, Result};
+
+/// The language model. Cloning shares the weights.
+///
+/// Weights are f32, f16 or bf16; norms and softmax are computed in f32, positions in the weights' dtype, logits
+/// are f32. On a CPU bf16 works and is slow: each product widens the whole weight (13 ms become 200 ms for
+/// a 4096 × 11008 matrix and one position), so f32 or f16 is the dtype to load there.
+#[derive(Debug, Clone)]
+pub struct LanguageModel {
+    config: LanguageModelConfig,
+    embed_tokens: Embedding,
+    layers: Vec<DecoderLayer>,
+    norm: RmsNorm,
+    lm_head: Linear,
+    rotary: Rotary,
+    dtype: DType,
+    device: Device,
+}
+
+impl LanguageModel {
+    /// Reads `embed_tokens`, `layers.N`, `norm` and, unless tied to the embeddings, `lm_head` below `vb`.
+    pub fn new(config: &LanguageModelConfig, vb: VarBuilder) -> Result<Self> {
+        config.validate()?;
+        let embed_tokens = embedding(config.vocab_size, config.hidden_size, vb.pp("embed_tokens"))?;
+        let layers = (0..config.layers)
+            .map(|layer| DecoderLayer::new(config, vb.pp("layers").pp(layer)))
+            .collect::<Result<Vec<_>>>()?;
+        let lm_head = if config.tie_word_embeddings {
+            Linear::new(embed_tokens.embeddings().clone(), None)
+        } else {
+            linear_no_bias(config.hidden_size, config.vocab_size, vb.pp("lm_head"))?
+        };
+        Ok(Self {
+            norm: RmsNorm::new(config, vb.pp("norm"))?,
+            rotary: Rotary::new(config),
+            dtype: embed_tokens.embeddings().dtype(),
+            device: vb.device().clone(),
+            config: config.clone(),
+            embed_tokens,
+            layers,
+            lm_head,
+        })
+    }
+
+    /// Sizes and constants.
+    pub fn config(&self) -> &LanguageModelConfig {
+        &self.config
+    }
+
+    /// Positions the context holds, rope scaling included.
+    pub fn context_length(&self) -> usize {
+        self.config.max_positions
+    }
+
+    /// The weights' dtype, which embeddings must have.
+    pub fn dtype(&self) -> DType {
+        self.dtype
+    }
+
+    /// The device of the weights.
+    pub fn device(&self) -> &Device {
+        &self.device
+    }
+
+    /// Embeddings (S, D) of `ids`. An id outside the vocabulary is [`Error::Argument`].
+    pub fn embed(&self, ids: &[u32]) -> Result<Tensor> {
+        if let Some(id) = ids.iter().find(|&&id| id as usize >= self.config.vocab_size) {
+            let size = self.config.vocab_size;
+            return Err(Error::Argument(format!("token id {id} is outside the vocabulary of {size}")));
+        }
+        if ids.is_empty() {
+            return Ok(Tensor::zeros((0, self.config.hidden_size), self.dtype, &self.device)?);
+        }
+        Ok(self.embed_tokens.forward(&Tensor::new(ids, &self.device)?)?)
+    }
+
+    /// An empty cache with room for `capacity_hint` positions; it grows up to the context.
+    pub fn new_cache(&self, capacity_hint: usize) -> KvCache {
+        KvCache::new(self.config.layers, capacity_hint, self.config.max_positions)
+    }
+
+    /// The next positions of a batch: `embeds` (B, S, D) give the hidden states (B, S, D) after the last norm.
+    ///
+    /// The new positions follow those in `cache` and are added to it. `mask` (B, T), 0 for padding on the
+    /// right, covers cached and new positions. Scores are made in blocks of rows, so memory grows with T and
+    /// not with its square. No gradient flows to cached positions: train with
+    /// [`LanguageModel::forward_uncached`].
+    ///
+    /// Positions are counted per slot: padded rows of a batch do not continue where their text ended, so
+    /// batches are for passes over whole sequences, and a [`super::Generation`] drives one sequence.
+    ///
+    /// Observed: `llm.layerI`, `llm.norm`. [`Error::ContextOverflow`] when the context has no room.
+    pub fn forward(
+        &self,
+        embeds: &Tensor,
+        cache: &mut KvCache,
+        mask: Option<&Tensor>,
+        observer: &mut dyn Observer,
+    ) -> Result<Tensor> {
+        let (batch, count) = self.expect_embeds(embeds)?;
+        cache.reserve(count)?;
+        let past = cache.len();
+        let plan = AttentionPlan::in_blocks(&self.config, batch, past, count, mask, &self.device)?;
+        let hidden = self.decode(embeds, past, &plan, Some(&mut *cache), observer)?;
+        cache.advance(count);
+        Ok(hidden)
+    }
+
+    /// Whole sequences at once, differentiable: `embeds` (B, S, D) give (B, S, D) after the last norm.
+    ///
+    /// `mask` (B, S) is 0 for padding on the right. Every weight that is a variable, and `embeds`, get a gradient.
+    /// Observed and errors as in [`LanguageModel::forward`].
+    pub fn forward_uncached(
+        &self,
+        embeds: &Tensor,
+        mask: Option<&Tensor>,
+        observer: &mut dyn Observer,
+    ) -> Result<Tensor> {
+        let (batch, count) = self.expect_embeds(embeds)?;
+        self.new_cache(0).reserve(count)?;
+        let plan = AttentionPlan::whole(batch, count, mask, &self.device)?;
+        self.decode(embeds, 0, &plan, None, observer)
+    }
+
+    /// Logits in f32 of `hidden` (…, D) as the forward passes give it: (…, vocabulary). Observed: `llm.logits`.
+    pub fn logits(&self, hidden: &Tensor, observer: &mut dyn Observer) -> Result<Tensor> {
+        let logits = self.lm_head.forward(&hidden.contiguous()?)?.to_dtype(DType::F32)?;
+        observer.see("llm.logits", &logits);
+        Ok(logits)
+    }
+
+    fn decode(
+        &self,
+        embeds: &Tensor,
+        past: usize,
+        plan: &AttentionPlan,
+        mut cache: Option<&mut KvCache>,
+        observer: &mut dyn Observer,
+    ) -> Result<Tensor> {
+        let (cosines, sines) = self.rotary.angles(past, embeds.dims()[1], self.dtype, &self.device)?;
+        let mut hidden = embeds.clone();
+        for (index, layer) in self.layers.iter().enumerate() {
+            let place = cache.as_mut().map(|cache| (&mut **cache, index));
+            hidden = layer.forward(&hidden, (&cosines, &sines), plan, place)?;
+            if observer.wants() {
+                observer.see(&format!("llm.layer{index}"), &hidden);
+            }
+        }
+        let hidden = self.norm.forward(&hidden)?;
+        observer.see("llm.norm", &hidden);
+        Ok(hidden)
+    }
+
+    /// B and S of `embeds`, or an error that says what they should look like.
+    fn expect_embeds(&self, embeds: &Tensor) -> Result<(usize, usize)> {
+        let (batch, count, width) = embeds.dims3()?;
+        if batch == 0 || count == 0 {
+            return Err(Error::Argument(format!(
+                "a pass needs a position, the input is {:?}",
+                embeds.dims()
+            )));
+        }
+        if width != self.config.hidden_size {
+            let expected = self.config.hidden_size;
+            return Err(Error::Argument(format!(
+                "embeddings are {width} wide, the model is {expected} wide"
+            )));
+        }
+        if embeds.dtype() != self.dtype {
+            let (found, expected) = (embeds.dtype(), self.dtype);
+            return Err(Error::Argument(format!("embeddings are {found:?}, the model is {expected:?}")));
+        }
+        Ok((batch, count))
+    }
+}
+
+/// One decoder layer, pre-norm.
+#[derive(Debug, Clone)]
+struct DecoderLayer {
+    input_layernorm: RmsNorm,
+    self_attn: SelfAttention,
+    post_attention_layernorm: RmsNorm,
+    mlp: SwiGlu,
+}
+
+impl DecoderLayer {
+    fn new(config: &LanguageModelConfig, vb: VarBuilder) -> Result<Self> {
+        Ok(Self {
+            input_layernorm: RmsNorm::new(config, vb.pp("input_layernorm"))?,
+            self_attn: SelfAttention::new(config, vb.pp("self_attn"))?,
+            post_attention_layernorm: RmsNorm::new(config, vb.pp("post_attention_layernorm"))?,
+            mlp: SwiGlu::new(config, vb.pp("mlp"))?,
+        })
+    }
+
+    fn forward(
+        &self,
+        x: &Tensor,
+        angles: (&Tensor, &Tensor),
+        plan: &AttentionPlan,
+        cache: Option<(&mut KvCache, usize)>,
+    ) -> Result<Tensor> {
+        let x = (x + self.self_attn.forward(&self.input_layernorm.forward(x)?, angles, plan, cache)?)?;
+        let fed = self.mlp.forward(&self.post_attention_layernorm.forward(&x)?)?;
+        Ok((x + fed)?)
+    }
+}
+
+/// Gated feed-forward layer: `down(silu(gate(x)) · up(x))`.
+#[derive(Debug, Clone)]
+struct SwiGlu {
+    gate_proj: Linear,
+    up_proj: Linear,
+    down_proj: Linear,
+}
+
+impl SwiGlu {
+    fn new(config: &LanguageModelConfig, vb: VarBuilder) -> Result<Self> {
+        let (width, inner) = (config.hidden_size, config.intermediate_size);
+        Ok(Self {
+            gate_proj: linear_no_bias(width, inner, vb.pp("gate_proj"))?,
+            up_proj: linear_no_bias(width, inner, vb.pp("up_proj"))?,
+            down_proj: linear_no_bias(inner, width, vb.pp("down_proj"))?,
+        })
+    }
+
+    fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        let gated = (self.gate_proj.forward(x)?.silu()? * self.up_proj.forward(x)?)?;
+        Ok(self.down_proj.forward(&gated)?)
+    }
+}
+
+#[derive(Debug, Clone)]
+struct RmsNorm {
+    weight: Tensor,
+    eps: f64,
+}
+
+impl RmsNorm {
+    fn new(config: &LanguageModelConfig, vb: VarBuilder) -> Result<Self> {
+        let weight = vb.get_with_hints(config.hidden_size, "weight", Init::Const(1.0))?;
+        Ok(Self { weight, eps: config.rms_norm_eps })
+    }
+
+    fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        Ok(rms_norm(x, &self.weight, self.eps)?)
+    }
+}
