@@ -7,7 +7,7 @@ use serde::Deserialize;
 
 use crate::language_model::{LanguageModelConfig, RopeScaling};
 use crate::token_generation::{
-    Compression, FeatureKind, Projector, QueryKind, QueryModelConfig, TokenGenerationConfig,
+    Compression, FeatureKind, Projector, QueryKind, QueryModelConfig, TokenGenerationConfig, TokenRows,
 };
 use crate::visual_encoder::{ClipConfig, EvaConfig, VisualEncoderConfig};
 use crate::{Error, Result};
@@ -103,6 +103,9 @@ pub struct Surroundings<'a> {
     pub image_size: Option<usize>,
     /// Side of the position table in the visual encoder's file, in patches.
     pub position_side: Option<usize>,
+    /// Width that visual features are projected to before the query model, when the checkpoint holds such a projection
+    /// in front of a Q-Former.
+    pub projected_width: Option<usize>,
     /// Sizes that are known from elsewhere (a parity case's `sizes`) and win over the file's.
     pub sizes: Option<&'a Extension>,
 }
@@ -223,6 +226,7 @@ impl ModelConfig {
             language_width: positive("hidden_size", file.hidden_size)?,
             projector: Projector::parse(file.mm_projector_type.as_deref().unwrap_or("linear"))?,
             compression: Compression::parse(file.compress_type.as_deref())?,
+            rows: TokenRows::parse(file.mm_vision_select_feature.as_deref().unwrap_or("patch"))?,
         };
         let features = overrides.features.or(file.llamavid.features).unwrap_or(FeatureSource::Pixels);
         Ok(Self {
@@ -315,8 +319,8 @@ fn query_config(file: &ConfigFile, over: &Extension, around: &Surroundings<'_>) 
     let heads = positive("query heads", over.heads.or(own.heads).or(bert.num_attention_heads).unwrap_or(12))?;
     divisible("the query model's width", width, heads)?;
     let words = bert.vocab_size.unwrap_or(30522);
-    // The Q-Former's table has one row more: [DEC], added to the tokenizer and never used.
-    let rows = if matches!(kind, QueryKind::QFormer { .. }) { words.saturating_add(1) } else { words };
+    // The table has one row more: [DEC], added to the tokenizer and never used.
+    let rows = words.saturating_add(1);
     Ok(QueryModelConfig {
         kind,
         width,
@@ -333,6 +337,7 @@ fn query_config(file: &ConfigFile, over: &Extension, around: &Surroundings<'_>) 
             over.max_positions.or(own.max_positions).or(bert.max_position_embeddings).unwrap_or(512),
         )?,
         type_vocab_size: 2,
+        projected_width: around.projected_width.filter(|_| matches!(kind, QueryKind::QFormer { .. })),
     })
 }
 

@@ -12,6 +12,7 @@ use llamavid_models::preprocess::{Fit, Preprocessing};
 use llamavid_models::token_generation::{QueryKind, TokenGenerator};
 use llamavid_models::tokenizer::{LlamaTokenizer, WordPieceTokenizer};
 use llamavid_models::visual_encoder::{VisualEncoder, VisualEncoderConfig};
+use llamavid_weights::key_table::{CLIP, LANGUAGE, TOKENS, VISUAL};
 use llamavid_weights::{Checkpoint, KeyTable, Loader};
 use serde::Deserialize;
 
@@ -102,6 +103,7 @@ impl ModelFolder {
                 clip: clip.as_deref(),
                 image_size,
                 position_side: position_side(&vision)?,
+                projected_width: projected_width(&root)?,
                 sizes,
             },
         )
@@ -120,7 +122,7 @@ impl ModelFolder {
                 .with_hint("Put the image processor of this model beside it, or set llamavid.vision.imageSize."));
             }
             Some(processor) => processor,
-            None => Preprocessing { size: image_size, mean: CLIP_MEAN, std: CLIP_STD, fit: Fit::Crop },
+            None => Preprocessing::clip(image_size, Fit::Crop),
         };
         Ok(Self { root, config, vision, preprocessing, query_folder })
     }
@@ -148,10 +150,10 @@ impl ModelFolder {
     /// Builds the visual encoder.
     pub fn visual_encoder(&self, dtype: DType, device: &Device) -> Result<VisualEncoder> {
         let (checkpoint, table) = match &self.vision {
-            VisionWeights::EvaFile(file) => (Checkpoint::open_file(file)?, KeyTable::visual()),
-            VisionWeights::ClipFolder(folder) => (Checkpoint::open_folder(folder)?, KeyTable::clip()),
+            VisionWeights::EvaFile(file) => (Checkpoint::open_file(file)?, &VISUAL),
+            VisionWeights::ClipFolder(folder) => (Checkpoint::open_folder(folder)?, &CLIP),
             VisionWeights::Shards => {
-                (Checkpoint::open_folder(&self.root)?.under("model.vision_tower.vision_tower."), KeyTable::visual())
+                (Checkpoint::open_folder(&self.root)?.under("model.vision_tower.vision_tower."), &VISUAL)
             }
         };
         build(checkpoint, table, dtype, device, |vb| VisualEncoder::new(&self.config.visual, vb))
@@ -161,18 +163,18 @@ impl ModelFolder {
     pub fn token_generator(&self, dtype: DType, device: &Device) -> Result<TokenGenerator> {
         let adapter = self.root.join("mm_projector.bin");
         let checkpoint = match (Checkpoint::open_folder(&self.root), adapter.is_file()) {
-            (Ok(shards), true) => shards.overlay(Checkpoint::open_file(&adapter)?),
+            (Ok(shards), true) => shards.overlaid_with(Checkpoint::open_file(&adapter)?),
             // What stage 1 writes is this file alone.
             (Err(_), true) => Checkpoint::open_file(&adapter)?,
             (shards, false) => shards?,
         };
-        build(checkpoint, KeyTable::tokens(), dtype, device, |vb| TokenGenerator::new(&self.config.tokens, vb))
+        build(checkpoint, &TOKENS, dtype, device, |vb| TokenGenerator::new(&self.config.tokens, vb))
     }
 
     /// Builds the decoder.
     pub fn language_model(&self, dtype: DType, device: &Device) -> Result<LanguageModel> {
         let checkpoint = Checkpoint::open_folder(&self.root)?;
-        build(checkpoint, KeyTable::language(), dtype, device, |vb| LanguageModel::new(&self.config.language, vb))
+        build(checkpoint, &LANGUAGE, dtype, device, |vb| LanguageModel::new(&self.config.language, vb))
     }
 
     /// Reads the decoder's tokenizer.
@@ -226,9 +228,6 @@ impl ModelFolder {
         matches!(self.config.tokens.query.kind, QueryKind::QFormer { .. })
     }
 }
-
-const CLIP_MEAN: [f32; 3] = [0.481_454_66, 0.457_827_5, 0.408_210_73];
-const CLIP_STD: [f32; 3] = [0.268_629_54, 0.261_302_6, 0.275_777_1];
 
 fn build<M>(
     checkpoint: Checkpoint,
@@ -308,6 +307,17 @@ fn position_side(vision: &VisionWeights) -> Result<Option<usize>> {
     Ok((side > 0 && side * side + 1 == rows).then_some(side))
 }
 
+/// Width behind the projection in front of a Q-Former, which only checkpoints with another visual encoder have.
+fn projected_width(root: &Path) -> Result<Option<usize>> {
+    const KEY: &str = "model.vlm_att_bert_proj.weight";
+    // Weights that cannot be opened are reported by the part that needs them.
+    let Ok(checkpoint) = Checkpoint::open_folder(root) else { return Ok(None) };
+    if !checkpoint.contains(KEY) {
+        return Ok(None);
+    }
+    Ok(checkpoint.shape(KEY)?.first().copied())
+}
+
 fn find_query_folder(root: &Path, written: Option<&str>) -> Option<PathBuf> {
     let names = [written, Some("bert"), Some("bert-base-uncased")];
     let mut places: Vec<PathBuf> =
@@ -366,7 +376,8 @@ fn read_processor(path: &Path) -> Result<Preprocessing> {
     if processor.resample.is_some_and(|filter| filter != 3) {
         return Err(invalid("resample is not 3 (bicubic), the only filter that the reference uses".to_owned()));
     }
-    let (mean, std) = (processor.image_mean.unwrap_or(CLIP_MEAN), processor.image_std.unwrap_or(CLIP_STD));
+    let usual = Preprocessing::clip(size, Fit::Crop);
+    let (mean, std) = (processor.image_mean.unwrap_or(usual.mean), processor.image_std.unwrap_or(usual.std));
     if !mean.iter().all(|value| value.is_finite()) || !std.iter().all(|value| value.is_finite() && *value > 0.0) {
         return Err(invalid("image_mean and image_std must be finite, and image_std above 0".to_owned()));
     }
