@@ -765,6 +765,7 @@ fn configurations_it_cannot_have_are_named() {
         ("hidden_size", Value::Null, "hidden_size"),
         ("hidden_size", 0.into(), "hidden_size"),
         ("num_attention_heads", 0.into(), "num_attention_heads"),
+        ("num_attention_heads", 7.into(), "num_attention_heads"),
         ("num_key_value_heads", 2.into(), "num_key_value_heads"),
         ("head_dim", 5.into(), "head_dim"),
         ("rope_theta", (-1.0).into(), "rope_theta"),

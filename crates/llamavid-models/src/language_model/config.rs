@@ -71,6 +71,14 @@ impl LanguageModelConfig {
         let rope_scaling = rope_scaling(&file)?;
         let hidden_size: usize = required(&file, "hidden_size")?;
         let heads: usize = required(&file, "num_attention_heads")?;
+        let head_dim = match optional(&file, "head_dim")? {
+            Some(width) => width,
+            None if heads == 0 || hidden_size.is_multiple_of(heads) => hidden_size / heads.max(1),
+            None => {
+                let problem = format!("{heads} does not divide hidden_size, {hidden_size}");
+                return Err(impossible("num_attention_heads", problem));
+            }
+        };
         let max_position_embeddings = required(&file, "max_position_embeddings")?;
         let config = Self {
             vocab_size: required(&file, "vocab_size")?,
@@ -79,7 +87,7 @@ impl LanguageModelConfig {
             layers: required(&file, "num_hidden_layers")?,
             heads,
             kv_heads: optional(&file, "num_key_value_heads")?.unwrap_or(heads),
-            head_dim: optional(&file, "head_dim")?.unwrap_or(hidden_size / heads.max(1)),
+            head_dim,
             rms_norm_eps: optional(&file, "rms_norm_eps")?.unwrap_or(1e-6),
             rope_theta: optional(&file, "rope_theta")?.unwrap_or(10_000.0),
             rope_scaling,
@@ -101,9 +109,9 @@ impl LanguageModelConfig {
     ///
     /// `max_position_embeddings` stays that of the base model when stage 3 sets a factor (4096 · 16 = 65536), so
     /// it has to be multiplied. Two other numbers that look like a context length are not one: `max_token` is
-    /// the length to which training samples were cut, and the 2048 that the reference's loader reports for every
-    /// model is its constant for configurations without `max_sequence_length`.
-    /// The reference itself enforces no limit: past the context its rotary table grows and the answers decay.
+    /// training's maximum length, and the 2048 that the reference's loader reports is the same for every model.
+    /// The reference enforces no limit: past the context its rotary table grows. Whoever needs the numbers it
+    /// gives there (the parity case `image-224/multi-prompt` does) raises `max_positions`.
     pub fn context_length(max_position_embeddings: usize, rope_scaling: Option<RopeScaling>) -> usize {
         match rope_scaling {
             Some(RopeScaling::Linear { factor }) => {
