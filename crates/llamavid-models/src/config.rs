@@ -5,7 +5,7 @@
 
 use serde::Deserialize;
 
-use crate::language_model::{LanguageModelConfig, RopeScaling};
+use crate::language_model::LanguageModelConfig;
 use crate::token_generation::{
     Compression, FeatureKind, Projector, QueryKind, QueryModelConfig, TokenGenerationConfig, TokenRows,
 };
@@ -113,25 +113,6 @@ pub struct Surroundings<'a> {
 #[derive(Debug, Deserialize)]
 struct ConfigFile {
     hidden_size: usize,
-    intermediate_size: usize,
-    num_hidden_layers: usize,
-    num_attention_heads: usize,
-    num_key_value_heads: Option<usize>,
-    head_dim: Option<usize>,
-    vocab_size: usize,
-    #[serde(default = "default_max_positions")]
-    max_position_embeddings: usize,
-    #[serde(default = "default_epsilon")]
-    rms_norm_eps: f64,
-    rope_theta: Option<f64>,
-    rope_scaling: Option<RopeScalingFile>,
-    hidden_act: Option<String>,
-    #[serde(default)]
-    tie_word_embeddings: bool,
-    bos_token_id: Option<u32>,
-    eos_token_id: Option<OneOrMany>,
-    pad_token_id: Option<i64>,
-
     mm_hidden_size: Option<usize>,
     mm_projector_type: Option<String>,
     mm_vision_tower: Option<String>,
@@ -146,20 +127,6 @@ struct ConfigFile {
 
     #[serde(default)]
     llamavid: Extension,
-}
-
-#[derive(Debug, Deserialize)]
-struct RopeScalingFile {
-    #[serde(rename = "type", alias = "rope_type")]
-    kind: String,
-    factor: Option<f64>,
-}
-
-#[derive(Debug, Deserialize)]
-#[serde(untagged)]
-enum OneOrMany {
-    One(u32),
-    Many(Vec<u32>),
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -188,14 +155,6 @@ struct ClipVisionFile {
     intermediate_size: Option<usize>,
     num_attention_heads: Option<usize>,
     num_hidden_layers: Option<usize>,
-}
-
-fn default_max_positions() -> usize {
-    4096
-}
-
-fn default_epsilon() -> f64 {
-    1e-6
 }
 
 /// Largest size that is believed: hostile files must not make later arithmetic overflow.
@@ -232,7 +191,7 @@ impl ModelConfig {
         Ok(Self {
             visual,
             tokens,
-            language: language_config(&file)?,
+            language: LanguageModelConfig::from_json(config)?,
             features: match features {
                 FeatureSource::Pixels => FeatureKind::Pixels,
                 FeatureSource::Precomputed => FeatureKind::Precomputed,
@@ -341,64 +300,6 @@ fn query_config(file: &ConfigFile, over: &Extension, around: &Surroundings<'_>) 
     })
 }
 
-fn language_config(file: &ConfigFile) -> Result<LanguageModelConfig> {
-    if let Some(activation) = &file.hidden_act
-        && activation != "silu"
-    {
-        return Err(unsupported("hidden_act", format!("`{activation}`; the decoder uses `silu`")));
-    }
-    let hidden_size = positive("hidden_size", file.hidden_size)?;
-    let heads = positive("num_attention_heads", file.num_attention_heads)?;
-    let head_dim = match file.head_dim {
-        Some(width) => positive("head_dim", width)?,
-        None => {
-            divisible("hidden_size", hidden_size, heads)?;
-            hidden_size / heads
-        }
-    };
-    let kv_heads = positive("num_key_value_heads", file.num_key_value_heads.unwrap_or(heads))?;
-    divisible("num_attention_heads", heads, kv_heads)?;
-    if head_dim % 2 != 0 {
-        return Err(bad("hidden_size", format!("a head of {head_dim} cannot be rotated: it must be even")));
-    }
-    let rope_scaling = match &file.rope_scaling {
-        None => None,
-        Some(scaling) => match (scaling.kind.as_str(), scaling.factor) {
-            ("linear", Some(factor)) if factor.is_finite() && factor >= 1.0 => Some(RopeScaling::Linear { factor }),
-            ("linear", factor) => {
-                return Err(bad("rope_scaling.factor", format!("{factor:?} is not a number of at least 1")));
-            }
-            (kind, _) => return Err(unsupported("rope_scaling.type", format!("`{kind}`; `linear` is read"))),
-        },
-    };
-    let factor = match rope_scaling {
-        Some(RopeScaling::Linear { factor }) => factor,
-        None => 1.0,
-    };
-    let positions = positive("max_position_embeddings", file.max_position_embeddings)?;
-    Ok(LanguageModelConfig {
-        vocab_size: positive("vocab_size", file.vocab_size)?,
-        hidden_size,
-        intermediate_size: positive("intermediate_size", file.intermediate_size)?,
-        layers: positive("num_hidden_layers", file.num_hidden_layers)?,
-        heads,
-        kv_heads,
-        head_dim,
-        rms_norm_eps: file.rms_norm_eps,
-        rope_theta: file.rope_theta.unwrap_or(10_000.0),
-        rope_scaling,
-        max_positions: ((positions as f64 * factor) as usize).min(LARGEST),
-        tie_word_embeddings: file.tie_word_embeddings,
-        bos_id: file.bos_token_id.unwrap_or(1),
-        eos_ids: match &file.eos_token_id {
-            None => vec![2],
-            Some(OneOrMany::One(id)) => vec![*id],
-            Some(OneOrMany::Many(ids)) => ids.clone(),
-        },
-        pad_id: file.pad_token_id.and_then(|id| u32::try_from(id).ok()).unwrap_or(0),
-    })
-}
-
 fn from_json<'a, T: Deserialize<'a>>(bytes: &'a [u8], what: &str) -> Result<T> {
     serde_json::from_slice(bytes).map_err(|error| bad(what, error.to_string()))
 }
@@ -421,6 +322,3 @@ fn bad(key: &str, problem: String) -> Error {
     Error::Config { key: key.to_owned(), problem }
 }
 
-fn unsupported(key: &str, problem: String) -> Error {
-    Error::Unsupported { key: key.to_owned(), problem }
-}

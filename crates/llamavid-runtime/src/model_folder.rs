@@ -7,7 +7,7 @@ use std::path::{Component, Path, PathBuf};
 
 use candle_core::{DType, Device};
 use llamavid_models::config::{Extension, ModelConfig, Surroundings};
-use llamavid_models::language_model::LanguageModel;
+use llamavid_models::language_model::{LanguageModel, LanguageModelConfig};
 use llamavid_models::preprocess::{Fit, Preprocessing};
 use llamavid_models::token_generation::{QueryKind, TokenGenerator};
 use llamavid_models::tokenizer::{LlamaTokenizer, WordPieceTokenizer};
@@ -173,8 +173,18 @@ impl ModelFolder {
 
     /// Builds the decoder.
     pub fn language_model(&self, dtype: DType, device: &Device) -> Result<LanguageModel> {
+        self.language_model_as(&self.config.language, dtype, device)
+    }
+
+    /// Builds the decoder as `config` says, which must fit the weights.
+    pub fn language_model_as(
+        &self,
+        config: &LanguageModelConfig,
+        dtype: DType,
+        device: &Device,
+    ) -> Result<LanguageModel> {
         let checkpoint = Checkpoint::open_folder(&self.root)?;
-        build(checkpoint, &LANGUAGE, dtype, device, |vb| LanguageModel::new(&self.config.language, vb))
+        build(checkpoint, &LANGUAGE, dtype, device, |vb| LanguageModel::new(config, vb))
     }
 
     /// Reads the decoder's tokenizer.
