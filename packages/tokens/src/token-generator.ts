@@ -11,16 +11,16 @@ import { VisualTokens } from './visual-tokens.js';
 
 export interface LoadOptions {
   /** The device of the features it will read. Default `auto`. */
-  device?: DeviceName;
+  device?: DeviceName | undefined;
   /** Default `auto`. */
-  dtype?: Dtype;
+  dtype?: Dtype | undefined;
   /** Stops loading; the promise then rejects with `ABORTED`. */
-  signal?: AbortSignal;
+  signal?: AbortSignal | undefined;
 }
 
 export interface GenerateOptions {
   /** Read between blocks of 64 frames; the promise then rejects with `ABORTED`. */
-  signal?: AbortSignal;
+  signal?: AbortSignal | undefined;
 }
 
 /** Makes a video's tokens for a question: text-guided query, context attention, pooled content. Holds the weights until `close`. */

@@ -16,16 +16,16 @@ export type Dtype = 'auto' | 'f32' | 'bf16' | 'f16';
 
 export interface LoadOptions {
   /** Default `auto`. */
-  device?: DeviceName;
+  device?: DeviceName | undefined;
   /** Default `auto`. */
-  dtype?: Dtype;
+  dtype?: Dtype | undefined;
   /** Stops loading; the promise then rejects with `ABORTED`. */
-  signal?: AbortSignal;
+  signal?: AbortSignal | undefined;
 }
 
 export interface EncodeOptions {
   /** Read between layers; the promise then rejects with `ABORTED`. */
-  signal?: AbortSignal;
+  signal?: AbortSignal | undefined;
 }
 
 /** The visual encoder of a model folder: pixels in, one row of features a patch out. Holds the weights until `close`. */

@@ -1,0 +1,12 @@
+export { Conversation, type ConversationTurn, conversation, conversationTemplates } from './conversation.js';
+export { type GenerationDefaults, LanguageModel, type LoadOptions } from './language-model.js';
+export {
+  checkGenerateOptions,
+  type GenerateOptions,
+  type Generation,
+  type GenerationResult,
+  type GenerationTimings,
+  type GenerationUsage,
+  Session,
+} from './session.js';
+export { TextStream } from './text-stream.js';

@@ -1,0 +1,81 @@
+import { callNative, Device, LanguageModel as NativeLanguageModel, withCancellation } from '@llamavid/native';
+import { Session } from './session.js';
+
+export interface LoadOptions {
+  /** `auto` takes the first CUDA device that works, else the CPU. Default `auto`. */
+  device?: 'auto' | 'cpu' | 'cuda' | `cuda:${number}` | undefined;
+  /** What the weights are computed in. `f32` is exact; `auto` (default) fits the device. */
+  dtype?: 'auto' | 'f32' | 'bf16' | 'f16' | undefined;
+  /** Stops loading; the promise then rejects with `ABORTED`. */
+  signal?: AbortSignal | undefined;
+}
+
+/** What the checkpoint proposes where sampling is on and its options are silent. */
+export interface GenerationDefaults {
+  temperature?: number;
+  topP?: number;
+  topK?: number;
+}
+
+/** The language model of a model folder, with its tokenizer. Holds the weights until `close`; sessions keep them alive. */
+export class LanguageModel implements Disposable {
+  readonly #native: NativeLanguageModel;
+  /** Where the weights are: `cpu` or `cuda:N`. */
+  readonly device: string;
+
+  /** @internal Made by `LanguageModel.load`. */
+  constructor(native: NativeLanguageModel, device: string) {
+    this.#native = native;
+    this.device = device;
+  }
+
+  /** Loads the language model of a folder, and nothing else of it. Runs outside the event loop's thread. */
+  static async load(folder: string, options: LoadOptions = {}): Promise<LanguageModel> {
+    using device = callNative(() => Device.open(options.device ?? 'auto'));
+    const native = await withCancellation(options.signal, (cancellation) =>
+      NativeLanguageModel.load(folder, { device, dtype: options.dtype ?? 'auto', cancellation }),
+    );
+    return new LanguageModel(native, device.name);
+  }
+
+  /** Positions that prompt and answer share, rope scaling included. */
+  get contextLength(): number {
+    return callNative(() => this.#native.contextLength);
+  }
+
+  /** What the weights are computed in, `auto` resolved. */
+  get dtype(): string {
+    return callNative(() => this.#native.dtype);
+  }
+
+  /** What stands in a prompt for one video or picture: `<image>`, or `<im_start><image><im_end>` where the model wants it. */
+  get imagePlaceholder(): string {
+    return callNative(() => this.#native.imagePlaceholder);
+  }
+
+  get generationDefaults(): GenerationDefaults {
+    return callNative(() => this.#native.generationDefaults);
+  }
+
+  /** Tokens of a text, without the beginning-of-sequence token. */
+  countTokens(text: string): number {
+    return callNative(() => this.#native.countTokens(text));
+  }
+
+  /** A place to generate in, with a key/value cache of its own. Sessions of one model take turns. */
+  createSession(): Session {
+    return new Session(
+      callNative(() => this.#native.createSession()),
+      this.generationDefaults,
+    );
+  }
+
+  /** Frees the weights once no session uses them. Closing twice does nothing. */
+  close(): void {
+    this.#native.close();
+  }
+
+  [Symbol.dispose](): void {
+    this.close();
+  }
+}

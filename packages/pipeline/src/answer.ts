@@ -1,0 +1,160 @@
+import {
+  type ConversationTurn,
+  checkGenerateOptions,
+  conversation,
+  type GenerateOptions,
+  type GenerationResult,
+  type LanguageModel,
+  type Session,
+  TextStream,
+} from '@llamavid/llm';
+import type { TokenGenerator, VisualTokens } from '@llamavid/tokens';
+import type { SamplingReport } from '@llamavid/video';
+import type { Clip } from './clip.js';
+
+export interface AskOptions extends Omit<GenerateOptions, 'visualTokens' | 'layout'> {
+  /** Conversation template. Default `llava_v1`, as in the reference's chat. */
+  conversation?: string | undefined;
+}
+
+export type AnswerUsage = GenerationResult['usage'];
+
+/** What this answer made run; frames that an earlier question had encoded count nothing. */
+export interface AnswerWork {
+  framesDecoded: number;
+  framesEncoded: number;
+  storeHit: boolean;
+}
+
+/** Milliseconds, but for the last two. */
+export interface AnswerTimings {
+  /** Loading the model, before this and all other questions. */
+  loadMs: number;
+  /** Waiting for decoded frames; decoding that ran beside the encoder is not in it. */
+  decodeMs: number;
+  encodeMs: number;
+  /** Making visual tokens for the question. */
+  tokensMs: number;
+  prefillMs: number;
+  /** From the start of this answer to its first new token. */
+  firstTokenMs: number;
+  /** From the start of this answer to its end. */
+  totalMs: number;
+  /** New tokens a second of decoding. */
+  tokensPerSecond: number;
+  /** The most memory that this process has held so far. */
+  peakRssBytes: number;
+}
+
+export interface AnswerModel {
+  name: string;
+  dtype: string;
+  device: string;
+}
+
+export interface AnswerResult<Sampling = SamplingReport | undefined> {
+  text: string;
+  tokenIds: number[];
+  finishReason: 'stop' | 'length';
+  usage: AnswerUsage;
+  /** How frames were chosen from the video, the first one of several; undefined for a question without any. */
+  sampling: Sampling;
+  /** How frames were chosen from each video, in the order of the question. */
+  samplings: SamplingReport[];
+  work: AnswerWork;
+  timings: AnswerTimings;
+  model: AnswerModel;
+}
+
+/** An answer's text as it is made, and its result at the end. */
+export type Answer<Sampling = SamplingReport | undefined> = TextStream<AnswerResult<Sampling>>;
+
+/** @internal What an answer needs of a model. */
+export interface Stages {
+  tokenGenerator: TokenGenerator;
+  languageModel: LanguageModel;
+  model: AnswerModel;
+  loadMs: number;
+}
+
+/** @internal Where a question stands: what was said before it, and what it is about. */
+export interface Context {
+  clips: readonly Clip[];
+  history: readonly ConversationTurn[];
+  /** Called once at the end, before the reader gets the result; without one when the answer failed or was stopped. */
+  onEnd?: (result: AnswerResult | undefined) => void;
+}
+
+/** @internal The answer begins, and asks for its context, when it is read. */
+export function answerQuestion(
+  stages: Stages,
+  context: () => Context,
+  question: string,
+  options: AskOptions,
+): Answer {
+  checkGenerateOptions(options);
+  const template = conversation(options.conversation ?? 'llava_v1');
+  return new TextStream(run());
+
+  async function* run(): AsyncGenerator<string, AnswerResult, void> {
+    const { clips, history, onEnd } = context();
+    const { tokenGenerator, languageModel, model, loadMs } = stages;
+    const begun = performance.now();
+    const work: AnswerWork = { framesDecoded: 0, framesEncoded: 0, storeHit: false };
+    const samplings: SamplingReport[] = [];
+    const visualTokens: VisualTokens[] = [];
+    let [decodeMs, encodeMs, tokensMs] = [0, 0, 0];
+    let session: Session | undefined;
+    let result: AnswerResult | undefined;
+    try {
+      for (const clip of clips) {
+        const { value, fresh } = await clip.encoded(options.signal);
+        samplings.push(value.sampling);
+        if (fresh) {
+          work.framesDecoded += value.sampling.framesDecoded;
+          work.framesEncoded += value.features.frameCount;
+          decodeMs += value.decodeMs;
+          encodeMs += value.encodeMs;
+        }
+        const generating = performance.now();
+        // The query model reads the bare question: no placeholder, no earlier turn.
+        visualTokens.push(await tokenGenerator.generate(value.features, question, { signal: options.signal }));
+        tokensMs += performance.now() - generating;
+      }
+      const places = `${languageModel.imagePlaceholder}\n`.repeat(clips.length);
+      const prompt = template.render([...history, { question: places + question }]);
+      const stop = [template.stop, ...(typeof options.stop === 'string' ? [options.stop] : (options.stop ?? []))];
+      const generating = performance.now();
+      session = languageModel.createSession();
+      const generation = session.generate(prompt, { ...options, visualTokens, stop });
+      yield* generation;
+      const { text, tokenIds, finishReason, usage, timings } = await generation.result();
+      result = {
+        text,
+        tokenIds,
+        finishReason,
+        usage,
+        sampling: samplings[0],
+        samplings,
+        work,
+        timings: {
+          loadMs,
+          decodeMs,
+          encodeMs,
+          tokensMs,
+          prefillMs: timings.prefillMs,
+          firstTokenMs: generating - begun + timings.firstTokenMs,
+          totalMs: performance.now() - begun,
+          tokensPerSecond: timings.decodeMs > 0 ? (tokenIds.length * 1000) / timings.decodeMs : 0,
+          peakRssBytes: process.resourceUsage().maxRSS * 1024,
+        },
+        model,
+      };
+      return result;
+    } finally {
+      session?.close();
+      for (const tokens of visualTokens) tokens.close();
+      onEnd?.(result);
+    }
+  }
+}

@@ -1,0 +1,159 @@
+import { LlamaVidError } from '@llamavid/errors';
+import { type Media, openMedia, type SamplingReport } from '@llamavid/video';
+import { type VisualEncoder, VisualFeatures } from '@llamavid/vision';
+import { SharedWork } from './shared-work.js';
+
+/** A path, the bytes of a file, or a stream of them. */
+export type MediaSource = Parameters<typeof openMedia>[0];
+
+export interface OpenOptions {
+  /** Frames a second of video. Default 1. */
+  fps?: number | undefined;
+  /** Exactly this many frames, spread evenly; instead of `fps`. */
+  frames?: number | undefined;
+  /** Seconds where sampling starts. */
+  start?: number | undefined;
+  /** Seconds where sampling ends. */
+  end?: number | undefined;
+  /** A file that is damaged in places is an error instead of a note. */
+  strict?: boolean | undefined;
+  /** What messages and the sampling report call a source that has no path. */
+  name?: string | undefined;
+  /** Subtitles are not read yet. */
+  subtitles?: 'none' | undefined;
+  /** Features are not stored between runs yet. */
+  store?: 'none' | undefined;
+  /** Stops opening. The questions have signals of their own. */
+  signal?: AbortSignal | undefined;
+  /** Called while frames are encoded. */
+  onProgress?: ((encodedFrames: number, totalFrames: number) => void) | undefined;
+}
+
+/** @internal What the encoder made of a clip, and what it took. */
+export interface EncodedClip {
+  features: VisualFeatures;
+  sampling: SamplingReport;
+  /** Milliseconds that the encoder waited for frames; decoding beside it is not in it. */
+  decodeMs: number;
+  encodeMs: number;
+}
+
+/**
+ * An opened video or picture. Its frames are decoded and encoded once, when the first question (or `encode`) needs them; all later
+ * questions share the features. Holds device memory until `close`.
+ */
+export class Clip implements AsyncDisposable {
+  readonly #media: Media;
+  readonly #encoded: SharedWork<EncodedClip>;
+  readonly #onClose: (clip: Clip) => void;
+  #closed = false;
+
+  private constructor(media: Media, encoder: VisualEncoder, options: OpenOptions, onClose: (clip: Clip) => void) {
+    this.#media = media;
+    this.#encoded = new SharedWork(
+      (signal) => encode(media, encoder, signal, options.onProgress),
+      ({ features }) => features.close(),
+    );
+    this.#onClose = onClose;
+  }
+
+  /** @internal Made by `LlamaVid.open`. */
+  static async open(
+    source: MediaSource,
+    encoder: VisualEncoder,
+    options: OpenOptions,
+    onClose: (clip: Clip) => void,
+  ): Promise<Clip> {
+    const { fps, frames, start, end, strict, name, subtitles = 'none', store = 'none', signal } = options;
+    if (subtitles !== 'none') throw notYet('subtitles', subtitles);
+    if (store !== 'none') throw notYet('store', store);
+    const media = await openMedia(source, {
+      ...(fps !== undefined && { fps }),
+      ...(frames !== undefined && { frames }),
+      ...(start !== undefined && { start }),
+      ...(end !== undefined && { end }),
+      ...(strict !== undefined && { strict }),
+      ...(name !== undefined && { name }),
+      ...(signal !== undefined && { signal }),
+    });
+    return new Clip(media, encoder, options, onClose);
+  }
+
+  get kind(): Media['kind'] {
+    return this.#media.kind;
+  }
+
+  /** Size, length and codec of the source. */
+  get info(): Media['info'] {
+    return this.#media.info;
+  }
+
+  /** Decodes and encodes now instead of at the first question. */
+  async encode(options: { signal?: AbortSignal } = {}): Promise<SamplingReport> {
+    const { value } = await this.encoded(options.signal);
+    return value.sampling;
+  }
+
+  /** @internal The features, and whether this call was the one that made them. */
+  encoded(signal?: AbortSignal): Promise<{ value: EncodedClip; fresh: boolean }> {
+    if (this.#closed) return Promise.reject(new LlamaVidError('HANDLE_CLOSED', 'the video or picture is closed'));
+    return this.#encoded.wait(signal);
+  }
+
+  /** Stops encoding, frees the features and the decoder. Closing twice does nothing. */
+  async close(): Promise<void> {
+    if (this.#closed) return;
+    this.#closed = true;
+    this.#onClose(this);
+    await this.#encoded.stop();
+    await this.#media.close();
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.close();
+  }
+}
+
+async function encode(
+  media: Media,
+  encoder: VisualEncoder,
+  signal: AbortSignal,
+  onProgress: OpenOptions['onProgress'],
+): Promise<EncodedClip> {
+  const parts: VisualFeatures[] = [];
+  let [decodeMs, encodeMs, encodedFrames, totalFrames] = [0, 0, 0, 0];
+  const countFrames = (_done: number, total: number) => {
+    totalFrames = total;
+  };
+  try {
+    let waiting = performance.now();
+    for await (const { pixels } of media.pixels(encoder.preprocessing, { signal, onProgress: countFrames })) {
+      const begun = performance.now();
+      decodeMs += begun - waiting;
+      try {
+        const part = await encoder.encode(pixels, { signal });
+        parts.push(part);
+        encodedFrames += part.frameCount;
+      } finally {
+        pixels.close();
+      }
+      waiting = performance.now();
+      encodeMs += waiting - begun;
+      onProgress?.(encodedFrames, Math.max(encodedFrames, totalFrames));
+    }
+    if (parts.length === 0) {
+      throw new LlamaVidError('MEDIA_NO_VIDEO', 'no frame lies in the part that was chosen', {
+        hint: 'Widen start and end.',
+      });
+    }
+    return { features: await VisualFeatures.concatenate(parts), sampling: media.report(), decodeMs, encodeMs };
+  } finally {
+    for (const part of parts) part.close();
+  }
+}
+
+function notYet(option: string, value: string): LlamaVidError {
+  return new LlamaVidError('INVALID_ARGUMENT', `${option} \`${value}\` is not supported yet`, {
+    hint: `\`none\` is the only value of ${option} so far.`,
+  });
+}
