@@ -14,4 +14,6 @@ pub use llama::LlamaTokenizer;
 pub use stream::StreamDecoder;
 pub use word_piece::{MAX_QUERY_IDS, WordPieceTokenizer};
 
+pub use white_space::strip;
+
 pub(crate) use white_space::is_white_space;

@@ -52,8 +52,16 @@ impl WordPieceTokenizer {
         let special = |token: &str| {
             pieces.get(token).copied().ok_or_else(|| Error::Tokenizer(format!("vocab.txt has no {token}")))
         };
-        let (unk, sep, pad, cls) = (special("[UNK]")?, special("[SEP]")?, special("[PAD]")?, special("[CLS]")?);
-        let whole = [("[DEC]", dec), ("[UNK]", unk), ("[SEP]", sep), ("[PAD]", pad), ("[CLS]", cls), ("[MASK]", special("[MASK]")?)];
+        let (unk, sep, pad, cls) =
+            (special("[UNK]")?, special("[SEP]")?, special("[PAD]")?, special("[CLS]")?);
+        let whole = [
+            ("[DEC]", dec),
+            ("[UNK]", unk),
+            ("[SEP]", sep),
+            ("[PAD]", pad),
+            ("[CLS]", cls),
+            ("[MASK]", special("[MASK]")?),
+        ];
         let whole = WholeTokens::new(whole.map(|(content, id)| WholeToken {
             content: content.into(),
             id,
@@ -116,13 +124,17 @@ impl WordPieceTokenizer {
     }
 
     fn push_backwards(&self, text: &str, enough: usize, backwards: &mut Vec<u32>) -> Result<()> {
-        let failed = |error: tokenizers::Error| Error::Tokenizer(format!("the prompt cannot be cut into words: {error}"));
+        let failed = |error: tokenizers::Error| {
+            Error::Tokenizer(format!("the prompt cannot be cut into words: {error}"))
+        };
         let mut normalized = NormalizedString::from(text);
         self.normalizer.normalize(&mut normalized).map_err(failed)?;
         let mut words = PreTokenizedString::from(normalized);
         BertPreTokenizer.pre_tokenize(&mut words).map_err(failed)?;
         let mut ids = Vec::new();
-        for (word, _, _) in words.get_splits(OffsetReferential::Normalized, OffsetType::Byte).into_iter().rev() {
+        for (word, _, _) in
+            words.get_splits(OffsetReferential::Normalized, OffsetType::Byte).into_iter().rev()
+        {
             if backwards.len() >= enough {
                 break;
             }
