@@ -1,5 +1,7 @@
 //! The tokenizers give the reference's ids and texts, and refuse files they cannot read.
 
+#![allow(clippy::unwrap_used, clippy::panic)]
+
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 

@@ -142,6 +142,9 @@ pub fn splice_batch(
     pad_id: u32,
     mut embed: impl FnMut(&[u32]) -> Result<Tensor>,
 ) -> Result<SplicedBatch> {
+    if rows.is_empty() {
+        return Err(Error::Prompt("the batch has no rows".into()));
+    }
     let ids_length = rows.iter().map(|row| row.ids.len()).max().unwrap_or(0);
     let pad = i64::from(pad_id);
     let mut spliced = Vec::with_capacity(rows.len());
@@ -163,9 +166,6 @@ pub fn splice_batch(
         mask.extend(id_mask);
         mask.resize(length, 0);
         masks.push(Tensor::new(mask, row.embeds.device())?);
-    }
-    if rows.is_empty() {
-        return Err(Error::Prompt("the batch has no rows".into()));
     }
     Ok(SplicedBatch {
         embeds: Tensor::stack(&embeds, 0)?,

@@ -12,7 +12,7 @@ mod word_piece;
 
 pub use llama::LlamaTokenizer;
 pub use stream::StreamDecoder;
-pub use word_piece::{MAX_QUERY_IDS, WordPieceTokenizer};
+pub use word_piece::{MAX_QUERY_IDS, QueryRows, WordPieceTokenizer};
 
 pub use white_space::strip;
 

@@ -20,6 +20,9 @@ pub const MAX_QUERY_IDS: usize = 256;
 /// Words with more characters are unknown.
 const MAX_WORD_CHARACTERS: usize = 100;
 
+/// A number for each prompt and position, rows of one length.
+pub type QueryRows = Vec<Vec<u32>>;
+
 /// Prompts to word pieces.
 #[derive(Debug)]
 pub struct WordPieceTokenizer {
@@ -90,7 +93,7 @@ impl WordPieceTokenizer {
 
     /// Ids and attention mask (1 for ids, 0 for padding) of one sample's prompts, both P rows of the same
     /// length. A prompt of more than [`MAX_QUERY_IDS`] ids loses its beginning.
-    pub fn encode_batch(&self, prompts: &[String]) -> Result<(Vec<Vec<u32>>, Vec<Vec<u32>>)> {
+    pub fn encode_batch(&self, prompts: &[String]) -> Result<(QueryRows, QueryRows)> {
         let mut ids = prompts.iter().map(|prompt| self.encode(prompt)).collect::<Result<Vec<_>>>()?;
         let longest = ids.iter().map(Vec::len).max().unwrap_or(0);
         let mask = ids
