@@ -5,6 +5,7 @@
 use std::borrow::Cow;
 
 use super::placeholders::{IMAGE_END, IMAGE_START, IMAGE_TAG};
+use crate::tokenizer::strip;
 use crate::{Error, Result};
 
 /// A question and, but for the last, its answer.
@@ -95,14 +96,18 @@ impl Template {
     pub fn by_name(name: &str) -> Result<&'static Self> {
         TEMPLATES.iter().find(|template| template.name == name).ok_or_else(|| {
             let known: Vec<&str> = TEMPLATES.iter().map(|template| template.name.as_ref()).collect();
-            Error::Prompt(format!("there is no conversation template `{name}`, there are {}", known.join(", ")))
+            Error::Prompt(format!(
+                "there is no conversation template `{name}`, there are {}",
+                known.join(", ")
+            ))
         })
     }
 
     /// The text of the turns. A missing or empty answer leaves the text open for the model to go on.
     pub fn render(&self, turns: &[Turn]) -> Result<String> {
         let messages = turns.iter().flat_map(|(question, answer)| [Some(question), answer.as_ref()]);
-        let messages = messages.map(|message| message.map(String::as_str).filter(|message| !message.is_empty()));
+        let messages =
+            messages.map(|message| message.map(String::as_str).filter(|message| !message.is_empty()));
         let mut text = match self.style {
             SeparatorStyle::Single | SeparatorStyle::Two | SeparatorStyle::Mpt => {
                 format!("{}{}", self.system, self.separator)
@@ -125,7 +130,10 @@ impl Template {
                     text.extend([message, self.separator_behind(is_question)?]);
                 }
                 (SeparatorStyle::Llama2, None) if index == 0 => {
-                    return Err(Error::Prompt(format!("template `{}`: the first question is empty", self.name)));
+                    return Err(Error::Prompt(format!(
+                        "template `{}`: the first question is empty",
+                        self.name
+                    )));
                 }
                 (SeparatorStyle::Llama2, Some(message)) if is_question => {
                     text.extend([&*self.separator, "[INST] "]);
@@ -154,7 +162,7 @@ impl Template {
         let mut turns = turns.to_vec();
         if let Some((question, _)) = turns.first_mut() {
             let bare = question.replace(IMAGE_TAG, "");
-            let bare = bare.trim_matches(crate::tokenizer::is_white_space);
+            let bare = strip(&bare);
             match self.media {
                 MediaPlacement::OwnLine => *question = format!("{IMAGE_TAG}\n{bare}"),
                 MediaPlacement::OwnTurn => {
@@ -207,8 +215,8 @@ pub fn question_with_media(question: &str, tag: ImageTag) -> String {
 pub fn chat_turns(history: &[(String, String)], newest: String) -> Vec<Turn> {
     let tagged = format!("{IMAGE_START}{IMAGE_TAG}{IMAGE_END}\n");
     let bare = format!("{IMAGE_TAG}\n");
-    let earlier = history.iter().map(|(question, answer)| {
-        (question.replace(&tagged, "").replace(&bare, ""), Some(answer.clone()))
-    });
+    let earlier = history
+        .iter()
+        .map(|(question, answer)| (question.replace(&tagged, "").replace(&bare, ""), Some(answer.clone())));
     earlier.chain([(newest, None)]).collect()
 }

@@ -5,7 +5,8 @@ use super::placeholders::{IMAGE_END, IMAGE_START, IMAGE_TAG};
 use super::subtitles::Subtitle;
 use crate::{Error, Result};
 
-const START: &str = "Below is a movie. Memorize the content and answer my question after watching this movie.";
+const START: &str =
+    "Below is a movie. Memorize the content and answer my question after watching this movie.";
 const END: &str = "Now the movie end.";
 
 /// A tag for each frame, each followed by the subtitles that end before the next one is shown.

@@ -56,6 +56,9 @@ pub fn splice(
     }
     let placeholders = ids.len() - text.len();
     let rows = visual.iter().map(|tokens| Ok(tokens.dims2()?.0)).collect::<Result<Vec<usize>>>()?;
+    if let Some(empty) = rows.iter().position(|rows| *rows == 0) {
+        return Err(Error::Prompt(format!("question {empty} has no visual tokens")));
+    }
     let total: usize = rows.iter().sum();
     match kind {
         SpliceKind::PerPlaceholder if placeholders != visual.len() => {
@@ -139,6 +142,9 @@ pub fn splice_batch(
     pad_id: u32,
     mut embed: impl FnMut(&[u32]) -> Result<Tensor>,
 ) -> Result<SplicedBatch> {
+    if rows.is_empty() {
+        return Err(Error::Prompt("the batch has no rows".into()));
+    }
     let ids_length = rows.iter().map(|row| row.ids.len()).max().unwrap_or(0);
     let pad = i64::from(pad_id);
     let mut spliced = Vec::with_capacity(rows.len());
@@ -155,14 +161,11 @@ pub fn splice_batch(
     let mut masks = Vec::with_capacity(rows.len());
     for ((row, id_mask), row_length) in spliced.iter().zip(id_masks).zip(&lengths) {
         embeds.push(row.embeds.pad_with_zeros(0, 0, length - row_length)?);
-        // A placeholder whose tokens are fewer than itself cannot be: each holds one or more.
+        // A placeholder holds one token or more, so no row has become shorter.
         let mut mask = vec![1u8; row_length.saturating_sub(ids_length)];
         mask.extend(id_mask);
         mask.resize(length, 0);
         masks.push(Tensor::new(mask, row.embeds.device())?);
-    }
-    if rows.is_empty() {
-        return Err(Error::Prompt("the batch has no rows".into()));
     }
     Ok(SplicedBatch {
         embeds: Tensor::stack(&embeds, 0)?,

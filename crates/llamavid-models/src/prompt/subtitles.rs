@@ -3,7 +3,7 @@
 //! Reference: the feature extraction scripts. Their habits are kept, because the released long-video
 //! model was trained on what they read.
 
-use crate::tokenizer::is_white_space;
+use crate::tokenizer::{is_white_space, strip};
 use crate::{Error, Result};
 
 /// Segments that the recogniser is less sure of are dropped.
@@ -43,8 +43,8 @@ pub fn parse_srt(bytes: &[u8]) -> Result<Vec<Subtitle>> {
     let mut times = None;
     let file = read_text(bytes);
     for (number, line) in file.split('\n').enumerate() {
-        let line = line.trim_matches(is_white_space).replace("...", "");
-        let line = line.trim_matches(is_white_space);
+        let line = strip(line).replace("...", "");
+        let line = strip(&line);
         if line.is_empty() {
             continue;
         }
@@ -61,7 +61,7 @@ pub fn parse_srt(bytes: &[u8]) -> Result<Vec<Subtitle>> {
             };
             // Positions on the screen may stand behind the time.
             let end = end.split(is_white_space).find(|word| !word.is_empty()).unwrap_or_default();
-            times = Some((read(start.trim_matches(is_white_space))?, read(end)?));
+            times = Some((read(strip(start))?, read(end)?));
         } else {
             if !text.is_empty() {
                 text.push(' ');

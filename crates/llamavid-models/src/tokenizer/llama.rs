@@ -61,7 +61,9 @@ impl LlamaTokenizer {
         let config = read_object("tokenizer_config.json", tokenizer_config_json)?;
         let added_tokens = read_object("added_tokens.json", added_tokens_json)?;
         let map = read_object("special_tokens_map.json", special_tokens_map)?;
-        for (key, wanted) in [("add_bos_token", true), ("add_eos_token", false), ("clean_up_tokenization_spaces", false)] {
+        for (key, wanted) in
+            [("add_bos_token", true), ("add_eos_token", false), ("clean_up_tokenization_spaces", false)]
+        {
             if read_flag(&config, key, wanted)? != wanted {
                 return Err(Error::Tokenizer(format!(
                     "tokenizer_config.json: `{key}` is {}, only {wanted} is supported",
@@ -97,7 +99,11 @@ impl LlamaTokenizer {
             whole.insert(token, WholeToken { content, id, strips_left: true, strips_right: true });
         }
         // A token may have several keys (padding is `<unk>` too); one that says how to strip decides.
-        for token in special.iter().filter(|token| token.strips.is_none()).chain(special.iter().filter(|token| token.strips.is_some())) {
+        for token in special
+            .iter()
+            .filter(|token| token.strips.is_none())
+            .chain(special.iter().filter(|token| token.strips.is_some()))
+        {
             let (strips_left, strips_right) = token.strips.unwrap_or((true, true));
             let id = id_of(&token.content).unwrap_or(unk);
             let content = token.content.clone();
@@ -278,7 +284,9 @@ fn read_flag(config: &Map<String, Value>, key: &str, default: bool) -> Result<bo
     match config.get(key) {
         None | Some(Value::Null) => Ok(default),
         Some(Value::Bool(value)) => Ok(*value),
-        Some(other) => Err(Error::Tokenizer(format!("tokenizer_config.json: `{key}` is {other}, not true or false"))),
+        Some(other) => {
+            Err(Error::Tokenizer(format!("tokenizer_config.json: `{key}` is {other}, not true or false")))
+        }
     }
 }
 
@@ -326,7 +334,9 @@ fn read_special_token(file: &str, key: &'static str, value: &Value) -> Result<Sp
     let flag = |name: &str| value.get(name).and_then(Value::as_bool).unwrap_or(false);
     let (content, strips) = match value {
         // The reference wraps the configuration's plain strings, and leaves those of the map as they are.
-        Value::String(content) => (Some(content.as_str()), (file == "tokenizer_config.json").then_some((false, false))),
+        Value::String(content) => {
+            (Some(content.as_str()), (file == "tokenizer_config.json").then_some((false, false)))
+        }
         other => (other.get("content").and_then(Value::as_str), Some((flag("lstrip"), flag("rstrip")))),
     };
     match content {
@@ -339,9 +349,9 @@ fn read_special_token(file: &str, key: &'static str, value: &Value) -> Result<Sp
 fn read_added_tokens(added_tokens: &Map<String, Value>, pieces: &SentencePiece) -> Result<Vec<String>> {
     let mut by_id: Vec<(u64, &str)> = Vec::with_capacity(added_tokens.len());
     for (token, id) in added_tokens {
-        let id = id
-            .as_u64()
-            .ok_or_else(|| Error::Tokenizer(format!("added_tokens.json: the id of `{token}` is {id}, not a number")))?;
+        let id = id.as_u64().ok_or_else(|| {
+            Error::Tokenizer(format!("added_tokens.json: the id of `{token}` is {id}, not a number"))
+        })?;
         if token.is_empty() {
             return Err(Error::Tokenizer("added_tokens.json: a token is empty".into()));
         }

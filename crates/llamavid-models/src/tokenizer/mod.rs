@@ -12,6 +12,8 @@ mod word_piece;
 
 pub use llama::LlamaTokenizer;
 pub use stream::StreamDecoder;
-pub use word_piece::{MAX_QUERY_IDS, WordPieceTokenizer};
+pub use word_piece::{MAX_QUERY_IDS, QueryRows, WordPieceTokenizer};
+
+pub use white_space::strip;
 
 pub(crate) use white_space::is_white_space;

@@ -47,8 +47,9 @@ pub(super) struct SentencePiece {
 
 impl SentencePiece {
     pub(super) fn from_bytes(file: &[u8]) -> Result<Self> {
-        let proto = SentencePieceModel::from_slice(file)
-            .map_err(|error| Error::Tokenizer(format!("tokenizer.model is not a SentencePiece model: {error}")))?;
+        let proto = SentencePieceModel::from_slice(file).map_err(|error| {
+            Error::Tokenizer(format!("tokenizer.model is not a SentencePiece model: {error}"))
+        })?;
         if proto.pieces().is_empty() {
             return Err(Error::Tokenizer("tokenizer.model holds no pieces".into()));
         }
@@ -84,10 +85,13 @@ impl SentencePiece {
         let mut unknown = None;
         let mut bytes = vec![None; 256];
         for (index, piece) in proto.pieces().iter().enumerate() {
-            let id = u32::try_from(index)
-                .map_err(|_| Error::Tokenizer(format!("tokenizer.model has {} pieces", proto.pieces().len())))?;
+            let id = u32::try_from(index).map_err(|_| {
+                Error::Tokenizer(format!("tokenizer.model has {} pieces", proto.pieces().len()))
+            })?;
             let text = piece.piece();
-            let problem = |problem: &str| Error::Tokenizer(format!("tokenizer.model, piece {id} (`{text}`): {problem}"));
+            let problem = |problem: &str| {
+                Error::Tokenizer(format!("tokenizer.model, piece {id} (`{text}`): {problem}"))
+            };
             let kind = match piece.r#type() {
                 Type::Normal => PieceKind::Normal,
                 Type::Control => PieceKind::Control,
@@ -98,7 +102,8 @@ impl SentencePiece {
                     PieceKind::Unknown
                 }
                 Type::Byte => {
-                    let byte = byte_of(text).ok_or_else(|| problem("a byte piece is named <0x00> to <0xFF>"))?;
+                    let byte =
+                        byte_of(text).ok_or_else(|| problem("a byte piece is named <0x00> to <0xFF>"))?;
                     if let Some(slot) = bytes.get_mut(usize::from(byte)) {
                         *slot = Some(id);
                     }
@@ -128,7 +133,9 @@ impl SentencePiece {
         if byte_fallback {
             let all: Option<Vec<u32>> = bytes.into_iter().collect();
             model.bytes = Some(all.ok_or_else(|| {
-                Error::Tokenizer("tokenizer.model falls back to bytes and does not hold all 256 of them".into())
+                Error::Tokenizer(
+                    "tokenizer.model falls back to bytes and does not hold all 256 of them".into(),
+                )
             })?);
         }
         Ok(model)
@@ -185,7 +192,8 @@ impl SentencePiece {
         if self.dummy_prefix && !text.is_empty() {
             normalized.push(SPACE_MARK);
         }
-        normalized.extend(text.chars().map(|character| if character == ' ' { SPACE_MARK } else { character }));
+        normalized
+            .extend(text.chars().map(|character| if character == ' ' { SPACE_MARK } else { character }));
         normalized
     }
 
@@ -225,7 +233,8 @@ impl SentencePiece {
             .filter_map(|right| self.join(normalized, &symbols, Some(right - 1), Some(right)))
             .collect();
         while let Some(join) = joins.pop() {
-            let (Some(left), Some(right)) = (symbols.get(join.left).copied(), symbols.get(join.right).copied())
+            let (Some(left), Some(right)) =
+                (symbols.get(join.left).copied(), symbols.get(join.right).copied())
             else {
                 continue;
             };
@@ -264,7 +273,12 @@ impl SentencePiece {
             return None;
         }
         let piece = self.piece(self.id(normalized.get(start..end)?)?)?;
-        (piece.kind == PieceKind::Normal).then_some(Join { score: piece.score, left, right, length: end - start })
+        (piece.kind == PieceKind::Normal).then_some(Join {
+            score: piece.score,
+            left,
+            right,
+            length: end - start,
+        })
     }
 }
 
@@ -357,9 +371,12 @@ impl PieceDecoder {
                 self.at_start = false;
             }
             PieceKind::Normal => {
-                let marked = piece.text.strip_prefix(SPACE_MARK).filter(|_| self.at_start && model.dummy_prefix);
+                let marked =
+                    piece.text.strip_prefix(SPACE_MARK).filter(|_| self.at_start && model.dummy_prefix);
                 let shown = marked.unwrap_or(&piece.text);
-                text.extend(shown.chars().map(|character| if character == SPACE_MARK { ' ' } else { character }));
+                text.extend(
+                    shown.chars().map(|character| if character == SPACE_MARK { ' ' } else { character }),
+                );
                 self.at_start &= marked.is_none() && shown.is_empty();
             }
         }

@@ -48,9 +48,11 @@ impl WholeTokens {
         let mut parts = Vec::new();
         let (mut start, mut position, mut strip_next) = (0, 0, false);
         while let Some(first) = bytes.get(position) {
-            let same_first = self.by_first_byte.get(usize::from(*first)).map(Vec::as_slice).unwrap_or_default();
+            let same_first =
+                self.by_first_byte.get(usize::from(*first)).map(Vec::as_slice).unwrap_or_default();
             let rest = bytes.get(position..).unwrap_or_default();
-            let Some(token) = same_first.iter().find(|token| rest.starts_with(token.content.as_bytes())) else {
+            let Some(token) = same_first.iter().find(|token| rest.starts_with(token.content.as_bytes()))
+            else {
                 position += 1;
                 continue;
             };

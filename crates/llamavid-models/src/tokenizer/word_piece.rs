@@ -20,6 +20,9 @@ pub const MAX_QUERY_IDS: usize = 256;
 /// Words with more characters are unknown.
 const MAX_WORD_CHARACTERS: usize = 100;
 
+/// A number for each prompt and position, rows of one length.
+pub type QueryRows = Vec<Vec<u32>>;
+
 /// Prompts to word pieces.
 #[derive(Debug)]
 pub struct WordPieceTokenizer {
@@ -52,8 +55,16 @@ impl WordPieceTokenizer {
         let special = |token: &str| {
             pieces.get(token).copied().ok_or_else(|| Error::Tokenizer(format!("vocab.txt has no {token}")))
         };
-        let (unk, sep, pad, cls) = (special("[UNK]")?, special("[SEP]")?, special("[PAD]")?, special("[CLS]")?);
-        let whole = [("[DEC]", dec), ("[UNK]", unk), ("[SEP]", sep), ("[PAD]", pad), ("[CLS]", cls), ("[MASK]", special("[MASK]")?)];
+        let (unk, sep, pad, cls) =
+            (special("[UNK]")?, special("[SEP]")?, special("[PAD]")?, special("[CLS]")?);
+        let whole = [
+            ("[DEC]", dec),
+            ("[UNK]", unk),
+            ("[SEP]", sep),
+            ("[PAD]", pad),
+            ("[CLS]", cls),
+            ("[MASK]", special("[MASK]")?),
+        ];
         let whole = WholeTokens::new(whole.map(|(content, id)| WholeToken {
             content: content.into(),
             id,
@@ -82,7 +93,7 @@ impl WordPieceTokenizer {
 
     /// Ids and attention mask (1 for ids, 0 for padding) of one sample's prompts, both P rows of the same
     /// length. A prompt of more than [`MAX_QUERY_IDS`] ids loses its beginning.
-    pub fn encode_batch(&self, prompts: &[String]) -> Result<(Vec<Vec<u32>>, Vec<Vec<u32>>)> {
+    pub fn encode_batch(&self, prompts: &[String]) -> Result<(QueryRows, QueryRows)> {
         let mut ids = prompts.iter().map(|prompt| self.encode(prompt)).collect::<Result<Vec<_>>>()?;
         let longest = ids.iter().map(Vec::len).max().unwrap_or(0);
         let mask = ids
@@ -116,13 +127,17 @@ impl WordPieceTokenizer {
     }
 
     fn push_backwards(&self, text: &str, enough: usize, backwards: &mut Vec<u32>) -> Result<()> {
-        let failed = |error: tokenizers::Error| Error::Tokenizer(format!("the prompt cannot be cut into words: {error}"));
+        let failed = |error: tokenizers::Error| {
+            Error::Tokenizer(format!("the prompt cannot be cut into words: {error}"))
+        };
         let mut normalized = NormalizedString::from(text);
         self.normalizer.normalize(&mut normalized).map_err(failed)?;
         let mut words = PreTokenizedString::from(normalized);
         BertPreTokenizer.pre_tokenize(&mut words).map_err(failed)?;
         let mut ids = Vec::new();
-        for (word, _, _) in words.get_splits(OffsetReferential::Normalized, OffsetType::Byte).into_iter().rev() {
+        for (word, _, _) in
+            words.get_splits(OffsetReferential::Normalized, OffsetType::Byte).into_iter().rev()
+        {
             if backwards.len() >= enough {
                 break;
             }
