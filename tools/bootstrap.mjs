@@ -30,7 +30,7 @@ function pnpm(...command) {
   const done = spawnSync('npx', ['-y', '-p', NODE, '-p', PNPM, '-c', line], {
     stdio: 'inherit',
     shell: windows,
-    env: { ...process.env, npm_config_update_notifier: 'false' },
+    env: { ...process.env, npm_config_update_notifier: 'false', TURBO_TELEMETRY_DISABLED: '1' },
   });
   if (done.status !== 0) process.exit(done.status ?? 1);
 }
