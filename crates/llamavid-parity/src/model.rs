@@ -15,7 +15,7 @@ use llamavid_models::prompt::placeholders::tokenize_with_images;
 use llamavid_models::prompt::sampling::frame_indices;
 use llamavid_models::prompt::splice::{BatchRow, SpliceKind, splice_batch};
 use llamavid_models::token_generation::{FeatureKind, Questions, TokenGenerator};
-use llamavid_models::tokenizer::{LlamaTokenizer, WordPieceTokenizer};
+use llamavid_models::tokenizer::{LlamaTokenizer, WordPieceTokenizer, strip};
 use llamavid_models::visual_encoder::VisualEncoder;
 use llamavid_runtime::model_folder::ModelFolder;
 
@@ -237,11 +237,10 @@ fn generate(parts: &Parts, case: &Case, embeds: Tensor, report: &mut FolderRepor
     Ok(())
 }
 
-/// Strips, cuts a final stop string off, and strips again.
+/// Strips as Python does, cuts a final stop string off, and strips again.
 fn final_text(answer: &str, stop: Option<&str>) -> String {
-    let answer = answer.trim();
-    // The record with special tokens keeps them: the chat's history holds the end token.
-    stop.and_then(|stop| answer.strip_suffix(stop)).unwrap_or(answer).trim().to_owned()
+    let answer = strip(answer);
+    strip(stop.and_then(|stop| answer.strip_suffix(stop)).unwrap_or(answer)).to_owned()
 }
 
 fn compare_one(name: &str, case: &Case, recorded: &Recorded, seen: &Seen, report: &mut FolderReport) {
