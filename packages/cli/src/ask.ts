@@ -1,0 +1,81 @@
+import { existsSync } from 'node:fs';
+import process from 'node:process';
+import type { AnswerResult, Clip, SamplingReport } from '@llamavid/pipeline';
+import { type AskFlags, askOptions, loadOptions, openOptions, wrong } from './flags.js';
+import { Interrupt } from './interrupt.js';
+import { checkFiles, openFile } from './media-files.js';
+import { Progress } from './progress.js';
+
+/** `llamavid ask`: the last word is the question, the others are files. */
+export async function ask(words: readonly string[], flags: AskFlags): Promise<number> {
+  const begun = performance.now();
+  const [paths, question] = [words.slice(0, -1), words.at(-1) ?? ''];
+  if (question.trim() === '') throw wrong('the question is empty', 'Put it in quotes behind the files.');
+  if (paths.length === 0 && existsSync(question)) {
+    throw wrong(`the question about ${question} is missing`, 'llamavid ask <media...> "<question>"');
+  }
+  using interrupt = new Interrupt();
+  const { signal } = interrupt;
+  const toOpen = openOptions(flags, signal);
+  // The addon is loaded here and not for `--help`.
+  const { conversationTemplates, LlamaVid } = await import('@llamavid/pipeline');
+  const toAsk = askOptions(flags, conversationTemplates());
+  checkFiles(paths);
+
+  const progress = new Progress(flags.quiet);
+  try {
+    progress.step('loading the model');
+    await using model = await LlamaVid.load(flags.model, loadOptions(flags, signal));
+    const clips: Clip[] = [];
+    for (const path of paths) clips.push(await openFile(model, path, toOpen, progress));
+    progress.step('answering');
+    const answer = model.ask(clips, question, { ...toAsk, signal });
+    if (!flags.json) {
+      for await (const delta of answer) {
+        progress.clear();
+        process.stdout.write(delta);
+      }
+      process.stdout.write('\n');
+    }
+    const result = await answer.result();
+    for (const { notes } of result.samplings) {
+      for (const note of notes) progress.note(note);
+    }
+    progress.clear();
+    if (flags.json) process.stdout.write(`${JSON.stringify(toJson(result, performance.now() - begun))}\n`);
+  } finally {
+    progress.clear();
+  }
+  return 0;
+}
+
+/** The object that `--json` writes; its shape is a contract (README.md). */
+function toJson(result: AnswerResult, totalMs: number): object {
+  const { text, tokenIds, finishReason, usage, sampling, samplings, work, timings, model } = result;
+  return {
+    answer: text,
+    tokenIds,
+    finishReason,
+    usage,
+    sampling: sampling === undefined ? null : samplingToJson(sampling),
+    ...(samplings.length > 1 && { samplings: samplings.map(samplingToJson) }),
+    work,
+    timings: Object.fromEntries(
+      Object.entries({ ...timings, totalMs }).map(([name, value]) => [name, Math.round(value * 100) / 100]),
+    ),
+    model,
+  };
+}
+
+function samplingToJson({ source, fps, frames, timestamps, dropped, notes }: SamplingReport): object {
+  const { path = null, durationSeconds = null, fps: sourceFps = null, frameCount = null } = source;
+  const { width, height, codec } = source;
+  return {
+    source: { path, durationSeconds, fps: sourceFps, frameCount, width, height, codec },
+    fps,
+    frames,
+    timestamps,
+    dropped,
+    notes,
+  };
+}

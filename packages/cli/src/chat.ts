@@ -1,0 +1,152 @@
+import process from 'node:process';
+import { createInterface } from 'node:readline';
+import type { Chat, LlamaVid, OpenOptions } from '@llamavid/pipeline';
+import { askOptions, type ChatFlags, loadOptions, openOptions, wrong } from './flags.js';
+import { Interrupt } from './interrupt.js';
+import { checkFiles, openFile } from './media-files.js';
+import { Progress } from './progress.js';
+import { reportFailure } from './report-failure.js';
+
+const HELP = `/open <file>  talk about this file too
+/media        list the files that the chat is about
+/reset        forget what was said; the files stay
+/help         print this
+/quit         leave (so does the end of the input)
+Anything else is a question. Ctrl-C stops an answer.
+`;
+
+/** `llamavid chat`: one question a line, from a terminal or a pipe. */
+export async function chat(paths: readonly string[], flags: ChatFlags): Promise<number> {
+  using interrupt = new Interrupt();
+  const { signal } = interrupt;
+  const toOpen = openOptions(flags, signal);
+  const { conversationTemplates, LlamaVid } = await import('@llamavid/pipeline');
+  const toAsk = askOptions(flags, conversationTemplates());
+  if (paths.includes('-')) throw wrong('stdin holds the questions, so no file can come from it');
+  checkFiles(paths);
+
+  const progress = new Progress(flags.quiet);
+  try {
+    progress.step('loading the model');
+    await using model = await LlamaVid.load(flags.model, loadOptions(flags, signal));
+    const talk = new Talk(model, model.chat([], toAsk), toOpen, progress);
+    for (const path of paths) await talk.open(path);
+    progress.clear();
+    return await (process.stdin.isTTY && process.stdout.isTTY ? converse(talk, interrupt) : readAll(talk, interrupt));
+  } finally {
+    progress.clear();
+  }
+}
+
+/** With a person: errors and Ctrl-C end a turn, not the chat. */
+async function converse(talk: Talk, interrupt: Interrupt): Promise<number> {
+  process.stdout.write('Ask away; /help lists what else can be typed.\n');
+  const lines = createInterface({ input: process.stdin, output: process.stdout, prompt: '> ' });
+  let answering: Interrupt | undefined;
+  let cancelled = false;
+  lines.on('SIGINT', () => {
+    if (answering !== undefined) return answering.press();
+    cancelled = true;
+    lines.close();
+  });
+  lines.prompt();
+  for await (const line of lines) {
+    using turn = new Interrupt();
+    answering = turn;
+    try {
+      if ((await talk.take(line, turn.signal)) === 'quit') break;
+    } catch (error) {
+      reportFailure(error, { json: false });
+    } finally {
+      answering = undefined;
+    }
+    if (interrupt.signal.aborted) break;
+    lines.prompt();
+  }
+  lines.close();
+  return cancelled || interrupt.signal.aborted ? 130 : 0;
+}
+
+/** From a pipe: every line is taken; a failed turn shows in the exit code. */
+async function readAll(talk: Talk, { signal }: Interrupt): Promise<number> {
+  const lines = createInterface({ input: process.stdin, terminal: false, signal });
+  let exitCode = 0;
+  for await (const line of lines) {
+    try {
+      if ((await talk.take(line, signal)) === 'quit') break;
+    } catch (error) {
+      exitCode = reportFailure(error, { json: false }) === 130 ? 130 : 1;
+    }
+    if (signal.aborted) break;
+  }
+  lines.close();
+  return signal.aborted ? 130 : exitCode;
+}
+
+/** A chat and the files that it is about. */
+class Talk {
+  readonly #model: LlamaVid;
+  readonly #chat: Chat;
+  readonly #toOpen: OpenOptions;
+  readonly #progress: Progress;
+  readonly #paths: string[] = [];
+
+  constructor(model: LlamaVid, chat: Chat, toOpen: OpenOptions, progress: Progress) {
+    this.#model = model;
+    this.#chat = chat;
+    this.#toOpen = toOpen;
+    this.#progress = progress;
+  }
+
+  async open(path: string, signal?: AbortSignal): Promise<void> {
+    checkFiles([path]);
+    const options = signal === undefined ? this.#toOpen : { ...this.#toOpen, signal };
+    this.#chat.add(await openFile(this.#model, path, options, this.#progress));
+    this.#paths.push(path);
+  }
+
+  /** Does what one line says. */
+  async take(line: string, signal: AbortSignal): Promise<'quit' | undefined> {
+    const text = line.trim();
+    const [, command, rest = ''] = /^\/(\S*)\s*(.*)$/s.exec(text) ?? [];
+    if (command === undefined) return text === '' ? undefined : await this.#ask(text, signal);
+    switch (command) {
+      case 'quit':
+      case 'exit':
+        return 'quit';
+      case 'help':
+        process.stdout.write(HELP);
+        return undefined;
+      case 'media':
+        process.stdout.write(this.#paths.length === 0 ? 'no files\n' : `${this.#paths.join('\n')}\n`);
+        return undefined;
+      case 'reset':
+        this.#chat.reset();
+        return undefined;
+      case 'open': {
+        const path = rest.replace(/^(["'])(.*)\1$/s, '$2');
+        if (path === '') throw wrong('/open needs a file', '/open <file>');
+        await this.open(path, signal);
+        this.#progress.clear();
+        return undefined;
+      }
+      default:
+        throw wrong(`/${command} is not known`, '/help lists what is.');
+    }
+  }
+
+  async #ask(question: string, signal: AbortSignal): Promise<undefined> {
+    let begun = false;
+    try {
+      for await (const delta of this.#chat.send(question, { signal })) {
+        this.#progress.clear();
+        process.stdout.write(delta);
+        begun = true;
+      }
+      begun = true;
+    } finally {
+      this.#progress.clear();
+      if (begun) process.stdout.write('\n');
+    }
+  }
+}

@@ -1,0 +1,150 @@
+import { LlamaVidError } from '@llamavid/errors';
+import type { AskOptions, LoadOptions, OpenOptions } from '@llamavid/pipeline';
+import { type Command, Option } from 'commander';
+
+export interface ModelFlags {
+  model?: string;
+  device: NonNullable<LoadOptions['device']>;
+  dtype: NonNullable<LoadOptions['dtype']>;
+  load: '16bit';
+  quiet: boolean;
+}
+
+export interface AnswerFlags {
+  temperature: number;
+  topP?: number;
+  topK?: number;
+  seed?: number;
+  maxNewTokens: number;
+  conversation?: string;
+}
+
+export interface MediaFlags {
+  fps?: number;
+  frames?: number;
+  start?: number;
+  end?: number;
+  strict: boolean;
+  subtitles: 'none';
+  store: 'none';
+}
+
+export type ChatFlags = ModelFlags & AnswerFlags & MediaFlags;
+export type AskFlags = ChatFlags & { json: boolean };
+
+export function addModelFlags(command: Command): void {
+  command
+    .option('--model <folder>', 'folder of the model')
+    .option('--device <device>', 'auto, cpu, cuda or cuda:N', device, 'auto')
+    .option('--dtype <dtype>', 'auto, f32 (exact), bf16 or f16', oneOf('--dtype', ['auto', 'f32', 'bf16', 'f16']), 'auto')
+    .addOption(new Option('--load <bits>', '16bit; 8bit and 4bit are not there yet').argParser(load).default('16bit'))
+    .option('--quiet', 'no progress on stderr', false);
+}
+
+export function addAnswerFlags(command: Command): void {
+  command
+    .option('--temperature <t>', '0 takes the likeliest token, above 0 samples', parseNumber('--temperature', 0), 0)
+    .option('--top-p <p>', 'sample among tokens that together reach this share', share)
+    .option('--top-k <k>', 'sample among the k likeliest tokens; 0 is all (default: 50)', parseWholeNumber('--top-k', 0))
+    .option('--seed <n>', 'equal seeds give equal samples (default: 0)', parseWholeNumber('--seed', 0))
+    .option('--max-new-tokens <n>', 'at most this many new tokens', parseWholeNumber('--max-new-tokens', 1), 512)
+    .option('--conversation <template>', 'conversation template (default: "llava_v1")');
+}
+
+export function addMediaFlags(command: Command): void {
+  command
+    .option('--fps <n>', 'frames a second of video (default: 1)', positive('--fps'))
+    .option('--frames <n>', 'exactly this many frames, instead of --fps', parseWholeNumber('--frames', 1))
+    .option('--start <s>', 'second where sampling starts', parseNumber('--start', 0))
+    .option('--end <s>', 'second where sampling ends', parseNumber('--end', 0))
+    .option('--strict', 'damage in a file is an error instead of a note', false)
+    .addOption(new Option('--subtitles <file>', 'none; files are not read yet').argParser(none('--subtitles')).default('none'))
+    .addOption(new Option('--store <folder>', 'none; features are not stored yet').argParser(none('--store')).default('none'));
+}
+
+export function loadOptions(flags: ModelFlags, signal: AbortSignal): LoadOptions {
+  return { device: flags.device, dtype: flags.dtype, load: flags.load, signal };
+}
+
+export function openOptions(flags: MediaFlags, signal: AbortSignal): OpenOptions {
+  const { fps, frames, start, end, strict, subtitles, store } = flags;
+  if (fps !== undefined && frames !== undefined) {
+    throw wrong('--fps and --frames exclude each other', 'Give one of them.');
+  }
+  if (start !== undefined && end !== undefined && end <= start) {
+    throw wrong(`--end ${end} is not behind --start ${start}`);
+  }
+  return { fps, frames, start, end, strict, subtitles, store, signal };
+}
+
+/** Checks the template's name against `templates`, before anything is loaded. */
+export function askOptions(flags: AnswerFlags, templates: readonly string[]): AskOptions {
+  const { temperature, topP, topK, seed, maxNewTokens, conversation } = flags;
+  if (conversation !== undefined && !templates.includes(conversation)) {
+    throw wrong(`--conversation ${conversation}: no template has this name`, `Templates: ${templates.join(', ')}.`);
+  }
+  return { temperature, topP, topK, seed, maxNewTokens, conversation };
+}
+
+export function wrong(message: string, hint?: string): LlamaVidError {
+  return new LlamaVidError('INVALID_ARGUMENT', message, hint === undefined ? {} : { hint });
+}
+
+function device(value: string): string {
+  if (/^(auto|cpu|cuda(:\d+)?)$/.test(value)) return value;
+  if (value.includes(',')) throw wrong(`--device ${value}: several devices are not supported yet`, 'Name one device.');
+  throw wrong(`--device ${value}: no such device`, 'Devices are auto, cpu, cuda and cuda:N.');
+}
+
+function load(value: string): string {
+  if (value === '8bit' || value === '4bit') {
+    throw new LlamaVidError('MODEL_UNSUPPORTED', `--load ${value}: quantised loading is not supported yet`, {
+      hint: '16bit is the only value so far.',
+    });
+  }
+  return oneOf('--load', ['16bit'])(value);
+}
+
+function none(flag: string): (value: string) => string {
+  return (value) => {
+    if (value === 'none') return value;
+    throw wrong(`${flag} ${value} is not supported yet`, `none is the only value of ${flag} so far.`);
+  };
+}
+
+function oneOf(flag: string, values: readonly string[]): (value: string) => string {
+  return (value) => {
+    if (values.includes(value)) return value;
+    throw wrong(`${flag} ${value} is not one of ${values.join(', ')}`);
+  };
+}
+
+function parseNumber(flag: string, least: number): (value: string) => number {
+  return (value) => {
+    const number = value.trim() === '' ? Number.NaN : Number(value);
+    if (Number.isFinite(number) && number >= least) return number;
+    throw wrong(`${flag} ${value} is not a number of at least ${least}`);
+  };
+}
+
+function parseWholeNumber(flag: string, least: number): (value: string) => number {
+  return (value) => {
+    const number = value.trim() === '' ? Number.NaN : Number(value);
+    if (Number.isSafeInteger(number) && number >= least) return number;
+    throw wrong(`${flag} ${value} is not a whole number of at least ${least}`);
+  };
+}
+
+function positive(flag: string): (value: string) => number {
+  return (value) => {
+    const number = parseNumber(flag, 0)(value);
+    if (number > 0) return number;
+    throw wrong(`${flag} ${value} is not above 0`);
+  };
+}
+
+function share(value: string): number {
+  const number = positive('--top-p')(value);
+  if (number <= 1) return number;
+  throw wrong(`--top-p ${value} is above 1`);
+}

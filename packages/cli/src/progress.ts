@@ -1,0 +1,45 @@
+import process from 'node:process';
+
+/** What goes on, on stderr: one line that changes on a terminal, plain lines elsewhere, nothing when quiet. */
+export class Progress {
+  readonly #quiet: boolean;
+  readonly #terminal = process.stderr.isTTY === true;
+  #shown = false;
+
+  constructor(quiet: boolean) {
+    this.#quiet = quiet;
+  }
+
+  /** A step that begins. */
+  step(text: string): void {
+    if (this.#quiet) return;
+    if (this.#terminal) this.#replace(text);
+    else process.stderr.write(`${text}\n`);
+  }
+
+  /** Frames done of all; elsewhere than on a terminal only the last one is worth a line. */
+  frames(done: number, total: number): void {
+    if (this.#quiet) return;
+    const text = `encoding frames: ${done} of ${total}`;
+    if (this.#terminal) this.#replace(text);
+    else if (done === total) process.stderr.write(`${text}\n`);
+  }
+
+  /** Something that the user should know and that stays. */
+  note(text: string): void {
+    if (this.#quiet) return;
+    this.clear();
+    process.stderr.write(`note: ${text}\n`);
+  }
+
+  /** Makes room for the answer. */
+  clear(): void {
+    if (this.#shown) process.stderr.write('\r\x1b[2K');
+    this.#shown = false;
+  }
+
+  #replace(text: string): void {
+    process.stderr.write(`\r\x1b[2K${text.slice(0, (process.stderr.columns ?? 80) - 1)}`);
+    this.#shown = true;
+  }
+}
