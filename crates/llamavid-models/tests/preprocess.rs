@@ -100,7 +100,9 @@ fn padding_equals_a_picture_that_is_padded_beforehand() {
 
 /// FNV-1a of the bytes: tells pictures apart without storing them.
 fn digest(bytes: &[u8]) -> u64 {
-    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x100_0000_01b3))
+    bytes
+        .iter()
+        .fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x100_0000_01b3))
 }
 
 /// Digests of what Pillow 13.0.0 makes of `Picture::noise`: cropped, and padded with (122, 116, 104).
