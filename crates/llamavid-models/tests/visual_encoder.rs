@@ -15,6 +15,8 @@ const FIXTURES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../fixtures");
 const CASES: [&str; 6] = ["image-224", "image-336", "image-grid4", "video-mean", "video-grid2", "eps-probe"];
 /// Largest difference against the largest value, in f32 on a CPU.
 const TOLERANCE: f64 = 1e-4;
+/// As above, for a batch against its items: a matrix product sums in another order when it has more rows.
+const BATCH_TOLERANCE: f64 = 1e-5;
 
 type Tensors = HashMap<String, Tensor>;
 
@@ -63,22 +65,37 @@ impl Case {
         eva(&self.config, weights.into_iter().collect(), dtype, &Device::Cpu)
     }
 
-    /// The recorded pixels, or where they were too large to be recorded those of the picture.
-    fn pixels(&self, id: &str) -> Option<Tensor> {
+    /// The recorded pixels, or where there are none what our preprocessing makes of the pictures.
+    fn pixels(&self, id: &str) -> Tensor {
         if let Some(pixels) = self.tensors.get(&format!("{id}/pixel_values")) {
-            return Some(pixels.clone());
+            return pixels.clone();
         }
         let cases = self.description["cases"].as_array().unwrap();
-        let case = cases.iter().find(|case| case["id"] == id)?;
-        let picture = image::open(self.folder.join(case["file"].as_str()?)).unwrap().to_rgb8();
-        let (width, height) = (picture.width() as usize, picture.height() as usize);
-        let fit = if case["preprocess"] == "pad" { Fit::Pad } else { Fit::Crop };
+        let case = cases.iter().find(|case| case["id"] == id).unwrap();
+        let pictures: Vec<Tensor> = match case["file"].as_str() {
+            Some(file) => {
+                let picture = image::open(self.folder.join(file)).unwrap().to_rgb8();
+                let shape = (picture.height() as usize, picture.width() as usize, 3);
+                vec![Tensor::from_vec(picture.into_raw(), shape, &Device::Cpu).unwrap()]
+            }
+            None => {
+                // The case with two questions has the first video.
+                let video = if id == "video-multi-prompt" { "video0" } else { id };
+                let frames = &self.tensors[&format!("{video}/all_frames")];
+                let chosen = case["frame_index"].as_array().unwrap().iter();
+                chosen.map(|index| frames.get(index.as_u64().unwrap() as usize).unwrap()).collect()
+            }
+        };
         let size = self.config.image_size;
-        let mut pixels = vec![0f32; 3 * size * size];
-        Preprocessing::clip(size, fit)
-            .pixels(&RgbImage { data: picture.as_raw(), width, height, stride: 3 * width }, &mut pixels)
-            .unwrap();
-        Some(Tensor::from_vec(pixels, (1, 3, size, size), &Device::Cpu).unwrap())
+        let fit = if case["preprocess"] == "pad" { Fit::Pad } else { Fit::Crop };
+        let mut pixels = vec![0f32; pictures.len() * 3 * size * size];
+        for (picture, pixels) in pictures.iter().zip(pixels.chunks_exact_mut(3 * size * size)) {
+            let (height, width, _) = picture.dims3().unwrap();
+            let data: Vec<u8> = picture.flatten_all().unwrap().to_vec1().unwrap();
+            let image = RgbImage { data: &data, width, height, stride: 3 * width };
+            Preprocessing::clip(size, fit).pixels(&image, pixels).unwrap();
+        }
+        Tensor::from_vec(pixels, (pictures.len(), 3, size, size), &Device::Cpu).unwrap()
     }
 }
 
@@ -115,11 +132,9 @@ fn every_recorded_tensor_matches() {
         let case = Case::open(name);
         let encoder = case.encoder(DType::F32);
         let mut compared = 0;
-        for id in ["single", "pad", "multi-prompt", "second-turn", "truncated-prompt", "video0", "video1"] {
-            if !case.tensors.contains_key(&format!("{id}/vit.out")) {
-                continue;
-            }
-            let Some(pixels) = case.pixels(id) else { continue };
+        let outputs = case.tensors.keys().filter_map(|key| key.strip_suffix("/vit.out"));
+        for id in outputs {
+            let pixels = case.pixels(id);
             let mut recorder = Recorder::default();
             let out = encoder.forward(&pixels, &mut recorder).unwrap();
             assert_close(&out, &case.tensors[&format!("{id}/vit.out")], TOLERANCE, name);
@@ -136,7 +151,7 @@ fn every_recorded_tensor_matches() {
                 recorder.0.iter().filter(|(name, _)| case.tensors.contains_key(&format!("{id}/{name}")));
             assert_eq!(seen.count(), recorded, "{name}/{id}");
         }
-        assert!(compared >= case.config.depth + 3, "{name}: only {compared} tensors");
+        assert!(compared >= case.config.depth + 4, "{name}: only {compared} tensors");
     }
 }
 
@@ -151,7 +166,7 @@ fn weights_of_a_checkpoint_match() {
         })
         .collect();
     let encoder = eva(&case.config, weights, DType::F32, &Device::Cpu);
-    let out = encoder.forward(&case.pixels("video0").unwrap(), &mut Blind).unwrap();
+    let out = encoder.forward(&case.pixels("video0"), &mut Blind).unwrap();
     assert_close(&out, &case.tensors["video0/vit.out"], TOLERANCE, "video0");
 }
 
@@ -159,11 +174,16 @@ fn weights_of_a_checkpoint_match() {
 fn batch_equals_its_items() {
     let case = Case::open("video-mean");
     let encoder = case.encoder(DType::F32);
-    let pixels = case.pixels("video0").unwrap();
+    let pixels = case.pixels("video0");
     let together = encoder.forward(&pixels, &mut Blind).unwrap();
     for index in 0..pixels.dim(0).unwrap() {
         let alone = encoder.forward(&pixels.narrow(0, index, 1).unwrap(), &mut Blind).unwrap();
-        assert_close(&alone, &together.narrow(0, index, 1).unwrap(), 1e-6, &format!("frame {index}"));
+        assert_close(
+            &alone,
+            &together.narrow(0, index, 1).unwrap(),
+            BATCH_TOLERANCE,
+            &format!("frame {index}"),
+        );
     }
 }
 
@@ -173,7 +193,7 @@ fn half_precision_stays_near() {
         for name in ["video-mean", "image-grid4"] {
             let case = Case::open(name);
             let id = if name == "video-mean" { "video0" } else { "single" };
-            let out = case.encoder(dtype).forward(&case.pixels(id).unwrap(), &mut Blind).unwrap();
+            let out = case.encoder(dtype).forward(&case.pixels(id), &mut Blind).unwrap();
             assert_eq!(out.dtype(), dtype);
             assert_close(
                 &out,
@@ -218,7 +238,7 @@ fn norm(tensor: &Tensor) -> f32 {
 #[test]
 fn gradient_reaches_the_pixels_of_eva() {
     let case = Case::open("video-mean");
-    let pixels = case.pixels("video0").unwrap().narrow(0, 0, 2).unwrap();
+    let pixels = case.pixels("video0").narrow(0, 0, 2).unwrap();
     gradient_reaches_pixels(&case.encoder(DType::F32), &pixels);
 }
 
@@ -227,7 +247,6 @@ fn gradient_reaches_the_pixels_of_clip() {
     gradient_reaches_pixels(&clip(&clip_config()), &clip_tensors()["pixel_values"]);
 }
 
-/// Weights that train have a gradient each, but for the biases and tables that are prepared when it is built.
 #[test]
 fn gradient_reaches_the_weights() {
     let case = Case::open("video-mean");
@@ -238,7 +257,7 @@ fn gradient_reaches_the_weights() {
         .collect();
     let tensors = weights.iter().map(|(name, var)| (name.clone(), var.as_tensor().clone())).collect();
     let encoder = eva(&case.config, tensors, DType::F32, &Device::Cpu);
-    let out = encoder.forward(&case.pixels("video0").unwrap(), &mut Blind).unwrap();
+    let out = encoder.forward(&case.pixels("video0"), &mut Blind).unwrap();
     let gradients = out.sqr().unwrap().sum_all().unwrap().backward().unwrap();
     let unused = |name: &str| {
         ["norm.", "head.", &format!("blocks.{}.", case.config.depth)]
@@ -318,7 +337,7 @@ fn clip_without_class_row_has_the_patches() {
     assert!(out.is_contiguous());
 
     let alone = encoder.forward(&tensors["pixel_values"].narrow(0, 1, 1).unwrap(), &mut Blind).unwrap();
-    assert_close(&alone, &out.narrow(0, 1, 1).unwrap(), 1e-6, "second frame alone");
+    assert_close(&alone, &out.narrow(0, 1, 1).unwrap(), BATCH_TOLERANCE, "second frame alone");
 }
 
 #[test]
