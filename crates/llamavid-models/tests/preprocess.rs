@@ -98,6 +98,55 @@ fn padding_equals_a_picture_that_is_padded_beforehand() {
     }
 }
 
+/// FNV-1a of the bytes: tells pictures apart without storing them.
+fn digest(bytes: &[u8]) -> u64 {
+    bytes
+        .iter()
+        .fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(*byte)).wrapping_mul(0x100_0000_01b3))
+}
+
+/// Digests of what Pillow 13.0.0 makes of `Picture::noise`: cropped, and padded with (122, 116, 104).
+#[test]
+fn odd_shapes_equal_pillow() {
+    for (width, height, size, cropped, padded) in [
+        (1, 1, 224, 0x571d852f877e2725, 0x571d852f877e2725),
+        (3, 2000, 224, 0xc18989a68f7501b3, 0x183e060ab63abab9),
+        (2000, 3, 224, 0x48f98781e93c7181, 0xacf23042f6cb73eb),
+        (1, 3000, 56, 0x5b4c6b46e83b8fb5, 0x12b53bf481051e25),
+        (2, 1, 14, 0x6525389e16c54d31, 0xcc9521293d80587a),
+        (7, 5, 14, 0x250c8033951a851c, 0x1e6ecdf396d85aa3),
+        (8, 9, 15, 0xa485b28710ad6d84, 0xa8054231dea915cf),
+        (1280, 720, 224, 0x390f05abb7d50261, 0xac9ca2fded497387),
+        (223, 500, 224, 0xbbac891adae36f66, 0x1f9f7f18a892b190),
+        (225, 224, 224, 0xdc3fe4d8a6b8962a, 0x6ea68d45b023f34e),
+    ] {
+        let picture = Picture::noise(width, height);
+        for (fit, expected) in [(Fit::Crop, cropped), (Fit::Pad, padded)] {
+            let resized = Preprocessing::clip(size, fit).resize(&picture.view()).unwrap();
+            assert_eq!(digest(&resized), expected, "{width}x{height} to {size}, {fit:?}");
+        }
+    }
+}
+
+#[test]
+fn video_frames_equal_the_reference() {
+    for case in ["video-mean", "video-grid2"] {
+        let file = Path::new(FIXTURES).join(case).join("tensors.safetensors");
+        let tensors = candle_core::safetensors::load(file, &Device::Cpu).unwrap();
+        // The recorded case takes every frame.
+        let (frames, expected) = (&tensors["video0/all_frames"], &tensors["video0/pixel_values"]);
+        let (count, _, size, _) = expected.dims4().unwrap();
+        assert_eq!(frames.dim(0).unwrap(), count);
+        for index in 0..count {
+            let picture = Picture::from_tensor(&frames.get(index).unwrap());
+            let mut pixels = vec![0f32; 3 * size * size];
+            Preprocessing::clip(size, Fit::Crop).pixels(&picture.view(), &mut pixels).unwrap();
+            let expected: Vec<f32> = expected.get(index).unwrap().flatten_all().unwrap().to_vec1().unwrap();
+            assert_eq!(pixels, expected, "{case}, frame {index}");
+        }
+    }
+}
+
 #[test]
 fn stride_is_obeyed() {
     for (width, height) in [(31, 17), (700, 200)] {

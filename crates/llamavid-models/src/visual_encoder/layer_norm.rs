@@ -1,0 +1,22 @@
+//! Layer normalisation with its weights.
+
+use candle_core::{Result, Tensor};
+use candle_nn::VarBuilder;
+
+/// Layer normalisation over the last dimension, with a backward pass.
+#[derive(Debug, Clone)]
+pub(super) struct LayerNorm {
+    weight: Tensor,
+    bias: Tensor,
+    eps: f64,
+}
+
+impl LayerNorm {
+    pub fn new(width: usize, eps: f64, vb: VarBuilder) -> Result<Self> {
+        Ok(Self { weight: vb.get(width, "weight")?, bias: vb.get(width, "bias")?, eps })
+    }
+
+    pub fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        llamavid_kernels::layer_norm(x, &self.weight, &self.bias, self.eps)
+    }
+}

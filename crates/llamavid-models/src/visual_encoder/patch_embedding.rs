@@ -1,0 +1,32 @@
+//! Patches of a picture as rows of features.
+
+use candle_core::{Result, Tensor};
+use candle_nn::{Linear, Module, VarBuilder};
+
+/// A convolution whose stride is its kernel, written as the matrix product that it is.
+#[derive(Debug, Clone)]
+pub(super) struct PatchEmbedding {
+    proj: Linear,
+    patch_size: usize,
+}
+
+impl PatchEmbedding {
+    /// Reads `weight` (V, 3, p, p) and, where the tower has one, `bias` (V).
+    pub fn new(width: usize, patch_size: usize, bias: bool, vb: VarBuilder) -> Result<Self> {
+        let weight = vb.get((width, 3, patch_size, patch_size), "weight")?;
+        let bias = if bias { Some(vb.get(width, "bias")?) } else { None };
+        Ok(Self { proj: Linear::new(weight.flatten_from(1)?, bias), patch_size })
+    }
+
+    /// `pixels` (F, 3, S, S) give (F, P, V), patches row by row.
+    pub fn forward(&self, pixels: &Tensor) -> Result<Tensor> {
+        let (frames, channels, height, width) = pixels.dims4()?;
+        let size = self.patch_size;
+        let (rows, columns) = (height / size, width / size);
+        let patches = pixels
+            .reshape(&[frames, channels, rows, size, columns, size])?
+            .permute([0, 2, 4, 1, 3, 5])? // (F, rows, columns, 3, p, p)
+            .reshape((frames, rows * columns, channels * size * size))?;
+        self.proj.forward(&patches)
+    }
+}
