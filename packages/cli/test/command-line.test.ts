@@ -1,0 +1,242 @@
+import { spawn } from 'node:child_process';
+import { join } from 'node:path';
+import { describe, expect, it } from 'vitest';
+
+const fixtures = join(import.meta.dirname, '../../../fixtures');
+const model = join(fixtures, 'random-model');
+const clip = join(fixtures, 'clips/bbb_vp9.webm');
+const picture = join(fixtures, 'oracle/image-224/data/images/im0.png');
+const main = join(import.meta.dirname, '../dist/main.js');
+
+interface Run {
+  exitCode: number | null;
+  stdout: string;
+  stderr: string;
+}
+
+/** Runs the built command. `watch` sees what it writes, and may stop it. */
+function llamavid(
+  args: string[],
+  { input = '', watch }: { input?: string; watch?: (text: string, kill: (signal: NodeJS.Signals) => void) => void } = {},
+): Promise<Run> {
+  const child = spawn(process.execPath, [main, ...args], { stdio: 'pipe' });
+  const run: Run = { exitCode: null, stdout: '', stderr: '' };
+  for (const stream of ['stdout', 'stderr'] as const) {
+    child[stream].setEncoding('utf8').on('data', (text: string) => {
+      run[stream] += text;
+      watch?.(text, (signal) => child.kill(signal));
+    });
+  }
+  child.stdin.on('error', () => {});
+  child.stdin.end(input);
+  return new Promise((resolve, reject) => {
+    child.on('error', reject);
+    child.on('close', (exitCode) => resolve({ ...run, exitCode }));
+  });
+}
+
+const ask = (...args: string[]) => llamavid(['ask', ...args, '--device', 'cpu', '--dtype', 'f32']);
+
+describe('llamavid', () => {
+  it('prints help and version', async () => {
+    const [help, askHelp, version] = await Promise.all([
+      llamavid(['--help']),
+      llamavid(['ask', '--help']),
+      llamavid(['--version']),
+    ]);
+    expect([help.exitCode, askHelp.exitCode, version.exitCode]).toEqual([0, 0, 0]);
+    expect(help.stdout).toContain('Exit codes');
+    for (const flag of [
+      ...['--model', '--device', '--dtype', '--strict', '--load', '--temperature', '--top-p', '--top-k', '--seed'],
+      ...['--max-new-tokens', '--conversation', '--fps', '--frames', '--start', '--end', '--subtitles', '--store'],
+      ...['--json', '--quiet'],
+    ]) {
+      expect(askHelp.stdout).toContain(flag);
+    }
+    expect(version.stdout).toMatch(/^\d+\.\d+\.\d+\n$/);
+  });
+
+  for (const [what, args] of Object.entries({
+    'no command': [],
+    'an unknown command': ['sing'],
+    'an unknown option': ['ask', clip, 'What?', '--loud'],
+    'no question': ['ask', clip],
+    'nothing to ask': ['ask'],
+    'an empty question': ['ask', clip, ' '],
+    'an unknown device': ['ask', clip, 'What?', '--device', 'abacus'],
+    'several devices': ['ask', clip, 'What?', '--device', 'cuda:0,1'],
+    'an unknown dtype': ['ask', clip, 'What?', '--dtype', 'f8'],
+    'an unknown template': ['ask', clip, 'What?', '--conversation', 'nobody'],
+    'a negative temperature': ['ask', clip, 'What?', '--temperature', '-1'],
+    'top-p above 1': ['ask', clip, 'What?', '--top-p', '1.5'],
+    'half a token': ['ask', clip, 'What?', '--max-new-tokens', '0.5'],
+    'no frames a second': ['ask', clip, 'What?', '--fps', '0'],
+    'an end before the start': ['ask', clip, 'What?', '--start', '5', '--end', '2'],
+    'both fps and frames': ['ask', clip, 'What?', '--fps', '2', '--frames', '4'],
+    'subtitles, which are not there yet': ['ask', clip, 'What?', '--subtitles', 'auto'],
+    'a store, which is not there yet': ['ask', clip, 'What?', '--store', 'features'],
+  })) {
+    it(`exits with 2 on ${what}`, async () => {
+      const plain = await llamavid(args);
+      expect(plain.exitCode).toBe(2);
+      expect(plain.stdout).toBe('');
+      expect(plain.stderr).toMatch(/^error: .+\n(hint: .+\n)?$/);
+      if (args[0] !== 'ask') return;
+      const json = await llamavid([...args, '--json']);
+      expect(json.exitCode).toBe(2);
+      expect(json.stderr).toBe('');
+      expect(JSON.parse(json.stdout)).toEqual({
+        error: { code: 'INVALID_ARGUMENT', message: expect.any(String), hint: json.stdout.includes('"hint":null') ? null : expect.any(String) },
+      });
+    });
+  }
+
+  for (const [code, args] of Object.entries({
+    MEDIA_NOT_FOUND: ['ask', 'nowhere.mp4', 'What?', '--model', model],
+    MODEL_NOT_FOUND: ['ask', clip, 'What?', '--model', 'nowhere'],
+    MODEL_UNSUPPORTED: ['ask', clip, 'What?', '--model', model, '--load', '8bit'],
+    MEDIA_UNREADABLE: ['ask', join(model, 'config.json'), 'What?', '--model', model],
+  })) {
+    it(`exits with 1 and tells ${code}`, async () => {
+      const [plain, json] = await Promise.all([llamavid([...args, '--quiet']), llamavid([...args, '--json', '--quiet'])]);
+      expect([plain.exitCode, json.exitCode]).toEqual([1, 1]);
+      expect(plain.stderr).toMatch(/^error: .+\nhint: .+\n$/);
+      expect(JSON.parse(json.stdout)).toEqual({
+        error: { code, message: expect.any(String), hint: expect.any(String) },
+      });
+    });
+  }
+
+  it('says that there is no embedded model yet', async () => {
+    const { exitCode, stderr } = await llamavid(['ask', clip, 'What?', '--quiet']);
+    expect(exitCode).toBe(1);
+    expect(stderr).toContain('--model <folder>');
+  });
+});
+
+describe('llamavid ask', () => {
+  it('writes the same answer as text and as JSON, and progress elsewhere', async () => {
+    const args = [clip, 'What happens?', '--model', model, '--max-new-tokens', '16'];
+    const [text, json] = await Promise.all([ask(...args), ask(...args, '--json', '--quiet')]);
+    expect([text.exitCode, json.exitCode]).toEqual([0, 0]);
+    expect(text.stderr).toContain('loading the model');
+    expect(json.stderr).toBe('');
+    const result = JSON.parse(json.stdout);
+    expect(text.stdout).toBe(`${result.answer}\n`);
+    expect(result).toEqual({
+      answer: expect.any(String),
+      tokenIds: expect.any(Array),
+      finishReason: 'length',
+      usage: { promptTokens: expect.any(Number), visualTokens: result.sampling.frames * 2, completionTokens: 16 },
+      sampling: {
+        source: {
+          path: clip,
+          durationSeconds: expect.any(Number),
+          fps: expect.any(Number),
+          frameCount: expect.toBeOneOf([expect.any(Number), null]),
+          width: expect.any(Number),
+          height: expect.any(Number),
+          codec: 'vp9',
+        },
+        fps: 1,
+        frames: expect.any(Number),
+        timestamps: expect.any(Array),
+        dropped: 0,
+        notes: expect.any(Array),
+      },
+      work: { framesDecoded: expect.any(Number), framesEncoded: result.sampling.frames, storeHit: false },
+      timings: {
+        loadMs: expect.any(Number),
+        decodeMs: expect.any(Number),
+        encodeMs: expect.any(Number),
+        tokensMs: expect.any(Number),
+        prefillMs: expect.any(Number),
+        firstTokenMs: expect.any(Number),
+        totalMs: expect.any(Number),
+        tokensPerSecond: expect.any(Number),
+        peakRssBytes: expect.any(Number),
+      },
+      model: { name: 'random-model', dtype: 'f32', device: 'cpu' },
+    });
+    expect(result.tokenIds).toHaveLength(16);
+  });
+
+  it('takes several files, a part of a video, and none at all', async () => {
+    const [several, part, none] = await Promise.all([
+      ask(clip, picture, 'What differs?', '--model', model, '--frames', '3', '--max-new-tokens', '2', '--json'),
+      ask(clip, 'What?', '--model', model, '--start', '1', '--end', '3', '--max-new-tokens', '2', '--json'),
+      ask('Who are you?', '--model', model, '--max-new-tokens', '2', '--json'),
+    ]);
+    const counts = JSON.parse(several.stdout).samplings.map((sampling: { frames: number }) => sampling.frames);
+    expect(counts).toEqual([3, 1]);
+    const { timestamps } = JSON.parse(part.stdout).sampling;
+    expect(Math.min(...timestamps)).toBeGreaterThanOrEqual(1);
+    expect(Math.max(...timestamps)).toBeLessThanOrEqual(3);
+    expect(JSON.parse(none.stdout).sampling).toBeNull();
+  });
+
+  it('cancels at the first Ctrl-C', async () => {
+    let pressed = false;
+    const { exitCode, stdout } = await llamavid(
+      ['ask', clip, 'What happens?', '--model', model, '--max-new-tokens', '400', '--json', '--fps', '10'],
+      {
+        watch: (text, kill) => {
+          if (!pressed && text.includes('answering')) kill('SIGINT');
+          pressed ||= text.includes('answering');
+        },
+      },
+    );
+    expect(exitCode).toBe(130);
+    expect(JSON.parse(stdout).error.code).toBe('ABORTED');
+  });
+
+  it('ends quietly when nobody reads the answer', async () => {
+    const child = spawn(
+      process.execPath,
+      [main, 'ask', picture, 'What is it?', '--model', model, '--max-new-tokens', '200', '--quiet'],
+      { stdio: ['ignore', 'pipe', 'pipe'] },
+    );
+    child.stdout.destroy();
+    let stderr = '';
+    child.stderr.on('data', (text) => {
+      stderr += text;
+    });
+    expect(await new Promise((resolve) => child.on('close', resolve))).toBe(0);
+    expect(stderr).toBe('');
+  });
+});
+
+describe('llamavid chat', () => {
+  const chat = (input: string, ...args: string[]) =>
+    llamavid(['chat', ...args, '--model', model, '--device', 'cpu', '--dtype', 'f32', '--max-new-tokens', '8', '--quiet'], {
+      input,
+    });
+
+  it('answers every line of a pipe, and ends with it', async () => {
+    const { exitCode, stdout, stderr } = await chat('/media\nWhat happens?\n\nAnd then?\n', clip, '--frames', '3');
+    expect(stderr).toBe('');
+    expect(exitCode).toBe(0);
+    expect(stdout.startsWith(`${clip}\n`)).toBe(true);
+    const alone = await ask(clip, 'What happens?', '--model', model, '--frames', '3', '--max-new-tokens', '8', '--quiet');
+    expect(stdout.slice(clip.length + 1).startsWith(alone.stdout)).toBe(true);
+    expect(stdout.length).toBeGreaterThan(clip.length + 1 + alone.stdout.length);
+  });
+
+  it('opens files, forgets what was said, leaves', async () => {
+    const { exitCode, stdout } = await chat(
+      `/help\n/media\n/open "${picture}"\n/media\nWhat is it?\n/reset\nWhat is it?\n/quit\nnever asked\n`,
+    );
+    expect(exitCode).toBe(0);
+    expect(stdout).toContain('/open <file>');
+    expect(stdout).toContain('no files\n');
+    const answers = stdout.split(`${picture}\n`)[1] ?? '';
+    expect(answers.slice(0, answers.length / 2)).toBe(answers.slice(answers.length / 2));
+  });
+
+  it('goes on after a mistake, and shows it in the exit code', async () => {
+    const { exitCode, stdout, stderr } = await chat('/dance\n/open nowhere.mp4\nWho are you?\n');
+    expect(exitCode).toBe(1);
+    expect(stderr).toMatch(/error: \/dance.*\nhint: .*\nerror: nowhere\.mp4.*\nhint: .*\n/);
+    expect(stdout.trim()).not.toBe('');
+  });
+});
