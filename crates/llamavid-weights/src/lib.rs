@@ -1,1 +1,22 @@
-//! Placeholder.
+//! Weight files read as data: torch's zip and older stream format, safetensors, shards with an index.
+//!
+//! A [`Checkpoint`] is a set of named tensors over one or more files; a [`Loader`] builds a part of the model from it,
+//! strictly. No file is trusted: pickles are read without running anything they name, every size is checked
+//! against the file before memory is taken, and an index cannot lead out of its folder.
+
+mod checkpoint;
+mod elements;
+mod error;
+mod index_file;
+pub mod key_table;
+mod loader;
+mod mapped_file;
+pub mod pickle;
+mod safetensors_file;
+mod tensor_file;
+mod torch;
+
+pub use checkpoint::Checkpoint;
+pub use error::{Error, ErrorKind, Result};
+pub use key_table::KeyTable;
+pub use loader::Loader;

@@ -1,0 +1,172 @@
+//! A set of named tensors over one or more files.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use candle_core::{DType, Device, Tensor};
+
+use crate::error::{Error, Fault, Result};
+use crate::index_file;
+use crate::tensor_file::TensorFile;
+
+/// File names of a checkpoint folder, the first that is there is read. Those of an index end in `.index.json`.
+const FOLDER_FILES: [&str; 4] = [
+    "model.safetensors.index.json",
+    "model.safetensors",
+    "pytorch_model.bin.index.json",
+    "pytorch_model.bin",
+];
+
+/// Named tensors over one or more files. Opening reads names and shapes; the numbers are read with each tensor.
+///
+/// The files stay mapped while the checkpoint or a view of it lives; they must not be cut short meanwhile.
+#[derive(Debug, Clone)]
+pub struct Checkpoint {
+    /// Folder or file that was opened.
+    origin: PathBuf,
+    tensors: BTreeMap<String, Located>,
+}
+
+/// A tensor's file and its name there, which a view's own name may be a part of.
+#[derive(Debug, Clone)]
+struct Located {
+    file: Arc<TensorFile>,
+    key: String,
+}
+
+impl Checkpoint {
+    /// Opens a folder in the published layout: `model.safetensors` or `pytorch_model.bin`, in one file or in shards
+    /// with an index.
+    ///
+    /// # Errors
+    /// No such file, a missing shard, a shard outside the folder, or without a tensor that the index says it has.
+    pub fn open_folder(folder: &Path) -> Result<Self> {
+        let missing = |file: PathBuf, needed: String| Error::FileMissing { file, needed };
+        if !folder.is_dir() {
+            return Err(missing(folder.to_path_buf(), "a folder with weights is expected".to_string()));
+        }
+        let Some(name) = FOLDER_FILES.into_iter().find(|name| folder.join(name).exists()) else {
+            let needed = format!("expected one of {}", FOLDER_FILES.join(", "));
+            return Err(missing(folder.join(FOLDER_FILES[1]), needed));
+        };
+        let file = folder.join(name);
+        let mut checkpoint = if name.ends_with(".index.json") {
+            Self::open_shards(folder, &file)?
+        } else {
+            Self::open_file(&file)?
+        };
+        checkpoint.origin = folder.to_path_buf();
+        Ok(checkpoint)
+    }
+
+    /// Opens one file: safetensors, or torch's zip or older stream format, told apart by content.
+    ///
+    /// # Errors
+    /// A file that is missing, damaged, hostile or of another format.
+    pub fn open_file(file: &Path) -> Result<Self> {
+        let mut checkpoint = Self { origin: file.to_path_buf(), tensors: BTreeMap::new() };
+        checkpoint.add(&Arc::new(TensorFile::open(file)?));
+        Ok(checkpoint)
+    }
+
+    fn open_shards(folder: &Path, index: &Path) -> Result<Self> {
+        let mut checkpoint = Self { origin: folder.to_path_buf(), tensors: BTreeMap::new() };
+        let mut indexed = Vec::new();
+        for (path, names) in index_file::read(folder, index)? {
+            let shard = Arc::new(TensorFile::open(&path)?);
+            if let Some(absent) = names.iter().find(|name| !shard.contains(name)) {
+                let problem =
+                    format!("the index {} says it is in this shard, and it is not", index.display());
+                return Err(Fault::Invalid(problem).in_tensor(&path, absent));
+            }
+            // Tensors that the index leaves out count too, so that loading can report them.
+            checkpoint.add(&shard);
+            indexed.extend(names.into_iter().map(|key| (shard.clone(), key)));
+        }
+        // Where two shards have a tensor, the index decides.
+        for (file, key) in indexed {
+            checkpoint.tensors.insert(key.clone(), Located { file, key });
+        }
+        Ok(checkpoint)
+    }
+
+    fn add(&mut self, file: &Arc<TensorFile>) {
+        for name in file.names() {
+            self.tensors.insert(name.to_string(), Located { file: file.clone(), key: name.to_string() });
+        }
+    }
+
+    /// The folder or file that was opened.
+    pub fn origin(&self) -> &Path {
+        &self.origin
+    }
+
+    /// Names of the tensors, sorted.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.tensors.keys().map(String::as_str)
+    }
+
+    /// Whether a tensor of this name is there.
+    pub fn contains(&self, name: &str) -> bool {
+        self.tensors.contains_key(name)
+    }
+
+    /// A tensor's shape, without reading its numbers.
+    ///
+    /// # Errors
+    /// No tensor of this name, or one of a kind that is not read.
+    pub fn shape(&self, name: &str) -> Result<Vec<usize>> {
+        let located = self.located(name)?;
+        located.file.shape(&located.key).map(<[usize]>::to_vec)
+    }
+
+    /// The dtype that [`Checkpoint::read`] gives: the file's, or the next wider one that candle has (i8 → i16,
+    /// u16 → u32, bool → u8).
+    ///
+    /// # Errors
+    /// No tensor of this name, or one of a kind that is not read.
+    pub fn dtype(&self, name: &str) -> Result<DType> {
+        let located = self.located(name)?;
+        located.file.dtype(&located.key)
+    }
+
+    /// Reads a tensor onto `device`, contiguous, in the dtype of [`Checkpoint::dtype`].
+    ///
+    /// # Errors
+    /// No tensor of this name, one of a kind that is not read, or a device without memory.
+    pub fn read(&self, name: &str, device: &Device) -> Result<Tensor> {
+        let located = self.located(name)?;
+        let tensor = located.file.read(&located.key)?;
+        Ok(tensor.to_device(device)?)
+    }
+
+    /// The tensors whose names begin with `prefix`, without it. `prefix` is taken as it is, so mind its last dot.
+    pub fn under(&self, prefix: &str) -> Self {
+        let cut = |name: &str| name.strip_prefix(prefix).filter(|rest| !rest.is_empty()).map(str::to_string);
+        let tensors =
+            self.tensors.iter().filter_map(|(name, located)| Some((cut(name)?, located.clone()))).collect();
+        Self { origin: self.origin.clone(), tensors }
+    }
+
+    /// This checkpoint with `later` laid over it: where both have a tensor, the later one counts.
+    #[must_use]
+    pub fn overlaid_with(mut self, later: Self) -> Self {
+        self.tensors.extend(later.tensors);
+        self
+    }
+
+    /// The file that holds a tensor and its full name there, or what was opened where there is none.
+    pub(crate) fn place(&self, name: &str) -> (PathBuf, String) {
+        match self.tensors.get(name) {
+            Some(located) => (located.file.path().to_path_buf(), located.key.clone()),
+            None => (self.origin.clone(), name.to_string()),
+        }
+    }
+
+    fn located(&self, name: &str) -> Result<&Located> {
+        self.tensors
+            .get(name)
+            .ok_or_else(|| Error::TensorMissing { file: self.origin.clone(), key: name.to_string() })
+    }
+}

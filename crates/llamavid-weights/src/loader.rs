@@ -1,0 +1,172 @@
+//! From a checkpoint to modules, strictly: every weight that a module asks for must be there, in the shape asked for
+//! and with finite numbers, and every weight that is there must be asked for.
+
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use candle_core::{DType, Device, Shape, Tensor};
+use candle_nn::var_builder::SimpleBackend;
+use candle_nn::{Init, VarBuilder};
+
+use crate::checkpoint::Checkpoint;
+use crate::elements;
+use crate::error::{Error, Fault, Result};
+use crate::key_table::KeyTable;
+
+/// Names of unused keys that an error lists.
+const LISTED: usize = 10;
+/// Errors that are kept for [`Loader::explain`].
+const KEPT: usize = 32;
+
+/// Builds one part of a model from a checkpoint, and keeps account of the weights it used.
+#[derive(Debug)]
+pub struct Loader {
+    source: Arc<Source>,
+    dtype: DType,
+    device: Device,
+}
+
+#[derive(Debug)]
+struct Source {
+    checkpoint: Checkpoint,
+    table: &'static KeyTable,
+    account: Mutex<Account>,
+}
+
+#[derive(Debug, Default)]
+struct Account {
+    /// Upstream's names of the weights that modules took.
+    used: BTreeSet<String>,
+    /// What went wrong, because candle's errors cannot carry it.
+    errors: Vec<Error>,
+}
+
+impl Loader {
+    /// A loader of the part that `table` describes. Its weights become `dtype` on `device`.
+    pub fn new(checkpoint: Checkpoint, table: &'static KeyTable, dtype: DType, device: &Device) -> Self {
+        let source = Source { checkpoint, table, account: Mutex::new(Account::default()) };
+        Self { source: Arc::new(source), dtype, device: device.clone() }
+    }
+
+    /// A builder that knows the weights by our names. Its errors are candle's; [`Loader::explain`] gives ours.
+    pub fn var_builder(&self) -> VarBuilder<'static> {
+        let backend = Backend { source: self.source.clone() };
+        VarBuilder::from_backend(Box::new(backend), self.dtype, self.device.clone())
+    }
+
+    /// The error behind one that a builder of this loader gave, or that error itself when it is of another origin.
+    pub fn explain(&self, error: candle_core::Error) -> Error {
+        let text = error.to_string();
+        let mut account = self.source.account();
+        // By content: a module may have tried one name, failed, and gone on with another.
+        match account.errors.iter().position(|kept| text.contains(&kept.to_string())) {
+            Some(index) => account.errors.remove(index),
+            None => Error::Tensor(error),
+        }
+    }
+
+    /// Ends loading.
+    ///
+    /// # Errors
+    /// [`Error::Unused`] when the checkpoint has weights of this part that no module took.
+    pub fn finish(self) -> Result<()> {
+        let Source { checkpoint, table, .. } = &*self.source;
+        let account = self.source.account();
+        let unused: Vec<&str> = checkpoint
+            .names()
+            .filter(|name| table.claims(name) && !account.used.contains(*name))
+            .filter(|name| !table.ignores(name, account.used.iter()))
+            .collect();
+        let Some(first) = unused.first() else { return Ok(()) };
+        let keys = unused.iter().take(LISTED).map(|name| checkpoint.place(name).1).collect();
+        let file =
+            if unused.len() == 1 { checkpoint.place(first).0 } else { checkpoint.origin().to_path_buf() };
+        Err(Error::Unused { file, keys, count: unused.len() })
+    }
+}
+
+impl Source {
+    fn account(&self) -> MutexGuard<'_, Account> {
+        // A panic elsewhere leaves names and errors as they were, so they can be used on.
+        self.account.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A weight by our name, in the dtype asked for; `expected` is absent where the module takes any shape.
+    fn load(&self, ours: &str, expected: Option<&Shape>, dtype: DType, device: &Device) -> Result<Tensor> {
+        let Some(name) = self.table.upstream(ours) else {
+            let (file, key) = (self.checkpoint.origin().to_path_buf(), ours.to_string());
+            return Err(Error::TensorMissing { file, key });
+        };
+        let found = self.checkpoint.shape(&name)?;
+        let (file, key) = self.checkpoint.place(&name);
+        if let Some(expected) = expected
+            && expected.dims() != found
+        {
+            return Err(Error::ShapeMismatch { file, key, expected: expected.dims().to_vec(), found });
+        }
+        let tensor = self.checkpoint.read(&name, &Device::Cpu)?;
+        if tensor.dtype().is_int() && dtype.is_float() {
+            let problem = format!("expected floating-point numbers, found {}", tensor.dtype().as_str());
+            return Err(Fault::Unsupported(problem).in_tensor(&file, &key));
+        }
+        if let Some((index, value)) = elements::first_not_finite(&tensor) {
+            return Err(Error::NotFinite { file, key, index, value, overflows: None });
+        }
+        let narrowed = dtype.is_float() && dtype != tensor.dtype();
+        let converted = tensor.to_dtype(dtype)?;
+        if narrowed && let Some((index, _)) = elements::first_not_finite(&converted) {
+            let value = tensor.flatten_all()?.get(index)?.to_dtype(DType::F64)?.to_scalar::<f64>()?;
+            return Err(Error::NotFinite { file, key, index, value, overflows: Some(dtype.as_str()) });
+        }
+        let tensor = converted.to_device(device)?;
+        self.account().used.insert(name);
+        Ok(tensor)
+    }
+}
+
+struct Backend {
+    source: Arc<Source>,
+}
+
+impl Backend {
+    fn load(
+        &self,
+        name: &str,
+        shape: Option<&Shape>,
+        dtype: DType,
+        device: &Device,
+    ) -> candle_core::Result<Tensor> {
+        self.source.load(name, shape, dtype, device).map_err(|error| match error {
+            Error::Tensor(error) => error,
+            error => {
+                let text = error.to_string();
+                let mut account = self.source.account();
+                if account.errors.len() < KEPT {
+                    account.errors.push(error);
+                }
+                candle_core::Error::Msg(text)
+            }
+        })
+    }
+}
+
+impl SimpleBackend for Backend {
+    fn get(
+        &self,
+        shape: Shape,
+        name: &str,
+        _init: Init,
+        dtype: DType,
+        device: &Device,
+    ) -> candle_core::Result<Tensor> {
+        self.load(name, Some(&shape), dtype, device)
+    }
+
+    fn get_unchecked(&self, name: &str, dtype: DType, device: &Device) -> candle_core::Result<Tensor> {
+        self.load(name, None, dtype, device)
+    }
+
+    fn contains_tensor(&self, name: &str) -> bool {
+        self.source.table.upstream(name).is_some_and(|name| self.source.checkpoint.contains(&name))
+    }
+}

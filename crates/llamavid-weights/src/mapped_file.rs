@@ -1,0 +1,52 @@
+//! A file's bytes without a copy: the pages are read when a tensor is.
+
+use std::fs::{self, File};
+use std::io;
+use std::path::{Path, PathBuf};
+
+use memmap2::Mmap;
+
+use crate::error::{Error, Result};
+
+/// A regular file, mapped into memory for as long as this value lives.
+#[derive(Debug)]
+pub(crate) struct MappedFile {
+    path: PathBuf,
+    /// Absent for an empty file, which cannot be mapped everywhere.
+    map: Option<Mmap>,
+}
+
+impl MappedFile {
+    pub(crate) fn open(path: &Path) -> Result<Self> {
+        let io_error = |source: io::Error| match source.kind() {
+            io::ErrorKind::NotFound => {
+                Error::FileMissing { file: path.to_path_buf(), needed: "it holds weights".to_string() }
+            }
+            _ => Error::Io { file: path.to_path_buf(), source },
+        };
+        // Before opening: opening a pipe would wait for a writer.
+        let metadata = fs::metadata(path).map_err(io_error)?;
+        if !metadata.is_file() {
+            let found = if metadata.is_dir() { "a folder" } else { "a device or a pipe" };
+            let problem = format!("expected a file, found {found}");
+            return Err(Error::InvalidFile { file: path.to_path_buf(), problem });
+        }
+        let file = File::open(path).map_err(io_error)?;
+        let map = if metadata.len() == 0 {
+            None
+        } else {
+            // SAFETY: the map is only read, and every read is checked against its length. As with any mapped file,
+            // another process must not cut the file short while it is in use.
+            Some(unsafe { Mmap::map(&file) }.map_err(io_error)?)
+        };
+        Ok(Self { path: path.to_path_buf(), map })
+    }
+
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    pub(crate) fn bytes(&self) -> &[u8] {
+        self.map.as_deref().unwrap_or_default()
+    }
+}

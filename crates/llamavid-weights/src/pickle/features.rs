@@ -1,0 +1,119 @@
+//! Feature files of long videos: a pickled dict with a numpy array `feats` (F, P+1, V) and a text `inputs`.
+
+use std::path::Path;
+
+use candle_core::Tensor;
+
+use super::{Pickle, Value};
+use crate::elements::{self, ElementType, Layout};
+use crate::error::{Error, Fault, Result};
+use crate::mapped_file::MappedFile;
+
+/// What a feature file holds.
+#[derive(Debug, Clone)]
+pub struct Features {
+    /// Visual features (F, P+1, V), class row first, in the file's dtype (f16 as published), on the CPU.
+    pub feats: Tensor,
+    /// Text of the video: one `<image>` a frame, subtitles between them.
+    pub inputs: String,
+}
+
+/// Reads a feature file as data: numpy arrays and strings only, whatever else the pickle names.
+///
+/// # Errors
+/// A file that is missing, damaged, not a dict with `feats` and `inputs`, or with values that are not finite.
+pub fn read_features(path: &Path) -> Result<Features> {
+    let file = MappedFile::open(path)?;
+    let fault = |fault: Fault| fault.in_file(path);
+    let pickle = Pickle::parse(file.bytes()).map_err(fault)?;
+    let Some(pairs) = pickle.pairs(pickle.root) else {
+        return Err(fault(Fault::invalid(format!(
+            "expected a pickled dict with `feats` and `inputs`, found something else{}",
+            mentioned(&pickle)
+        ))));
+    };
+    // The last pair of a name counts, as in Python.
+    let find =
+        |name: &str| pairs.iter().rev().find(|(key, _)| pickle.text(*key) == Some(name)).map(|pair| pair.1);
+    let missing = |name: &str| {
+        let keys: Vec<&str> = pairs.iter().filter_map(|(key, _)| pickle.text(*key)).take(10).collect();
+        fault(Fault::invalid(format!("expected a dict with `{name}`, found {keys:?}")))
+    };
+    let inputs = find("inputs").ok_or_else(|| missing("inputs"))?;
+    let inputs = pickle.text(inputs).ok_or_else(|| fault(Fault::invalid("`inputs`: expected text")))?;
+    let feats = find("feats").ok_or_else(|| missing("feats"))?;
+    let feats = array(&pickle, feats).map_err(|fault| fault.in_tensor(path, "feats"))?;
+    if let Some((index, value)) = elements::first_not_finite(&feats) {
+        let (file, key) = (path.to_path_buf(), "feats".to_string());
+        return Err(Error::NotFinite { file, key, index, value, overflows: None });
+    }
+    Ok(Features { feats, inputs: inputs.to_string() })
+}
+
+/// Says which names a pickle mentions, as they are the best clue to what it is.
+fn mentioned(pickle: &Pickle) -> String {
+    match pickle.globals().as_slice() {
+        [] => String::new(),
+        names => format!("; it names {}, which this reader does not execute", names.join(", ")),
+    }
+}
+
+/// A numpy array, in either of the two forms that numpy writes.
+fn array(pickle: &Pickle, value: Value) -> Result<Tensor, Fault> {
+    let not_an_array = || Fault::invalid(format!("expected a numpy array{}", mentioned(pickle)));
+    let (shape, dtype, column_major, data) = match pickle.call(value).ok_or_else(not_an_array)? {
+        // Protocols 2 to 4: an empty array, then its state (version, shape, dtype, column-major, data).
+        (("numpy.core.multiarray" | "numpy._core.multiarray", "_reconstruct"), _) => {
+            let state = pickle.state(value).and_then(|state| pickle.sequence(state));
+            match state {
+                Some(&[_, shape, dtype, Value::Bool(column_major), data]) => {
+                    (shape, dtype, column_major, data)
+                }
+                _ => return Err(Fault::invalid("a numpy array without its data")),
+            }
+        }
+        // Protocol 5: (data, dtype, shape, order).
+        (("numpy.core.numeric" | "numpy._core.numeric", "_frombuffer"), &[data, dtype, shape, order]) => {
+            (shape, dtype, pickle.text(order) == Some("F"), data)
+        }
+        _ => return Err(not_an_array()),
+    };
+    let shape = pickle.sizes(shape).ok_or_else(|| Fault::invalid("a numpy array without a shape"))?;
+    let element = dtype_of(pickle, dtype)?;
+    let data = pickle.bytes(data).ok_or_else(|| Fault::unsupported("a numpy array of Python objects"))?;
+    let count = elements::element_count(&shape)?;
+    let expected = count.checked_mul(element.size());
+    if expected != Some(data.len()) {
+        return Err(Fault::invalid(format!(
+            "shape {shape:?} of {} bytes each does not fit {} bytes of data",
+            element.size(),
+            data.len()
+        )));
+    }
+    let layout =
+        if column_major { Layout::column_major(shape, count)? } else { Layout::contiguous(shape, count)? };
+    elements::tensor(&data, element, &layout).map_err(|error| Fault::invalid(error.to_string()))
+}
+
+/// `numpy.dtype('f2', False, True)` with its state (version, byte order, …).
+fn dtype_of(pickle: &Pickle, value: Value) -> Result<ElementType, Fault> {
+    let name = match pickle.call(value) {
+        Some((("numpy", "dtype"), &[name, ..])) => pickle.text(name),
+        _ => None,
+    };
+    let name = name.ok_or_else(|| Fault::invalid("a numpy array without a dtype"))?;
+    let state = pickle.state(value).and_then(|state| pickle.sequence(state)).unwrap_or_default();
+    let order = state.get(1).and_then(|order| pickle.text(*order));
+    let name = name.trim_start_matches(['<', '=', '|']);
+    if order == Some(">") || name.starts_with('>') {
+        return Err(Fault::unsupported("big-endian numbers, little-endian ones are read"));
+    }
+    match name {
+        "f8" => Ok(ElementType::F64),
+        "f4" => Ok(ElementType::F32),
+        "f2" => Ok(ElementType::F16),
+        other => {
+            Err(Fault::unsupported(format!("numpy dtype `{}`, f2, f4 and f8 are read", other.escape_debug())))
+        }
+    }
+}

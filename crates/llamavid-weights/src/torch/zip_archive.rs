@@ -1,0 +1,104 @@
+//! The zip form: `NAME/data.pkl`, `NAME/data/KEY` for each storage, `NAME/byteorder` since 2.1.
+
+use std::borrow::Cow;
+use std::collections::{BTreeMap, HashMap};
+use std::io::Cursor;
+
+use zip::{CompressionMethod, ZipArchive};
+
+use super::state_dict;
+use crate::error::Fault;
+use crate::pickle::Pickle;
+use crate::tensor_file::{Entry, Span, inflate};
+
+/// Largest deflated pickle; one of a 7 billion parameter model has 0.2 MB.
+const MAX_INFLATED_PICKLE: usize = 64 << 20;
+
+/// The tensors of a torch zip file.
+pub(crate) fn read(bytes: &[u8]) -> Result<BTreeMap<String, Entry>, Fault> {
+    let entries = list(bytes)?;
+    let mut pickles = entries.keys().filter(|name| *name == "data.pkl" || name.ends_with("/data.pkl"));
+    let (pickle_name, folder) = match (pickles.next(), pickles.next()) {
+        (Some(name), None) => (name, name.trim_end_matches("data.pkl")),
+        (None, _) => return Err(Fault::invalid("a zip file without a data.pkl, so not one of torch.save")),
+        (Some(_), Some(_)) => return Err(Fault::invalid("a zip file with several data.pkl")),
+    };
+    if entries.contains_key(&format!("{folder}constants.pkl")) {
+        return Err(Fault::unsupported("a TorchScript program, only weights written by torch.save are read"));
+    }
+    if let Some(span) = entries.get(&format!("{folder}byteorder")) {
+        match content(bytes, span, 16)?.as_ref() {
+            b"little" => {}
+            b"big" => return Err(Fault::unsupported("big-endian numbers, little-endian ones are read")),
+            other => {
+                return Err(Fault::invalid(format!(
+                    "byteorder: expected `little`, found `{}`",
+                    other.escape_ascii()
+                )));
+            }
+        }
+    }
+    let span = entries.get(pickle_name).ok_or_else(|| Fault::invalid("no data.pkl"))?;
+    let pickle_bytes = content(bytes, span, MAX_INFLATED_PICKLE)?;
+    let pickle = Pickle::parse(&pickle_bytes).map_err(|fault| fault.at("data.pkl"))?;
+    let longest = entries.values().map(Span::len).max().unwrap_or(0).max(bytes.len());
+    state_dict::tensors(&pickle, longest, &|key| {
+        // A look-up among the archive's own names, so a hostile key finds nothing else.
+        entries
+            .get(&format!("{folder}data/{key}"))
+            .cloned()
+            .ok_or_else(|| Fault::invalid(format!("its storage `data/{}` is missing", key.escape_debug())))
+    })
+}
+
+/// Where each entry's content is.
+fn list(bytes: &[u8]) -> Result<HashMap<String, Span>, Fault> {
+    let damaged = |error: zip::result::ZipError| {
+        Fault::invalid(format!("damaged or cut-off zip file of {} bytes: {error}", bytes.len()))
+    };
+    let mut archive = ZipArchive::new(Cursor::new(bytes)).map_err(damaged)?;
+    if archive.has_duplicate_names() {
+        return Err(Fault::invalid("a zip file with two entries of one name"));
+    }
+    let mut entries = HashMap::new();
+    for index in 0..archive.len() {
+        let entry = archive.by_index_raw(index).map_err(damaged)?;
+        let name = entry.name().map_err(damaged)?.into_owned();
+        if entry.encrypted() {
+            return Err(Fault::unsupported("an encrypted zip file"));
+        }
+        let size =
+            usize::try_from(entry.size()).map_err(|_| Fault::invalid("an entry larger than memory"))?;
+        let span = match entry.compression() {
+            CompressionMethod::Stored => {
+                let start = entry.data_start().and_then(|start| usize::try_from(start).ok());
+                let range = start.and_then(|start| Some(start..start.checked_add(size)?));
+                let inside =
+                    range.filter(|range| range.end <= bytes.len() && entry.compressed_size() == entry.size());
+                Span::Plain(inside.ok_or_else(|| {
+                    Fault::invalid(format!(
+                        "zip entry `{}`: its {size} bytes leave the file",
+                        name.escape_debug()
+                    ))
+                })?)
+            }
+            CompressionMethod::Deflated => Span::Deflated(index, size),
+            other => return Err(Fault::unsupported(format!("zip compression {other}"))),
+        };
+        entries.insert(name, span);
+    }
+    Ok(entries)
+}
+
+fn content<'a>(bytes: &'a [u8], span: &Span, most: usize) -> Result<Cow<'a, [u8]>, Fault> {
+    match span {
+        Span::Plain(range) => {
+            let content = bytes.get(range.clone());
+            content.map(Cow::Borrowed).ok_or_else(|| Fault::invalid("a zip entry leaves the file"))
+        }
+        Span::Deflated(_, length) if *length > most => {
+            Err(Fault::invalid(format!("a zip entry inflates to {length} bytes, expected {most} at most")))
+        }
+        Span::Deflated(index, length) => inflate(bytes, *index, *length).map(Cow::Owned),
+    }
+}
