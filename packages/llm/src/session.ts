@@ -3,7 +3,6 @@ import { callNative, type Session as NativeSession, nativeHandle, withCancellati
 import type { VisualTokens } from '@llamavid/tokens';
 import type { GenerationDefaults } from './language-model.js';
 import { TextStream } from './text-stream.js';
-import { TrimmedText } from './trimmed-text.js';
 
 export interface GenerateOptions {
   /** One for each `<image>` of the prompt, in its order. */
@@ -102,7 +101,7 @@ export class Session implements Disposable {
     );
     const prefillMs = performance.now() - begun;
 
-    const text = new TrimmedText();
+    let text = '';
     const tokenIds: number[] = [];
     let firstTokenMs: number | undefined;
     let decodeMs = 0;
@@ -114,13 +113,13 @@ export class Session implements Disposable {
       firstTokenMs ??= performance.now() - begun;
       if (step !== null) {
         tokenIds.push(...step.tokenIds);
-        const delta = text.push(step.text);
-        if (delta !== '') yield delta;
+        text += step.text;
+        if (step.text !== '') yield step.text;
       }
       if (step === null || step.finishReason !== undefined) {
         const { promptTokens, visualTokens } = started;
         return {
-          text: text.whole,
+          text,
           tokenIds,
           finishReason: step?.finishReason ?? 'stop',
           usage: { promptTokens, visualTokens, completionTokens: tokenIds.length },
