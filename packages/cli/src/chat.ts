@@ -32,7 +32,9 @@ export async function chat(paths: readonly string[], flags: ChatFlags): Promise<
     const talk = new Talk(model, model.chat([], toAsk), toOpen, progress);
     for (const path of paths) await talk.open(path);
     progress.clear();
-    return await (process.stdin.isTTY && process.stdout.isTTY ? converse(talk, interrupt) : readAll(talk, interrupt));
+    return await (process.stdin.isTTY && process.stdout.isTTY
+      ? converse(talk, interrupt)
+      : readAll(talk, interrupt));
   } finally {
     progress.clear();
   }

@@ -47,7 +47,11 @@ function createProgram(end: (exitCode: number) => void): Command {
     .option('--json', 'write one JSON object to stdout instead of text', false)
     .action(async (words: string[], flags: AskFlags) => end(await ask(words, flags)));
 
-  const chatCommand = command(program, 'chat', 'Ask one question after another; /help lists what else can be typed.')
+  const chatCommand = command(
+    program,
+    'chat',
+    'Ask one question after another; /help lists what else can be typed.',
+  )
     .argument('[media...]', 'files to talk about')
     .usage('[options] [media...]');
   addModelFlags(chatCommand);

@@ -36,18 +36,39 @@ export function addModelFlags(command: Command): void {
   command
     .option('--model <folder>', 'folder of the model')
     .option('--device <device>', 'auto, cpu, cuda or cuda:N', device, 'auto')
-    .option('--dtype <dtype>', 'auto, f32 (exact), bf16 or f16', oneOf('--dtype', ['auto', 'f32', 'bf16', 'f16']), 'auto')
-    .addOption(new Option('--load <bits>', '16bit; 8bit and 4bit are not there yet').argParser(load).default('16bit'))
+    .option(
+      '--dtype <dtype>',
+      'auto, f32 (exact), bf16 or f16',
+      oneOf('--dtype', ['auto', 'f32', 'bf16', 'f16']),
+      'auto',
+    )
+    .addOption(
+      new Option('--load <bits>', '16bit; 8bit and 4bit are not there yet').argParser(load).default('16bit'),
+    )
     .option('--quiet', 'no progress on stderr', false);
 }
 
 export function addAnswerFlags(command: Command): void {
   command
-    .option('--temperature <t>', '0 takes the likeliest token, above 0 samples', parseNumber('--temperature', 0), 0)
+    .option(
+      '--temperature <t>',
+      '0 takes the likeliest token, above 0 samples',
+      parseNumber('--temperature', 0),
+      0,
+    )
     .option('--top-p <p>', 'sample among tokens that together reach this share', share)
-    .option('--top-k <k>', 'sample among the k likeliest tokens; 0 is all (default: 50)', parseWholeNumber('--top-k', 0))
+    .option(
+      '--top-k <k>',
+      'sample among the k likeliest tokens; 0 is all (default: 50)',
+      parseWholeNumber('--top-k', 0),
+    )
     .option('--seed <n>', 'equal seeds give equal samples (default: 0)', parseWholeNumber('--seed', 0))
-    .option('--max-new-tokens <n>', 'at most this many new tokens', parseWholeNumber('--max-new-tokens', 1), 512)
+    .option(
+      '--max-new-tokens <n>',
+      'at most this many new tokens',
+      parseWholeNumber('--max-new-tokens', 1),
+      512,
+    )
     .option('--conversation <template>', 'conversation template (default: "llava_v1")');
 }
 
@@ -58,8 +79,16 @@ export function addMediaFlags(command: Command): void {
     .option('--start <s>', 'second where sampling starts', parseNumber('--start', 0))
     .option('--end <s>', 'second where sampling ends', parseNumber('--end', 0))
     .option('--strict', 'damage in a file is an error instead of a note', false)
-    .addOption(new Option('--subtitles <file>', 'none; files are not read yet').argParser(none('--subtitles')).default('none'))
-    .addOption(new Option('--store <folder>', 'none; features are not stored yet').argParser(none('--store')).default('none'));
+    .addOption(
+      new Option('--subtitles <file>', 'none; files are not read yet')
+        .argParser(none('--subtitles'))
+        .default('none'),
+    )
+    .addOption(
+      new Option('--store <folder>', 'none; features are not stored yet')
+        .argParser(none('--store'))
+        .default('none'),
+    );
 }
 
 export function loadOptions(flags: ModelFlags, signal: AbortSignal): LoadOptions {
@@ -81,7 +110,10 @@ export function openOptions(flags: MediaFlags, signal: AbortSignal): OpenOptions
 export function askOptions(flags: AnswerFlags, templates: readonly string[]): AskOptions {
   const { temperature, topP, topK, seed, maxNewTokens, conversation } = flags;
   if (conversation !== undefined && !templates.includes(conversation)) {
-    throw wrong(`--conversation ${conversation}: no template has this name`, `Templates: ${templates.join(', ')}.`);
+    throw wrong(
+      `--conversation ${conversation}: no template has this name`,
+      `Templates: ${templates.join(', ')}.`,
+    );
   }
   return { temperature, topP, topK, seed, maxNewTokens, conversation };
 }
@@ -92,7 +124,8 @@ export function wrong(message: string, hint?: string): LlamaVidError {
 
 function device(value: string): string {
   if (/^(auto|cpu|cuda(:\d+)?)$/.test(value)) return value;
-  if (value.includes(',')) throw wrong(`--device ${value}: several devices are not supported yet`, 'Name one device.');
+  if (value.includes(','))
+    throw wrong(`--device ${value}: several devices are not supported yet`, 'Name one device.');
   throw wrong(`--device ${value}: no such device`, 'Devices are auto, cpu, cuda and cuda:N.');
 }
 

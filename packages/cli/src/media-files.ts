@@ -16,7 +16,12 @@ export function checkFiles(paths: readonly string[]): void {
   }
 }
 
-export function openFile(model: LlamaVid, path: string, options: OpenOptions, progress: Progress): Promise<Clip> {
+export function openFile(
+  model: LlamaVid,
+  path: string,
+  options: OpenOptions,
+  progress: Progress,
+): Promise<Clip> {
   progress.step(`opening ${basename(path)}`);
   const onProgress = (done: number, total: number) => progress.frames(done, total);
   if (path === '-') return model.open(process.stdin, { ...options, name: 'stdin', onProgress });

@@ -18,5 +18,9 @@ function explain(error: unknown): { code: string; message: string; hint: string 
     return { code: 'ABORTED', message: 'cancelled', hint: null };
   }
   const message = error instanceof Error ? error.message : String(error);
-  return { code: 'INTERNAL', message, hint: 'This is a bug in llamavid; please report it with the command line.' };
+  return {
+    code: 'INTERNAL',
+    message,
+    hint: 'This is a bug in llamavid; please report it with the command line.',
+  };
 }

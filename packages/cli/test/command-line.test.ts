@@ -17,7 +17,10 @@ interface Run {
 /** Runs the built command. `watch` sees what it writes, and may stop it. */
 function llamavid(
   args: string[],
-  { input = '', watch }: { input?: string; watch?: (text: string, kill: (signal: NodeJS.Signals) => void) => void } = {},
+  {
+    input = '',
+    watch,
+  }: { input?: string; watch?: (text: string, kill: (signal: NodeJS.Signals) => void) => void } = {},
 ): Promise<Run> {
   const child = spawn(process.execPath, [main, ...args], { stdio: 'pipe' });
   const run: Run = { exitCode: null, stdout: '', stderr: '' };
@@ -47,8 +50,27 @@ describe('llamavid', () => {
     expect([help.exitCode, askHelp.exitCode, version.exitCode]).toEqual([0, 0, 0]);
     expect(help.stdout).toContain('Exit codes');
     for (const flag of [
-      ...['--model', '--device', '--dtype', '--strict', '--load', '--temperature', '--top-p', '--top-k', '--seed'],
-      ...['--max-new-tokens', '--conversation', '--fps', '--frames', '--start', '--end', '--subtitles', '--store'],
+      ...[
+        '--model',
+        '--device',
+        '--dtype',
+        '--strict',
+        '--load',
+        '--temperature',
+        '--top-p',
+        '--top-k',
+        '--seed',
+      ],
+      ...[
+        '--max-new-tokens',
+        '--conversation',
+        '--fps',
+        '--frames',
+        '--start',
+        '--end',
+        '--subtitles',
+        '--store',
+      ],
       ...['--json', '--quiet'],
     ]) {
       expect(askHelp.stdout).toContain(flag);
@@ -86,7 +108,11 @@ describe('llamavid', () => {
       expect(json.exitCode).toBe(2);
       expect(json.stderr).toBe('');
       expect(JSON.parse(json.stdout)).toEqual({
-        error: { code: 'INVALID_ARGUMENT', message: expect.any(String), hint: json.stdout.includes('"hint":null') ? null : expect.any(String) },
+        error: {
+          code: 'INVALID_ARGUMENT',
+          message: expect.any(String),
+          hint: json.stdout.includes('"hint":null') ? null : expect.any(String),
+        },
       });
     });
   }
@@ -98,7 +124,10 @@ describe('llamavid', () => {
     MEDIA_UNREADABLE: ['ask', join(model, 'config.json'), 'What?', '--model', model],
   })) {
     it(`exits with 1 and tells ${code}`, async () => {
-      const [plain, json] = await Promise.all([llamavid([...args, '--quiet']), llamavid([...args, '--json', '--quiet'])]);
+      const [plain, json] = await Promise.all([
+        llamavid([...args, '--quiet']),
+        llamavid([...args, '--json', '--quiet']),
+      ]);
       expect([plain.exitCode, json.exitCode]).toEqual([1, 1]);
       expect(plain.stderr).toMatch(/^error: .+\nhint: .+\n$/);
       expect(JSON.parse(json.stdout)).toEqual({
@@ -127,7 +156,11 @@ describe('llamavid ask', () => {
       answer: expect.any(String),
       tokenIds: expect.any(Array),
       finishReason: 'length',
-      usage: { promptTokens: expect.any(Number), visualTokens: result.sampling.frames * 2, completionTokens: 16 },
+      usage: {
+        promptTokens: expect.any(Number),
+        visualTokens: result.sampling.frames * 2,
+        completionTokens: 16,
+      },
       sampling: {
         source: {
           path: clip,
@@ -163,11 +196,24 @@ describe('llamavid ask', () => {
 
   it('takes several files, a part of a video, and none at all', async () => {
     const [several, part, none] = await Promise.all([
-      ask(clip, picture, 'What differs?', '--model', model, '--frames', '3', '--max-new-tokens', '2', '--json'),
+      ask(
+        clip,
+        picture,
+        'What differs?',
+        '--model',
+        model,
+        '--frames',
+        '3',
+        '--max-new-tokens',
+        '2',
+        '--json',
+      ),
       ask(clip, 'What?', '--model', model, '--start', '1', '--end', '3', '--max-new-tokens', '2', '--json'),
       ask('Who are you?', '--model', model, '--max-new-tokens', '2', '--json'),
     ]);
-    const counts = JSON.parse(several.stdout).samplings.map((sampling: { frames: number }) => sampling.frames);
+    const counts = JSON.parse(several.stdout).samplings.map(
+      (sampling: { frames: number }) => sampling.frames,
+    );
     expect(counts).toEqual([3, 1]);
     const { timestamps } = JSON.parse(part.stdout).sampling;
     expect(Math.min(...timestamps)).toBeGreaterThanOrEqual(1);
@@ -208,16 +254,46 @@ describe('llamavid ask', () => {
 
 describe('llamavid chat', () => {
   const chat = (input: string, ...args: string[]) =>
-    llamavid(['chat', ...args, '--model', model, '--device', 'cpu', '--dtype', 'f32', '--max-new-tokens', '8', '--quiet'], {
-      input,
-    });
+    llamavid(
+      [
+        'chat',
+        ...args,
+        '--model',
+        model,
+        '--device',
+        'cpu',
+        '--dtype',
+        'f32',
+        '--max-new-tokens',
+        '8',
+        '--quiet',
+      ],
+      {
+        input,
+      },
+    );
 
   it('answers every line of a pipe, and ends with it', async () => {
-    const { exitCode, stdout, stderr } = await chat('/media\nWhat happens?\n\nAnd then?\n', clip, '--frames', '3');
+    const { exitCode, stdout, stderr } = await chat(
+      '/media\nWhat happens?\n\nAnd then?\n',
+      clip,
+      '--frames',
+      '3',
+    );
     expect(stderr).toBe('');
     expect(exitCode).toBe(0);
     expect(stdout.startsWith(`${clip}\n`)).toBe(true);
-    const alone = await ask(clip, 'What happens?', '--model', model, '--frames', '3', '--max-new-tokens', '8', '--quiet');
+    const alone = await ask(
+      clip,
+      'What happens?',
+      '--model',
+      model,
+      '--frames',
+      '3',
+      '--max-new-tokens',
+      '8',
+      '--quiet',
+    );
     expect(stdout.slice(clip.length + 1).startsWith(alone.stdout)).toBe(true);
     expect(stdout.length).toBeGreaterThan(clip.length + 1 + alone.stdout.length);
   });

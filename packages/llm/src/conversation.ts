@@ -1,4 +1,9 @@
-import { callNative, conversationStop, conversationTemplates as nativeTemplates, renderConversation } from '@llamavid/native';
+import {
+  callNative,
+  conversationStop,
+  conversationTemplates as nativeTemplates,
+  renderConversation,
+} from '@llamavid/native';
 
 /** One question of a conversation and, but for the newest one, its answer. `<image>` stands where visual tokens go. */
 export interface ConversationTurn {

@@ -106,7 +106,8 @@ export class Session implements Disposable {
     let firstTokenMs: number | undefined;
     let decodeMs = 0;
     for (;;) {
-      if (generation !== this.#newest) throw new LlamaVidError('ABORTED', 'the session started another generation');
+      if (generation !== this.#newest)
+        throw new LlamaVidError('ABORTED', 'the session started another generation');
       const stepped = performance.now();
       const step = await withCancellation(signal, (cancellation) => this.#native.next(cancellation));
       decodeMs += performance.now() - stepped;
@@ -142,14 +143,25 @@ export class Session implements Disposable {
 /** Throws `INVALID_ARGUMENT` at options that cannot work, so that a caller can say so before long work. */
 export function checkGenerateOptions(options: GenerateOptions): void {
   const { maxNewTokens, temperature, topP, topK, repetitionPenalty, seed } = options;
-  const rules: [name: string, value: number | undefined, holds: (value: number) => boolean, rule: string][] = [
-    ['maxNewTokens', maxNewTokens, (value) => Number.isSafeInteger(value) && value > 0, 'a whole number above 0'],
-    ['temperature', temperature, (value) => Number.isFinite(value) && value >= 0, 'a number, 0 or above'],
-    ['topP', topP, (value) => value > 0 && value <= 1, 'above 0 and at most 1'],
-    ['topK', topK, (value) => Number.isSafeInteger(value) && value >= 0, 'a whole number, 0 or above'],
-    ['repetitionPenalty', repetitionPenalty, (value) => Number.isFinite(value) && value > 0, 'a number above 0'],
-    ['seed', seed, (value) => Number.isSafeInteger(value) && value >= 0, 'a whole number, 0 or above'],
-  ];
+  const rules: [name: string, value: number | undefined, holds: (value: number) => boolean, rule: string][] =
+    [
+      [
+        'maxNewTokens',
+        maxNewTokens,
+        (value) => Number.isSafeInteger(value) && value > 0,
+        'a whole number above 0',
+      ],
+      ['temperature', temperature, (value) => Number.isFinite(value) && value >= 0, 'a number, 0 or above'],
+      ['topP', topP, (value) => value > 0 && value <= 1, 'above 0 and at most 1'],
+      ['topK', topK, (value) => Number.isSafeInteger(value) && value >= 0, 'a whole number, 0 or above'],
+      [
+        'repetitionPenalty',
+        repetitionPenalty,
+        (value) => Number.isFinite(value) && value > 0,
+        'a number above 0',
+      ],
+      ['seed', seed, (value) => Number.isSafeInteger(value) && value >= 0, 'a whole number, 0 or above'],
+    ];
   for (const [name, value, holds, rule] of rules) {
     if (value !== undefined && !holds(value)) {
       throw new LlamaVidError('INVALID_ARGUMENT', `${name} is ${value}, but must be ${rule}`);

@@ -16,7 +16,10 @@ describe('conversation', () => {
     for (const { template, turns, prompt } of oracle.renderings) {
       if (!oracle.upstream_templates.includes(template)) continue;
       const rendered = conversation(template).render(
-        turns.map(([question, answer]: [string, string | null]) => ({ question, ...(answer !== null && { answer }) })),
+        turns.map(([question, answer]: [string, string | null]) => ({
+          question,
+          ...(answer !== null && { answer }),
+        })),
       );
       expect(rendered, template).toBe(prompt);
     }

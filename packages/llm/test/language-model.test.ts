@@ -38,9 +38,13 @@ describe('LanguageModel', () => {
     using encoder = await VisualEncoder.load(folder, exact);
     using generator = await TokenGenerator.load(folder, exact);
     for (const id of ['video0', 'video1']) {
-      const { conversation: template, turns, prompt, frame_index, ...expected } = oracle.cases.find(
-        (each: { id: string }) => each.id === id,
-      );
+      const {
+        conversation: template,
+        turns,
+        prompt,
+        frame_index,
+        ...expected
+      } = oracle.cases.find((each: { id: string }) => each.id === id);
       const all = readBytes(join(fixtures, 'oracle/video-mean/tensors.safetensors'), `${id}/all_frames`);
       const [, height = 0, width = 0] = all.shape;
       const size = height * width * 3;
@@ -136,13 +140,17 @@ describe('LanguageModel', () => {
       { seed: 0.5 },
       { repetitionPenalty: 0 },
     ]) {
-      expect(() => session.generate('Hi', options)).toThrow(expect.objectContaining({ code: 'INVALID_ARGUMENT' }));
+      expect(() => session.generate('Hi', options)).toThrow(
+        expect.objectContaining({ code: 'INVALID_ARGUMENT' }),
+      );
     }
   });
 
   it('refuses an image place without visual tokens', async () => {
     using session = model.createSession();
-    await expect(session.generate('<image>\nWhat?').result()).rejects.toMatchObject({ code: 'INVALID_ARGUMENT' });
+    await expect(session.generate('<image>\nWhat?').result()).rejects.toMatchObject({
+      code: 'INVALID_ARGUMENT',
+    });
   });
 
   it('does not run when it was aborted before', async () => {
@@ -163,6 +171,8 @@ describe('LanguageModel', () => {
   });
 
   it('says what is missing', async () => {
-    await expect(LanguageModel.load(join(fixtures, 'nowhere'))).rejects.toMatchObject({ code: 'MODEL_NOT_FOUND' });
+    await expect(LanguageModel.load(join(fixtures, 'nowhere'))).rejects.toMatchObject({
+      code: 'MODEL_NOT_FOUND',
+    });
   });
 });

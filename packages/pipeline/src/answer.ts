@@ -118,12 +118,17 @@ export function answerQuestion(
         }
         const generating = performance.now();
         // The query model reads the bare question: no placeholder, no earlier turn.
-        visualTokens.push(await tokenGenerator.generate(value.features, question, { signal: options.signal }));
+        visualTokens.push(
+          await tokenGenerator.generate(value.features, question, { signal: options.signal }),
+        );
         tokensMs += performance.now() - generating;
       }
       const places = `${languageModel.imagePlaceholder}\n`.repeat(clips.length);
       const prompt = template.render([...history, { question: places + question }]);
-      const stop = [template.stop, ...(typeof options.stop === 'string' ? [options.stop] : (options.stop ?? []))];
+      const stop = [
+        template.stop,
+        ...(typeof options.stop === 'string' ? [options.stop] : (options.stop ?? [])),
+      ];
       const generating = performance.now();
       session = languageModel.createSession();
       const generation = session.generate(prompt, { ...options, visualTokens, stop });

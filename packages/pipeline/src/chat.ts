@@ -57,9 +57,13 @@ export class Chat {
 
   #begin(question: string): Context {
     if (this.#answering) {
-      throw new LlamaVidError('INVALID_ARGUMENT', 'the chat is still answering the question before this one', {
-        hint: 'Read that answer to its end, or stop it with its signal.',
-      });
+      throw new LlamaVidError(
+        'INVALID_ARGUMENT',
+        'the chat is still answering the question before this one',
+        {
+          hint: 'Read that answer to its end, or stop it with its signal.',
+        },
+      );
     }
     this.#answering = true;
     const history = this.#history;

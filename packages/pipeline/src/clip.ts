@@ -48,7 +48,12 @@ export class Clip implements AsyncDisposable {
   readonly #onClose: (clip: Clip) => void;
   #closed = false;
 
-  private constructor(media: Media, encoder: VisualEncoder, options: OpenOptions, onClose: (clip: Clip) => void) {
+  private constructor(
+    media: Media,
+    encoder: VisualEncoder,
+    options: OpenOptions,
+    onClose: (clip: Clip) => void,
+  ) {
     this.#media = media;
     this.#encoded = new SharedWork(
       (signal) => encode(media, encoder, signal, options.onProgress),
@@ -96,7 +101,8 @@ export class Clip implements AsyncDisposable {
 
   /** @internal The features, and whether this call was the one that made them. */
   encoded(signal?: AbortSignal): Promise<{ value: EncodedClip; fresh: boolean }> {
-    if (this.#closed) return Promise.reject(new LlamaVidError('HANDLE_CLOSED', 'the video or picture is closed'));
+    if (this.#closed)
+      return Promise.reject(new LlamaVidError('HANDLE_CLOSED', 'the video or picture is closed'));
     return this.#encoded.wait(signal);
   }
 
@@ -146,7 +152,12 @@ async function encode(
         hint: 'Widen start and end.',
       });
     }
-    return { features: await VisualFeatures.concatenate(parts), sampling: media.report(), decodeMs, encodeMs };
+    return {
+      features: await VisualFeatures.concatenate(parts),
+      sampling: media.report(),
+      decodeMs,
+      encodeMs,
+    };
   } finally {
     for (const part of parts) part.close();
   }

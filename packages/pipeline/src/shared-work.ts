@@ -60,7 +60,10 @@ export class SharedWork<T> {
     const first = this.#run === run;
     if (first) this.#run = undefined;
     run.controller.abort();
-    await run.promise.then((value) => (first ? this.#free(value) : undefined), () => undefined);
+    await run.promise.then(
+      (value) => (first ? this.#free(value) : undefined),
+      () => undefined,
+    );
   }
 }
 

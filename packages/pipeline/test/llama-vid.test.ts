@@ -87,7 +87,8 @@ describe('LlamaVid', () => {
   it('does not let questions that run together change each other', async () => {
     await using clip = await model.open(clipFile, { frames: 4 });
     const questions = ['What happens?', 'Who is there?', 'What colour is the car?', 'Why?'];
-    const ask = async (question: string) => (await model.ask(clip, question, { maxNewTokens: 24 }).result()).tokenIds;
+    const ask = async (question: string) =>
+      (await model.ask(clip, question, { maxNewTokens: 24 }).result()).tokenIds;
     const alone: number[][] = [];
     for (const question of questions) alone.push(await ask(question));
     expect(await Promise.all(questions.map(ask))).toEqual(alone);
@@ -170,11 +171,17 @@ describe('LlamaVid', () => {
     expect(() => model.ask(undefined, 'Hi', { temperature: -1 })).toThrow(refused);
     expect(() => model.ask(undefined, 'Hi', { conversation: 'nobody' })).toThrow(refused);
     // @ts-expect-error Not in the types either.
-    await expect(model.open(clipFile, { subtitles: 'auto' })).rejects.toMatchObject({ code: 'INVALID_ARGUMENT' });
+    await expect(model.open(clipFile, { subtitles: 'auto' })).rejects.toMatchObject({
+      code: 'INVALID_ARGUMENT',
+    });
     // @ts-expect-error Not in the types either.
-    await expect(model.open(clipFile, { store: 'features' })).rejects.toMatchObject({ code: 'INVALID_ARGUMENT' });
+    await expect(model.open(clipFile, { store: 'features' })).rejects.toMatchObject({
+      code: 'INVALID_ARGUMENT',
+    });
     // @ts-expect-error Not in the types either.
-    await expect(LlamaVid.load(folder, { load: '8bit' })).rejects.toMatchObject({ code: 'MODEL_UNSUPPORTED' });
+    await expect(LlamaVid.load(folder, { load: '8bit' })).rejects.toMatchObject({
+      code: 'MODEL_UNSUPPORTED',
+    });
     await expect(LlamaVid.load()).rejects.toMatchObject({ code: 'MODEL_NOT_FOUND' });
     await expect(LlamaVid.load(join(fixtures, 'nowhere'))).rejects.toMatchObject({ code: 'MODEL_NOT_FOUND' });
     await expect(model.open('nowhere.mp4')).rejects.toMatchObject({ code: 'MEDIA_NOT_FOUND' });
@@ -223,7 +230,9 @@ describe('Chat', () => {
         { question: 'What happens?', answer: first.text },
         { question: '<image>\nAnd then?' },
       ]);
-      const byHand = await session.generate(prompt, { visualTokens: [tokens], maxNewTokens: 8, stop: '</s>' }).result();
+      const byHand = await session
+        .generate(prompt, { visualTokens: [tokens], maxNewTokens: 8, stop: '</s>' })
+        .result();
       expect(second.tokenIds).toEqual(byHand.tokenIds);
     }
   });

@@ -50,7 +50,11 @@ export class TokenGenerator implements Disposable {
   }
 
   /** Tokens of all frames for one bare question (no template, no `<image>`). The features stay open. */
-  async generate(features: VisualFeatures, question: string, options: GenerateOptions = {}): Promise<VisualTokens> {
+  async generate(
+    features: VisualFeatures,
+    question: string,
+    options: GenerateOptions = {},
+  ): Promise<VisualTokens> {
     const [tokens] = await this.generateEach(features, [question], options);
     if (!tokens) throw new LlamaVidError('INTERNAL', 'token generation answered a question with nothing');
     return tokens;

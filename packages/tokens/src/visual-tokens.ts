@@ -1,4 +1,9 @@
-import { callNative, callNativeAsync, type VisualTokens as NativeVisualTokens, nativeHandle } from '@llamavid/native';
+import {
+  callNative,
+  callNativeAsync,
+  type VisualTokens as NativeVisualTokens,
+  nativeHandle,
+} from '@llamavid/native';
 
 /** A video's tokens for one question: for each frame a context token, then the content tokens. Holds device memory until `close`. */
 export class VisualTokens implements Disposable {

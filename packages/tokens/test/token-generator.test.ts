@@ -48,7 +48,8 @@ describe('TokenGenerator', () => {
       const expected = await alone.toFloat32Array();
       const actual = (await each[index]?.toFloat32Array()) ?? new Float32Array();
       expect(actual.length).toBe(expected.length);
-      for (const [place, value] of actual.entries()) expect(value).toBeCloseTo(expected[place] ?? Number.NaN, 4);
+      for (const [place, value] of actual.entries())
+        expect(value).toBeCloseTo(expected[place] ?? Number.NaN, 4);
     }
     for (const tokens of each) tokens.close();
   });

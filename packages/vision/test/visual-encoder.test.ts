@@ -20,7 +20,12 @@ describe('VisualEncoder', () => {
 
   it('tells what it is', () => {
     expect(encoder.preprocessing).toMatchObject({ size: 84, fit: 'crop' });
-    expect([encoder.patchCount, encoder.width, encoder.dtype, encoder.device]).toEqual([36, 32, 'f32', 'cpu']);
+    expect([encoder.patchCount, encoder.width, encoder.dtype, encoder.device]).toEqual([
+      36,
+      32,
+      'f32',
+      'cpu',
+    ]);
   });
 
   it('encodes a batch as it encodes its frames', async () => {
@@ -41,7 +46,8 @@ describe('VisualEncoder', () => {
     for (const part of parts) part.close();
     const [expected, actual] = [await together.toFloat32Array(), await joined.toFloat32Array()];
     expect(actual.length).toBe(3 * 37 * 32);
-    for (const [index, value] of actual.entries()) expect(value).toBeCloseTo(expected[index] ?? Number.NaN, 4);
+    for (const [index, value] of actual.entries())
+      expect(value).toBeCloseTo(expected[index] ?? Number.NaN, 4);
   });
 
   it('takes features back that it gave', async () => {
@@ -68,13 +74,17 @@ describe('VisualEncoder', () => {
     closed.close();
     closed.close();
     expect(() => closed.width).toThrow(expect.objectContaining({ code: 'HANDLE_CLOSED' }));
-    const features = await VisualFeatures.fromFloat32Array(new Float32Array(32), [1, 1, 32], { device: 'cpu' });
+    const features = await VisualFeatures.fromFloat32Array(new Float32Array(32), [1, 1, 32], {
+      device: 'cpu',
+    });
     features.close();
     features.close();
     await expect(features.toFloat32Array()).rejects.toMatchObject({ code: 'HANDLE_CLOSED' });
   });
 
   it('says what is missing', async () => {
-    await expect(VisualEncoder.load(join(folder, 'nowhere'))).rejects.toMatchObject({ code: 'MODEL_NOT_FOUND' });
+    await expect(VisualEncoder.load(join(folder, 'nowhere'))).rejects.toMatchObject({
+      code: 'MODEL_NOT_FOUND',
+    });
   });
 });
