@@ -1,1 +1,25 @@
-//! Placeholder.
+//! The Node addon: opaque handles over the runtime, and nothing else.
+//!
+//! Handles are read when a method is called and not when its promise gets to run, so closing one behind a call is
+//! safe. Errors are `[CODE] message`, with `\nhint: …` behind it where there is advice.
+
+#![deny(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod arguments;
+mod conversation;
+mod device;
+mod handle;
+mod language;
+mod pixels;
+mod promise;
+mod tokens;
+mod vision;
+
+use llamavid_runtime::ErrorCode;
+use napi_derive::napi;
+
+/// All error codes that the addon can give.
+#[napi]
+pub fn error_codes() -> Vec<&'static str> {
+    ErrorCode::ALL.iter().map(|code| code.name()).collect()
+}

@@ -129,22 +129,6 @@ impl From<llamavid_models::Error> for Error {
     }
 }
 
-impl From<llamavid_weights::Error> for Error {
-    fn from(error: llamavid_weights::Error) -> Self {
-        use llamavid_weights::ErrorKind;
-        let code = match error.kind() {
-            ErrorKind::Missing => ErrorCode::ModelFileMissing,
-            ErrorKind::Unsupported => ErrorCode::ModelUnsupported,
-            ErrorKind::Invalid | ErrorKind::Io => ErrorCode::ModelInvalid,
-        };
-        let (message, hint) = (error.message(), error.hint());
-        match error {
-            llamavid_weights::Error::Tensor(error) => error.into(),
-            _ => Self { code, message, hint: Some(hint.to_string()) },
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -165,7 +149,8 @@ mod tests {
 
     #[test]
     fn a_full_device_has_its_own_code() {
-        let error = candle_core::Error::Msg("DriverError(CUDA_ERROR_OUT_OF_MEMORY, \"out of memory\")".into());
+        let error =
+            candle_core::Error::Msg("DriverError(CUDA_ERROR_OUT_OF_MEMORY, \"out of memory\")".into());
         assert_eq!(Error::from(error).code, ErrorCode::OutOfMemory);
         assert_eq!(Error::from(candle_core::Error::Msg("rank".into())).code, ErrorCode::Internal);
     }

@@ -1,1 +1,43 @@
-//! Placeholder.
+//! Devices, jobs, sessions, cancellation and error codes around the LLaMA-VID model.
+//!
+//! Everything here is synchronous: work is handed to a device's thread as a job of small steps, and its result
+//! comes as a [`Reply`], which Node's side awaits and a Rust program waits for.
+
+mod cancellation;
+mod device;
+mod dtype;
+mod error;
+mod language_model;
+pub mod model_folder;
+mod picture;
+mod pixels;
+mod reply;
+mod session;
+mod token_generator;
+mod visual_encoder;
+mod visual_features;
+mod visual_tokens;
+
+pub use cancellation::Cancellation;
+pub use device::{Device, DeviceKind};
+pub use dtype::Dtype;
+pub use error::{Error, ErrorCode, Result};
+pub use language_model::LanguageModel;
+/// What the addon needs of the model crate: it depends on this crate alone.
+pub use llamavid_models::{
+    language_model::{FinishReason, SamplingOptions},
+    preprocess::{Fit, Preprocessing, RgbImage},
+    prompt::{
+        conversation::{TEMPLATES, Template, Turn},
+        splice::SpliceKind,
+    },
+    token_generation::FeatureKind,
+};
+pub use picture::{MAX_PICTURE_PIXELS, Picture, decode_picture};
+pub use pixels::{MAX_FRAME_SIZE, PixelChannel, Pixels};
+pub use reply::{Reply, catch_panic, run_aside};
+pub use session::{GenerateRequest, Piece, Session, Started};
+pub use token_generator::TokenGenerator;
+pub use visual_encoder::VisualEncoder;
+pub use visual_features::VisualFeatures;
+pub use visual_tokens::VisualTokens;

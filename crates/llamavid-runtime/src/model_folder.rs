@@ -66,8 +66,11 @@ impl ModelFolder {
     /// The same, with `sizes` that win over those in the folder's files.
     pub fn open_with_sizes(folder: &Path, sizes: Option<&Extension>) -> Result<Self> {
         if !folder.is_dir() {
-            return Err(Error::new(ErrorCode::ModelNotFound, format!("{}: there is no such folder", folder.display()))
-                .with_hint("Give the folder that holds config.json and the weights."));
+            return Err(Error::new(
+                ErrorCode::ModelNotFound,
+                format!("{}: there is no such folder", folder.display()),
+            )
+            .with_hint("Give the folder that holds config.json and the weights."));
         }
         let root = folder.to_path_buf();
         let config_path = root.join("config.json");
@@ -206,9 +209,14 @@ impl ModelFolder {
         let Some(folder) = &self.query_folder else {
             return Err(Error::new(
                 ErrorCode::ModelFileMissing,
-                format!("{}: the query model's vocabulary (vocab.txt of bert-base-uncased) is missing", self.root.display()),
+                format!(
+                    "{}: the query model's vocabulary (vocab.txt of bert-base-uncased) is missing",
+                    self.root.display()
+                ),
             )
-            .with_hint("Put it into a folder `bert` in the model's folder, or set llamavid.files.queryTokenizer."));
+            .with_hint(
+                "Put it into a folder `bert` in the model's folder, or set llamavid.files.queryTokenizer.",
+            ));
         };
         let path = folder.join("vocab.txt");
         let vocabulary = read_required(&path, "the query model's vocabulary")?;
@@ -300,7 +308,11 @@ fn find_vision(root: &Path, written: Option<&str>) -> Result<VisionWeights> {
     let looked: Vec<_> = places.iter().map(|place| place.display().to_string()).collect();
     Err(Error::new(
         ErrorCode::ModelFileMissing,
-        format!("{}: the visual encoder's weights `{written}` are missing (looked for {})", root.display(), looked.join(", ")),
+        format!(
+            "{}: the visual encoder's weights `{written}` are missing (looked for {})",
+            root.display(),
+            looked.join(", ")
+        ),
     )
     .with_hint("Put the file (eva_vit_g.pth of LAVIS for the published models) beside config.json."))
 }
@@ -365,7 +377,8 @@ fn read_processor(path: &Path) -> Result<Preprocessing> {
     }
     let bytes = read_required(path, "the image processor's configuration")?;
     let processor: Processor = parse_json(path, &bytes)?;
-    let invalid = |problem: String| Error::new(ErrorCode::ModelInvalid, format!("{}: {problem}", path.display()));
+    let invalid =
+        |problem: String| Error::new(ErrorCode::ModelInvalid, format!("{}: {problem}", path.display()));
     let side = |size: &Size| match *size {
         Size::Side(side) | Size::Shortest { shortest_edge: side } => Ok(side),
         Size::Both { height, width } if height == width => Ok(height),
@@ -375,7 +388,9 @@ fn read_processor(path: &Path) -> Result<Preprocessing> {
     let size = processor.size.as_ref().map(side).transpose()?;
     let size = match (crop, size) {
         (Some(crop), Some(size)) if crop != size => {
-            return Err(invalid(format!("crop_size {crop} and size {size} differ; the reference has them equal")));
+            return Err(invalid(format!(
+                "crop_size {crop} and size {size} differ; the reference has them equal"
+            )));
         }
         (Some(size), _) | (None, Some(size)) => size,
         (None, None) => 224,
@@ -384,11 +399,15 @@ fn read_processor(path: &Path) -> Result<Preprocessing> {
         return Err(invalid(format!("a picture of {size} pixels is not between 1 and 8192")));
     }
     if processor.resample.is_some_and(|filter| filter != 3) {
-        return Err(invalid("resample is not 3 (bicubic), the only filter that the reference uses".to_owned()));
+        return Err(invalid(
+            "resample is not 3 (bicubic), the only filter that the reference uses".to_owned(),
+        ));
     }
     let usual = Preprocessing::clip(size, Fit::Crop);
     let (mean, std) = (processor.image_mean.unwrap_or(usual.mean), processor.image_std.unwrap_or(usual.std));
-    if !mean.iter().all(|value| value.is_finite()) || !std.iter().all(|value| value.is_finite() && *value > 0.0) {
+    if !mean.iter().all(|value| value.is_finite())
+        || !std.iter().all(|value| value.is_finite() && *value > 0.0)
+    {
         return Err(invalid("image_mean and image_std must be finite, and image_std above 0".to_owned()));
     }
     Ok(Preprocessing { size, mean, std, fit: Fit::Crop })
@@ -407,12 +426,15 @@ fn read_optional(path: &Path) -> Result<Option<Vec<u8>>> {
     };
     let length = match std::fs::metadata(path) {
         Ok(facts) if facts.is_file() => facts.len(),
-        Ok(_) => return Err(Error::new(ErrorCode::ModelInvalid, format!("{}: is not a file", path.display()))),
+        Ok(_) => {
+            return Err(Error::new(ErrorCode::ModelInvalid, format!("{}: is not a file", path.display())));
+        }
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(failed(error)),
     };
     if length > LARGEST_SIDE_FILE {
-        let problem = format!("{}: {length} bytes; such a file has at most {LARGEST_SIDE_FILE}", path.display());
+        let problem =
+            format!("{}: {length} bytes; such a file has at most {LARGEST_SIDE_FILE}", path.display());
         return Err(Error::new(ErrorCode::ModelInvalid, problem));
     }
     std::fs::read(path).map(Some).map_err(failed)

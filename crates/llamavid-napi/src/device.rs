@@ -1,0 +1,95 @@
+//! Devices and cancellation.
+
+use std::sync::Arc;
+
+use llamavid_runtime::{self as runtime, Dtype};
+use napi::bindgen_prelude::ClassInstance;
+use napi_derive::napi;
+
+use crate::handle::Handle;
+use crate::promise::call;
+
+/// A device and the thread that works on it. Everything loaded on it keeps it alive.
+#[napi]
+pub struct Device {
+    handle: Handle<runtime::Device>,
+}
+
+#[napi]
+impl Device {
+    /// Opens `auto`, `cpu`, `cuda` or `cuda:N`.
+    #[napi(factory)]
+    pub fn open(name: String) -> napi::Result<Self> {
+        call(|| Ok(Self { handle: Handle::new("device", runtime::Device::open(&name)?) }))
+    }
+
+    /// What it is.
+    #[napi(getter, ts_return_type = "'cpu' | 'cuda'")]
+    pub fn kind(&self) -> napi::Result<&'static str> {
+        call(|| Ok(self.handle.open()?.kind().name()))
+    }
+
+    /// `cpu` or `cuda:N`.
+    #[napi(getter)]
+    pub fn name(&self) -> napi::Result<String> {
+        call(|| Ok(self.handle.open()?.name().to_owned()))
+    }
+
+    /// Gives it up. Closing twice does nothing.
+    #[napi]
+    pub fn close(&self) {
+        drop(self.handle.close());
+    }
+}
+
+impl Device {
+    pub(crate) fn get(&self) -> runtime::Result<Arc<runtime::Device>> {
+        self.handle.open()
+    }
+}
+
+/// A flag that work reads between its steps; the work then fails with `ABORTED`.
+#[napi]
+#[derive(Default)]
+pub struct Cancellation {
+    flag: runtime::Cancellation,
+}
+
+#[napi]
+impl Cancellation {
+    /// A flag that is down.
+    #[napi(constructor)]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Raises the flag. There is no way back.
+    #[napi]
+    pub fn cancel(&self) {
+        self.flag.cancel();
+    }
+}
+
+/// The caller's flag, or one that nobody raises.
+pub(crate) fn flag(cancellation: Option<&Cancellation>) -> runtime::Cancellation {
+    cancellation.map(|cancellation| cancellation.flag.clone()).unwrap_or_default()
+}
+
+/// Where and how weights are loaded.
+#[napi(object, object_to_js = false)]
+pub struct LoadOptions<'env> {
+    /// The device of the weights.
+    pub device: ClassInstance<'env, Device>,
+    /// What the weights are computed in; default `auto`.
+    #[napi(ts_type = "'auto' | 'f32' | 'bf16' | 'f16'")]
+    pub dtype: Option<String>,
+    /// Stops loading.
+    pub cancellation: Option<ClassInstance<'env, Cancellation>>,
+}
+
+impl LoadOptions<'_> {
+    pub(crate) fn parts(&self) -> runtime::Result<(Arc<runtime::Device>, Dtype, runtime::Cancellation)> {
+        let dtype = self.dtype.as_deref().map(Dtype::parse).transpose()?.unwrap_or_default();
+        Ok((self.device.get()?, dtype, flag(self.cancellation.as_deref())))
+    }
+}

@@ -1,0 +1,113 @@
+//! Token generation and its tokens.
+
+use std::sync::Arc;
+
+use llamavid_runtime as runtime;
+use napi::Env;
+use napi::bindgen_prelude::{AsyncBlock, Float32Array};
+use napi_derive::napi;
+
+use crate::device::{Cancellation, LoadOptions, flag};
+use crate::handle::Handle;
+use crate::pixels::float32_array;
+use crate::promise::{call, promise};
+use crate::vision::VisualFeatures;
+
+/// The query model, context attention and projector of a model folder. Holds their weights until `close`.
+#[napi]
+pub struct TokenGenerator {
+    handle: Handle<runtime::TokenGenerator>,
+}
+
+#[napi]
+impl TokenGenerator {
+    /// Loads the token generator of a folder, and nothing else of it.
+    #[napi]
+    pub fn load(env: &Env, folder: String, o: LoadOptions) -> napi::Result<AsyncBlock<TokenGenerator>> {
+        promise(
+            env,
+            || {
+                let (device, dtype, cancellation) = o.parts()?;
+                Ok(runtime::TokenGenerator::load(folder.into(), device, dtype, cancellation))
+            },
+            |generator| Self { handle: Handle::new("token generator", generator) },
+        )
+    }
+
+    /// Width of a token: the language model's.
+    #[napi(getter)]
+    pub fn width(&self) -> napi::Result<u32> {
+        call(|| Ok(self.handle.open()?.width() as u32))
+    }
+
+    /// Tokens of the same frames for each question, in the questions' order. The features stay open.
+    #[napi]
+    pub fn generate(
+        &self,
+        env: &Env,
+        features: &VisualFeatures,
+        questions: Vec<String>,
+        c: Option<&Cancellation>,
+    ) -> napi::Result<AsyncBlock<Vec<VisualTokens>>> {
+        promise(
+            env,
+            || Ok(self.handle.open()?.generate(features.get()?, questions, &flag(c))),
+            |tokens| tokens.into_iter().map(VisualTokens::new).collect(),
+        )
+    }
+
+    /// Frees the weights, behind what still runs. Closing twice does nothing.
+    #[napi]
+    pub fn close(&self) {
+        drop(self.handle.close());
+    }
+}
+
+/// Context and content tokens of a video for one question. Holds device memory until `close`.
+#[napi]
+pub struct VisualTokens {
+    handle: Handle<runtime::VisualTokens>,
+}
+
+#[napi]
+impl VisualTokens {
+    /// Frames.
+    #[napi(getter)]
+    pub fn frame_count(&self) -> napi::Result<u32> {
+        call(|| Ok(self.get()?.frame_count() as u32))
+    }
+
+    /// The context token and the content tokens of a frame.
+    #[napi(getter)]
+    pub fn tokens_per_frame(&self) -> napi::Result<u32> {
+        call(|| Ok(self.get()?.tokens_per_frame() as u32))
+    }
+
+    /// Tokens of all frames, width.
+    #[napi(getter)]
+    pub fn shape(&self) -> napi::Result<Vec<u32>> {
+        call(|| Ok(self.get()?.shape().iter().map(|length| *length as u32).collect()))
+    }
+
+    /// A copy of the values, row-major of `shape`.
+    #[napi]
+    pub fn to_float32_array(&self, env: &Env) -> napi::Result<AsyncBlock<Float32Array>> {
+        float32_array(env, || Ok(self.get()?.values()))
+    }
+
+    /// Frees the memory. Closing twice does nothing.
+    #[napi]
+    pub fn close(&self) {
+        drop(self.handle.close());
+    }
+}
+
+impl VisualTokens {
+    fn new(tokens: runtime::VisualTokens) -> Self {
+        Self { handle: Handle::new("VisualTokens", tokens) }
+    }
+
+    pub(crate) fn get(&self) -> runtime::Result<Arc<runtime::VisualTokens>> {
+        self.handle.open()
+    }
+}

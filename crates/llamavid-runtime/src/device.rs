@@ -1,0 +1,372 @@
+//! One thread a device: it owns the device's work and gives every job a small step in turn.
+//!
+//! So two sessions on one device advance side by side, a cancellation is seen after one step, and no two jobs
+//! compete for the same cores or the same stream.
+
+use std::collections::VecDeque;
+use std::mem::ManuallyDrop;
+use std::ops::{ControlFlow, Deref};
+use std::sync::mpsc::{self, Receiver, Sender};
+use std::sync::{Arc, Mutex, Once, PoisonError, Weak};
+
+use candle_core::Device as TensorDevice;
+
+use crate::reply::{Reply, catch_panic};
+use crate::{Cancellation, Error, ErrorCode, Result};
+
+/// What a device is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum DeviceKind {
+    /// The machine's processor.
+    Cpu,
+    /// An NVIDIA graphics processor.
+    Cuda,
+}
+
+impl DeviceKind {
+    /// `cpu` or `cuda`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Cpu => "cpu",
+            Self::Cuda => "cuda",
+        }
+    }
+}
+
+/// Which device is wanted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Wanted {
+    Auto,
+    Cpu,
+    Cuda(usize),
+}
+
+/// A turn of a job: one step, and whether there are more.
+type Turn = Box<dyn FnMut(&TensorDevice) -> ControlFlow<()> + Send>;
+
+/// A device and the thread that works on it. The thread ends after its last job once all handles are gone.
+#[derive(Debug)]
+pub struct Device {
+    tensors: TensorDevice,
+    kind: DeviceKind,
+    name: String,
+    queue: Sender<Turn>,
+}
+
+/// Open devices: a second `open` of a device shares its thread.
+static OPEN: Mutex<Vec<Weak<Device>>> = Mutex::new(Vec::new());
+
+impl Device {
+    /// Opens `auto`, `cpu`, `cuda` (the first one) or `cuda:N`. `auto` is the first CUDA device that works, else
+    /// the CPU.
+    ///
+    /// # Errors
+    /// `INVALID_ARGUMENT` for another name, `DEVICE_UNAVAILABLE` when there is no such device or this build has no
+    /// CUDA.
+    pub fn open(name: &str) -> Result<Arc<Self>> {
+        match parse_name(name)? {
+            Wanted::Cpu => Self::open_one(DeviceKind::Cpu, 0),
+            Wanted::Cuda(index) => Self::open_one(DeviceKind::Cuda, index),
+            Wanted::Auto if cfg!(feature = "cuda") => {
+                Self::open_one(DeviceKind::Cuda, 0).or_else(|_| Self::open_one(DeviceKind::Cpu, 0))
+            }
+            Wanted::Auto => Self::open_one(DeviceKind::Cpu, 0),
+        }
+    }
+
+    fn open_one(kind: DeviceKind, index: usize) -> Result<Arc<Self>> {
+        let name = match kind {
+            DeviceKind::Cpu => "cpu".to_owned(),
+            DeviceKind::Cuda => format!("cuda:{index}"),
+        };
+        let mut open = OPEN.lock().unwrap_or_else(PoisonError::into_inner);
+        open.retain(|device| device.strong_count() > 0);
+        if let Some(device) = open.iter().filter_map(Weak::upgrade).find(|device| device.name == name) {
+            return Ok(device);
+        }
+        let tensors = match kind {
+            DeviceKind::Cpu => {
+                use_available_cores();
+                TensorDevice::Cpu
+            }
+            DeviceKind::Cuda => open_cuda(index)?,
+        };
+        let (queue, inbox) = mpsc::channel();
+        let on_thread = tensors.clone();
+        std::thread::Builder::new()
+            .name(format!("llamavid {name}"))
+            .spawn(move || serve(&on_thread, &inbox))
+            .map_err(|error| {
+                Error::new(ErrorCode::OutOfMemory, format!("no thread for the device {name}: {error}"))
+            })?;
+        let device = Arc::new(Self { tensors, kind, name, queue });
+        open.push(Arc::downgrade(&device));
+        Ok(device)
+    }
+
+    /// What it is.
+    pub fn kind(&self) -> DeviceKind {
+        self.kind
+    }
+
+    /// `cpu` or `cuda:N`.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Where tensors are made.
+    pub fn tensors(&self) -> &TensorDevice {
+        &self.tensors
+    }
+
+    /// Runs a job: `step` is called again and again, with steps of other jobs in between, until it gives
+    /// [`ControlFlow::Break`] or an error. The flag is read before each step, and what `step` holds is dropped
+    /// before the reply comes.
+    pub fn run<T: Send + 'static>(
+        &self,
+        cancellation: &Cancellation,
+        step: impl FnMut(&TensorDevice) -> Result<ControlFlow<T>> + Send + 'static,
+    ) -> Reply<T> {
+        let (sender, reply) = Reply::channel();
+        let cancellation = cancellation.clone();
+        let mut job = Some((sender, step));
+        self.enqueue(Box::new(move |device| {
+            let Some((sender, step)) = &mut job else { return ControlFlow::Break(()) };
+            let outcome = if sender.is_closed() {
+                Err(Error::new(ErrorCode::Aborted, "nobody waits for this job"))
+            } else {
+                cancellation.check().and_then(|()| catch_panic(|| step(device)))
+            };
+            let result = match outcome {
+                Ok(ControlFlow::Continue(())) => return ControlFlow::Continue(()),
+                Ok(ControlFlow::Break(value)) => Ok(value),
+                Err(error) => Err(error),
+            };
+            if let Some((sender, step)) = job.take() {
+                // First the step, so that a session is free again when its caller hears of it.
+                drop(step);
+                let _ = sender.send(result);
+            }
+            ControlFlow::Break(())
+        }));
+        reply
+    }
+
+    /// Runs a job of one step.
+    pub fn run_once<T: Send + 'static>(
+        &self,
+        cancellation: &Cancellation,
+        work: impl FnOnce(&TensorDevice) -> Result<T> + Send + 'static,
+    ) -> Reply<T> {
+        let mut work = Some(work);
+        self.run(cancellation, move |device| match work.take() {
+            Some(work) => work(device).map(ControlFlow::Break),
+            None => Err(Error::new(ErrorCode::Internal, "a job of one step was asked for another")),
+        })
+    }
+
+    /// Drops `value` on the device's thread: to free gigabytes takes a while, and callers must not wait for it.
+    pub(crate) fn discard(&self, value: impl Send + 'static) {
+        let mut value = Some(value);
+        self.enqueue(Box::new(move |_| {
+            drop(value.take());
+            ControlFlow::Break(())
+        }));
+    }
+
+    fn enqueue(&self, turn: Turn) {
+        // Fails only when the thread is gone; the job is dropped then, and its reply says so.
+        let _ = self.queue.send(turn);
+    }
+}
+
+/// A model's weights. They are freed on the device's thread, behind the jobs that still use them.
+#[derive(Debug)]
+pub(crate) struct Weights<M: Send + Sync + 'static> {
+    model: ManuallyDrop<Arc<M>>,
+    device: Arc<Device>,
+}
+
+impl<M: Send + Sync + 'static> Weights<M> {
+    pub(crate) fn new(model: M, device: Arc<Device>) -> Self {
+        Self { model: ManuallyDrop::new(Arc::new(model)), device }
+    }
+}
+
+impl<M: Send + Sync + 'static> Deref for Weights<M> {
+    type Target = Arc<M>;
+
+    fn deref(&self) -> &Arc<M> {
+        &self.model
+    }
+}
+
+impl<M: Send + Sync + 'static> Drop for Weights<M> {
+    fn drop(&mut self) {
+        // SAFETY: `drop` runs once and nothing reads the field after it.
+        let model = unsafe { ManuallyDrop::take(&mut self.model) };
+        self.device.discard(model);
+    }
+}
+
+/// The device's thread: jobs take turns, one step each.
+fn serve(device: &TensorDevice, inbox: &Receiver<Turn>) {
+    let mut jobs: VecDeque<Turn> = VecDeque::new();
+    loop {
+        if jobs.is_empty() {
+            match inbox.recv() {
+                Ok(job) => jobs.push_back(job),
+                Err(_) => return,
+            }
+        }
+        jobs.extend(inbox.try_iter());
+        if let Some(mut job) = jobs.pop_front() {
+            // Steps catch their own panics; this one is for what is dropped behind them.
+            match catch_panic(|| Ok(job(device))) {
+                Ok(ControlFlow::Continue(())) => jobs.push_back(job),
+                Ok(ControlFlow::Break(())) | Err(_) => {}
+            }
+        }
+    }
+}
+
+fn parse_name(name: &str) -> Result<Wanted> {
+    let wanted = match name {
+        "auto" => Some(Wanted::Auto),
+        "cpu" => Some(Wanted::Cpu),
+        "cuda" => Some(Wanted::Cuda(0)),
+        other => other.strip_prefix("cuda:").and_then(|index| index.parse().ok()).map(Wanted::Cuda),
+    };
+    wanted.ok_or_else(|| Error::argument(format!("the device {name:?} is none of auto, cpu, cuda, cuda:N")))
+}
+
+#[cfg(feature = "cuda")]
+fn open_cuda(index: usize) -> Result<TensorDevice> {
+    TensorDevice::new_cuda(index).map_err(|error| {
+        Error::new(ErrorCode::DeviceUnavailable, format!("the device cuda:{index} cannot be opened: {error}"))
+            .with_hint("Check the driver with nvidia-smi, or take the device cpu.")
+    })
+}
+
+#[cfg(not(feature = "cuda"))]
+fn open_cuda(index: usize) -> Result<TensorDevice> {
+    Err(Error::new(
+        ErrorCode::DeviceUnavailable,
+        format!("the device cuda:{index} cannot be opened: this build has no CUDA"),
+    )
+    .with_hint("Take the device cpu, or install a build with CUDA."))
+}
+
+/// Makes candle use the cores that this process may use.
+///
+/// Left alone it counts the machine's physical cores: in a container that may use 2 of 64 it starts 32 threads
+/// that spin, and on a virtual machine with one core of two threads it uses one.
+fn use_available_cores() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        if std::env::var_os("RAYON_NUM_THREADS").is_some() {
+            return;
+        }
+        if let Ok(cores) = std::thread::available_parallelism() {
+            // SAFETY: candle has no other setting and reads this variable through std, which holds the same lock as
+            // `set_var`. What else reads the environment in this process is C code at its own risk, just as with
+            // `process.env.X = …` in JavaScript, which makes the same call.
+            unsafe { std::env::set_var("RAYON_NUM_THREADS", cores.to_string()) };
+        }
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Ends when `gate` does: holds the device's thread so that what follows is queued.
+    fn hold(device: &Device) -> (Sender<()>, Reply<()>) {
+        let (release, gate) = mpsc::channel::<()>();
+        let reply = device.run_once(&Cancellation::default(), move |_| {
+            let _ = gate.recv();
+            Ok(())
+        });
+        (release, reply)
+    }
+
+    fn private_device() -> Device {
+        let (queue, inbox) = mpsc::channel();
+        std::thread::spawn(move || serve(&TensorDevice::Cpu, &inbox));
+        Device { tensors: TensorDevice::Cpu, kind: DeviceKind::Cpu, name: "cpu".into(), queue }
+    }
+
+    #[test]
+    fn names() {
+        assert_eq!(parse_name("cuda").unwrap(), Wanted::Cuda(0));
+        assert_eq!(parse_name("cuda:3").unwrap(), Wanted::Cuda(3));
+        for name in ["", "gpu", "cuda:", "cuda:-1", "cuda:x"] {
+            assert_eq!(parse_name(name).unwrap_err().code, ErrorCode::InvalidArgument, "{name}");
+        }
+    }
+
+    #[test]
+    fn a_device_opened_twice_is_one() {
+        let device = Device::open("cpu").unwrap();
+        assert!(Arc::ptr_eq(&device, &Device::open("cpu").unwrap()));
+    }
+
+    #[cfg(not(feature = "cuda"))]
+    #[test]
+    fn a_missing_device_says_so() {
+        assert_eq!(Device::open("cuda:7").unwrap_err().code, ErrorCode::DeviceUnavailable);
+    }
+
+    #[test]
+    fn jobs_take_turns() {
+        let device = private_device();
+        let (release, held) = hold(&device);
+        let order = Arc::new(Mutex::new(Vec::new()));
+        let job = |name: char| {
+            let (order, mut left) = (order.clone(), 3);
+            device.run(&Cancellation::default(), move |_| {
+                order.lock().unwrap().push(name);
+                left -= 1;
+                Ok(if left == 0 { ControlFlow::Break(name) } else { ControlFlow::Continue(()) })
+            })
+        };
+        let replies = [job('a'), job('b')];
+        release.send(()).unwrap();
+        held.wait().unwrap();
+        assert_eq!(replies.map(|reply| reply.wait().unwrap()), ['a', 'b']);
+        assert_eq!(*order.lock().unwrap(), ['a', 'b', 'a', 'b', 'a', 'b']);
+    }
+
+    #[test]
+    fn a_panic_ends_its_job_and_nothing_else() {
+        let device = private_device();
+        let broken: Reply<()> = device.run_once(&Cancellation::default(), |_| panic!("a bug"));
+        assert_eq!(broken.wait().unwrap_err().code, ErrorCode::Internal);
+        assert_eq!(device.run_once(&Cancellation::default(), |_| Ok(7)).wait().unwrap(), 7);
+    }
+
+    #[test]
+    fn cancelled_between_steps() {
+        let device = private_device();
+        let cancellation = Cancellation::default();
+        let flag = cancellation.clone();
+        let mut steps = 0;
+        let reply: Reply<()> = device.run(&cancellation, move |_| {
+            steps += 1;
+            assert!(steps < 4, "a step after the cancellation");
+            if steps == 3 {
+                flag.cancel();
+            }
+            Ok(ControlFlow::Continue(()))
+        });
+        assert_eq!(reply.wait().unwrap_err().code, ErrorCode::Aborted);
+    }
+
+    #[test]
+    fn a_job_that_nobody_waits_for_is_given_up() {
+        let device = private_device();
+        let endless: Reply<()> = device.run(&Cancellation::default(), |_| Ok(ControlFlow::Continue(())));
+        drop(endless);
+        assert_eq!(device.run_once(&Cancellation::default(), |_| Ok(1)).wait().unwrap(), 1);
+    }
+}

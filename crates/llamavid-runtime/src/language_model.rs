@@ -1,0 +1,89 @@
+//! The decoder of a model folder with its tokenizer.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use candle_core::DType;
+use llamavid_models::language_model::LanguageModel as Model;
+use llamavid_models::tokenizer::LlamaTokenizer;
+
+use crate::device::Weights;
+use crate::model_folder::{GenerationDefaults, ModelFolder};
+use crate::{Cancellation, Device, Dtype, Reply, run_aside};
+
+/// The language model of a folder. Sessions keep it alive.
+#[derive(Debug)]
+pub struct LanguageModel {
+    model: Weights<Model>,
+    tokenizer: LlamaTokenizer,
+    defaults: GenerationDefaults,
+    image_placeholder: &'static str,
+    device: Arc<Device>,
+}
+
+impl LanguageModel {
+    /// Loads it from `folder`, on a thread of its own.
+    pub fn load(
+        folder: PathBuf,
+        device: Arc<Device>,
+        dtype: Dtype,
+        cancellation: Cancellation,
+    ) -> Reply<Self> {
+        run_aside("llamavid load", move || {
+            cancellation.check()?;
+            let folder = ModelFolder::open(&folder)?;
+            let tokenizer = folder.llama_tokenizer()?;
+            let defaults = folder.generation_defaults()?;
+            cancellation.check()?;
+            let model = folder.language_model(dtype.on(&device), device.tensors())?;
+            cancellation.check()?;
+            let image_placeholder = folder.image_placeholder();
+            Ok(Self {
+                model: Weights::new(model, device.clone()),
+                tokenizer,
+                defaults,
+                image_placeholder,
+                device,
+            })
+        })
+    }
+
+    /// Positions that prompt and answer share.
+    pub fn context_length(&self) -> usize {
+        self.model.context_length()
+    }
+
+    /// What the weights are computed in.
+    pub fn dtype(&self) -> DType {
+        self.model.dtype()
+    }
+
+    /// What the checkpoint proposes for sampling.
+    pub fn generation_defaults(&self) -> GenerationDefaults {
+        self.defaults
+    }
+
+    /// What stands in a prompt for one picture or video.
+    pub fn image_placeholder(&self) -> &'static str {
+        self.image_placeholder
+    }
+
+    /// Tokens of `text`, without the one that begins every prompt.
+    pub fn count_tokens(&self, text: &str) -> usize {
+        self.tokenizer.encode(text, false).len()
+    }
+
+    /// Its tokenizer.
+    pub fn tokenizer(&self) -> &LlamaTokenizer {
+        &self.tokenizer
+    }
+
+    /// The device of the weights.
+    pub fn device(&self) -> &Arc<Device> {
+        &self.device
+    }
+
+    pub(crate) fn model(&self) -> &Arc<Model> {
+        &self.model
+    }
+}

@@ -1,0 +1,324 @@
+//! One sequence at a time: splice, prefill and decoding as jobs of the device's thread.
+
+use std::ops::ControlFlow;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use candle_core::Tensor;
+use llamavid_models::language_model::{
+    FinishReason, Generation, GenerationOptions, Keyword, Prompt, SamplingOptions, StopRule, Token,
+};
+use llamavid_models::prompt::placeholders::tokenize_with_images;
+use llamavid_models::prompt::splice::{SpliceKind, splice};
+use llamavid_models::tokenizer::{LlamaTokenizer, StreamDecoder};
+
+use crate::{Cancellation, Error, ErrorCode, LanguageModel, Reply, Result, VisualTokens};
+
+/// New tokens of one piece.
+const TOKENS_A_PIECE: usize = 16;
+/// After this long a piece is given out, however few its tokens are.
+const PIECE_TIME: Duration = Duration::from_millis(30);
+
+/// What a generation starts from.
+#[derive(Debug, Clone)]
+pub struct GenerateRequest {
+    /// The prompt, with an `<image>` where visual tokens go.
+    pub prompt: String,
+    /// In the order of their places.
+    pub visual_tokens: Vec<Arc<VisualTokens>>,
+    /// What an `<image>` stands for.
+    pub layout: SpliceKind,
+    /// At most this many new tokens, at least 1.
+    pub max_new_tokens: usize,
+    /// How ids are chosen.
+    pub sampling: SamplingOptions,
+    /// Texts that end the answer and are not part of it. The text of a special token (`</s>`) is one too.
+    pub stop: Vec<String>,
+}
+
+/// What is known once the prompt is read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Started {
+    /// Tokens of the prompt, visual ones included.
+    pub prompt_tokens: usize,
+    /// Visual tokens among them.
+    pub visual_tokens: usize,
+}
+
+/// A piece of the answer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Piece {
+    /// What it adds to the text. All pieces together are the answer, without white space at its ends.
+    pub text: String,
+    /// The new ids, of which some may not show in the text yet.
+    pub token_ids: Vec<u32>,
+    /// Set with the last piece.
+    pub finish: Option<FinishReason>,
+}
+
+/// Generates one answer after another. Holds a KV cache while an answer is made.
+#[derive(Debug)]
+pub struct Session {
+    model: Arc<LanguageModel>,
+    slot: Arc<Mutex<Slot>>,
+}
+
+#[derive(Debug)]
+struct Slot {
+    /// Grows with each start and with closing: a job of an older run gives up.
+    run: u64,
+    state: State,
+}
+
+#[derive(Debug)]
+enum State {
+    /// No start yet, or one that failed.
+    Idle,
+    /// A job works on it.
+    Busy,
+    /// The prompt is read.
+    Ready(Box<Answer>),
+    /// The last piece was given out.
+    Ended,
+    /// Closed for good.
+    Closed,
+}
+
+impl Session {
+    /// A session that has not started anything.
+    pub fn new(model: Arc<LanguageModel>) -> Self {
+        Self { model, slot: Arc::new(Mutex::new(Slot { run: 0, state: State::Idle })) }
+    }
+
+    /// Splices and reads a prompt, from an empty cache. What this session worked on before is given up.
+    ///
+    /// # Errors
+    /// `CONTEXT_OVERFLOW` before the prompt is read, `INVALID_ARGUMENT` when visual tokens and places differ.
+    pub fn start(&self, request: GenerateRequest, cancellation: &Cancellation) -> Result<Reply<Started>> {
+        let device = self.model.device();
+        for (index, tokens) in request.visual_tokens.iter().enumerate() {
+            if !Arc::ptr_eq(tokens.device(), device) {
+                return Err(Error::argument(format!(
+                    "visual tokens {index} are on {}, the language model is on {}",
+                    tokens.device().name(),
+                    device.name()
+                )));
+            }
+        }
+        let run = {
+            let mut slot = lock(&self.slot);
+            if matches!(slot.state, State::Closed) {
+                return Err(closed());
+            }
+            slot.run += 1;
+            let earlier = std::mem::replace(&mut slot.state, State::Busy);
+            device.discard(earlier);
+            slot.run
+        };
+        let mut turn = Turn { slot: self.slot.clone(), run, answer: None };
+        let model = self.model.clone();
+        Ok(device.run(cancellation, move |_| {
+            turn.check()?;
+            let answer = match &mut turn.answer {
+                Some(answer) => answer,
+                none => none.insert(Box::new(Answer::new(&model, &request)?)),
+            };
+            if !answer.generation.prefill_step()?.is_complete() {
+                return Ok(ControlFlow::Continue(()));
+            }
+            let started = answer.started;
+            turn.leave_ready();
+            Ok(ControlFlow::Break(started))
+        }))
+    }
+
+    /// Decodes a few tokens, or gives `None` after the last piece.
+    ///
+    /// # Errors
+    /// `INVALID_ARGUMENT` before a start, or while another call of this session runs. After an error the answer is
+    /// given up.
+    pub fn next(&self, cancellation: &Cancellation) -> Result<Reply<Option<Piece>>> {
+        let (run, answer) = {
+            let mut slot = lock(&self.slot);
+            match std::mem::replace(&mut slot.state, State::Busy) {
+                State::Ready(answer) => (slot.run, answer),
+                other => {
+                    let answer = match &other {
+                        State::Ended => Ok(Reply::ready(None)),
+                        State::Closed => Err(closed()),
+                        State::Busy => {
+                            Err(Error::argument("the session still works on an earlier call: await it first"))
+                        }
+                        _ => Err(Error::argument("nothing is generated in this session: start it first")),
+                    };
+                    slot.state = other;
+                    return answer;
+                }
+            }
+        };
+        let mut turn = Turn { slot: self.slot.clone(), run, answer: Some(answer) };
+        let began = Instant::now();
+        let mut piece = Piece { text: String::new(), token_ids: Vec::new(), finish: None };
+        Ok(self.model.device().run(cancellation, move |_| {
+            turn.check()?;
+            let Some(answer) = &mut turn.answer else { return Err(superseded()) };
+            let token = answer.decode_token()?;
+            piece.token_ids.push(token.id);
+            piece.text.push_str(&answer.new_text());
+            piece.finish = token.finish;
+            if token.finish.is_none()
+                && piece.token_ids.len() < TOKENS_A_PIECE
+                && began.elapsed() < PIECE_TIME
+            {
+                return Ok(ControlFlow::Continue(()));
+            }
+            if token.finish.is_some() {
+                turn.leave(State::Ended);
+            } else {
+                turn.leave_ready();
+            }
+            let empty = Piece { text: String::new(), token_ids: Vec::new(), finish: None };
+            Ok(ControlFlow::Break(Some(std::mem::replace(&mut piece, empty))))
+        }))
+    }
+
+    /// Frees the cache and gives up what runs. Closing twice does nothing.
+    pub fn close(&self) {
+        let mut slot = lock(&self.slot);
+        slot.run += 1;
+        let earlier = std::mem::replace(&mut slot.state, State::Closed);
+        self.model.device().discard(earlier);
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        self.close();
+    }
+}
+
+/// A job's hold on the session: leaves it idle when the job fails, panics or is cancelled.
+struct Turn {
+    slot: Arc<Mutex<Slot>>,
+    run: u64,
+    answer: Option<Box<Answer>>,
+}
+
+impl Turn {
+    fn check(&self) -> Result<()> {
+        if lock(&self.slot).run == self.run { Ok(()) } else { Err(superseded()) }
+    }
+
+    fn leave_ready(&mut self) {
+        if let Some(answer) = self.answer.take() {
+            self.leave(State::Ready(answer));
+        }
+    }
+
+    fn leave(&mut self, state: State) {
+        let mut slot = lock(&self.slot);
+        if slot.run == self.run {
+            slot.state = state;
+        }
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        let mut slot = lock(&self.slot);
+        if slot.run == self.run && matches!(slot.state, State::Busy) {
+            slot.state = State::Idle;
+        }
+    }
+}
+
+fn lock(slot: &Mutex<Slot>) -> MutexGuard<'_, Slot> {
+    // Every state is a valid one, whatever panicked while it was held.
+    slot.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn closed() -> Error {
+    Error::new(ErrorCode::HandleClosed, "the session is closed")
+}
+
+fn superseded() -> Error {
+    Error::new(ErrorCode::Aborted, "the session was closed or started another generation")
+}
+
+/// An answer in the making.
+#[derive(Debug)]
+struct Answer {
+    generation: Generation,
+    tokenizer: LlamaTokenizer,
+    decoder: StreamDecoder,
+    /// All text so far, stop texts included.
+    text: String,
+    /// What was given out of it, without white space at its ends.
+    shown: String,
+    finish: Option<FinishReason>,
+    started: Started,
+}
+
+impl Answer {
+    fn new(language_model: &LanguageModel, request: &GenerateRequest) -> Result<Self> {
+        let (model, tokenizer) = (language_model.model(), language_model.tokenizer());
+        let ids = tokenize_with_images(tokenizer, &request.prompt);
+        let visual: Vec<Tensor> =
+            request.visual_tokens.iter().map(|tokens| tokens.tensor().clone()).collect();
+        let spliced = splice(&ids, &visual, request.layout, |ids| model.embed(ids))?;
+        let prompt =
+            Prompt { visual_tokens: spliced.visual_count(), embeds: spliced.embeds.to_dtype(model.dtype())? };
+        let started =
+            Started { prompt_tokens: prompt.embeds.dims2()?.0, visual_tokens: prompt.visual_tokens };
+        let options = GenerationOptions::new(request.max_new_tokens, request.sampling.clone());
+        let stop_rule = stop_rule(&model.config().eos_ids, &request.stop, tokenizer)?;
+        Ok(Self {
+            generation: Generation::new(Arc::clone(model), prompt, options, stop_rule)?,
+            tokenizer: tokenizer.clone(),
+            decoder: tokenizer.stream(),
+            text: String::new(),
+            shown: String::new(),
+            finish: None,
+            started,
+        })
+    }
+
+    fn decode_token(&mut self) -> Result<Token> {
+        let tokenizer = &self.tokenizer;
+        let token = self.generation.decode_step(&|ids| tokenizer.decode(ids, true))?;
+        let token =
+            token.ok_or_else(|| Error::new(ErrorCode::Internal, "an answer went on behind its end"))?;
+        self.text.push_str(&self.decoder.push(token.id));
+        self.finish = token.finish;
+        if self.finish.is_some() {
+            self.text.push_str(&self.decoder.finish());
+        }
+        Ok(token)
+    }
+
+    /// What may be shown now and was not given out before.
+    fn new_text(&mut self) -> String {
+        let rule = self.generation.stop_rule();
+        let answer = match self.finish {
+            Some(_) => rule.answer(&self.text),
+            None => rule.settled(&self.text).trim(),
+        };
+        let delta = answer.strip_prefix(self.shown.as_str()).unwrap_or_default().to_owned();
+        self.shown.push_str(&delta);
+        delta
+    }
+}
+
+/// Stop texts as the model's rule knows them: a special token never shows in the text, so it is looked for by its id.
+fn stop_rule(eos_ids: &[u32], stop: &[String], tokenizer: &LlamaTokenizer) -> Result<StopRule> {
+    let (mut keywords, mut strings) = (Vec::new(), Vec::new());
+    for text in stop {
+        match tokenizer.encode(text, false).as_slice() {
+            [id] if !text.is_empty() && tokenizer.decode(&[*id], true).is_empty() => {
+                keywords.push(Keyword { text: text.clone(), ids: vec![*id] });
+            }
+            _ => strings.push(text.clone()),
+        }
+    }
+    Ok(StopRule::new(eos_ids).with_keywords(&keywords)?.with_strings(&strings)?)
+}

@@ -1,0 +1,124 @@
+//! Token generation on a device: features and questions in, visual tokens out, a block of frames a step.
+
+use std::ops::ControlFlow;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use candle_core::Tensor;
+use llamavid_models::observer::Blind;
+use llamavid_models::token_generation::{FeatureKind, Questions, TokenGenerator as Model};
+use llamavid_models::tokenizer::WordPieceTokenizer;
+
+use crate::device::Weights;
+use crate::model_folder::ModelFolder;
+use crate::{Cancellation, Device, Dtype, Error, Reply, VisualFeatures, VisualTokens, run_aside};
+
+/// Pairs of a frame and a question of one step. The numbers do not depend on it.
+const PAIRS_A_STEP: usize = 64;
+
+/// The query model, context attention and projector of a model folder. Holds their weights' memory.
+#[derive(Debug)]
+pub struct TokenGenerator {
+    model: Weights<Model>,
+    tokenizer: Arc<WordPieceTokenizer>,
+    /// What the model was trained on.
+    expects: FeatureKind,
+    device: Arc<Device>,
+}
+
+impl TokenGenerator {
+    /// Loads it from `folder`, on a thread of its own.
+    pub fn load(
+        folder: PathBuf,
+        device: Arc<Device>,
+        dtype: Dtype,
+        cancellation: Cancellation,
+    ) -> Reply<Self> {
+        run_aside("llamavid load", move || {
+            cancellation.check()?;
+            let folder = ModelFolder::open(&folder)?;
+            let tokenizer = Arc::new(folder.query_tokenizer()?);
+            cancellation.check()?;
+            let model = folder.token_generator(dtype.on(&device), device.tensors())?;
+            cancellation.check()?;
+            let expects = folder.config().features;
+            Ok(Self { model: Weights::new(model, device.clone()), tokenizer, expects, device })
+        })
+    }
+
+    /// Width of a token: the language model's.
+    pub fn width(&self) -> usize {
+        self.model.config().language_width
+    }
+
+    /// The device of the weights.
+    pub fn device(&self) -> &Arc<Device> {
+        &self.device
+    }
+
+    /// Visual tokens of the same frames for each question, in the questions' order.
+    ///
+    /// A model that expects precomputed features gets those of pixels without their class row.
+    pub fn generate(
+        &self,
+        features: Arc<VisualFeatures>,
+        questions: Vec<String>,
+        cancellation: &Cancellation,
+    ) -> Reply<Vec<VisualTokens>> {
+        let (model, tokenizer, expects) = (Arc::clone(&self.model), self.tokenizer.clone(), self.expects);
+        let device = self.device.clone();
+        let mut state: Option<(Questions, Tensor, FeatureKind)> = None;
+        let mut parts = Vec::new();
+        let mut done = 0;
+        self.device.run(cancellation, move |on| {
+            let (questions, rows, kind) = match &mut state {
+                Some(state) => state,
+                None => {
+                    if questions.is_empty() {
+                        return Err(Error::argument("visual tokens need a question or more"));
+                    }
+                    if !Arc::ptr_eq(features.device(), &device) {
+                        return Err(Error::argument(format!(
+                            "the features are on {}, the token generator is on {}",
+                            features.device().name(),
+                            device.name()
+                        )));
+                    }
+                    let (ids, mask) = tokenizer.encode_batch(&questions)?;
+                    let encoded = Questions {
+                        input_ids: Tensor::new(ids, on)?,
+                        attention_mask: Tensor::new(mask, on)?,
+                    };
+                    let (rows, kind) = match (expects, features.kind()) {
+                        (FeatureKind::Precomputed, FeatureKind::Pixels) => {
+                            let (_frames, rows, _width) = features.tensor().dims3()?;
+                            let patches = features.tensor().narrow(1, 1, rows.saturating_sub(1))?;
+                            (patches, FeatureKind::Precomputed)
+                        }
+                        (_, kind) => (features.tensor().clone(), kind),
+                    };
+                    state.insert((encoded, rows, kind))
+                }
+            };
+            let (question_count, _words) = questions.input_ids.dims2()?;
+            let frame_count = features.frame_count();
+            let count = (PAIRS_A_STEP / question_count).max(1).min(frame_count - done);
+            let block = rows.narrow(0, done, count)?;
+            parts.push(model.generate(&block, *kind, questions, &mut Blind)?); // (P, count * (1 + n), D)
+            done += count;
+            if done < frame_count {
+                return Ok(ControlFlow::Continue(()));
+            }
+            let all = match parts.as_slice() {
+                [all] => all.clone(),
+                parts => Tensor::cat(parts, 1)?,
+            };
+            let tokens = (0..question_count).map(|index| {
+                // A copy, so that closing one question's tokens frees their memory.
+                let tokens = if question_count == 1 { all.get(0)? } else { all.get(index)?.copy()? };
+                VisualTokens::new(tokens, frame_count, device.clone())
+            });
+            Ok(ControlFlow::Break(tokens.collect::<crate::Result<Vec<_>>>()?))
+        })
+    }
+}
