@@ -1,0 +1,120 @@
+/**
+ * Which frames of a video are looked at.
+ *
+ * The rule is the reference's: every `step`-th displayed frame, `step = round(average fps / wanted fps)`.
+ */
+import { LlamaVidError } from '@llamavid/errors';
+
+/** How to choose frames. All values are checked by {@link checkSampling}. */
+export interface Sampling {
+  /** Frames a second. */
+  readonly fps?: number | undefined;
+  /** This many frames, spread evenly over the range. */
+  readonly frames?: number | undefined;
+  /** First second looked at. */
+  readonly start?: number | undefined;
+  /** Second to stop before. */
+  readonly end?: number | undefined;
+}
+
+/** One frame a second is what every released model was trained with. */
+export const DEFAULT_FPS = 1;
+
+/** Frame times are whole microseconds, so range borders within one are equal. */
+const TIME_TOLERANCE = 1e-6;
+
+/** Throws `INVALID_ARGUMENT` for values that no video can satisfy. */
+export function checkSampling(sampling: Sampling): void {
+  const { fps, frames, start, end } = sampling;
+  if (fps !== undefined && !(Number.isFinite(fps) && fps > 0)) {
+    throw invalid(`fps is ${fps}`, 'Give a number of frames a second above 0, such as 1 or 0.5.');
+  }
+  if (frames !== undefined && !(Number.isSafeInteger(frames) && frames > 0)) {
+    throw invalid(`frames is ${frames}`, 'Give a whole number of frames above 0.');
+  }
+  if (fps !== undefined && frames !== undefined) {
+    throw invalid('fps and frames are both given', 'Give fps or frames: each alone decides which frames are taken.');
+  }
+  if (start !== undefined && !(Number.isFinite(start) && start >= 0)) {
+    throw invalid(`start is ${start}`, 'Give seconds from the beginning, 0 or more.');
+  }
+  if (end !== undefined && !(end > 0)) {
+    throw invalid(`end is ${end}`, 'Give seconds from the beginning, above 0.');
+  }
+  if (start !== undefined && end !== undefined && end <= start) {
+    throw invalid(`the range from ${start} s to ${end} s is empty`, 'Give an end behind the start.');
+  }
+}
+
+/** Rounds to the nearest whole number, ties to the even one, as Python's `round` does. */
+export function roundHalfToEven(value: number): number {
+  const floor = Math.floor(value);
+  const rest = value - floor;
+  if (rest !== 0.5) return Math.round(value);
+  return floor % 2 === 0 ? floor : floor + 1;
+}
+
+/** Distance between two samples in frames; 1 where the reference would compute 0 and fail. */
+export function frameStep(averageFps: number, fps: number): number {
+  return Math.max(1, roundHalfToEven(averageFps / fps));
+}
+
+/** Indices 0, step, 2·step… below `count`. */
+export function everyStep(count: number, step: number): number[] {
+  return Array.from({ length: Math.ceil(count / step) }, (_, sample) => sample * step);
+}
+
+/** `wanted` indices spread evenly from the first to the last of `count`; all of them where there are fewer. */
+export function spreadEvenly(count: number, wanted: number): number[] {
+  if (wanted >= count) return everyStep(count, 1);
+  if (wanted === 1) return [0];
+  return Array.from({ length: wanted }, (_, sample) => Math.floor((sample * (count - 1)) / (wanted - 1)));
+}
+
+/** Whether `seconds` lies in the range `start` ≤ t < `end`. */
+export function inRange(seconds: number, sampling: Sampling): boolean {
+  return !beforeRange(seconds, sampling) && !behindRange(seconds, sampling);
+}
+
+/** Whether `seconds` comes before the range. */
+export function beforeRange(seconds: number, { start = 0 }: Sampling): boolean {
+  // Without a start the range has no lower border: a frame before second 0 is still displayed.
+  return start > 0 && seconds < start - TIME_TOLERANCE;
+}
+
+/** Whether `seconds` comes behind the range. */
+export function behindRange(seconds: number, { end = Number.POSITIVE_INFINITY }: Sampling): boolean {
+  return seconds >= end - TIME_TOLERANCE;
+}
+
+/**
+ * Indices of the chosen frames among the displayed frames, whose times in seconds are given in order.
+ *
+ * The range counts from its own first frame, so a part of a video is sampled like a video cut there.
+ * A range that falls between two frames gives the frame on display at its start; a range behind the last
+ * frame gives nothing.
+ */
+export function chooseFrames(
+  times: ArrayLike<number>,
+  averageFps: number,
+  duration: number,
+  sampling: Sampling,
+): number[] {
+  let first = 0;
+  while (first < times.length && beforeRange(times[first] ?? 0, sampling)) first += 1;
+  let last = first;
+  while (last < times.length && !behindRange(times[last] ?? 0, sampling)) last += 1;
+  if (first === last) {
+    const { start = 0 } = sampling;
+    return first > 0 && start < duration ? [first - 1] : [];
+  }
+  const inside =
+    sampling.frames === undefined
+      ? everyStep(last - first, frameStep(averageFps, sampling.fps ?? DEFAULT_FPS))
+      : spreadEvenly(last - first, sampling.frames);
+  return inside.map((index) => first + index);
+}
+
+function invalid(what: string, hint: string): LlamaVidError {
+  return new LlamaVidError('INVALID_ARGUMENT', `Frames cannot be chosen: ${what}.`, { hint });
+}

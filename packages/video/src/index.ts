@@ -1,0 +1,11 @@
+export type { Pixels, Preprocessing } from '@llamavid/native';
+export type {
+  Frame,
+  FramesOptions,
+  Media,
+  MediaInfo,
+  PixelBatch,
+  PixelsOptions,
+  SamplingReport,
+} from './media.js';
+export { type MediaSource, type OpenMediaOptions, openMedia } from './open-media.js';

@@ -1,0 +1,195 @@
+/** Pictures as media: one picture, or many that are a video's frames. */
+import { LlamaVidError } from '@llamavid/errors';
+import type { Preprocessing } from '@llamavid/native';
+import { contentType, HEAD_BYTES } from './content-type.js';
+import { chooseFrames, DEFAULT_FPS, type Sampling } from './frame-choice.js';
+import {
+  DEFAULT_BATCH_SIZE,
+  type Frame,
+  type FramesOptions,
+  type Media,
+  type MediaInfo,
+  type PixelBatch,
+  type PixelsOptions,
+  type SamplingReport,
+} from './media.js';
+import type { Picture, PictureList } from './picture-list.js';
+import { aborted, invalidRange, truncated } from './video-errors.js';
+import { checkBatchSize } from './video-media.js';
+
+export interface PictureSettings {
+  readonly kind: 'image' | 'video';
+  readonly name: string;
+  readonly path: string | undefined;
+  readonly sampling: Sampling;
+  /** Frames a second that the pictures stand for. */
+  readonly pictureFps: number;
+  readonly strict: boolean;
+  readonly notes: readonly string[];
+  readonly dispose: () => Promise<void>;
+}
+
+interface Decoded {
+  readonly data: Uint8Array;
+  readonly width: number;
+  readonly height: number;
+}
+
+/** Chooses among the pictures and decodes the first, so that what cannot be read is known now. */
+export async function openPictures(list: PictureList, settings: PictureSettings, signal?: AbortSignal): Promise<Media> {
+  const { name, sampling, pictureFps, strict, kind } = settings;
+  if (strict && list.truncation !== undefined) throw truncated(name, list.truncation);
+  const times = list.pictures.map((_, picture) => secondsOf(picture, pictureFps));
+  const duration = times.length / pictureFps;
+  const chosen = kind === 'image' ? [0] : chooseFrames(times, pictureFps, duration, sampling);
+  if (chosen.length === 0) throw invalidRange(name, sampling, duration);
+  let failure: unknown;
+  for (const picture of chosen) {
+    if (signal?.aborted) throw aborted(name, signal.reason);
+    const first = list.pictures[picture];
+    if (first === undefined) continue;
+    try {
+      const bytes = await first.read();
+      const { width, height } = await decode(bytes, first.name);
+      const type = contentType(Buffer.from(bytes.buffer, bytes.byteOffset, Math.min(bytes.byteLength, HEAD_BYTES)));
+      return new PictureMedia(list, settings, chosen, { width, height, codec: type.replace('animated-', '') });
+    } catch (error) {
+      if (strict || kind === 'image') throw error;
+      failure ??= error;
+    }
+  }
+  throw failure;
+}
+
+class PictureMedia implements Media {
+  readonly kind: 'image' | 'video';
+  readonly info: MediaInfo;
+  readonly #pictures: readonly Picture[];
+  readonly #settings: PictureSettings;
+  readonly #chosen: readonly number[];
+  readonly #openingNotes: readonly string[];
+  #notes: string[] = [];
+  #timestamps: number[] = [];
+  #closed: Promise<void> | undefined;
+
+  constructor(
+    list: PictureList,
+    settings: PictureSettings,
+    chosen: readonly number[],
+    facts: Pick<MediaInfo, 'width' | 'height' | 'codec'>,
+  ) {
+    const { kind, path, pictureFps } = settings;
+    const frameCount = list.pictures.length;
+    this.kind = kind;
+    this.#pictures = list.pictures;
+    this.#settings = settings;
+    this.#chosen = chosen;
+    this.#openingNotes = [...list.notes, ...settings.notes];
+    this.info = {
+      ...(path !== undefined && { path }),
+      ...(kind === 'video' && { durationSeconds: frameCount / pictureFps, fps: pictureFps }),
+      frameCount,
+      ...facts,
+    };
+  }
+
+  async *frames({ signal }: FramesOptions = {}): AsyncGenerator<Frame, void, undefined> {
+    this.#timestamps = [];
+    this.#notes = [];
+    for (const index of this.#chosen) {
+      this.#checkOpen(signal);
+      const picture = this.#pictures[index];
+      if (picture === undefined) continue;
+      const decoded = await this.#decode(picture);
+      this.#checkOpen(signal);
+      if (decoded === undefined) continue;
+      const timestamp = secondsOf(index, this.#settings.pictureFps);
+      this.#timestamps.push(timestamp);
+      yield { ...decoded, index, timestamp };
+    }
+    if (this.#timestamps.length === 0) throw truncated(this.#settings.name, 'none of its pictures can be decoded any more');
+  }
+
+  async *pixels(preprocessing: Preprocessing, options: PixelsOptions = {}): AsyncGenerator<PixelBatch, void, undefined> {
+    const { batchSize = DEFAULT_BATCH_SIZE, signal, onProgress } = options;
+    checkBatchSize(batchSize);
+    const { callNative, PixelChannel } = await import('@llamavid/native');
+    const channel = callNative(() => new PixelChannel(preprocessing));
+    let done = 0;
+    let timestamps: number[] = [];
+    const batch = (): PixelBatch => {
+      const full = { pixels: callNative(() => channel.take(timestamps.length)), timestamps };
+      timestamps = [];
+      return full;
+    };
+    try {
+      for await (const { data, width, height, timestamp } of this.frames({ signal })) {
+        callNative(() => channel.push(data, width, height, width * 3));
+        timestamps.push(timestamp);
+        done += 1;
+        onProgress?.(done, this.#chosen.length);
+        if (timestamps.length === batchSize) yield batch();
+      }
+      if (timestamps.length > 0) yield batch();
+    } finally {
+      channel.close();
+    }
+  }
+
+  report(): SamplingReport {
+    const timestamps = [...this.#timestamps];
+    const { sampling, pictureFps } = this.#settings;
+    const seconds = this.#pictures.length / pictureFps;
+    const { frames, fps = DEFAULT_FPS, start = 0, end = seconds } = sampling;
+    return {
+      source: { ...this.info },
+      fps: frames === undefined ? fps : timestamps.length / (Math.min(end, seconds) - start),
+      frames: timestamps.length,
+      timestamps,
+      framesDecoded: timestamps.length,
+      dropped: this.#notes.length,
+      notes: [...this.#openingNotes, ...this.#notes],
+    };
+  }
+
+  close(): Promise<void> {
+    this.#closed ??= this.#settings.dispose();
+    return this.#closed;
+  }
+
+  async [Symbol.asyncDispose](): Promise<void> {
+    await this.close();
+  }
+
+  /** Undefined for a broken one among many, which is reported. */
+  async #decode(picture: Picture): Promise<Decoded | undefined> {
+    try {
+      return await decode(await picture.read(), picture.name);
+    } catch (error) {
+      if (this.kind === 'image' || this.#settings.strict) throw error;
+      this.#notes.push(`dropped: ${error instanceof Error ? error.message : String(error)}`);
+      return undefined;
+    }
+  }
+
+  #checkOpen(signal: AbortSignal | undefined): void {
+    const { name } = this.#settings;
+    if (signal?.aborted) throw aborted(name, signal.reason);
+    if (this.#closed !== undefined) throw new LlamaVidError('HANDLE_CLOSED', `${name} is closed.`);
+  }
+}
+
+async function decode(bytes: Uint8Array, name: string): Promise<Decoded> {
+  const { callNativeAsync, decodeImage } = await import('@llamavid/native');
+  try {
+    return await callNativeAsync(decodeImage(bytes));
+  } catch (error) {
+    if (!(error instanceof LlamaVidError)) throw error;
+    const { code, message, hint } = error;
+    throw new LlamaVidError(code, `${name} cannot be decoded: ${message}`, { hint, cause: error });
+  }
+}
+
+function secondsOf(picture: number, fps: number): number {
+  return Math.round((picture / fps) * 1e6) / 1e6;
+}

@@ -1,0 +1,42 @@
+/** Errors about a file, each with the file's name and what to do. */
+import { LlamaVidError } from '@llamavid/errors';
+
+const CONVERT = 'Check that the file plays elsewhere; if it does, convert it: ffmpeg -i FILE -c:v libx264 out.mp4';
+
+export function notFound(name: string): LlamaVidError {
+  return new LlamaVidError('MEDIA_NOT_FOUND', `${name} does not exist.`, {
+    hint: 'Check the path; relative paths start at the current folder.',
+  });
+}
+
+export function unreadable(name: string, why: string, hint: string = CONVERT): LlamaVidError {
+  return new LlamaVidError('MEDIA_UNREADABLE', `${name} cannot be read: ${why}.`, { hint });
+}
+
+export function noVideo(name: string, why: string): LlamaVidError {
+  return new LlamaVidError('MEDIA_NO_VIDEO', `${name} has no video: ${why}.`, {
+    hint: 'Give a file with a video stream, or a picture.',
+  });
+}
+
+export function truncated(name: string, why: string): LlamaVidError {
+  return new LlamaVidError('MEDIA_TRUNCATED', `${name} is damaged or cut off: ${why}.`, {
+    hint: 'Copy or download the file again; without `strict` what is there is read, if it can be.',
+  });
+}
+
+export function tooLarge(name: string, what: string, hint: string): LlamaVidError {
+  return new LlamaVidError('MEDIA_TOO_LARGE', `${name} is too large: ${what}.`, { hint });
+}
+
+export function aborted(name: string, cause: unknown): LlamaVidError {
+  return new LlamaVidError('ABORTED', `Reading ${name} was aborted.`, { cause });
+}
+
+export function invalidRange(name: string, sampling: { start?: number | undefined; end?: number | undefined }, seconds: number): LlamaVidError {
+  const { start = 0, end } = sampling;
+  const range = `from ${start} s${end === undefined ? '' : ` to ${end} s`}`;
+  return new LlamaVidError('INVALID_ARGUMENT', `${name} has no frame ${range}: it ends at ${seconds} s.`, {
+    hint: 'Choose a start before the end of the video.',
+  });
+}
