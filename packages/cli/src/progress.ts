@@ -1,6 +1,8 @@
 import process from 'node:process';
 
-/** What goes on, on stderr: one line that changes on a terminal, plain lines elsewhere, nothing when quiet. */
+/**
+ * What goes on, on stderr: one line that changes on a terminal, plain lines elsewhere, nothing when quiet.
+ */
 export class Progress {
   readonly #quiet: boolean;
   readonly #terminal = process.stderr.isTTY === true;

@@ -5,13 +5,18 @@ import {
   renderConversation,
 } from '@llamavid/native';
 
-/** One question of a conversation and, but for the newest one, its answer. `<image>` stands where visual tokens go. */
+/**
+ * One question of a conversation and, but for the newest one, its answer. `<image>` stands where visual
+ * tokens go.
+ */
 export interface ConversationTurn {
   question: string;
   answer?: string;
 }
 
-/** A conversation template: the system text, the names of the two sides and what stands between their turns. */
+/**
+ * A conversation template: the system text, the names of the two sides and what stands between their turns.
+ */
 export class Conversation {
   readonly name: string;
   /** The text that ends an answer. */
@@ -29,7 +34,10 @@ export class Conversation {
   }
 }
 
-/** The template of this name, for example `llava_v1` (the reference's chat) or `vicuna_v1` (its training and benchmarks). */
+/**
+ * The template of this name, for example `llava_v1` (the reference's chat) or `vicuna_v1` (its training and
+ * benchmarks).
+ */
 export function conversation(name: string): Conversation {
   return new Conversation(
     name,

@@ -17,7 +17,10 @@ export interface GenerationDefaults {
   topK?: number;
 }
 
-/** The language model of a model folder, with its tokenizer. Holds the weights until `close`; sessions keep them alive. */
+/**
+ * The language model of a model folder, with its tokenizer. Holds the weights until `close`; sessions keep
+ * them alive.
+ */
 export class LanguageModel implements Disposable {
   readonly #native: NativeLanguageModel;
   /** Where the weights are: `cpu` or `cuda:N`. */
@@ -48,7 +51,10 @@ export class LanguageModel implements Disposable {
     return callNative(() => this.#native.dtype);
   }
 
-  /** What stands in a prompt for one video or picture: `<image>`, or `<im_start><image><im_end>` where the model wants it. */
+  /**
+   * What stands in a prompt for one video or picture: `<image>`, or `<im_start><image><im_end>` where the
+   * model wants it.
+   */
   get imagePlaceholder(): string {
     return callNative(() => this.#native.imagePlaceholder);
   }

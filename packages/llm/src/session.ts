@@ -7,15 +7,24 @@ import { TextStream } from './text-stream.js';
 export interface GenerateOptions {
   /** One for each `<image>` of the prompt, in its order. */
   visualTokens?: readonly VisualTokens[] | undefined;
-  /** `per-placeholder` (default): an `<image>` stands for all tokens of a video. `per-token`: for one token (long video). */
+  /**
+   * `per-placeholder` (default): an `<image>` stands for all tokens of a video. `per-token`: for one token
+   * (long video).
+   */
   layout?: 'per-placeholder' | 'per-token' | undefined;
   /** At most this many new tokens. Default 512. */
   maxNewTokens?: number | undefined;
   /** 0 (default) always takes the likeliest token; above 0 samples. */
   temperature?: number | undefined;
-  /** Samples among the likeliest tokens that together reach this share, 0 < topP ≤ 1. Default: the checkpoint's, else 1. */
+  /**
+   * Samples among the likeliest tokens that together reach this share, 0 < topP ≤ 1. Default: the
+   * checkpoint's, else 1.
+   */
   topP?: number | undefined;
-  /** Samples among this many likeliest tokens; 0 is all. Default: the checkpoint's, else 50, as in the reference. */
+  /**
+   * Samples among this many likeliest tokens; 0 is all. Default: the checkpoint's, else 50, as in the
+   * reference.
+   */
   topK?: number | undefined;
   /** Above 1 makes tokens that were already there less likely. Default 1. */
   repetitionPenalty?: number | undefined;
@@ -44,7 +53,9 @@ export interface GenerationTimings {
 }
 
 export interface GenerationResult {
-  /** What the iteration yields, in one piece: without special tokens, stop text and white space at its ends. */
+  /**
+   * What the iteration yields, in one piece: without special tokens, stop text and white space at its ends.
+   */
   text: string;
   tokenIds: number[];
   /** `stop`: the model or a stop text ended it; `length`: `maxNewTokens` or the end of the context did. */
@@ -69,8 +80,8 @@ export class Session implements Disposable {
   }
 
   /**
-   * Generates the text that follows `prompt`. Starts when the text is read, from an empty cache. A session holds one
-   * generation: one that is still read when the next starts fails with `ABORTED`.
+   * Generates the text that follows `prompt`. Starts when the text is read, from an empty cache. A session
+   * holds one generation: one that is still read when the next starts fails with `ABORTED`.
    */
   generate(prompt: string, options: GenerateOptions = {}): Generation {
     checkGenerateOptions(options);

@@ -3,9 +3,9 @@ import { LlamaVidError } from '@llamavid/errors';
 /**
  * Text as it is made, and what is known at its end.
  *
- * Pulled: nothing runs before somebody iterates or calls `result()`, and nothing runs ahead of the readers. Every iteration
- * starts at the beginning, so `result()` may be called before, while or after reading. Leaving the only iteration before the end
- * stops the work; `result()` then rejects with `ABORTED`.
+ * Pulled: nothing runs before somebody iterates or calls `result()`, and nothing runs ahead of the readers.
+ * Every iteration starts at the beginning, so `result()` may be called before, while or after reading.
+ * Leaving the only iteration before the end stops the work; `result()` then rejects with `ABORTED`.
  */
 export class TextStream<Result> implements AsyncIterable<string> {
   readonly #source: AsyncGenerator<string, Result, void>;

@@ -57,7 +57,9 @@ export interface AnswerResult<Sampling = SamplingReport | undefined> {
   tokenIds: number[];
   finishReason: 'stop' | 'length';
   usage: AnswerUsage;
-  /** How frames were chosen from the video, the first one of several; undefined for a question without any. */
+  /**
+   * How frames were chosen from the video, the first one of several; undefined for a question without any.
+   */
   sampling: Sampling;
   /** How frames were chosen from each video, in the order of the question. */
   samplings: SamplingReport[];
@@ -81,7 +83,10 @@ export interface Stages {
 export interface Context {
   clips: readonly Clip[];
   history: readonly ConversationTurn[];
-  /** Called once at the end, before the reader gets the result; without one when the answer failed or was stopped. */
+  /**
+   * Called once at the end, before the reader gets the result; without one when the answer failed or was
+   * stopped.
+   */
   onEnd?: (result: AnswerResult | undefined) => void;
 }
 

@@ -9,8 +9,8 @@ export interface SendOptions {
 }
 
 /**
- * Questions that follow from each other. Each turn makes the videos' tokens anew for its own question and puts them in front of it;
- * earlier questions stay in the prompt as text alone.
+ * Questions that follow from each other. Each turn makes the videos' tokens anew for its own question and
+ * puts them in front of it; earlier questions stay in the prompt as text alone.
  */
 export class Chat {
   readonly #stages: Stages;
@@ -47,8 +47,8 @@ export class Chat {
   }
 
   /**
-   * Asks the next question. The turn joins the history when its answer is whole; one that was stopped leaves no trace. One answer
-   * at a time: a question whose turn comes while another is being answered is refused.
+   * Asks the next question. The turn joins the history when its answer is whole; one that was stopped leaves
+   * no trace. One answer at a time: a question whose turn comes while another is being answered is refused.
    */
   send(question: string, options: SendOptions = {}): Answer {
     const signal = options.signal ?? this.#options.signal;

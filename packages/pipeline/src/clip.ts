@@ -39,8 +39,8 @@ export interface EncodedClip {
 }
 
 /**
- * An opened video or picture. Its frames are decoded and encoded once, when the first question (or `encode`) needs them; all later
- * questions share the features. Holds device memory until `close`.
+ * An opened video or picture. Its frames are decoded and encoded once, when the first question (or `encode`)
+ * needs them; all later questions share the features. Holds device memory until `close`.
  */
 export class Clip implements AsyncDisposable {
   readonly #media: Media;

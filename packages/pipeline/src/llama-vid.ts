@@ -13,7 +13,10 @@ export interface LoadOptions extends StageOptions {
   load?: '16bit' | undefined;
 }
 
-/** A whole LLaMA-VID model: opens videos and pictures, answers questions about them. Holds the weights until `close`. */
+/**
+ * A whole LLaMA-VID model: opens videos and pictures, answers questions about them. Holds the weights until
+ * `close`.
+ */
 export class LlamaVid implements AsyncDisposable {
   readonly #encoder: VisualEncoder;
   readonly #stages: Stages;
@@ -78,8 +81,8 @@ export class LlamaVid implements AsyncDisposable {
   }
 
   /**
-   * Asks one question about a video or picture, several of them, or none. The answer begins when it is read, and knows nothing of
-   * other questions.
+   * Asks one question about a video or picture, several of them, or none. The answer begins when it is read,
+   * and knows nothing of other questions.
    */
   ask(media: Clip, question: string, options?: AskOptions): Answer<SamplingReport>;
   ask(media: Clip | readonly Clip[] | undefined, question: string, options?: AskOptions): Answer;

@@ -8,8 +8,8 @@ interface Run<T> {
 }
 
 /**
- * Work that several callers wait for: done once when the first one asks, stopped when the last one gives up. After a failure or a
- * stop the next caller starts it again.
+ * Work that several callers wait for: done once when the first one asks, stopped when the last one gives up.
+ * After a failure or a stop the next caller starts it again.
  */
 export class SharedWork<T> {
   readonly #work: (signal: AbortSignal) => Promise<T>;

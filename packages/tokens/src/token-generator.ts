@@ -23,7 +23,10 @@ export interface GenerateOptions {
   signal?: AbortSignal | undefined;
 }
 
-/** Makes a video's tokens for a question: text-guided query, context attention, pooled content. Holds the weights until `close`. */
+/**
+ * Makes a video's tokens for a question: text-guided query, context attention, pooled content. Holds the
+ * weights until `close`.
+ */
 export class TokenGenerator implements Disposable {
   readonly #native: NativeTokenGenerator;
   /** Where the weights are: `cpu` or `cuda:N`. */
@@ -35,7 +38,10 @@ export class TokenGenerator implements Disposable {
     this.device = device;
   }
 
-  /** Loads the token generation of a model folder, and nothing else of it. Runs outside the event loop's thread. */
+  /**
+   * Loads the token generation of a model folder, and nothing else of it. Runs outside the event loop's
+   * thread.
+   */
   static async load(folder: string, options: LoadOptions = {}): Promise<TokenGenerator> {
     using device = callNative(() => Device.open(options.device ?? 'auto'));
     const native = await withCancellation(options.signal, (cancellation) =>
@@ -61,8 +67,8 @@ export class TokenGenerator implements Disposable {
   }
 
   /**
-   * Tokens for several questions of one sample, in their order, in one pass. The questions are padded to the longest
-   * among them, as the reference does for the questions of one sample.
+   * Tokens for several questions of one sample, in their order, in one pass. The questions are padded to the
+   * longest among them, as the reference does for the questions of one sample.
    */
   async generateEach(
     features: VisualFeatures,

@@ -5,7 +5,10 @@ import {
   nativeHandle,
 } from '@llamavid/native';
 
-/** A video's tokens for one question: for each frame a context token, then the content tokens. Holds device memory until `close`. */
+/**
+ * A video's tokens for one question: for each frame a context token, then the content tokens. Holds device
+ * memory until `close`.
+ */
 export class VisualTokens implements Disposable {
   readonly #native: NativeVisualTokens;
 

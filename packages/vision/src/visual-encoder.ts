@@ -28,7 +28,10 @@ export interface EncodeOptions {
   signal?: AbortSignal | undefined;
 }
 
-/** The visual encoder of a model folder: pixels in, one row of features a patch out. Holds the weights until `close`. */
+/**
+ * The visual encoder of a model folder: pixels in, one row of features a patch out. Holds the weights until
+ * `close`.
+ */
 export class VisualEncoder implements Disposable {
   readonly #native: NativeVisualEncoder;
   /** Where the weights are: `cpu` or `cuda:N`. */

@@ -7,12 +7,15 @@ import {
 } from '@llamavid/native';
 
 /**
- * Where features come from: `pixels` rows start with the class row, `precomputed` ones (long video) have it already cut off.
- * The two differ by that row in what the query model sees.
+ * Where features come from: `pixels` rows start with the class row, `precomputed` ones (long video) have it
+ * already cut off. The two differ by that row in what the query model sees.
  */
 export type FeatureKind = 'pixels' | 'precomputed';
 
-/** Question-independent features of a video or picture; one handle serves many questions. Holds device memory until `close`. */
+/**
+ * Question-independent features of a video or picture; one handle serves many questions. Holds device memory
+ * until `close`.
+ */
 export class VisualFeatures implements Disposable {
   readonly #native: NativeVisualFeatures;
 
@@ -22,7 +25,8 @@ export class VisualFeatures implements Disposable {
   }
 
   /**
-   * Takes features that were made before: `data` is row-major of `shape` (frames, rows of a frame, visual width).
+   * Takes features that were made before: `data` is row-major of `shape` (frames, rows of a frame, visual
+   * width).
    *
    * @param device `auto`, `cpu`, `cuda` or `cuda:N`; the device of the token generator that will read them.
    */
