@@ -12,9 +12,11 @@ const WAITING = 3;
 
 /** Both sides hold one over the same buffer. */
 export class Control {
+  readonly buffer: SharedArrayBuffer;
   readonly #cells: Int32Array<SharedArrayBuffer>;
 
-  constructor(readonly buffer: SharedArrayBuffer = new SharedArrayBuffer(16)) {
+  constructor(buffer: SharedArrayBuffer = new SharedArrayBuffer(16)) {
+    this.buffer = buffer;
     this.#cells = new Int32Array(buffer);
   }
 

@@ -3,7 +3,7 @@ import { createReadStream } from 'node:fs';
 import { open, readdir, readFile, stat } from 'node:fs/promises';
 import { basename, join } from 'node:path';
 import { pipeline } from 'node:stream/promises';
-import { extract, type Headers } from 'tar-stream';
+import { extract } from 'tar-stream';
 import { aborted, tooLarge, truncated, unreadable } from './video-errors.js';
 
 /** A picture file, not read yet. */
@@ -23,6 +23,7 @@ export interface PictureList {
 /** A picture file above this is none that the decoder would take. */
 const MAX_PICTURE_BYTES = 256 * 1024 * 1024;
 const MAX_PICTURES = 1_000_000;
+const TAR_HEADER_BYTES = 512;
 const PICTURE_NAME = /\.(jpe?g|png|webp|gif)$/i;
 
 /** Compares names as people count: `frame_2` before `frame_10`. */
@@ -79,10 +80,9 @@ export async function picturesInTar(path: string, name: string, signal?: AbortSi
   let others = 0;
   let cutOff: string | undefined;
   const reader = extract();
-  reader.on('entry', (header: Headers & { byteOffset?: number }, bytes, next) => {
-    const { name: file, size = 0, type, byteOffset } = header;
-    if ((type === 'file' || type === 'contiguous-file') && isPictureName(basename(file)) && byteOffset !== undefined) {
-      found.push({ file, offset: byteOffset, size });
+  reader.on('entry', ({ name: file, size, type }, bytes, next) => {
+    if ((type === 'file' || type === 'contiguous-file') && isPictureName(basename(file))) {
+      found.push({ file, offset: bytes.offset + TAR_HEADER_BYTES, size });
     } else if (type !== 'directory') {
       others += 1;
     }

@@ -6,7 +6,7 @@
  * FFmpeg's shrinking differs from the reference's.
  */
 import { FFmpegError, Filter, type FilterContext, FilterGraph, Frame } from 'node-av/lib';
-import { AV_BUFFERSRC_FLAG_KEEP_REF, AV_BUFFERSRC_FLAG_PUSH } from 'node-av/constants';
+import { AV_BUFFERSRC_FLAG_KEEP_REF } from 'node-av/constants';
 import type { Orientation } from './orientation.js';
 
 /** A filter graph that is made anew when frames change their size or colours. */
@@ -27,7 +27,7 @@ export class RgbConverter {
   /** Calls `use` with the RGB frame (24 bits a pixel), which is freed when `use` returns. */
   convert<T>(frame: Frame, use: (rgb: Frame) => T): T {
     const { source, sink } = this.#configured(frame);
-    check(source.buffersrcAddFrameSync(frame, AV_BUFFERSRC_FLAG_PUSH | AV_BUFFERSRC_FLAG_KEEP_REF), 'convert a frame');
+    check(source.buffersrcAddFrameSync(frame, AV_BUFFERSRC_FLAG_KEEP_REF), 'convert a frame');
     this.#output.alloc();
     try {
       check(sink.buffersinkGetFrameSync(this.#output), 'convert a frame');

@@ -45,12 +45,17 @@ const MISSING_SECONDS = 1;
 
 /** An opened file with its video stream. Holds native memory until `close`. */
 export class VideoFile {
-  private constructor(
-    readonly name: string,
-    readonly format: FormatContext,
-    readonly stream: Stream,
-    readonly codec: Codec,
-  ) {}
+  readonly name: string;
+  readonly format: FormatContext;
+  readonly stream: Stream;
+  readonly codec: Codec;
+
+  private constructor(name: string, format: FormatContext, stream: Stream, codec: Codec) {
+    this.name = name;
+    this.format = format;
+    this.stream = stream;
+    this.codec = codec;
+  }
 
   /** Opens the file and finds its video stream, within some seconds. */
   static async open(path: string, name: string, maxPixels: number): Promise<VideoFile> {
@@ -65,9 +70,9 @@ export class VideoFile {
     try {
       const opened = await format.openInput(`file:${path}`, null, options);
       if (opened < 0) throw await openingError(path, name, opened);
-      // A small file can hold a huge picture; probing must not decode it either.
-      const probing = Dictionary.fromObject({ max_pixels: String(maxPixels) });
-      const found = await format.findStreamInfo(Array.from({ length: format.nbStreams }, () => probing));
+      // A small file can hold a huge picture; probing must not decode it either, where the header gives its size.
+      for (const stream of format.streams) checkSize(stream, name, maxPixels);
+      const found = await format.findStreamInfo(null);
       if (found < 0) throw await openingError(path, name, found);
       return new VideoFile(name, format, ...chooseStream(format, name, maxPixels));
     } catch (error) {
@@ -327,14 +332,18 @@ function chooseStream(format: FormatContext, name: string, maxPixels: number): [
   if ((stream.disposition & AV_DISPOSITION_ATTACHED_PIC) !== 0) {
     throw noVideo(name, 'its only picture is a cover');
   }
+  checkSize(stream, name, maxPixels);
   const { width, height, codecId, codecTagString } = stream.codecpar;
-  if (width * height > maxPixels) {
-    throw tooLarge(name, `its pictures have ${width}x${height} pixels`, `At most ${maxPixels} are decoded: scale it down first, or raise maxPixels.`);
-  }
   const codec = Codec.findDecoder(codecId);
   if (codec === null) throw unreadable(name, `there is no decoder for its video (${codecTagString ?? codecId})`);
   if (!(width > 0 && height > 0)) throw unreadable(name, 'the size of its pictures cannot be found');
   return [stream, codec];
+}
+
+function checkSize({ codecpar: { width, height } }: Stream, name: string, maxPixels: number): void {
+  if (width * height <= maxPixels) return;
+  const hint = `At most ${maxPixels} pixels a picture are decoded: scale it down first, or raise maxPixels.`;
+  throw tooLarge(name, `its pictures have ${width}x${height} pixels`, hint);
 }
 
 /** VP8 has frames that are only referred to; the fifth bit of the first byte says "displayed". */
