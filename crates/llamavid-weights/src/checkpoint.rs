@@ -25,6 +25,8 @@ const FOLDER_FILES: [&str; 4] = [
 pub struct Checkpoint {
     /// Folder or file that was opened.
     origin: PathBuf,
+    /// What was cut off the names.
+    prefix: String,
     tensors: BTreeMap<String, Located>,
 }
 
@@ -65,13 +67,17 @@ impl Checkpoint {
     /// # Errors
     /// A file that is missing, damaged, hostile or of another format.
     pub fn open_file(file: &Path) -> Result<Self> {
-        let mut checkpoint = Self { origin: file.to_path_buf(), tensors: BTreeMap::new() };
+        let mut checkpoint = Self::empty(file);
         checkpoint.add(&Arc::new(TensorFile::open(file)?));
         Ok(checkpoint)
     }
 
+    fn empty(origin: &Path) -> Self {
+        Self { origin: origin.to_path_buf(), prefix: String::new(), tensors: BTreeMap::new() }
+    }
+
     fn open_shards(folder: &Path, index: &Path) -> Result<Self> {
-        let mut checkpoint = Self { origin: folder.to_path_buf(), tensors: BTreeMap::new() };
+        let mut checkpoint = Self::empty(folder);
         let mut indexed = Vec::new();
         for (path, names) in index_file::read(folder, index)? {
             let shard = Arc::new(TensorFile::open(&path)?);
@@ -146,7 +152,7 @@ impl Checkpoint {
         let cut = |name: &str| name.strip_prefix(prefix).filter(|rest| !rest.is_empty()).map(str::to_string);
         let tensors =
             self.tensors.iter().filter_map(|(name, located)| Some((cut(name)?, located.clone()))).collect();
-        Self { origin: self.origin.clone(), tensors }
+        Self { origin: self.origin.clone(), prefix: format!("{}{prefix}", self.prefix), tensors }
     }
 
     /// This checkpoint with `later` laid over it: where both have a tensor, the later one counts.
@@ -160,13 +166,14 @@ impl Checkpoint {
     pub(crate) fn place(&self, name: &str) -> (PathBuf, String) {
         match self.tensors.get(name) {
             Some(located) => (located.file.path().to_path_buf(), located.key.clone()),
-            None => (self.origin.clone(), name.to_string()),
+            None => (self.origin.clone(), format!("{}{name}", self.prefix)),
         }
     }
 
     fn located(&self, name: &str) -> Result<&Located> {
-        self.tensors
-            .get(name)
-            .ok_or_else(|| Error::TensorMissing { file: self.origin.clone(), key: name.to_string() })
+        self.tensors.get(name).ok_or_else(|| {
+            let (file, key) = self.place(name);
+            Error::TensorMissing { file, key }
+        })
     }
 }

@@ -115,11 +115,6 @@ impl Layout {
         &self.shape
     }
 
-    /// Elements of the tensor.
-    pub(crate) fn count(&self) -> usize {
-        self.count
-    }
-
     /// Whether the elements lie in the storage in the order of the tensor.
     fn is_contiguous(&self) -> bool {
         let expected = row_major(&self.shape);

@@ -6,7 +6,7 @@ use std::path::{Component, Path, PathBuf};
 
 use serde::Deserialize;
 
-use crate::error::{Error, Fault, Result};
+use crate::error::{Error, Fault, Result, shown};
 use crate::mapped_file::MappedFile;
 
 /// The published indexes have less than 0.1 MB.
@@ -41,7 +41,7 @@ pub(crate) fn read(folder: &Path, index: &Path) -> Result<BTreeMap<PathBuf, Vec<
         if !is_plain_name(&shard) {
             return Err(invalid(format!(
                 "shard `{}`: expected the name of a file in the same folder",
-                shard.escape_debug()
+                shown(&shard)
             )));
         }
         let path = folder.join(&shard);
@@ -52,7 +52,7 @@ pub(crate) fn read(folder: &Path, index: &Path) -> Result<BTreeMap<PathBuf, Vec<
             });
         }
         if !stays_inside(folder, &path) {
-            return Err(invalid(format!("shard `{shard}` is a link that leaves the folder")));
+            return Err(invalid(format!("shard `{}` is a link that leaves the folder", shown(&shard))));
         }
         shards.insert(path, names);
     }

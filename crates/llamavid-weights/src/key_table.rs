@@ -1,5 +1,7 @@
 //! The names of weights: ours ↔ those of the published checkpoints. Upstream's names appear here and nowhere else.
 
+use std::collections::BTreeSet;
+
 /// How one part of the model is named in a checkpoint.
 #[derive(Debug)]
 pub struct KeyTable {
@@ -125,13 +127,13 @@ impl KeyTable {
     }
 
     /// Whether an unused key may stay so. `used` are the keys that were.
-    pub fn ignores(&self, upstream: &str, mut used: impl Iterator<Item = impl AsRef<str>>) -> bool {
+    pub(crate) fn ignores(&self, upstream: &str, used: &BTreeSet<String>) -> bool {
         self.ignored.iter().any(|ignored| match ignored {
             Ignored::Prefix(prefix) => upstream.starts_with(prefix),
             Ignored::Suffix(suffix) => upstream.ends_with(suffix),
             Ignored::Part(part) => upstream.contains(part),
             Ignored::LaterLayers(prefix) => {
-                let last = used.by_ref().filter_map(|key| layer(key.as_ref(), prefix)).max();
+                let last = used.iter().filter_map(|key| layer(key, prefix)).max();
                 match (layer(upstream, prefix), last) {
                     (Some(layer), Some(last)) => layer > last,
                     _ => false,

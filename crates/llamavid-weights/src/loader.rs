@@ -75,7 +75,7 @@ impl Loader {
         let unused: Vec<&str> = checkpoint
             .names()
             .filter(|name| table.claims(name) && !account.used.contains(*name))
-            .filter(|name| !table.ignores(name, account.used.iter()))
+            .filter(|name| !table.ignores(name, &account.used))
             .collect();
         let Some(first) = unused.first() else { return Ok(()) };
         let keys = unused.iter().take(LISTED).map(|name| checkpoint.place(name).1).collect();

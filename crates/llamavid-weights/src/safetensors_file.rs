@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use safetensors::{Dtype, SafeTensors};
 
 use crate::elements::{ElementType, Layout};
-use crate::error::Fault;
+use crate::error::{Fault, shown};
 use crate::tensor_file::{Entry, Span};
 
 /// The tensors of a safetensors file. The library checks that the ranges fit the shapes, do not overlap and fill the file.
@@ -25,7 +25,7 @@ pub(crate) fn read(bytes: &[u8]) -> Result<BTreeMap<String, Entry>, Fault> {
         let entry = match element_type(info.dtype) {
             Some(element) => {
                 let layout = Layout::contiguous(info.shape.clone(), (end - start) / element.size())
-                    .map_err(|fault| fault.at(format!("tensor `{name}`")))?;
+                    .map_err(|fault| fault.at(format!("tensor `{}`", shown(&name))))?;
                 Entry::Tensor { element, layout, span: Span::Plain(start..end) }
             }
             None => {

@@ -6,7 +6,7 @@ use candle_core::Tensor;
 
 use super::{Pickle, Value};
 use crate::elements::{self, ElementType, Layout};
-use crate::error::{Error, Fault, Result};
+use crate::error::{Error, Fault, Result, shown};
 use crate::mapped_file::MappedFile;
 
 /// What a feature file holds.
@@ -36,8 +36,9 @@ pub fn read_features(path: &Path) -> Result<Features> {
     let find =
         |name: &str| pairs.iter().rev().find(|(key, _)| pickle.text(*key) == Some(name)).map(|pair| pair.1);
     let missing = |name: &str| {
-        let keys: Vec<&str> = pairs.iter().filter_map(|(key, _)| pickle.text(*key)).take(10).collect();
-        fault(Fault::invalid(format!("expected a dict with `{name}`, found {keys:?}")))
+        let keys: Vec<String> =
+            pairs.iter().filter_map(|(key, _)| pickle.text(*key)).take(10).map(shown).collect();
+        fault(Fault::invalid(format!("expected a dict with `{name}`, found `{}`", keys.join("`, `"))))
     };
     let inputs = find("inputs").ok_or_else(|| missing("inputs"))?;
     let inputs = pickle.text(inputs).ok_or_else(|| fault(Fault::invalid("`inputs`: expected text")))?;
@@ -112,8 +113,6 @@ fn dtype_of(pickle: &Pickle, value: Value) -> Result<ElementType, Fault> {
         "f8" => Ok(ElementType::F64),
         "f4" => Ok(ElementType::F32),
         "f2" => Ok(ElementType::F16),
-        other => {
-            Err(Fault::unsupported(format!("numpy dtype `{}`, f2, f4 and f8 are read", other.escape_debug())))
-        }
+        other => Err(Fault::unsupported(format!("numpy dtype `{}`, f2, f4 and f8 are read", shown(other)))),
     }
 }

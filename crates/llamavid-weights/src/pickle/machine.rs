@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 
 use super::value::{Call, Object, Pickle, Value};
-use crate::error::Fault;
+use crate::error::{Fault, shown};
 
 /// Opcodes of one pickle; a checkpoint of 7 billion parameters has about thirty thousand.
 const MAX_STEPS: usize = 8_000_000;
@@ -476,5 +476,5 @@ fn pairs(values: &[Value]) -> Result<Vec<(Value, Value)>, Fault> {
 }
 
 fn parse<T: std::str::FromStr>(digits: &str) -> Result<T, Fault> {
-    digits.parse().map_err(|_| Fault::invalid(format!("`{}` is no number", digits.escape_debug())))
+    digits.parse().map_err(|_| Fault::invalid(format!("`{}` is no number", shown(digits))))
 }

@@ -2,6 +2,8 @@
 
 use std::borrow::Cow;
 
+use crate::error::shown;
+
 /// A value on the pickle machine's stack. Anything with a size lives in [`Pickle::objects`].
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) enum Value {
@@ -165,9 +167,7 @@ impl<'a> Pickle<'a> {
         let mut names = Vec::new();
         for object in &self.objects {
             if let Object::Global(module, name) = object {
-                // Cut and escaped: both come from the file and go into a message.
-                let cut = |text: &str| text.chars().take(60).flat_map(char::escape_debug).collect::<String>();
-                let name = format!("{}.{}", cut(module), cut(name));
+                let name = format!("{}.{}", shown(module), shown(name));
                 if !names.contains(&name) {
                     names.push(name);
                 }

@@ -4,7 +4,7 @@
 use std::collections::{BTreeMap, HashMap};
 
 use super::state_dict;
-use crate::error::Fault;
+use crate::error::{Fault, shown};
 use crate::pickle::{Object, Pickle, Value};
 use crate::tensor_file::{Entry, Span};
 
@@ -57,7 +57,7 @@ pub(crate) fn read(bytes: &[u8]) -> Result<BTreeMap<String, Entry>, Fault> {
         spans
             .get(key)
             .cloned()
-            .ok_or_else(|| Fault::invalid(format!("its storage `{}` is missing", key.escape_debug())))
+            .ok_or_else(|| Fault::invalid(format!("its storage `{}` is missing", shown(key))))
     })
 }
 
@@ -87,10 +87,8 @@ fn declared<'a>(object: &Pickle<'a>) -> Result<HashMap<&'a str, (usize, usize)>,
             return Err(Fault::invalid("a reference to a storage without key, count or class"));
         };
         // Without its size, nothing that lies behind it can be found.
-        let size = state_dict::storage_element_size(class).ok_or_else(|| {
-            let class: String = class.chars().take(60).collect();
-            Fault::unsupported(format!("a storage of class {}", class.escape_debug()))
-        })?;
+        let size = state_dict::storage_element_size(class)
+            .ok_or_else(|| Fault::unsupported(format!("a storage of class {}", shown(class))))?;
         declared.insert(key, (count, size));
     }
     Ok(declared)
@@ -105,7 +103,7 @@ fn locate<'a>(
 ) -> Result<HashMap<&'a str, Span>, Fault> {
     let mut spans = HashMap::new();
     for key in keys {
-        let shown: String = key.chars().take(60).flat_map(char::escape_debug).collect();
+        let shown = shown(key);
         let Some((count, size)) = declared.get(key).copied() else {
             return Err(Fault::invalid(format!("storage `{shown}` belongs to no tensor")));
         };

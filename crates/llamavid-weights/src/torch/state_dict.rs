@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use crate::elements::{ElementType, Layout};
-use crate::error::Fault;
+use crate::error::{Fault, shown};
 use crate::pickle::{Object, Pickle, Value};
 use crate::tensor_file::{Entry, Span};
 
@@ -35,7 +35,7 @@ pub(crate) fn tensors(
         let named: Vec<(&str, Value)> =
             pairs.iter().filter_map(|(key, value)| Some((pickle.text(*key)?, *value))).collect();
         if keys.is_empty() {
-            keys = named.iter().take(10).map(|(key, _)| key.chars().take(60).collect::<String>()).collect();
+            keys = named.iter().take(10).map(|(key, _)| shown(key)).collect();
         }
         let inner = WRAPPERS.iter().find_map(|wrapper| named.iter().rev().find(|(key, _)| key == wrapper));
         match inner {
@@ -51,7 +51,7 @@ fn no_tensors(pickle: &Pickle, keys: &[String]) -> Fault {
     let mut problem = "not a checkpoint: expected a dict of named tensors, found ".to_string();
     match keys {
         [] => problem.push_str("none"),
-        keys => problem.push_str(&format!("none below {keys:?}")),
+        keys => problem.push_str(&format!("none below `{}`", keys.join("`, `"))),
     }
     let foreign: Vec<String> = pickle
         .globals()
@@ -90,12 +90,12 @@ impl<'a> Reader<'_, 'a> {
         let mut entries = BTreeMap::new();
         for (key, value) in pairs {
             let Some(name) = self.pickle.text(*key) else { continue };
-            let shown: String = name.chars().take(100).flat_map(char::escape_debug).collect();
+            let shown = shown(name);
             let entry =
                 self.entry(*value, MAX_REBUILDS).map_err(|fault| fault.at(format!("tensor `{shown}`")))?;
             let Some(entry) = entry else { continue };
             if name.len() > MAX_NAME {
-                return Err(Fault::invalid(format!("tensor `{shown}…`: a name of {} bytes", name.len())));
+                return Err(Fault::invalid(format!("tensor `{shown}`: a name of {} bytes", name.len())));
             }
             entries.insert(name.to_string(), entry);
         }
@@ -133,7 +133,7 @@ impl<'a> Reader<'_, 'a> {
                 }
             }
             ("torch._utils", name, _) if name.starts_with("_rebuild_") => {
-                let kind = name.trim_start_matches("_rebuild_").escape_debug();
+                let kind = shown(name.trim_start_matches("_rebuild_"));
                 Ok(Some(Entry::Unsupported(format!("a tensor of kind `{kind}`, only dense ones are read"))))
             }
             _ => Ok(None),
@@ -164,10 +164,7 @@ impl<'a> Reader<'_, 'a> {
         let element = match storage.element {
             Ok(element) => element,
             Err(name) => {
-                return Ok(Entry::Unsupported(format!(
-                    "its numbers are of type {}, which is not read",
-                    name.escape_debug()
-                )));
+                return Ok(Entry::Unsupported(format!("its numbers are of type {name}, which is not read")));
             }
         };
         let shape =
@@ -239,7 +236,7 @@ fn element_of_storage(class: &str) -> Result<ElementType, String> {
         "CharStorage" => Ok(ElementType::I8),
         "ByteStorage" | "UntypedStorage" => Ok(ElementType::U8),
         "BoolStorage" => Ok(ElementType::Bool),
-        other => Err(other.chars().take(60).collect()),
+        other => Err(shown(other)),
     }
 }
 
@@ -257,7 +254,7 @@ fn element_of_dtype(name: &str) -> Result<ElementType, String> {
         "uint16" => Ok(ElementType::U16),
         "uint32" => Ok(ElementType::U32),
         "bool" => Ok(ElementType::Bool),
-        other => Err(other.chars().take(60).collect()),
+        other => Err(shown(other)),
     }
 }
 

@@ -7,7 +7,7 @@ use std::io::Cursor;
 use zip::{CompressionMethod, ZipArchive};
 
 use super::state_dict;
-use crate::error::Fault;
+use crate::error::{Fault, shown};
 use crate::pickle::Pickle;
 use crate::tensor_file::{Entry, Span, inflate};
 
@@ -47,7 +47,7 @@ pub(crate) fn read(bytes: &[u8]) -> Result<BTreeMap<String, Entry>, Fault> {
         entries
             .get(&format!("{folder}data/{key}"))
             .cloned()
-            .ok_or_else(|| Fault::invalid(format!("its storage `data/{}` is missing", key.escape_debug())))
+            .ok_or_else(|| Fault::invalid(format!("its storage `data/{}` is missing", shown(key))))
     })
 }
 
@@ -76,10 +76,7 @@ fn list(bytes: &[u8]) -> Result<HashMap<String, Span>, Fault> {
                 let inside =
                     range.filter(|range| range.end <= bytes.len() && entry.compressed_size() == entry.size());
                 Span::Plain(inside.ok_or_else(|| {
-                    Fault::invalid(format!(
-                        "zip entry `{}`: its {size} bytes leave the file",
-                        name.escape_debug()
-                    ))
+                    Fault::invalid(format!("zip entry `{}`: its {size} bytes leave the file", shown(&name)))
                 })?)
             }
             CompressionMethod::Deflated => Span::Deflated(index, size),
