@@ -177,7 +177,10 @@ impl ModelConfig {
         if let Some(width) = file.mm_hidden_size
             && width != visual_width
         {
-            return Err(bad("mm_hidden_size", format!("is {width}, the visual encoder's width is {visual_width}")));
+            return Err(bad(
+                "mm_hidden_size",
+                format!("is {width}, the visual encoder's width is {visual_width}"),
+            ));
         }
         let tokens = TokenGenerationConfig {
             query: query_config(&file, &overrides, around)?,
@@ -216,7 +219,11 @@ fn side_files(file: &ConfigFile) -> SideFiles {
     }
 }
 
-fn visual_config(file: &ConfigFile, over: &Extension, around: &Surroundings<'_>) -> Result<VisualEncoderConfig> {
+fn visual_config(
+    file: &ConfigFile,
+    over: &Extension,
+    around: &Surroundings<'_>,
+) -> Result<VisualEncoderConfig> {
     let (over, own) = (&over.vision, &file.llamavid.vision);
     if let Some(clip) = around.clip {
         let clip: ClipFile = from_json(clip, "the visual encoder's config.json")?;
@@ -283,7 +290,10 @@ fn query_config(file: &ConfigFile, over: &Extension, around: &Surroundings<'_>) 
     Ok(QueryModelConfig {
         kind,
         width,
-        layers: positive("query layers", over.layers.or(own.layers).or(bert.num_hidden_layers).unwrap_or(12))?,
+        layers: positive(
+            "query layers",
+            over.layers.or(own.layers).or(bert.num_hidden_layers).unwrap_or(12),
+        )?,
         heads,
         mlp_width: positive(
             "query mlpWidth",
@@ -321,4 +331,3 @@ fn divisible(key: &str, value: usize, by: usize) -> Result<()> {
 fn bad(key: &str, problem: String) -> Error {
     Error::Config { key: key.to_owned(), problem }
 }
-

@@ -14,7 +14,8 @@ use std::process::ExitCode;
 use report::FolderReport;
 
 fn main() -> ExitCode {
-    let (flags, folders): (Vec<_>, Vec<_>) = std::env::args().skip(1).partition(|word| word.starts_with("--"));
+    let (flags, folders): (Vec<_>, Vec<_>) =
+        std::env::args().skip(1).partition(|word| word.starts_with("--"));
     let json = flags.iter().any(|flag| flag == "--json");
     if folders.len() != 1 || flags.iter().any(|flag| flag != "--json") {
         eprintln!("usage: pnpm parity <folder> [--json]");
@@ -41,8 +42,11 @@ fn case_folders(folder: &Path) -> Vec<PathBuf> {
         return vec![folder.to_path_buf()];
     }
     let Ok(entries) = std::fs::read_dir(folder) else { return Vec::new() };
-    let mut found: Vec<_> =
-        entries.flatten().map(|entry| entry.path()).filter(|path| path.join("cases.json").is_file()).collect();
+    let mut found: Vec<_> = entries
+        .flatten()
+        .map(|entry| entry.path())
+        .filter(|path| path.join("cases.json").is_file())
+        .collect();
     found.sort();
     found
 }

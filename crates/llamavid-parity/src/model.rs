@@ -120,7 +120,8 @@ fn run(
     };
     let kind = if case.long_video { SpliceKind::PerToken } else { SpliceKind::PerPlaceholder };
     let row = BatchRow { ids: &ids, visual: &visual, kind };
-    let spliced = splice_batch(&[row], parts.llama.pad_id(), |ids| parts.language_model.embed(ids)).map_err(text)?;
+    let spliced =
+        splice_batch(&[row], parts.llama.pad_id(), |ids| parts.language_model.embed(ids)).map_err(text)?;
     seen.see("llm.inputs_embeds", &spliced.embeds);
     seen.see("llm.attention_mask", &spliced.attention_mask);
     let (_batch, length, _width) = spliced.embeds.dims3().map_err(text)?;
@@ -225,7 +226,8 @@ fn generate(parts: &Parts, case: &Case, embeds: Tensor, report: &mut FolderRepor
         rule = rule.with_keywords(&[Keyword { text: keyword.clone(), ids }]).map_err(text)?;
     }
     let prompt = Prompt { embeds, visual_tokens: 0 };
-    let mut generation = Generation::new(parts.language_model.clone(), prompt, options, rule).map_err(text)?;
+    let mut generation =
+        Generation::new(parts.language_model.clone(), prompt, options, rule).map_err(text)?;
     while !generation.prefill_step().map_err(text)?.is_complete() {}
     while generation.decode_step(&|ids| parts.llama.decode(ids, true)).map_err(text)?.is_some() {}
     let ids = generation.new_ids();

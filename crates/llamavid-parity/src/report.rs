@@ -116,7 +116,8 @@ impl FolderReport {
         println!("{}", self.folder);
         println!("  {:<18} {:<24} {:>18} {:>10} {:>10}  ", "case", "tensor", "shape", "max abs", "max rel");
         for check in &self.checks {
-            let number = |value: Option<f64>| value.map_or_else(|| "–".to_owned(), |value| format!("{value:.1e}"));
+            let number =
+                |value: Option<f64>| value.map_or_else(|| "–".to_owned(), |value| format!("{value:.1e}"));
             let shape = check.shape.iter().map(usize::to_string).collect::<Vec<_>>().join("×");
             println!(
                 "  {:<18} {:<24} {:>18} {:>10} {:>10}  {}{}",
