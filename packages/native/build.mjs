@@ -1,5 +1,6 @@
 // Builds the addon and its types, then the TypeScript around them.
-// `napi build` always passes --target, so its artifacts are those of tools/cargo.mjs: candle is compiled once.
+// `napi build` always passes --target, and the whole workspace is built as tools/cargo.mjs builds it: another choice of
+// crates would mean other features, and compile candle a second time.
 import { execFileSync } from 'node:child_process';
 import { copyFileSync, existsSync, mkdirSync, readdirSync, renameSync } from 'node:fs';
 import { join } from 'node:path';
@@ -11,6 +12,7 @@ const run = (command, ...args) =>
 run(
   'napi', 'build', '--platform', '--release', '--no-js', '--dts', 'src/binding.d.ts',
   '--manifest-path', '../../crates/llamavid-napi/Cargo.toml', '--package-json-path', 'package.json', '--output-dir', '.',
+  '--', '--workspace', '--locked',
 );
 for (const name of readdirSync(here).filter((file) => file.endsWith('.node'))) {
   const platform = join(here, 'npm', name.replace(/^llamavid\.|\.node$/g, ''));

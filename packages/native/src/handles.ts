@@ -1,0 +1,55 @@
+import type * as Binding from './binding.js';
+import { loadAddon } from './load-addon.js';
+
+const addon = loadAddon();
+
+export const Cancellation = addon.Cancellation;
+export type Cancellation = Binding.Cancellation;
+export const Device = addon.Device;
+export type Device = Binding.Device;
+export const LanguageModel = addon.LanguageModel;
+export type LanguageModel = Binding.LanguageModel;
+export const PixelChannel = addon.PixelChannel;
+export type PixelChannel = Binding.PixelChannel;
+export const Pixels = addon.Pixels;
+export type Pixels = Binding.Pixels;
+export const Session = addon.Session;
+export type Session = Binding.Session;
+export const TokenGenerator = addon.TokenGenerator;
+export type TokenGenerator = Binding.TokenGenerator;
+export const VisualEncoder = addon.VisualEncoder;
+export type VisualEncoder = Binding.VisualEncoder;
+export const VisualFeatures = addon.VisualFeatures;
+export type VisualFeatures = Binding.VisualFeatures;
+export const VisualTokens = addon.VisualTokens;
+export type VisualTokens = Binding.VisualTokens;
+
+export const { conversationStop, conversationTemplates, decodeImage, errorCodes, renderConversation } = addon;
+
+/** What holds memory until it is closed; `using` closes it too. */
+const closable = [
+  Device,
+  LanguageModel,
+  PixelChannel,
+  Pixels,
+  Session,
+  TokenGenerator,
+  VisualEncoder,
+  VisualFeatures,
+  VisualTokens,
+];
+for (const { prototype } of closable) {
+  Object.defineProperty(prototype, Symbol.dispose, { value: prototype.close, configurable: true, writable: true });
+}
+
+declare module './binding.js' {
+  interface Device extends Disposable {}
+  interface LanguageModel extends Disposable {}
+  interface PixelChannel extends Disposable {}
+  interface Pixels extends Disposable {}
+  interface Session extends Disposable {}
+  interface TokenGenerator extends Disposable {}
+  interface VisualEncoder extends Disposable {}
+  interface VisualFeatures extends Disposable {}
+  interface VisualTokens extends Disposable {}
+}
