@@ -106,9 +106,21 @@ impl Layout {
 
     /// All of a storage, column by column.
     pub(crate) fn column_major(shape: Vec<usize>, available: usize) -> Result<Self, Fault> {
-        let reversed: Vec<usize> = shape.iter().rev().copied().collect();
-        let strides = row_major(&reversed).into_iter().rev().collect();
-        Self::strided(shape, strides, 0, available, available)
+        let axes: Vec<usize> = (0..shape.len()).rev().collect();
+        let reversed = shape.into_iter().rev().collect();
+        Self::permuted(reversed, &axes, available)
+    }
+
+    /// All of a storage, row by row for `shape`, whose axes are then taken in the order of `axes`.
+    pub(crate) fn permuted(shape: Vec<usize>, axes: &[usize], available: usize) -> Result<Self, Fault> {
+        let mut sorted = axes.to_vec();
+        sorted.sort_unstable();
+        if !sorted.into_iter().eq(0..shape.len()) {
+            return Err(Fault::invalid(format!("axes {axes:?} are not those of shape {shape:?}")));
+        }
+        let strides = row_major(&shape);
+        let taken = |values: &[usize]| axes.iter().filter_map(|axis| values.get(*axis).copied()).collect();
+        Self::strided(taken(&shape), taken(&strides), 0, available, available)
     }
 
     pub(crate) fn shape(&self) -> &[usize] {

@@ -59,23 +59,42 @@ fn mentioned(pickle: &Pickle) -> String {
     }
 }
 
+/// How the elements of a numpy array lie in its data.
+enum Order {
+    /// Row by row.
+    Rows,
+    /// Column by column.
+    Columns,
+    /// Row by row for the shape in the file, whose axes are then taken in this order.
+    Axes(Vec<usize>),
+}
+
 /// A numpy array, in either of the two forms that numpy writes.
 fn array(pickle: &Pickle, value: Value) -> Result<Tensor, Fault> {
     let not_an_array = || Fault::invalid(format!("expected a numpy array{}", mentioned(pickle)));
-    let (shape, dtype, column_major, data) = match pickle.call(value).ok_or_else(not_an_array)? {
-        // Protocols 2 to 4: an empty array, then its state (version, shape, dtype, column-major, data).
+    let (shape, dtype, order, data) = match pickle.call(value).ok_or_else(not_an_array)? {
+        // Protocols 2 to 4: an empty array, then its state (version, shape, dtype, column by column, data).
         (("numpy.core.multiarray" | "numpy._core.multiarray", "_reconstruct"), _) => {
-            let state = pickle.state(value).and_then(|state| pickle.sequence(state));
-            match state {
-                Some(&[_, shape, dtype, Value::Bool(column_major), data]) => {
-                    (shape, dtype, column_major, data)
+            match pickle.state(value).and_then(|state| pickle.sequence(state)) {
+                Some(&[_, shape, dtype, Value::Bool(columns), data]) => {
+                    (shape, dtype, if columns { Order::Columns } else { Order::Rows }, data)
                 }
                 _ => return Err(Fault::invalid("a numpy array without its data")),
             }
         }
-        // Protocol 5: (data, dtype, shape, order).
-        (("numpy.core.numeric" | "numpy._core.numeric", "_frombuffer"), &[data, dtype, shape, order]) => {
-            (shape, dtype, pickle.text(order) == Some("F"), data)
+        // Protocol 5: (data, dtype, shape, order), since numpy 2 also the order of the axes.
+        (
+            ("numpy.core.numeric" | "numpy._core.numeric", "_frombuffer"),
+            &[data, dtype, shape, order, ref axes @ ..],
+        ) => {
+            let axes = axes.first().and_then(|axes| pickle.sizes(*axes));
+            let order = match (pickle.text(order), axes) {
+                (Some("C"), _) => Order::Rows,
+                (Some("F"), _) => Order::Columns,
+                (Some("K"), Some(axes)) => Order::Axes(axes),
+                _ => return Err(Fault::invalid("a numpy array without an order")),
+            };
+            (shape, dtype, order, data)
         }
         _ => return Err(not_an_array()),
     };
@@ -83,16 +102,18 @@ fn array(pickle: &Pickle, value: Value) -> Result<Tensor, Fault> {
     let element = dtype_of(pickle, dtype)?;
     let data = pickle.bytes(data).ok_or_else(|| Fault::unsupported("a numpy array of Python objects"))?;
     let count = elements::element_count(&shape)?;
-    let expected = count.checked_mul(element.size());
-    if expected != Some(data.len()) {
+    if count.checked_mul(element.size()) != Some(data.len()) {
         return Err(Fault::invalid(format!(
             "shape {shape:?} of {} bytes each does not fit {} bytes of data",
             element.size(),
             data.len()
         )));
     }
-    let layout =
-        if column_major { Layout::column_major(shape, count)? } else { Layout::contiguous(shape, count)? };
+    let layout = match order {
+        Order::Rows => Layout::contiguous(shape, count)?,
+        Order::Columns => Layout::column_major(shape, count)?,
+        Order::Axes(axes) => Layout::permuted(shape, &axes, count)?,
+    };
     elements::tensor(&data, element, &layout).map_err(|error| Fault::invalid(error.to_string()))
 }
 

@@ -98,7 +98,26 @@ fn forms_of_an_array() {
     }
     assert_eq!(values(&read(&numpy(3, "f2", "<", true, direct)).unwrap()), [1., 3., -2., 4.]);
 
-    let protocol5 = Pickler::new(5)
+    // In memory 1, -2, 3, 4; what each order makes of it.
+    let rows = [1., -2., 3., 4.];
+    let columns = [1., 3., -2., 4.];
+    for (order, axes, expected) in [
+        ("C", None, rows),
+        ("F", None, columns),
+        ("K", Some([0, 1, 2]), rows),
+        ("K", Some([0, 2, 1]), columns),
+    ] {
+        let features = read(&from_buffer(order, axes.as_ref().map(<[i64; 3]>::as_slice))).unwrap();
+        assert_eq!(values(&features), expected, "{order} {axes:?}");
+    }
+    for axes in [&[0, 1][..], &[0, 0, 1], &[0, 1, 3], &[-1, 0, 1]] {
+        assert_eq!(read(&from_buffer("K", Some(axes))).unwrap_err().kind(), ErrorKind::Invalid);
+    }
+}
+
+/// An array of shape (1, 2, 2) as protocol 5 has it.
+fn from_buffer(order: &str, axes: Option<&[i64]>) -> Vec<u8> {
+    let pickler = Pickler::new(5)
         .raw(b"}(")
         .text("inputs")
         .text("")
@@ -113,10 +132,12 @@ fn forms_of_an_array() {
         .text("f2")
         .raw(&[0x89, 0x88, b't', b'R'])
         .ints(&[1, 2, 2])
-        .text("C")
-        .raw(b"tRu")
-        .stop();
-    assert_eq!(values(&read(&protocol5).unwrap()), [1., -2., 3., 4.]);
+        .text(order);
+    let pickler = match axes {
+        Some(axes) => pickler.ints(axes),
+        None => pickler,
+    };
+    pickler.raw(b"tRu").stop()
 }
 
 #[test]
