@@ -63,17 +63,17 @@ mod tests {
 
     /// Mean of each cell, patch by patch.
     fn by_hand(patches: &Tensor, cells: usize) -> Vec<f32> {
-        let (frames, count, width) = patches.dims3().unwrap();
+        let (_frames, count, width) = patches.dims3().unwrap();
         let rows = patches.to_vec3::<f32>().unwrap();
         let (side, mut out) = (count.isqrt(), Vec::new());
         let stride = side / cells;
-        for frame in 0..frames {
+        for frame in &rows {
             for (row, column, channel) in
                 (0..cells).flat_map(|r| (0..cells).flat_map(move |c| (0..width).map(move |w| (r, c, w))))
             {
                 let cell = (0..stride * stride).map(|i| {
                     let (y, x) = (row * stride + i / stride, column * stride + i % stride);
-                    rows[frame][y * side + x][channel] as f64
+                    frame[y * side + x][channel] as f64
                 });
                 out.push((cell.sum::<f64>() / (stride * stride) as f64) as f32);
             }
