@@ -123,12 +123,12 @@ export class Session implements Disposable {
       const step = await withCancellation(signal, (cancellation) => this.#native.next(cancellation));
       decodeMs += performance.now() - stepped;
       firstTokenMs ??= performance.now() - begun;
-      if (step !== null) {
+      if (step) {
         tokenIds.push(...step.tokenIds);
         text += step.text;
         if (step.text !== '') yield step.text;
       }
-      if (step === null || step.finishReason !== undefined) {
+      if (!step || step.finishReason !== undefined) {
         const { promptTokens, visualTokens } = started;
         return {
           text,

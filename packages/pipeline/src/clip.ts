@@ -1,10 +1,7 @@
 import { LlamaVidError } from '@llamavid/errors';
-import { type Media, openMedia, type SamplingReport } from '@llamavid/video';
+import { type Media, type MediaSource, openMedia, type SamplingReport } from '@llamavid/video';
 import { type VisualEncoder, VisualFeatures } from '@llamavid/vision';
 import { SharedWork } from './shared-work.js';
-
-/** A path, the bytes of a file, or a stream of them. */
-export type MediaSource = Parameters<typeof openMedia>[0];
 
 export interface OpenOptions {
   /** Frames a second of video. Default 1. */
@@ -72,15 +69,7 @@ export class Clip implements AsyncDisposable {
     const { fps, frames, start, end, strict, name, subtitles = 'none', store = 'none', signal } = options;
     if (subtitles !== 'none') throw notYet('subtitles', subtitles);
     if (store !== 'none') throw notYet('store', store);
-    const media = await openMedia(source, {
-      ...(fps !== undefined && { fps }),
-      ...(frames !== undefined && { frames }),
-      ...(start !== undefined && { start }),
-      ...(end !== undefined && { end }),
-      ...(strict !== undefined && { strict }),
-      ...(name !== undefined && { name }),
-      ...(signal !== undefined && { signal }),
-    });
+    const media = await openMedia(source, { fps, frames, start, end, strict, name, signal });
     return new Clip(media, encoder, options, onClose);
   }
 

@@ -1,5 +1,5 @@
 export { type ConversationTurn, conversationTemplates } from '@llamavid/llm';
-export type { SamplingReport } from '@llamavid/video';
+export type { MediaSource, SamplingReport } from '@llamavid/video';
 export type {
   Answer,
   AnswerModel,
@@ -10,5 +10,5 @@ export type {
   AskOptions,
 } from './answer.js';
 export { Chat, type SendOptions } from './chat.js';
-export { Clip, type MediaSource, type OpenOptions } from './clip.js';
+export { Clip, type OpenOptions } from './clip.js';
 export { LlamaVid, type LoadOptions } from './llama-vid.js';

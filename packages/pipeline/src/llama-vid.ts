@@ -2,11 +2,11 @@ import { basename, resolve } from 'node:path';
 import { LlamaVidError } from '@llamavid/errors';
 import { LanguageModel, type LoadOptions as StageOptions } from '@llamavid/llm';
 import { TokenGenerator } from '@llamavid/tokens';
-import type { SamplingReport } from '@llamavid/video';
+import type { MediaSource, SamplingReport } from '@llamavid/video';
 import { VisualEncoder } from '@llamavid/vision';
 import { type Answer, type AskOptions, answerQuestion, type Stages } from './answer.js';
 import { Chat } from './chat.js';
-import { Clip, type MediaSource, type OpenOptions } from './clip.js';
+import { Clip, type OpenOptions } from './clip.js';
 
 export interface LoadOptions extends StageOptions {
   /** How weights are held. Only `16bit` so far: not quantised, in the number format that `dtype` says. */

@@ -33,7 +33,7 @@ export class VisualTokens implements Disposable {
 
   /** The numbers, row-major of `shape`. A copy. */
   toFloat32Array(): Promise<Float32Array> {
-    return callNativeAsync(this.#native.toFloat32Array());
+    return callNativeAsync(() => this.#native.toFloat32Array());
   }
 
   /** @internal The handle that the next stage gives to the addon. */

@@ -36,14 +36,15 @@ export class VisualFeatures implements Disposable {
     options: { kind?: FeatureKind; device?: string } = {},
   ): Promise<VisualFeatures> {
     using device = callNative(() => Device.open(options.device ?? 'auto'));
-    const made = NativeVisualFeatures.fromFloat32Array(data, [...shape], device, options.kind ?? 'pixels');
-    return new VisualFeatures(await callNativeAsync(made));
+    const make = () =>
+      NativeVisualFeatures.fromFloat32Array(data, [...shape], device, options.kind ?? 'pixels');
+    return new VisualFeatures(await callNativeAsync(make));
   }
 
   /** The frames of all parts, in the order given. The parts stay open. */
   static async concatenate(parts: readonly VisualFeatures[]): Promise<VisualFeatures> {
     const natives = parts.map((part) => part.#native);
-    return new VisualFeatures(await callNativeAsync(NativeVisualFeatures.concatenate(natives)));
+    return new VisualFeatures(await callNativeAsync(() => NativeVisualFeatures.concatenate(natives)));
   }
 
   /** Frames encoded, in order of their timestamps. */
@@ -58,7 +59,7 @@ export class VisualFeatures implements Disposable {
 
   /** The numbers, row-major of `shape`. A copy. */
   toFloat32Array(): Promise<Float32Array> {
-    return callNativeAsync(this.#native.toFloat32Array());
+    return callNativeAsync(() => this.#native.toFloat32Array());
   }
 
   /** @internal The handle that the next stage gives to the addon. */
