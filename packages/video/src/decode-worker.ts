@@ -77,7 +77,7 @@ async function openVideo(): Promise<OpenedVideo | undefined> {
 }
 
 async function read(video: OpenedVideo, control: Control, channel: number | undefined): Promise<void> {
-  const send = channel === undefined ? sendRgb : await pixelSender(channel);
+  const { send, close } = channel === undefined ? rgbSender : await pixelSender(channel);
   const converter = video.makeConverter();
   const deliver: Deliver = (frame, index, timestamp) => {
     if (!control.takeCredit()) return false;
@@ -93,20 +93,28 @@ async function read(video: OpenedVideo, control: Control, channel: number | unde
     reply({ kind: 'done', outcome: outcome ?? nothing });
   } finally {
     converter.close();
+    close();
   }
 }
 
 type Sent = Pick<FrameMessage, 'width' | 'height' | 'data'>;
 
-function sendRgb(rgb: Frame): Sent {
-  return { width: rgb.width, height: rgb.height, data: packRgb(rgb) };
+/** Hands RGB frames over. */
+interface Sender {
+  readonly send: (rgb: Frame) => Sent;
+  readonly close: () => void;
 }
 
+const rgbSender: Sender = {
+  send: (rgb) => ({ width: rgb.width, height: rgb.height, data: packRgb(rgb) }),
+  close: () => undefined,
+};
+
 /** Rust reads the decoder's own memory during the call; no copy of the full-size frame is made. */
-async function pixelSender(id: number): Promise<(rgb: Frame) => Sent> {
+async function pixelSender(id: number): Promise<Sender> {
   const { callNative, PixelChannel } = await import('@llamavid/native');
   const channel = callNative(() => PixelChannel.open(id));
-  return (rgb) => {
+  const send = (rgb: Frame): Sent => {
     const { width, height } = rgb;
     const rows = rgb.data?.[0];
     const stride = rgb.linesize[0];
@@ -114,6 +122,7 @@ async function pixelSender(id: number): Promise<(rgb: Frame) => Sent> {
     callNative(() => channel.push(rows, width, height, stride));
     return { width, height };
   };
+  return { send, close: () => channel.close() };
 }
 
 function round3(value: number): number {
