@@ -22,7 +22,7 @@ export async function ask(words: readonly string[], flags: AskFlags): Promise<nu
   const toAsk = askOptions(flags, conversationTemplates());
   checkFiles(paths);
 
-  const progress = new Progress(flags.quiet);
+  const progress = new Progress(flags.quiet ?? false);
   try {
     progress.step('loading the model');
     await using model = await LlamaVid.load(flags.model, loadOptions(flags, signal));

@@ -25,7 +25,7 @@ export async function chat(paths: readonly string[], flags: ChatFlags): Promise<
   if (paths.includes('-')) throw wrong('stdin holds the questions, so no file can come from it');
   checkFiles(paths);
 
-  const progress = new Progress(flags.quiet);
+  const progress = new Progress(flags.quiet ?? false);
   try {
     progress.step('loading the model');
     await using model = await LlamaVid.load(flags.model, loadOptions(flags, signal));

@@ -44,7 +44,7 @@ function createProgram(end: (exitCode: number) => void): Command {
   addAnswerFlags(askCommand);
   addMediaFlags(askCommand);
   askCommand
-    .option('--json', 'write one JSON object to stdout instead of text', false)
+    .option('--json', 'write one JSON object to stdout instead of text')
     .action(async (words: string[], flags: AskFlags) => end(await ask(words, flags)));
 
   const chatCommand = command(

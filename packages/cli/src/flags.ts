@@ -7,7 +7,7 @@ export interface ModelFlags {
   device: NonNullable<LoadOptions['device']>;
   dtype: NonNullable<LoadOptions['dtype']>;
   load: '16bit';
-  quiet: boolean;
+  quiet?: boolean;
 }
 
 export interface AnswerFlags {
@@ -24,13 +24,13 @@ export interface MediaFlags {
   frames?: number;
   start?: number;
   end?: number;
-  strict: boolean;
+  strict?: boolean;
   subtitles: 'none';
   store: 'none';
 }
 
 export type ChatFlags = ModelFlags & AnswerFlags & MediaFlags;
-export type AskFlags = ChatFlags & { json: boolean };
+export type AskFlags = ChatFlags & { json?: boolean };
 
 export function addModelFlags(command: Command): void {
   command
@@ -45,7 +45,7 @@ export function addModelFlags(command: Command): void {
     .addOption(
       new Option('--load <bits>', '16bit; 8bit and 4bit are not there yet').argParser(load).default('16bit'),
     )
-    .option('--quiet', 'no progress on stderr', false);
+    .option('--quiet', 'no progress on stderr');
 }
 
 export function addAnswerFlags(command: Command): void {
@@ -78,7 +78,7 @@ export function addMediaFlags(command: Command): void {
     .option('--frames <n>', 'exactly this many frames, instead of --fps', parseWholeNumber('--frames', 1))
     .option('--start <s>', 'second where sampling starts', parseNumber('--start', 0))
     .option('--end <s>', 'second where sampling ends', parseNumber('--end', 0))
-    .option('--strict', 'damage in a file is an error instead of a note', false)
+    .option('--strict', 'damage in a file is an error instead of a note')
     .addOption(
       new Option('--subtitles <file>', 'none; files are not read yet')
         .argParser(none('--subtitles'))

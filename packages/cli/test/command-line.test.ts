@@ -78,8 +78,14 @@ describe('llamavid', () => {
     expect(version.stdout).toMatch(/^\d+\.\d+\.\d+\n$/);
   });
 
+  it('prints help and exits with 2 without a command', async () => {
+    const { exitCode, stdout, stderr } = await llamavid([]);
+    expect([exitCode, stdout]).toEqual([2, '']);
+    expect(stderr).toContain('Usage: llamavid');
+    expect(stderr).toMatch(/\nerror: .+\nhint: .+\n$/);
+  });
+
   for (const [what, args] of Object.entries({
-    'no command': [],
     'an unknown command': ['sing'],
     'an unknown option': ['ask', clip, 'What?', '--loud'],
     'no question': ['ask', clip],
@@ -155,11 +161,11 @@ describe('llamavid ask', () => {
     expect(result).toEqual({
       answer: expect.any(String),
       tokenIds: expect.any(Array),
-      finishReason: 'length',
+      finishReason: expect.toBeOneOf(['stop', 'length']),
       usage: {
         promptTokens: expect.any(Number),
         visualTokens: result.sampling.frames * 2,
-        completionTokens: 16,
+        completionTokens: result.tokenIds.length,
       },
       sampling: {
         source: {
@@ -191,7 +197,7 @@ describe('llamavid ask', () => {
       },
       model: { name: 'random-model', dtype: 'f32', device: 'cpu' },
     });
-    expect(result.tokenIds).toHaveLength(16);
+    expect(result.tokenIds.length).toBeLessThanOrEqual(16);
   });
 
   it('takes several files, a part of a video, and none at all', async () => {

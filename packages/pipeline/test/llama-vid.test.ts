@@ -20,7 +20,7 @@ describe('pictures of the oracle', () => {
       const expected = oracle.find('single');
       await using model = await LlamaVid.load(oracle.folder, exact);
       await using picture = await model.open(oracle.picture(expected));
-      const question = expected.turns[0]?.[0].replace('<image>\n', '') ?? '';
+      const question = expected.turns[0]?.[0].replace(/^.*<image>.*\n/, '') ?? '';
       const result = await model
         .ask(picture, question, { conversation: expected.conversation, maxNewTokens: 24 })
         .result();
