@@ -10,9 +10,22 @@ const run = (command, ...args) =>
   execFileSync(command, args, { cwd: here, stdio: 'inherit', shell: process.platform === 'win32' });
 
 run(
-  'napi', 'build', '--platform', '--release', '--no-js', '--dts', 'src/binding.d.ts',
-  '--manifest-path', '../../crates/llamavid-napi/Cargo.toml', '--package-json-path', 'package.json', '--output-dir', '.',
-  '--', '--workspace', '--locked',
+  'napi',
+  'build',
+  '--platform',
+  '--release',
+  '--no-js',
+  '--dts',
+  'src/binding.d.ts',
+  '--manifest-path',
+  '../../crates/llamavid-napi/Cargo.toml',
+  '--package-json-path',
+  'package.json',
+  '--output-dir',
+  '.',
+  '--',
+  '--workspace',
+  '--locked',
 );
 for (const name of readdirSync(here).filter((file) => file.endsWith('.node'))) {
   const platform = join(here, 'npm', name.replace(/^llamavid\.|\.node$/g, ''));

@@ -196,7 +196,7 @@ impl Session {
     }
 
     /// Decodes a few tokens; null after the last piece. After an error the answer is given up.
-    #[napi]
+    #[napi(ts_return_type = "Promise<GenerationPiece | null>")]
     pub fn next(
         &self,
         env: &Env,

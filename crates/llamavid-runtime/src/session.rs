@@ -6,13 +6,14 @@ use std::time::{Duration, Instant};
 
 use candle_core::Tensor;
 use llamavid_models::language_model::{
-    FinishReason, Generation, GenerationOptions, Keyword, Prompt, SamplingOptions, StopRule, Token,
+    FinishReason, Generation, GenerationOptions, Keyword, LanguageModelConfig, PREFILL_CHUNK, Prompt,
+    SamplingOptions, StopRule, Token,
 };
 use llamavid_models::prompt::placeholders::tokenize_with_images;
 use llamavid_models::prompt::splice::{SpliceKind, splice};
 use llamavid_models::tokenizer::{LlamaTokenizer, StreamDecoder};
 
-use crate::{Cancellation, Error, ErrorCode, LanguageModel, Reply, Result, VisualTokens};
+use crate::{Cancellation, DeviceKind, Error, ErrorCode, LanguageModel, Reply, Result, VisualTokens};
 
 /// New tokens of one piece.
 const TOKENS_A_PIECE: usize = 16;
@@ -270,7 +271,10 @@ impl Answer {
             Prompt { visual_tokens: spliced.visual_count(), embeds: spliced.embeds.to_dtype(model.dtype())? };
         let started =
             Started { prompt_tokens: prompt.embeds.dims2()?.0, visual_tokens: prompt.visual_tokens };
-        let options = GenerationOptions::new(request.max_new_tokens, request.sampling.clone());
+        let options = GenerationOptions {
+            prefill_chunk: prefill_chunk(model.config(), language_model.device().kind()),
+            ..GenerationOptions::new(request.max_new_tokens, request.sampling.clone())
+        };
         let stop_rule = stop_rule(&model.config().eos_ids, &request.stop, tokenizer)?;
         Ok(Self {
             generation: Generation::new(Arc::clone(model), prompt, options, stop_rule)?,
@@ -306,6 +310,19 @@ impl Answer {
         let delta = answer.strip_prefix(self.shown.as_str()).unwrap_or_default().to_owned();
         self.shown.push_str(&delta);
         delta
+    }
+}
+
+/// Positions of one prefill step. A large model on a CPU needs half a minute for the usual chunk, in which nothing
+/// could be cancelled; far smaller ones would spend their time on reading the weights again.
+fn prefill_chunk(config: &LanguageModelConfig, kind: DeviceKind) -> usize {
+    /// Multiply-adds of one step on a CPU: a few seconds on a small machine.
+    const CPU_STEP: usize = 400_000_000_000;
+    let attention = 2 * (config.heads + config.kv_heads) * config.head_dim;
+    let a_token = config.layers * config.hidden_size * (attention + 3 * config.intermediate_size);
+    match kind {
+        DeviceKind::Cpu => (CPU_STEP / a_token.max(1)).clamp(64, PREFILL_CHUNK),
+        DeviceKind::Cuda => PREFILL_CHUNK,
     }
 }
 

@@ -35,14 +35,14 @@ impl VisualFeatures {
                 "features of shape {shape:?} cannot be made of {found} values"
             )));
         }
-        if let Some(index) = values.iter().position(|value| !value.is_finite()) {
-            let value = values[index];
-            return Err(Error::argument(format!(
-                "value {index} of the features is {value}, not a finite number"
-            )));
-        }
         let owner = device.clone();
         Ok(device.run_once(&Cancellation::default(), move |on| {
+            if let Some(index) = values.iter().position(|value| !value.is_finite()) {
+                let value = values[index];
+                return Err(Error::argument(format!(
+                    "value {index} of the features is {value}, not a finite number"
+                )));
+            }
             Self::new(Tensor::from_vec(values, &shape, on)?, kind, owner)
         }))
     }

@@ -48,7 +48,9 @@ export class LlamaVidError extends Error {
 
   /** Whether `value` is such an error, also one of another copy of this package. */
   static is(value: unknown): value is LlamaVidError {
-    return value instanceof Error && value.name === 'LlamaVidError' && isErrorCode((value as LlamaVidError).code);
+    return (
+      value instanceof Error && value.name === 'LlamaVidError' && isErrorCode((value as LlamaVidError).code)
+    );
   }
 }
 

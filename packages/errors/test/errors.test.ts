@@ -3,9 +3,17 @@ import { errorCodes, isErrorCode, LlamaVidError } from '../src/index.js';
 
 it('carries code, message, hint and cause', () => {
   const cause = new Error('below');
-  const error = new LlamaVidError('MEDIA_NOT_FOUND', 'no.mp4: no such file', { hint: 'Check the path.', cause });
+  const error = new LlamaVidError('MEDIA_NOT_FOUND', 'no.mp4: no such file', {
+    hint: 'Check the path.',
+    cause,
+  });
   expect(error).toBeInstanceOf(Error);
-  expect(error).toMatchObject({ name: 'LlamaVidError', code: 'MEDIA_NOT_FOUND', hint: 'Check the path.', cause });
+  expect(error).toMatchObject({
+    name: 'LlamaVidError',
+    code: 'MEDIA_NOT_FOUND',
+    hint: 'Check the path.',
+    cause,
+  });
   expect(String(error)).toBe('LlamaVidError: no.mp4: no such file');
 });
 

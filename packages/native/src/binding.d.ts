@@ -78,7 +78,7 @@ export declare class Session {
   /** Splices and reads a prompt, from an empty cache. What this session worked on before is given up. */
   start(r: GenerateRequest, c?: Cancellation | undefined | null): Promise<GenerationStart>
   /** Decodes a few tokens; null after the last piece. After an error the answer is given up. */
-  next(c?: Cancellation | undefined | null): Promise<GenerationPiece | undefined | null>
+  next(c?: Cancellation | undefined | null): Promise<GenerationPiece | null>
   /** Frees the cache and gives up what runs. Closing twice does nothing. */
   close(): void
 }

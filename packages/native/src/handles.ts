@@ -39,7 +39,11 @@ const closable = [
   VisualTokens,
 ];
 for (const { prototype } of closable) {
-  Object.defineProperty(prototype, Symbol.dispose, { value: prototype.close, configurable: true, writable: true });
+  Object.defineProperty(prototype, Symbol.dispose, {
+    value: prototype.close,
+    configurable: true,
+    writable: true,
+  });
 }
 
 declare module './binding.js' {

@@ -9,12 +9,13 @@ export type {
   Preprocessing,
   RgbFrame,
 } from './binding.js';
+export { callNative, callNativeAsync } from './call-native.js';
 export {
   Cancellation,
   conversationStop,
   conversationTemplates,
-  decodeImage,
   Device,
+  decodeImage,
   errorCodes,
   LanguageModel,
   PixelChannel,
@@ -27,6 +28,5 @@ export {
   VisualTokens,
 } from './handles.js';
 export { memoryUsage } from './memory-usage.js';
-export { callNative, callNativeAsync } from './call-native.js';
 export { nativeHandle } from './native-handle.js';
 export { withCancellation } from './with-cancellation.js';

@@ -37,10 +37,14 @@ export function loadAddon(): Addon {
   try {
     return require(source);
   } catch (cause) {
-    throw new LlamaVidError('DEVICE_UNAVAILABLE', `the native addon ${source} cannot be loaded on ${platform}`, {
-      hint: advice(source === published, published, cause),
-      cause,
-    });
+    throw new LlamaVidError(
+      'DEVICE_UNAVAILABLE',
+      `the native addon ${source} cannot be loaded on ${platform}`,
+      {
+        hint: advice(source === published, published, cause),
+        cause,
+      },
+    );
   }
 }
 

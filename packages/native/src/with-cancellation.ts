@@ -1,6 +1,6 @@
 import { LlamaVidError } from '@llamavid/errors';
-import { Cancellation } from './handles.js';
 import { callNativeAsync } from './call-native.js';
+import { Cancellation } from './handles.js';
 
 /**
  * Starts `work` with a flag that `signal` raises, and awaits it. With an aborted signal it rejects with `ABORTED`, whose cause is
