@@ -1,5 +1,7 @@
 //! Preprocessing against Pillow's bytes and the reference's pixels (`fixtures/oracle/preprocess`).
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
+
 use std::collections::HashMap;
 use std::path::Path;
 

@@ -48,6 +48,7 @@ pub struct RgbImage<'a> {
 
 impl Preprocessing {
     /// Mean and standard deviation of CLIP, which every published model uses.
+    #[allow(clippy::excessive_precision, reason = "written as in the published configuration")]
     pub fn clip(size: usize, fit: Fit) -> Self {
         Self {
             size,
