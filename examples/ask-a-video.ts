@@ -10,7 +10,9 @@ const [
 ] = process.argv.slice(2);
 
 if (folder === fixture('random-model')) {
-  console.log('The weights of this tiny model are random: the steps are real, the words of its answer mean nothing.\n');
+  console.log(
+    'The weights of this tiny model are random: the steps are real, the words of its answer mean nothing.\n',
+  );
 }
 await using model = await LlamaVid.load(folder);
 await using media = await model.open(video);

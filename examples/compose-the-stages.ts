@@ -30,5 +30,6 @@ console.log(`“${question}” → visual tokens ${tokens.shape.join(' × ')}`);
 using model = await LanguageModel.load(folder);
 using session = model.createSession();
 const prompt = conversation('vicuna_v1').render([{ question: `${model.imagePlaceholder}\n${question}` }]);
-for await (const text of session.generate(prompt, { visualTokens: [tokens], maxNewTokens: 16 })) process.stdout.write(text);
+for await (const text of session.generate(prompt, { visualTokens: [tokens], maxNewTokens: 16 }))
+  process.stdout.write(text);
 console.log();

@@ -15,7 +15,10 @@ if (script === undefined) {
 
 for (const [tool, advice] of [
   ['cargo', 'Install Rust 1.92 or newer: https://rustup.rs'],
-  [windows ? 'cl' : 'cc', 'Install a C compiler: build-essential on Debian, Xcode command line tools on macOS'],
+  [
+    windows ? 'cl' : 'cc',
+    'Install a C compiler: build-essential on Debian, Xcode command line tools on macOS',
+  ],
 ]) {
   const found = spawnSync(windows ? 'where' : 'which', [tool], { stdio: 'ignore' });
   if (found.status !== 0) {
@@ -26,7 +29,10 @@ for (const [tool, advice] of [
 
 /** Runs one pnpm command and ends this process with its exit code when it fails. */
 function pnpm(...command) {
-  const line = ['pnpm', ...command.map((word) => (/^[\w@./:=-]+$/.test(word) ? word : JSON.stringify(word)))].join(' ');
+  const line = [
+    'pnpm',
+    ...command.map((word) => (/^[\w@./:=-]+$/.test(word) ? word : JSON.stringify(word))),
+  ].join(' ');
   const done = spawnSync('npx', ['-y', '-p', NODE, '-p', PNPM, '-c', line], {
     stdio: 'inherit',
     shell: windows,

@@ -1,5 +1,11 @@
 import { defineConfig } from 'vitest/config';
 
 export default defineConfig({
-  test: { root: import.meta.dirname, include: ['tidy/*.test.ts'], testTimeout: 600_000, hookTimeout: 600_000, fileParallelism: false },
+  test: {
+    root: import.meta.dirname,
+    include: ['tidy/*.test.ts'],
+    testTimeout: 600_000,
+    hookTimeout: 600_000,
+    fileParallelism: false,
+  },
 });

@@ -80,7 +80,9 @@ describe('packages', () => {
   for (const [name, { values, types = [] }] of Object.entries(packages)) {
     it(`${name} imports only what it may`, () => {
       for (const { path, text } of sources(join(root, 'packages', name, 'src'), '.ts')) {
-        for (const match of text.matchAll(/^\s*(import|export)\s+(type\s)?[^;]*?from\s+'(@llamavid\/[\w-]+|llamavid)/gm)) {
+        for (const match of text.matchAll(
+          /^\s*(import|export)\s+(type\s)?[^;]*?from\s+'(@llamavid\/[\w-]+|llamavid)/gm,
+        )) {
           const allowed = match[2] === undefined ? values : [...values, ...types];
           expect(allowed, `${path} imports ${match[3]}`).toContain(match[3]);
         }
@@ -90,7 +92,11 @@ describe('packages', () => {
     it(`${name} declares every package that it imports`, () => {
       const folder = join(root, 'packages', name);
       const manifest = JSON.parse(readFileSync(join(folder, 'package.json'), 'utf8'));
-      const declared = Object.keys({ ...manifest.dependencies, ...manifest.peerDependencies, ...manifest.optionalDependencies });
+      const declared = Object.keys({
+        ...manifest.dependencies,
+        ...manifest.peerDependencies,
+        ...manifest.optionalDependencies,
+      });
       for (const { path, text } of sources(join(folder, 'src'), '.ts')) {
         for (const match of text.matchAll(/from\s+'((?:@[\w-]+\/)?[\w-]+)(?:\/[^']*)?'/g)) {
           expect(declared, `${path} imports ${match[1]}`).toContain(match[1]);

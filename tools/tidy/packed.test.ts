@@ -31,7 +31,10 @@ function closure(name: string, seen = new Set<string>()): Set<string> {
   const entry = manifests.get(name);
   if (entry === undefined || seen.has(name)) return seen;
   seen.add(name);
-  for (const next of Object.keys({ ...entry.manifest.dependencies, ...entry.manifest.optionalDependencies })) {
+  for (const next of Object.keys({
+    ...entry.manifest.dependencies,
+    ...entry.manifest.optionalDependencies,
+  })) {
     closure(next, seen);
   }
   return seen;
@@ -43,7 +46,10 @@ describe('packed packages', () => {
 
   beforeAll(() => {
     for (const [name, { folder }] of manifests) {
-      const packed = execFileSync('pnpm', ['pack', '--json', '--pack-destination', work], { cwd: folder, encoding: 'utf8' });
+      const packed = execFileSync('pnpm', ['pack', '--json', '--pack-destination', work], {
+        cwd: folder,
+        encoding: 'utf8',
+      });
       tarballs.set(name, JSON.parse(packed.slice(packed.indexOf('{'))).filename);
     }
   });
@@ -53,12 +59,19 @@ describe('packed packages', () => {
   function project(name: string): string {
     const folder = join(work, name.replaceAll(/[@/]/g, '_'));
     mkdirSync(folder);
-    writeFileSync(join(folder, 'package.json'), JSON.stringify({ name: 'newcomer', private: true, type: 'module' }));
+    writeFileSync(
+      join(folder, 'package.json'),
+      JSON.stringify({ name: 'newcomer', private: true, type: 'module' }),
+    );
     const needed = [...closure(name)].map((each) => tarballs.get(each) ?? '');
-    execFileSync('npm', ['install', '--ignore-scripts', '--no-audit', '--no-fund', '--prefer-offline', ...needed], {
-      cwd: folder,
-      stdio: 'pipe',
-    });
+    execFileSync(
+      'npm',
+      ['install', '--ignore-scripts', '--no-audit', '--no-fund', '--prefer-offline', ...needed],
+      {
+        cwd: folder,
+        stdio: 'pipe',
+      },
+    );
     return folder;
   }
 
@@ -70,7 +83,10 @@ describe('packed packages', () => {
       const place = project(name);
       writeFileSync(join(place, 'example.ts'), example);
       const args = name === '@llamavid/video' ? [clip] : [model, clip];
-      const printed = execFileSync(process.execPath, ['example.ts', ...args], { cwd: place, encoding: 'utf8' });
+      const printed = execFileSync(process.execPath, ['example.ts', ...args], {
+        cwd: place,
+        encoding: 'utf8',
+      });
       expect(printed.trim()).not.toBe('');
     });
   }
@@ -78,10 +94,14 @@ describe('packed packages', () => {
   it('llamavid: the installed command answers', () => {
     const place = project('llamavid');
     const command = join(place, 'node_modules/.bin/llamavid');
-    const printed = execFileSync(command, ['ask', clip, 'What is it?', '--model', model, '--max-new-tokens', '4', '--json'], {
-      encoding: 'utf8',
-      stdio: ['ignore', 'pipe', 'ignore'],
-    });
+    const printed = execFileSync(
+      command,
+      ['ask', clip, 'What is it?', '--model', model, '--max-new-tokens', '4', '--json'],
+      {
+        encoding: 'utf8',
+        stdio: ['ignore', 'pipe', 'ignore'],
+      },
+    );
     const result = JSON.parse(printed);
     expect(result.tokenIds).toHaveLength(4);
     expect(result.sampling.frames).toBe(result.sampling.timestamps.length);
