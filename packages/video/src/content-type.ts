@@ -56,7 +56,13 @@ function isAnimatedPng(head: Buffer): boolean {
 /** By the checksum that every tar header has: old ones have no magic word. */
 function isTar(head: Buffer): boolean {
   if (head.length < 512 || head[0] === 0) return false;
-  const stated = Number.parseInt(head.toString('latin1', 148, 156).replace(/[\0 ]+$/, '').trim(), 8);
+  const stated = Number.parseInt(
+    head
+      .toString('latin1', 148, 156)
+      .replace(/[\0 ]+$/, '')
+      .trim(),
+    8,
+  );
   let sum = 8 * 32; // the checksum counts itself as spaces
   for (let at = 0; at < 512; at += 1) if (at < 148 || at >= 156) sum += head[at] ?? 0;
   return sum === stated;

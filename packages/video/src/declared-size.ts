@@ -26,7 +26,8 @@ export async function readDeclaredSize(file: FileHandle, fileSize: number): Prom
   const head = await readAt(file, 0, 12);
   if (head.length < 12) return UNKNOWN;
   if (head.readUInt32BE(0) === EBML) return { bytes: await matroskaSize(file), indexMissing: false };
-  if (head.toString('latin1', 0, 4) === 'RIFF') return { bytes: head.readUInt32LE(4) + 8, indexMissing: false };
+  if (head.toString('latin1', 0, 4) === 'RIFF')
+    return { bytes: head.readUInt32LE(4) + 8, indexMissing: false };
   if (MP4_FIRST_BOXES.has(head.toString('latin1', 4, 8))) return mp4Size(file, fileSize);
   return UNKNOWN;
 }

@@ -2,9 +2,9 @@
 import { parentPort, workerData } from 'node:worker_threads';
 import type { Frame } from 'node-av/lib';
 import { Control } from './control.js';
-import { chooseFrames, everyStep, frameStep, DEFAULT_FPS } from './frame-choice.js';
+import { chooseFrames, DEFAULT_FPS, everyStep, frameStep } from './frame-choice.js';
 import { packRgb, RgbConverter } from './rgb-converter.js';
-import { decodeSamples, type Deliver } from './sample-decoder.js';
+import { type Deliver, decodeSamples } from './sample-decoder.js';
 import { invalidRange, truncated } from './video-errors.js';
 import { indexVideo, VideoFile, type VideoIndex } from './video-file.js';
 import {
@@ -54,10 +54,13 @@ async function openVideo(): Promise<OpenedVideo | undefined> {
     const square = [Math.max(1, Math.round(width * pixelAspect)), height] as const;
     const [shownWidth = 0, shownHeight = 0] = orientation.swapsSides ? square.toReversed() : square;
     const notes = [...index.notes];
-    if (!orientation.exact) notes.push('rotation: the file asks for a turn that is no multiple of 90 degrees; left as stored');
+    if (!orientation.exact)
+      notes.push('rotation: the file asks for a turn that is no multiple of 90 degrees; left as stored');
     const { fps = DEFAULT_FPS } = sampling;
     if (sampling.frames === undefined && fps > averageFps * 1.001) {
-      notes.push(`fps: ${fps} frames a second were asked for, the video has ${round3(averageFps)}; every frame is taken`);
+      notes.push(
+        `fps: ${fps} frames a second were asked for, the video has ${round3(averageFps)}; every frame is taken`,
+      );
     }
     const expected = sampling.frames ?? everyStep(index.frameCount, frameStep(averageFps, fps)).length;
     const facts: VideoFacts = {
@@ -87,7 +90,17 @@ async function read(video: OpenedVideo, control: Control, channel: number | unde
   const { sampling, strict, maxPixels, decoderThreads: threads } = request;
   const { index, chosen } = video;
   try {
-    const decoding = { reopen: openFile, index, chosen, sampling, strict, maxPixels, threads, control, deliver };
+    const decoding = {
+      reopen: openFile,
+      index,
+      chosen,
+      sampling,
+      strict,
+      maxPixels,
+      threads,
+      control,
+      deliver,
+    };
     const outcome = await decodeSamples(decoding);
     const nothing = { framesDecoded: 0, dropped: 0, frameCount: index.frameCount, notes: [] };
     reply({ kind: 'done', outcome: outcome ?? nothing });

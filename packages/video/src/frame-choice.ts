@@ -33,7 +33,10 @@ export function checkSampling(sampling: Sampling): void {
     throw invalid(`frames is ${frames}`, 'Give a whole number of frames above 0.');
   }
   if (fps !== undefined && frames !== undefined) {
-    throw invalid('fps and frames are both given', 'Give fps or frames: each alone decides which frames are taken.');
+    throw invalid(
+      'fps and frames are both given',
+      'Give fps or frames: each alone decides which frames are taken.',
+    );
   }
   if (start !== undefined && !(Number.isFinite(start) && start >= 0)) {
     throw invalid(`start is ${start}`, 'Give seconds from the beginning, 0 or more.');

@@ -77,11 +77,20 @@ async function locate(source: MediaSource, options: OpenMediaOptions): Promise<L
   const { signal, maxStreamBytes = MAX_STREAM_BYTES } = options;
   const isBytes = source instanceof Uint8Array;
   if (!isBytes && !(typeof source === 'object' && source !== null && Symbol.asyncIterator in source)) {
-    throw new LlamaVidError('INVALID_ARGUMENT', `A ${source === null ? 'null' : typeof source} is no media source.`, {
-      hint: 'Give a path, a Uint8Array, a ReadableStream or another async iterable of Uint8Array.',
-    });
+    throw new LlamaVidError(
+      'INVALID_ARGUMENT',
+      `A ${source === null ? 'null' : typeof source} is no media source.`,
+      {
+        hint: 'Give a path, a Uint8Array, a ReadableStream or another async iterable of Uint8Array.',
+      },
+    );
   }
-  const { path, dispose } = await spool(isBytes ? [source] : source, name, isBytes ? Number.POSITIVE_INFINITY : maxStreamBytes, signal);
+  const { path, dispose } = await spool(
+    isBytes ? [source] : source,
+    name,
+    isBytes ? Number.POSITIVE_INFINITY : maxStreamBytes,
+    signal,
+  );
   return { file: path, name, path: undefined, dispose };
 }
 
@@ -103,7 +112,9 @@ async function openLocated(located: Located, options: OpenMediaOptions): Promise
     case 'gzip':
       throw unreadable(name, 'it is compressed with gzip', 'Unpack it first: gunzip FILE');
     case 'animated-webp':
-      return openList(pictureFile(file, name), 'image', ['webp: only the first frame of the animation is read']);
+      return openList(pictureFile(file, name), 'image', [
+        'webp: only the first frame of the animation is read',
+      ]);
     case 'jpeg':
     case 'png':
     case 'webp':
@@ -111,7 +122,8 @@ async function openLocated(located: Located, options: OpenMediaOptions): Promise
     case 'gif':
       if (!isAnimatedGif(await readFile(file))) return openList(pictureFile(file, name), 'image');
   }
-  const { maxPixels = MAX_PIXELS, decoderThreads = Math.min(availableParallelism(), MAX_DECODER_THREADS) } = options;
+  const { maxPixels = MAX_PIXELS, decoderThreads = Math.min(availableParallelism(), MAX_DECODER_THREADS) } =
+    options;
   return openVideo(located, { sampling, strict, maxPixels, decoderThreads }, signal);
 }
 
@@ -120,7 +132,12 @@ async function look(path: string, name: string): Promise<ContentType | 'folder'>
   try {
     const found = await stat(path);
     if (found.isDirectory()) return 'folder';
-    if (!found.isFile()) throw unreadable(name, 'it is neither a file nor a folder', 'Give a stream instead of a pipe: openMedia(process.stdin)');
+    if (!found.isFile())
+      throw unreadable(
+        name,
+        'it is neither a file nor a folder',
+        'Give a stream instead of a pipe: openMedia(process.stdin)',
+      );
     if (found.size === 0) throw unreadable(name, 'it is empty', 'Copy or download the file again.');
     const handle = await openFile(path);
     try {
@@ -140,7 +157,10 @@ async function look(path: string, name: string): Promise<ContentType | 'folder'>
     }
     if (code === 'ENOENT' || code === 'ENOTDIR') throw notFound(name);
     throw new LlamaVidError('MEDIA_UNREADABLE', `${name} cannot be read: ${message}`, {
-      hint: code === 'EACCES' || code === 'EPERM' ? 'Give this user the right to read it.' : 'Check the file and the disk.',
+      hint:
+        code === 'EACCES' || code === 'EPERM'
+          ? 'Give this user the right to read it.'
+          : 'Check the file and the disk.',
       cause: error,
     });
   }
@@ -151,11 +171,15 @@ function checkOptions(options: OpenMediaOptions): void {
   for (const key of ['maxPixels', 'maxStreamBytes', 'decoderThreads'] as const) {
     const value = options[key];
     if (value === undefined || (Number.isSafeInteger(value) && value > 0)) continue;
-    throw new LlamaVidError('INVALID_ARGUMENT', `${key} is ${value}.`, { hint: 'Give a whole number above 0.' });
+    throw new LlamaVidError('INVALID_ARGUMENT', `${key} is ${value}.`, {
+      hint: 'Give a whole number above 0.',
+    });
   }
   const { pictureFps } = options;
   if (pictureFps !== undefined && !(Number.isFinite(pictureFps) && pictureFps > 0)) {
-    throw new LlamaVidError('INVALID_ARGUMENT', `pictureFps is ${pictureFps}.`, { hint: 'Give a number above 0.' });
+    throw new LlamaVidError('INVALID_ARGUMENT', `pictureFps is ${pictureFps}.`, {
+      hint: 'Give a number above 0.',
+    });
   }
 }
 

@@ -61,12 +61,19 @@ export async function picturesInFolder(folder: string, name: string): Promise<Pi
   const files = (await readdir(folder, { withFileTypes: true })).filter((entry) => !entry.isDirectory());
   const names = files.map((entry) => entry.name).filter((file) => isPictureName(file));
   if (names.length === 0) {
-    throw unreadable(name, 'it is a folder without pictures', 'Give a video file, or a folder of jpg, png, webp or gif frames.');
+    throw unreadable(
+      name,
+      'it is a folder without pictures',
+      'Give a video file, or a folder of jpg, png, webp or gif frames.',
+    );
   }
   names.sort(naturalOrder);
   const others = files.length - names.length;
   return {
-    pictures: names.map((file) => ({ name: join(name, file), read: () => readPicture(join(folder, file), join(name, file)) })),
+    pictures: names.map((file) => ({
+      name: join(name, file),
+      read: () => readPicture(join(folder, file), join(name, file)),
+    })),
     notes: others > 0 ? [`folder: ${others} files that are no pictures were left out`] : [],
   };
 }
@@ -86,7 +93,13 @@ export async function picturesInTar(path: string, name: string, signal?: AbortSi
     } else if (type !== 'directory') {
       others += 1;
     }
-    bytes.on('end', () => next(found.length > MAX_PICTURES ? tooLarge(name, `it holds more than ${MAX_PICTURES} pictures`, 'Split it.') : null));
+    bytes.on('end', () =>
+      next(
+        found.length > MAX_PICTURES
+          ? tooLarge(name, `it holds more than ${MAX_PICTURES} pictures`, 'Split it.')
+          : null,
+      ),
+    );
     bytes.resume();
   });
   try {
@@ -103,7 +116,10 @@ export async function picturesInTar(path: string, name: string, signal?: AbortSi
     throw unreadable(name, 'it is a tar without pictures', 'Put jpg, png, webp or gif frames into it.');
   }
   whole.sort((left, right) => naturalOrder(left.file, right.file));
-  const truncation = cutOff === undefined && whole.length === found.length ? undefined : `the tar is cut off behind ${whole.length} pictures`;
+  const truncation =
+    cutOff === undefined && whole.length === found.length
+      ? undefined
+      : `the tar is cut off behind ${whole.length} pictures`;
   return {
     pictures: whole.map(({ file, offset, size }) => ({
       name: `${name}:${file}`,
@@ -140,5 +156,9 @@ async function readPart(path: string, name: string, offset: number, size: number
 
 function checkSize(size: number, name: string): void {
   if (size <= MAX_PICTURE_BYTES) return;
-  throw tooLarge(name, `the picture has ${size} bytes`, `At most ${MAX_PICTURE_BYTES} are read: save it smaller.`);
+  throw tooLarge(
+    name,
+    `the picture has ${size} bytes`,
+    `At most ${MAX_PICTURE_BYTES} are read: save it smaller.`,
+  );
 }

@@ -36,7 +36,11 @@ interface Decoded {
 }
 
 /** Chooses among the pictures and decodes the first, so that what cannot be read is known now. */
-export async function openPictures(list: PictureList, settings: PictureSettings, signal?: AbortSignal): Promise<Media> {
+export async function openPictures(
+  list: PictureList,
+  settings: PictureSettings,
+  signal?: AbortSignal,
+): Promise<Media> {
   const { name, sampling, pictureFps, strict, kind } = settings;
   if (strict && list.truncation !== undefined) throw truncated(name, list.truncation);
   const times = list.pictures.map((_, picture) => secondsOf(picture, pictureFps));
@@ -51,8 +55,14 @@ export async function openPictures(list: PictureList, settings: PictureSettings,
     try {
       const bytes = await first.read();
       const { width, height } = await decode(bytes, first.name);
-      const type = contentType(Buffer.from(bytes.buffer, bytes.byteOffset, Math.min(bytes.byteLength, HEAD_BYTES)));
-      return new PictureMedia(list, settings, chosen, { width, height, codec: type.replace('animated-', '') });
+      const type = contentType(
+        Buffer.from(bytes.buffer, bytes.byteOffset, Math.min(bytes.byteLength, HEAD_BYTES)),
+      );
+      return new PictureMedia(list, settings, chosen, {
+        width,
+        height,
+        codec: type.replace('animated-', ''),
+      });
     } catch (error) {
       if (strict || kind === 'image') throw error;
       failure ??= error;
@@ -107,10 +117,14 @@ class PictureMedia implements Media {
       this.#timestamps.push(timestamp);
       yield { ...decoded, index, timestamp };
     }
-    if (this.#timestamps.length === 0) throw truncated(this.#settings.name, 'none of its pictures can be decoded any more');
+    if (this.#timestamps.length === 0)
+      throw truncated(this.#settings.name, 'none of its pictures can be decoded any more');
   }
 
-  async *pixels(preprocessing: Preprocessing, options: PixelsOptions = {}): AsyncGenerator<PixelBatch, void, undefined> {
+  async *pixels(
+    preprocessing: Preprocessing,
+    options: PixelsOptions = {},
+  ): AsyncGenerator<PixelBatch, void, undefined> {
     const { batchSize = DEFAULT_BATCH_SIZE, signal, onProgress } = options;
     checkBatchSize(batchSize);
     const { callNative, PixelChannel } = await import('@llamavid/native');

@@ -5,8 +5,9 @@
  * video; node-av's own scaler ignores the colour tags. Shrinking is left to the preprocessing in Rust, because
  * FFmpeg's shrinking differs from the reference's.
  */
-import { FFmpegError, Filter, type FilterContext, FilterGraph, Frame } from 'node-av/lib';
+
 import { AV_BUFFERSRC_FLAG_KEEP_REF } from 'node-av/constants';
+import { FFmpegError, Filter, type FilterContext, FilterGraph, Frame } from 'node-av/lib';
 import type { Orientation } from './orientation.js';
 
 /** A filter graph that is made anew when frames change their size or colours. */
@@ -45,7 +46,8 @@ export class RgbConverter {
   #configured(frame: Frame): { source: FilterContext; sink: FilterContext } {
     const { width, height, format, colorSpace, colorRange } = frame;
     const key = [width, height, format, colorSpace, colorRange].join(' ');
-    if (key === this.#madeFor && this.#source && this.#sink) return { source: this.#source, sink: this.#sink };
+    if (key === this.#madeFor && this.#source && this.#sink)
+      return { source: this.#source, sink: this.#sink };
     this.close();
     const graph = new FilterGraph();
     graph.alloc();

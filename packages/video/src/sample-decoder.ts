@@ -3,7 +3,7 @@
  *
  * Runs in the decoding worker, synchronously, and never holds more than the decoder's own frames.
  */
-import { CodecContext, FFmpegError, Frame, Packet } from 'node-av/lib';
+
 import {
   AV_FRAME_FLAG_CORRUPT,
   AV_NOPTS_VALUE,
@@ -12,11 +12,12 @@ import {
   AVDISCARD_NONREF,
   AVERROR_EOF,
 } from 'node-av/constants';
+import { CodecContext, FFmpegError, Frame, Packet } from 'node-av/lib';
 import type { Control } from './control.js';
 import { PacketStep, planPackets } from './decode-plan.js';
 import {
-  behindRange,
   beforeRange,
+  behindRange,
   DEFAULT_FPS,
   frameStep,
   type Sampling,
@@ -171,7 +172,10 @@ class Pass {
     context.setOption('max_pixels', BigInt(decoding.maxPixels));
     const status = context.open2Sync(file.codec, null);
     if (status < 0) {
-      throw unreadable(file.name, `its decoder (${file.codecName}) does not start: ${FFmpegError.strerror(status)}`);
+      throw unreadable(
+        file.name,
+        `its decoder (${file.codecName}) does not start: ${FFmpegError.strerror(status)}`,
+      );
     }
   }
 
@@ -205,7 +209,8 @@ class Pass {
     }
     packet.unref();
     if (this.#verdict === undefined) this.#drain();
-    if (this.#verdict === undefined && !(this.#way === 'counted') && this.#nextSample < this.#times.length) this.#miss(Number.POSITIVE_INFINITY);
+    if (this.#verdict === undefined && !(this.#way === 'counted') && this.#nextSample < this.#times.length)
+      this.#miss(Number.POSITIVE_INFINITY);
     return this.#verdict ?? 'complete';
   }
 
@@ -213,16 +218,19 @@ class Pass {
     const { index } = this.#decoding;
     const notes: string[] = [];
     if (this.#damagedFrames > 0) {
-      notes.push(`damaged: ${this.#damagedFrames} of ${this.framesDecoded} decoded frames were concealed, ${this.#damagedSamples} of them taken`);
+      notes.push(
+        `damaged: ${this.#damagedFrames} of ${this.framesDecoded} decoded frames were concealed, ${this.#damagedSamples} of them taken`,
+      );
     }
     if (this.#refusedPackets > 0) notes.push(`damaged: ${this.#refusedPackets} packets could not be decoded`);
     if (this.#dropped > 0) notes.push(`dropped: ${this.#dropped} chosen frames could not be decoded`);
-    if (this.#way === 'counted') notes.push('times: the file does not give all frames a time of their own, so frames were counted');
+    if (this.#way === 'counted')
+      notes.push('times: the file does not give all frames a time of their own, so frames were counted');
     return {
       framesDecoded: decodedBefore + this.framesDecoded,
       dropped: this.#dropped,
       // Counting may stop at the end of the range; the table is the better answer then.
-      frameCount: (this.#way === 'counted') && this.#verdict === undefined ? this.#displayed : index.frameCount,
+      frameCount: this.#way === 'counted' && this.#verdict === undefined ? this.#displayed : index.frameCount,
       notes,
     };
   }
@@ -275,7 +283,7 @@ class Pass {
       this.#damagedFrames += 1;
       this.#damage('a frame is damaged');
     }
-    if ((this.#way === 'counted')) this.#takeCounted(frame, damaged);
+    if (this.#way === 'counted') this.#takeCounted(frame, damaged);
     else this.#takeTimed(frame, damaged);
   }
 

@@ -43,7 +43,11 @@ export async function spool(
         }
         written += chunk.byteLength;
         if (written > maxBytes) {
-          throw tooLarge(name, `the stream has more than ${maxBytes} bytes`, 'Save it to a file and give its path, or raise maxStreamBytes.');
+          throw tooLarge(
+            name,
+            `the stream has more than ${maxBytes} bytes`,
+            'Save it to a file and give its path, or raise maxStreamBytes.',
+          );
         }
         await file.writeFile(chunk);
       }
@@ -75,7 +79,8 @@ async function* abortable(
   name: string,
   signal: AbortSignal | undefined,
 ): AsyncGenerator<Uint8Array, void, undefined> {
-  const iterator = Symbol.asyncIterator in chunks ? chunks[Symbol.asyncIterator]() : chunks[Symbol.iterator]();
+  const iterator =
+    Symbol.asyncIterator in chunks ? chunks[Symbol.asyncIterator]() : chunks[Symbol.iterator]();
   let onAbort: (() => void) | undefined;
   const stopped = new Promise<never>((_, reject) => {
     onAbort = () => reject(aborted(name, signal?.reason));

@@ -1,7 +1,8 @@
 /** Errors about a file, each with the file's name and what to do. */
 import { LlamaVidError } from '@llamavid/errors';
 
-const CONVERT = 'Check that the file plays elsewhere; if it does, convert it: ffmpeg -i FILE -c:v libx264 out.mp4';
+const CONVERT =
+  'Check that the file plays elsewhere; if it does, convert it: ffmpeg -i FILE -c:v libx264 out.mp4';
 
 export function notFound(name: string): LlamaVidError {
   return new LlamaVidError('MEDIA_NOT_FOUND', `${name} does not exist.`, {
@@ -33,7 +34,11 @@ export function aborted(name: string, cause: unknown): LlamaVidError {
   return new LlamaVidError('ABORTED', `Reading ${name} was aborted.`, { cause });
 }
 
-export function invalidRange(name: string, sampling: { start?: number | undefined; end?: number | undefined }, seconds: number): LlamaVidError {
+export function invalidRange(
+  name: string,
+  sampling: { start?: number | undefined; end?: number | undefined },
+  seconds: number,
+): LlamaVidError {
   const { start = 0, end } = sampling;
   const range = `from ${start} s${end === undefined ? '' : ` to ${end} s`}`;
   return new LlamaVidError('INVALID_ARGUMENT', `${name} has no frame ${range}: it ends at ${seconds} s.`, {

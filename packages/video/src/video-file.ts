@@ -4,7 +4,6 @@
  * Runs in the decoding worker.
  */
 import { open as openFile } from 'node:fs/promises';
-import { Codec, Dictionary, FFmpegError, FormatContext, Log, Packet, type Stream } from 'node-av/lib';
 import {
   AV_CODEC_ID_HEVC,
   AV_CODEC_ID_VP8,
@@ -19,6 +18,7 @@ import {
   AVERROR_STREAM_NOT_FOUND,
   AVMEDIA_TYPE_VIDEO,
 } from 'node-av/constants';
+import { Codec, Dictionary, FFmpegError, FormatContext, Log, Packet, type Stream } from 'node-av/lib';
 import type { Control } from './control.js';
 import { readDeclaredSize } from './declared-size.js';
 import type { PacketTable } from './decode-plan.js';
@@ -215,7 +215,8 @@ export async function indexVideo(
   if (truncation !== undefined) notes.push(`truncated: ${truncation}`);
   if (corrupt > 0) notes.push(`damaged: ${corrupt} of ${table.count} packets are incomplete`);
   const outside = isVp8 ? 0 : table.count - shownCount;
-  if (outside > 0) notes.push(`edit list: ${outside} of ${table.count} frames lie outside of it and are not displayed`);
+  if (outside > 0)
+    notes.push(`edit list: ${outside} of ${table.count} frames lie outside of it and are not displayed`);
   return {
     table,
     displayTimes,
@@ -223,7 +224,8 @@ export async function indexVideo(
     averageFps,
     endSeconds,
     durationSeconds,
-    truncation: truncation ?? (corrupt > 0 ? `${corrupt} of ${table.count} packets are incomplete` : undefined),
+    truncation:
+      truncation ?? (corrupt > 0 ? `${corrupt} of ${table.count} packets are incomplete` : undefined),
     notes,
   };
 }
@@ -282,7 +284,11 @@ async function findTruncation(file: VideoFile, path: string, found: Found): Prom
   const missing = stated === undefined ? 0 : stated - Math.max(found.fileSeconds, found.endSeconds);
   const { bytes, size } = await declaredSize(path);
   const short = bytes !== undefined && bytes > size;
-  if (found.brokenOff === undefined && !short && !(missing > Math.max(MISSING_SECONDS, 0.01 * (stated ?? 0)))) {
+  if (
+    found.brokenOff === undefined &&
+    !short &&
+    !(missing > Math.max(MISSING_SECONDS, 0.01 * (stated ?? 0)))
+  ) {
     return undefined;
   }
   const of = stated === undefined ? '' : ` of about ${Math.round(stated * found.averageFps)}`;
@@ -335,7 +341,8 @@ function chooseStream(format: FormatContext, name: string, maxPixels: number): [
   checkSize(stream, name, maxPixels);
   const { width, height, codecId, codecTagString } = stream.codecpar;
   const codec = Codec.findDecoder(codecId);
-  if (codec === null) throw unreadable(name, `there is no decoder for its video (${codecTagString ?? codecId})`);
+  if (codec === null)
+    throw unreadable(name, `there is no decoder for its video (${codecTagString ?? codecId})`);
   if (!(width > 0 && height > 0)) throw unreadable(name, 'the size of its pictures cannot be found');
   return [stream, codec];
 }

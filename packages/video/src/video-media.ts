@@ -53,7 +53,11 @@ export interface VideoSettings {
 }
 
 /** Opens a video and looks through it. */
-export async function openVideo(source: VideoSource, settings: VideoSettings, signal?: AbortSignal): Promise<Media> {
+export async function openVideo(
+  source: VideoSource,
+  settings: VideoSettings,
+  signal?: AbortSignal,
+): Promise<Media> {
   const control = new Control();
   const { sampling, strict, maxPixels, decoderThreads } = settings;
   const workerData: OpenRequest = {
@@ -120,7 +124,10 @@ class VideoMedia implements Media {
     }
   }
 
-  async *pixels(preprocessing: Preprocessing, options: PixelsOptions = {}): AsyncGenerator<PixelBatch, void, undefined> {
+  async *pixels(
+    preprocessing: Preprocessing,
+    options: PixelsOptions = {},
+  ): AsyncGenerator<PixelBatch, void, undefined> {
     const { batchSize = DEFAULT_BATCH_SIZE, signal, onProgress } = options;
     checkBatchSize(batchSize);
     const { callNative, PixelChannel } = await import('@llamavid/native');
@@ -173,7 +180,11 @@ class VideoMedia implements Media {
     await this.close();
   }
 
-  async *#read(control: Control, channel: number | undefined, signal?: AbortSignal): AsyncGenerator<FrameMessage, void, undefined> {
+  async *#read(
+    control: Control,
+    channel: number | undefined,
+    signal?: AbortSignal,
+  ): AsyncGenerator<FrameMessage, void, undefined> {
     const { name } = this.#source;
     if (this.#closed !== undefined) throw new LlamaVidError('HANDLE_CLOSED', `${name} is closed.`);
     if (this.#reading) {
@@ -185,7 +196,11 @@ class VideoMedia implements Media {
     this.#timestamps = [];
     this.#outcome = undefined;
     try {
-      const request: WorkerRequest = { kind: 'read', control: control.buffer, ...(channel !== undefined && { channel }) };
+      const request: WorkerRequest = {
+        kind: 'read',
+        control: control.buffer,
+        ...(channel !== undefined && { channel }),
+      };
       for await (const message of this.#line.listen(control, signal, request)) {
         if (message.kind === 'frame') {
           this.#timestamps.push(message.timestamp);
@@ -243,7 +258,11 @@ class WorkerLine {
    * Sends `request` and gives what the worker answers, until it is done or has failed. Leaving early stops the worker
    * before the next conversation.
    */
-  async *listen(control: Control, signal?: AbortSignal, request?: WorkerRequest): AsyncGenerator<WorkerReply, void, undefined> {
+  async *listen(
+    control: Control,
+    signal?: AbortSignal,
+    request?: WorkerRequest,
+  ): AsyncGenerator<WorkerReply, void, undefined> {
     await this.#idle;
     if (signal?.aborted) throw aborted(this.#name, signal.reason);
     if (this.#broken) throw this.#broken;
@@ -322,7 +341,9 @@ class WorkerLine {
       }
     })();
     if (!(await within(STOP_SECONDS, ended))) {
-      this.#break(new LlamaVidError('HANDLE_CLOSED', `The decoder of ${this.#name} did not stop and was ended.`));
+      this.#break(
+        new LlamaVidError('HANDLE_CLOSED', `The decoder of ${this.#name} did not stop and was ended.`),
+      );
       await within(STOP_SECONDS, this.#worker.terminate());
     }
     this.#worker.unref();
@@ -350,5 +371,7 @@ async function within(seconds: number, promise: Promise<unknown>): Promise<boole
 /** Throws `INVALID_ARGUMENT` for a batch that cannot be filled. */
 export function checkBatchSize(batchSize: number): void {
   if (Number.isSafeInteger(batchSize) && batchSize > 0) return;
-  throw new LlamaVidError('INVALID_ARGUMENT', `batchSize is ${batchSize}.`, { hint: 'Give a whole number above 0.' });
+  throw new LlamaVidError('INVALID_ARGUMENT', `batchSize is ${batchSize}.`, {
+    hint: 'Give a whole number above 0.',
+  });
 }

@@ -1,0 +1,217 @@
+/** Video files for tests, made with the FFmpeg that reads them, and the plain way to read them. */
+import { createHash } from 'node:crypto';
+import {
+  AV_CODEC_FLAG_GLOBAL_HEADER,
+  AV_CODEC_FLAG_INTERLACED_DCT,
+  AV_CODEC_FLAG_INTERLACED_ME,
+  AV_LOG_QUIET,
+  AVFMT_GLOBALHEADER,
+  AVMEDIA_TYPE_AUDIO,
+  AVMEDIA_TYPE_VIDEO,
+} from 'node-av/constants';
+import {
+  avGetPixFmtFromName,
+  Codec,
+  CodecContext,
+  FFmpegError,
+  Filter,
+  FilterGraph,
+  FormatContext,
+  Frame,
+  Log,
+  Packet,
+} from 'node-av/lib';
+import { packRgb, RgbConverter } from '../dist/rgb-converter.js';
+
+Log.setLevel(AV_LOG_QUIET);
+
+export interface Recipe {
+  /** Size, rate and duration of FFmpeg's test picture. */
+  source?: string;
+  filters?: string[];
+  codec?: Parameters<typeof Codec.findEncoderByName>[0];
+  pixel?: string;
+  format?: string;
+  codecOptions?: Record<string, string>;
+  muxerOptions?: Record<string, string>;
+  gop?: number;
+  bframes?: number;
+  interlaced?: boolean;
+}
+
+/** Writes a clip of FFmpeg's test picture. */
+export function makeClip(path: string, recipe: Recipe = {}): string {
+  const { source = 's=320x240:r=25:d=6', filters = [], codec = 'libx264', pixel = 'yuv420p' } = recipe;
+  const {
+    codecOptions = {},
+    muxerOptions = {},
+    gop = 25,
+    bframes = 2,
+    interlaced = false,
+    format = null,
+  } = recipe;
+  const graph = new FilterGraph();
+  graph.alloc();
+  const chain = [
+    ['testsrc2', source],
+    ...filters.map((filter) => filter.split('=')),
+    ['format', pixel],
+    ['buffersink'],
+  ].map(([name = '', ...args], place) => {
+    const filter = Filter.getByName(name);
+    const made = filter && graph.createFilter(filter, `${name}${place}`, args.join('=') || null);
+    if (!made) throw new Error(`no filter ${name}`);
+    return made;
+  });
+  chain.forEach((filter, place) => {
+    const next = chain[place + 1];
+    if (next) check(filter.link(0, next, 0));
+  });
+  check(graph.configSync());
+  const sink = chain.at(-1);
+  const encoder = Codec.findEncoderByName(codec);
+  if (!sink || !encoder) throw new Error(`no encoder ${codec}`);
+
+  const output = new FormatContext();
+  check(output.allocOutputContext2(null, format, path));
+  const context = new CodecContext();
+  context.allocContext3(encoder);
+  context.width = sink.buffersinkGetWidth();
+  context.height = sink.buffersinkGetHeight();
+  context.pixelFormat = avGetPixFmtFromName(pixel);
+  const timeBase = sink.buffersinkGetTimeBase();
+  context.timeBase = timeBase;
+  context.framerate = sink.buffersinkGetFrameRate();
+  context.sampleAspectRatio = sink.buffersinkGetSampleAspectRatio();
+  context.gopSize = gop;
+  context.maxBFrames = bframes;
+  context.bitRate = 400_000n;
+  context.threadCount = 1;
+  if (((output.oformat?.flags ?? 0) & AVFMT_GLOBALHEADER) !== 0)
+    context.setFlags(AV_CODEC_FLAG_GLOBAL_HEADER);
+  if (interlaced) context.setFlags(AV_CODEC_FLAG_INTERLACED_DCT, AV_CODEC_FLAG_INTERLACED_ME);
+  // Not through a dictionary: node-av 6.1.1 frees one that FFmpeg has taken entries from a second time.
+  for (const [name, value] of Object.entries(codecOptions)) check(context.setOption(name, value));
+  check(context.open2Sync(encoder, null));
+  const stream = output.newStream(null);
+  stream.timeBase = timeBase;
+  check(stream.codecpar.fromContext(context));
+  stream.avgFrameRate = context.framerate;
+  stream.sampleAspectRatio = context.sampleAspectRatio;
+  check(output.openOutputSync());
+  for (const [name, value] of Object.entries(muxerOptions)) check(output.setOption(name, value));
+  check(output.writeHeaderSync(null));
+
+  const frame = new Frame();
+  frame.alloc();
+  const packet = new Packet();
+  packet.alloc();
+  const write = () => {
+    while (context.receivePacketSync(packet) >= 0) {
+      packet.streamIndex = 0;
+      packet.rescaleTs(timeBase, stream.timeBase);
+      check(output.interleavedWriteFrameSync(packet));
+    }
+  };
+  while (sink.buffersinkGetFrameSync(frame) >= 0) {
+    check(context.sendFrameSync(frame));
+    frame.unref();
+    write();
+  }
+  check(context.sendFrameSync(null));
+  write();
+  check(output.writeTrailerSync());
+  output.closeOutputSync();
+  packet.free();
+  frame.free();
+  context.freeContext();
+  graph.free();
+  return path;
+}
+
+/** Copies the sound of a file into another, without its video. */
+export function copySound(from: string, to: string): string {
+  const input = new FormatContext();
+  check(input.openInputSync(from));
+  check(input.findStreamInfoSync());
+  const index = input.findBestStream(AVMEDIA_TYPE_AUDIO);
+  const source = input.streams[index];
+  if (!source) throw new Error(`${from} has no sound`);
+  const output = new FormatContext();
+  check(output.allocOutputContext2(null, null, to));
+  const stream = output.newStream(null);
+  check(source.codecpar.copy(stream.codecpar));
+  stream.codecpar.codecTag = 0;
+  stream.timeBase = source.timeBase;
+  check(output.openOutputSync());
+  check(output.writeHeaderSync(null));
+  const packet = new Packet();
+  packet.alloc();
+  while (input.readFrameSync(packet) >= 0) {
+    if (packet.streamIndex === index) {
+      packet.streamIndex = 0;
+      packet.rescaleTs(source.timeBase, stream.timeBase);
+      check(output.interleavedWriteFrameSync(packet));
+    }
+    packet.unref();
+  }
+  packet.free();
+  check(output.writeTrailerSync());
+  output.closeOutputSync();
+  input.closeInputSync();
+  return to;
+}
+
+/** Every displayed frame, decoded one after another by one thread: what sampling is held against. */
+export function decodePlainly(path: string): { hashes: string[]; seconds: number[] } {
+  const input = new FormatContext();
+  check(input.openInputSync(path));
+  check(input.findStreamInfoSync());
+  const index = input.findBestStream(AVMEDIA_TYPE_VIDEO);
+  const stream = input.streams[index];
+  const codec = stream && Codec.findDecoder(stream.codecpar.codecId);
+  if (!stream || !codec) throw new Error(`${path} has no video`);
+  const context = new CodecContext();
+  context.allocContext3(codec);
+  check(context.parametersToContext(stream.codecpar));
+  context.threadCount = 1;
+  check(context.open2Sync(codec, null));
+  const packet = new Packet();
+  packet.alloc();
+  const frame = new Frame();
+  frame.alloc();
+  const converter = new RgbConverter({ filters: [], swapsSides: false, exact: true }, 1);
+  const hashes: string[] = [];
+  const seconds: number[] = [];
+  const receive = () => {
+    while (context.receiveFrameSync(frame) >= 0) {
+      const { num, den } = stream.timeBase;
+      seconds.push((Number(frame.bestEffortTimestamp) * num) / den - Number(input.startTime) / 1e6);
+      hashes.push(hash(converter.convert(frame, packRgb)));
+      frame.unref();
+    }
+  };
+  while (input.readFrameSync(packet) >= 0) {
+    if (packet.streamIndex === index) {
+      context.sendPacketSync(packet);
+      receive();
+    }
+    packet.unref();
+  }
+  context.sendPacketSync(null);
+  receive();
+  converter.close();
+  packet.free();
+  frame.free();
+  context.freeContext();
+  input.closeInputSync();
+  return { hashes, seconds };
+}
+
+export function hash(data: Uint8Array): string {
+  return createHash('md5').update(data).digest('hex');
+}
+
+function check(status: number): void {
+  if (status < 0) throw new Error(FFmpegError.strerror(status));
+}
