@@ -256,7 +256,7 @@ mod tests {
         std::thread::spawn(move || {
             let channel = PixelChannel::open(id).unwrap();
             for value in [10u8, 20, 30] {
-                channel.push(&frame(&vec![value; 3 * 64], 8)).unwrap();
+                channel.push(&frame(&[value; 3 * 64], 8)).unwrap();
             }
         })
         .join()
