@@ -295,11 +295,9 @@ fn loss(logits: &Tensor, labels: &Tensor) -> Tensor {
     let flat = logits.reshape(((), width)).unwrap();
     let (mut rows, mut targets) = (Vec::new(), Vec::new());
     for (sample, labels) in labels.iter().enumerate() {
-        for at in 1..length {
-            if labels[at] != -100 {
-                rows.push((sample * length + at - 1) as u32);
-                targets.push(labels[at] as u32);
-            }
+        for (at, &label) in labels.iter().enumerate().skip(1).filter(|&(_, &label)| label != -100) {
+            rows.push((sample * length + at - 1) as u32);
+            targets.push(label as u32);
         }
     }
     let rows = Tensor::new(rows, logits.device()).unwrap();
