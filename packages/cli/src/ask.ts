@@ -5,6 +5,7 @@ import { type AskFlags, askOptions, loadOptions, openOptions, wrong } from './fl
 import { Interrupt } from './interrupt.js';
 import { checkFiles, openFile } from './media-files.js';
 import { Progress } from './progress.js';
+import { writeAnswer } from './write-answer.js';
 
 /** `llamavid ask`: the last word is the question, the others are files. */
 export async function ask(words: readonly string[], flags: AskFlags): Promise<number> {
@@ -33,7 +34,7 @@ export async function ask(words: readonly string[], flags: AskFlags): Promise<nu
     if (!flags.json) {
       for await (const delta of answer) {
         progress.clear();
-        process.stdout.write(delta);
+        writeAnswer(delta);
       }
       process.stdout.write('\n');
     }

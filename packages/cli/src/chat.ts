@@ -6,6 +6,7 @@ import { Interrupt } from './interrupt.js';
 import { checkFiles, openFile } from './media-files.js';
 import { Progress } from './progress.js';
 import { reportFailure } from './report-failure.js';
+import { writeAnswer } from './write-answer.js';
 
 const HELP = `/open <file>  talk about this file too
 /media        list the files that the chat is about
@@ -142,7 +143,7 @@ class Talk {
     try {
       for await (const delta of this.#chat.send(question, { signal })) {
         this.#progress.clear();
-        process.stdout.write(delta);
+        writeAnswer(delta);
         begun = true;
       }
       begun = true;

@@ -41,7 +41,7 @@ export class Progress {
   }
 
   #replace(text: string): void {
-    process.stderr.write(`\r\x1b[2K${text.slice(0, (process.stderr.columns ?? 80) - 1)}`);
+    process.stderr.write(`\r\x1b[2K${text.slice(0, (process.stderr.columns || 80) - 1)}`);
     this.#shown = true;
   }
 }

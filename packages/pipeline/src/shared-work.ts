@@ -68,7 +68,7 @@ export class SharedWork<T> {
 }
 
 function aborted(signal: AbortSignal): LlamaVidError {
-  return new LlamaVidError('ABORTED', 'the caller cancelled', { cause: signal.reason });
+  return new LlamaVidError('ABORTED', 'the work was cancelled', { cause: signal.reason });
 }
 
 function unlessAborted<T>(promise: Promise<T>, signal: AbortSignal | undefined): Promise<T> {
