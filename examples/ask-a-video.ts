@@ -1,4 +1,5 @@
 // Asks one question about one video: `node examples/ask-a-video.ts [video] [question] [model folder]`.
+import { relative } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { LlamaVid } from '@llamavid/pipeline';
 
@@ -17,11 +18,12 @@ if (folder === fixture('random-model')) {
 await using model = await LlamaVid.load(folder);
 await using media = await model.open(video);
 
-console.log(`video:    ${video}`);
+console.log(`video:    ${relative('.', video)}`);
 console.log(`question: ${question}`);
 process.stdout.write('answer:   ');
 const answer = model.ask(media, question, { maxNewTokens: 24 });
-for await (const delta of answer) process.stdout.write(delta);
+// A model may write anything, and a terminal obeys control characters.
+for await (const delta of answer) process.stdout.write(delta.replace(/\p{Cc}/gu, '·'));
 
 const { sampling, usage, timings } = await answer.result();
 console.log(`\n\n${sampling.frames} frames at ${sampling.fps} per second of ${sampling.source.codec}, \
