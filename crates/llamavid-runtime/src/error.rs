@@ -120,8 +120,10 @@ impl From<llamavid_models::Error> for Error {
         let message = error.to_string();
         match error {
             Model::Tensor(error) => error.into(),
-            Model::Config { .. } | Model::Tokenizer(_) => Self::new(ErrorCode::ModelInvalid, message),
-            Model::Unsupported { .. } => Self::new(ErrorCode::ModelUnsupported, message),
+            Model::Config { .. } | Model::Tokenizer(_) => Self::new(ErrorCode::ModelInvalid, message)
+                .with_hint("Correct the file, or download the model again."),
+            Model::Unsupported { .. } => Self::new(ErrorCode::ModelUnsupported, message)
+                .with_hint("Use a checkpoint of the kind that the message names."),
             Model::Prompt(_) | Model::Argument(_) => Self::new(ErrorCode::InvalidArgument, message),
             Model::ContextOverflow { .. } => Self::new(ErrorCode::ContextOverflow, message)
                 .with_hint("Take fewer frames, a shorter conversation, or a model with a longer context."),
