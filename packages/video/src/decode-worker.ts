@@ -102,8 +102,7 @@ async function read(video: OpenedVideo, control: Control, channel: number | unde
       deliver,
     };
     const outcome = await decodeSamples(decoding);
-    const nothing = { framesDecoded: 0, dropped: 0, frameCount: index.frameCount, notes: [] };
-    reply({ kind: 'done', outcome: outcome ?? nothing });
+    reply({ kind: 'done', outcome });
   } finally {
     converter.close();
     close();

@@ -93,6 +93,7 @@ export async function picturesInTar(path: string, name: string, signal?: AbortSi
     } else if (type !== 'directory') {
       others += 1;
     }
+    bytes.on('error', () => undefined); // the pipeline below reports it; unheard here it would end the process
     bytes.on('end', () =>
       next(
         found.length > MAX_PICTURES

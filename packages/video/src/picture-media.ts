@@ -14,7 +14,7 @@ import {
   type SamplingReport,
 } from './media.js';
 import type { Picture, PictureList } from './picture-list.js';
-import { aborted, invalidRange, truncated } from './video-errors.js';
+import { aborted, closed, invalidRange, truncated } from './video-errors.js';
 import { checkBatchSize } from './video-media.js';
 
 export interface PictureSettings {
@@ -189,7 +189,7 @@ class PictureMedia implements Media {
   #checkOpen(signal: AbortSignal | undefined): void {
     const { name } = this.#settings;
     if (signal?.aborted) throw aborted(name, signal.reason);
-    if (this.#closed !== undefined) throw new LlamaVidError('HANDLE_CLOSED', `${name} is closed.`);
+    if (this.#closed !== undefined) throw closed(name);
   }
 }
 

@@ -30,6 +30,10 @@ export function tooLarge(name: string, what: string, hint: string): LlamaVidErro
   return new LlamaVidError('MEDIA_TOO_LARGE', `${name} is too large: ${what}.`, { hint });
 }
 
+export function closed(name: string): LlamaVidError {
+  return new LlamaVidError('HANDLE_CLOSED', `${name} is closed.`, { hint: 'Open it again.' });
+}
+
 export function aborted(name: string, cause: unknown): LlamaVidError {
   return new LlamaVidError('ABORTED', `Reading ${name} was aborted.`, { cause });
 }

@@ -206,6 +206,7 @@ export async function indexVideo(
   const averageFps = averageRate(stream, shownCount, endSeconds);
   const truncation = await findTruncation(file, path, {
     brokenOff: status !== AVERROR_EOF ? status : undefined,
+    stated: shownCount === table.count ? Number(stream.nbFrames) : 0,
     there: shownCount,
     endSeconds,
     fileSeconds: fileEnd - file.startSeconds,
@@ -272,6 +273,8 @@ function averageRate(stream: Stream, frames: number, seconds: number): number {
 }
 
 interface Found {
+  /** Frames that the container says it has; 0 where it does not, or displays a part only. */
+  readonly stated: number;
   readonly brokenOff: number | undefined;
   readonly there: number;
   readonly endSeconds: number;
@@ -291,8 +294,10 @@ async function findTruncation(file: VideoFile, path: string, found: Found): Prom
   ) {
     return undefined;
   }
-  const of = stated === undefined ? '' : ` of about ${Math.round(stated * found.averageFps)}`;
-  const seconds = stated === undefined ? '' : ` of ${stated.toFixed(1)}`;
+  // FFmpeg shortens a cut-off AVI's duration by what is missing; the number of frames in its header stays.
+  const expected = Math.max(Math.round((stated ?? 0) * found.averageFps), found.stated);
+  const of = expected === 0 ? '' : ` of about ${expected}`;
+  const seconds = expected === 0 ? '' : ` of ${(expected / found.averageFps).toFixed(1)}`;
   const why = short
     ? `, ${size} of ${bytes} bytes`
     : found.brokenOff !== undefined

@@ -14,7 +14,7 @@ import {
   type PixelsOptions,
   type SamplingReport,
 } from './media.js';
-import { aborted, unreadable } from './video-errors.js';
+import { aborted, closed, unreadable } from './video-errors.js';
 import {
   type FrameMessage,
   fromPlainError,
@@ -71,6 +71,8 @@ export async function openVideo(
   };
   const worker = new Worker(new URL('./decode-worker.js', import.meta.url), {
     workerData,
+    // Not this process's: its flags may be about its main script, such as --input-type.
+    execArgv: [],
     name: `llamavid decode ${source.name}`.slice(0, 60),
   });
   const line = new WorkerLine(worker, source.name);
@@ -186,7 +188,7 @@ class VideoMedia implements Media {
     signal?: AbortSignal,
   ): AsyncGenerator<FrameMessage, void, undefined> {
     const { name } = this.#source;
-    if (this.#closed !== undefined) throw new LlamaVidError('HANDLE_CLOSED', `${name} is closed.`);
+    if (this.#closed !== undefined) throw closed(name);
     if (this.#reading) {
       throw new LlamaVidError('INVALID_ARGUMENT', `${name} is being read already.`, {
         hint: 'Finish one iteration before the next, or open the file twice.',
@@ -206,6 +208,7 @@ class VideoMedia implements Media {
           this.#timestamps.push(message.timestamp);
           yield message;
         } else if (message.kind === 'done') {
+          if (message.outcome === undefined) throw closed(name);
           this.#outcome = message.outcome;
           return;
         }
@@ -246,7 +249,7 @@ class WorkerLine {
     });
     this.#exited = new Promise((resolve) => {
       worker.on('exit', () => {
-        this.#break(new LlamaVidError('HANDLE_CLOSED', `${name} was closed while it was read.`));
+        this.#break(closed(name));
         resolve();
       });
     });
@@ -291,7 +294,7 @@ class WorkerLine {
   async close(): Promise<void> {
     this.#control?.cancel();
     await this.#idle;
-    this.#break(new LlamaVidError('HANDLE_CLOSED', `${this.#name} is closed.`));
+    this.#break(closed(this.#name));
     this.#worker.ref();
     const request: WorkerRequest = { kind: 'close' };
     this.#worker.postMessage(request);

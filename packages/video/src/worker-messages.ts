@@ -61,7 +61,8 @@ export interface ReadOutcome {
 export type WorkerReply =
   | { readonly kind: 'opened'; readonly facts: VideoFacts }
   | FrameMessage
-  | { readonly kind: 'done'; readonly outcome: ReadOutcome }
+  /** Without an outcome where the owner stopped it. */
+  | { readonly kind: 'done'; readonly outcome: ReadOutcome | undefined }
   | { readonly kind: 'failed'; readonly error: PlainError };
 
 /** A {@link LlamaVidError} without its class, which does not survive the way between threads. */

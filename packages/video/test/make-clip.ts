@@ -162,8 +162,14 @@ export function copySound(from: string, to: string): string {
   return to;
 }
 
-/** Every displayed frame, decoded one after another by one thread: what sampling is held against. */
-export function decodePlainly(path: string): { hashes: string[]; seconds: number[] } {
+/**
+ * Counts the displayed frames and hashes some of them, decoding one after another by one thread: what sampling is held
+ * against.
+ */
+export function decodePlainly(
+  path: string,
+  wanted: ReadonlySet<number>,
+): { count: number; hashes: Map<number, string> } {
   const input = new FormatContext();
   check(input.openInputSync(path));
   check(input.findStreamInfoSync());
@@ -181,13 +187,12 @@ export function decodePlainly(path: string): { hashes: string[]; seconds: number
   const frame = new Frame();
   frame.alloc();
   const converter = new RgbConverter({ filters: [], swapsSides: false, exact: true }, 1);
-  const hashes: string[] = [];
-  const seconds: number[] = [];
+  const hashes = new Map<number, string>();
+  let count = 0;
   const receive = () => {
     while (context.receiveFrameSync(frame) >= 0) {
-      const { num, den } = stream.timeBase;
-      seconds.push((Number(frame.bestEffortTimestamp) * num) / den - Number(input.startTime) / 1e6);
-      hashes.push(hash(converter.convert(frame, packRgb)));
+      if (wanted.has(count)) hashes.set(count, hash(converter.convert(frame, packRgb)));
+      count += 1;
       frame.unref();
     }
   };
@@ -205,7 +210,7 @@ export function decodePlainly(path: string): { hashes: string[]; seconds: number
   frame.free();
   context.freeContext();
   input.closeInputSync();
-  return { hashes, seconds };
+  return { count, hashes };
 }
 
 export function hash(data: Uint8Array): string {
