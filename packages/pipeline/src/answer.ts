@@ -1,3 +1,4 @@
+import { LlamaVidError } from '@llamavid/errors';
 import {
   type ConversationTurn,
   checkGenerateOptions,
@@ -98,6 +99,15 @@ export function answerQuestion(
   options: AskOptions,
 ): Answer {
   checkGenerateOptions(options);
+  if (question.includes('<image>')) {
+    throw new LlamaVidError(
+      'INVALID_ARGUMENT',
+      'the question holds `<image>`, which stands for a video or picture',
+      {
+        hint: 'Leave it out: the media that the question is about are put in front of it.',
+      },
+    );
+  }
   const template = conversation(options.conversation ?? 'llava_v1');
   return new TextStream(run());
 

@@ -71,6 +71,11 @@ export class Chat {
       this.#answering = false;
       if (result !== undefined) history.push({ question, answer: result.text });
     };
-    return { clips: [...this.#clips], history: [...history], onEnd };
+    // A place that the model wrote itself has no visual tokens.
+    const told = history.map(({ question, answer }) => ({
+      question,
+      answer: answer.replaceAll('<image>', ''),
+    }));
+    return { clips: [...this.#clips], history: told, onEnd };
   }
 }

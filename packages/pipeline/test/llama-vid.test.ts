@@ -169,6 +169,7 @@ describe('LlamaVid', () => {
   it('says before any work what cannot work', async () => {
     const refused = expect.objectContaining({ code: 'INVALID_ARGUMENT' });
     expect(() => model.ask(undefined, 'Hi', { temperature: -1 })).toThrow(refused);
+    expect(() => model.ask(undefined, 'What is <image>?')).toThrow(refused);
     expect(() => model.ask(undefined, 'Hi', { conversation: 'nobody' })).toThrow(refused);
     // @ts-expect-error Not in the types either.
     await expect(model.open(clipFile, { subtitles: 'auto' })).rejects.toMatchObject({
