@@ -227,22 +227,3 @@ fn configuration_reads_as_it_writes() {
     assert!(text.contains(r#""fit":"pad""#), "{text}");
     assert_eq!(serde_json::from_str::<Preprocessing>(&text).unwrap(), preprocessing);
 }
-
-/// Prints how long a 1080p frame takes; run with `--ignored --nocapture`.
-#[test]
-#[ignore = "a measurement"]
-fn time_of_a_1080p_frame() {
-    let picture = Picture::noise(1920, 1080);
-    let preprocessing = Preprocessing::clip(224, Fit::Crop);
-    let mut pixels = vec![0f32; 3 * 224 * 224];
-    for threads in [1, 2] {
-        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-        let mut best = f64::MAX;
-        for _ in 0..50 {
-            let start = std::time::Instant::now();
-            pool.install(|| preprocessing.pixels(&picture.view(), &mut pixels)).unwrap();
-            best = best.min(start.elapsed().as_secs_f64());
-        }
-        println!("{threads} threads: {:.2} ms", best * 1e3);
-    }
-}
