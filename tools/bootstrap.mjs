@@ -1,6 +1,7 @@
 // Runs a root script under the pinned Node and pnpm, so that any machine with Node >= 20, npm and Rust can start.
 // Plain JavaScript without dependencies: it runs before anything is installed.
 import { spawnSync } from 'node:child_process';
+import { existsSync } from 'node:fs';
 import process from 'node:process';
 
 const NODE = 'node@24.21.0';
@@ -41,5 +42,8 @@ function pnpm(...command) {
   if (done.status !== 0) process.exit(done.status ?? 1);
 }
 
+if (!existsSync(new URL('../target', import.meta.url))) {
+  console.error('The first build compiles the Rust core: expect about ten minutes on two cores, seconds afterwards.');
+}
 pnpm('install', '--frozen-lockfile', '--reporter=append-only', '--loglevel=warn');
 pnpm('run', script, ...rest);

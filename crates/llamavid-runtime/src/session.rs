@@ -11,7 +11,7 @@ use llamavid_models::language_model::{
 };
 use llamavid_models::prompt::placeholders::tokenize_with_images;
 use llamavid_models::prompt::splice::{SpliceKind, splice};
-use llamavid_models::tokenizer::{LlamaTokenizer, StreamDecoder};
+use llamavid_models::tokenizer::{LlamaTokenizer, StreamDecoder, strip};
 
 use crate::{Cancellation, DeviceKind, Error, ErrorCode, LanguageModel, Reply, Result, VisualTokens};
 
@@ -305,7 +305,7 @@ impl Answer {
         let rule = self.generation.stop_rule();
         let answer = match self.finish {
             Some(_) => rule.answer(&self.text),
-            None => rule.settled(&self.text).trim(),
+            None => strip(rule.settled(&self.text)),
         };
         let delta = answer.strip_prefix(self.shown.as_str()).unwrap_or_default().to_owned();
         self.shown.push_str(&delta);

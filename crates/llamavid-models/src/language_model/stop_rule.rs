@@ -1,5 +1,6 @@
 //! When an answer ends, and what of its text is the answer.
 
+use crate::tokenizer::strip;
 use crate::{Error, Result};
 
 /// New tokens whose text the keyword rule looks at.
@@ -76,10 +77,10 @@ impl StopRule {
     /// The answer in `text`, the text of all new ids: stripped, cut at the first stop string and without a keyword at
     /// its end, stripped again.
     pub fn answer<'a>(&self, text: &'a str) -> &'a str {
-        let text = self.cut(text).trim();
+        let text = strip(self.cut(text));
         let text =
             self.keywords.iter().find_map(|keyword| text.strip_suffix(keyword.text.as_str())).unwrap_or(text);
-        text.trim()
+        strip(text)
     }
 
     /// The part of `text` that will belong to the answer whatever comes next, so that it can be shown while more is
