@@ -44,9 +44,10 @@ async function openVideo(): Promise<OpenedVideo | undefined> {
     if (strict && index.truncation !== undefined) throw truncated(name, index.truncation);
     const { displayTimes, averageFps, durationSeconds, endSeconds } = index;
     const { start = 0 } = sampling;
+    const known = Math.max(durationSeconds, endSeconds) || Number.POSITIVE_INFINITY;
     const seconds = displayTimes?.map((pts) => file.seconds(pts));
     const chosen = seconds && chooseFrames(seconds, averageFps, endSeconds, sampling);
-    if (chosen?.length === 0 || (chosen === undefined && start >= Math.max(durationSeconds, endSeconds))) {
+    if (chosen?.length === 0 || (chosen === undefined && start > 0 && start >= known)) {
       throw invalidRange(name, sampling, endSeconds);
     }
     const { orientation, pixelAspect } = file;

@@ -23,7 +23,7 @@ import {
   type Sampling,
   spreadEvenly,
 } from './frame-choice.js';
-import { truncated, unreadable } from './video-errors.js';
+import { invalidRange, truncated, unreadable } from './video-errors.js';
 import type { VideoFile, VideoIndex } from './video-file.js';
 import type { ReadOutcome } from './worker-messages.js';
 
@@ -109,10 +109,9 @@ async function countFrames(decoding: Decoding): Promise<readonly number[] | unde
 
 function nothingDecoded({ index, sampling }: Decoding, pass: Pass): Error {
   const { name } = pass.file;
-  if (pass.framesDecoded > 0) {
-    const { start = 0, end } = sampling;
-    const range = `from ${start} s${end === undefined ? '' : ` to ${end} s`}`;
-    return unreadable(name, `no frame ${range} can be decoded`, 'Choose another part of the video.');
+  const { start = 0, end } = sampling;
+  if (pass.framesDecoded > 0 && (start > 0 || end !== undefined)) {
+    return invalidRange(name, sampling, index.endSeconds);
   }
   if (index.truncation !== undefined) return truncated(name, `no frame can be decoded; ${index.truncation}`);
   return unreadable(name, 'not one frame of its video can be decoded');
@@ -374,8 +373,7 @@ class CountedClock {
     const guess = toNumber(frame.bestEffortTimestamp);
     if (this.#late === undefined && !Number.isNaN(guess)) {
       const isGuess = Number.isNaN(toNumber(frame.pts));
-      const start = toNumber(this.#file.stream.startTime);
-      this.#late = isGuess && !Number.isNaN(start) ? guess - start : 0;
+      this.#late = isGuess ? guess - this.#file.streamStart : 0;
     }
     let seconds = this.#file.seconds(guess - (this.#late ?? 0));
     if (Number.isNaN(seconds)) seconds = this.#last === undefined ? 0 : Number.NaN;

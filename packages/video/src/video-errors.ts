@@ -45,7 +45,8 @@ export function invalidRange(
 ): LlamaVidError {
   const { start = 0, end } = sampling;
   const range = `from ${start} s${end === undefined ? '' : ` to ${end} s`}`;
-  return new LlamaVidError('INVALID_ARGUMENT', `${name} has no frame ${range}: it ends at ${seconds} s.`, {
+  const ending = seconds > 0 ? `: it ends at ${seconds} s` : '';
+  return new LlamaVidError('INVALID_ARGUMENT', `${name} has no frame ${range}${ending}.`, {
     hint: 'Choose a start before the end of the video.',
   });
 }

@@ -99,6 +99,13 @@ export class VideoFile {
     return toNumber(this.format.startTime) / 1e6 || 0;
   }
 
+  /** Where the video starts, in the stream's time base; where the file does not say, with the file. */
+  get streamStart(): number {
+    const { num, den } = this.stream.timeBase;
+    const start = toNumber(this.stream.startTime);
+    return Number.isNaN(start) ? (this.startSeconds * den) / num : start;
+  }
+
   /** The container's own answer. */
   get statedDuration(): number | undefined {
     const duration = toNumber(this.format.duration) / 1e6;

@@ -133,6 +133,7 @@ const MADE: Record<string, Recipe> = {
   'h264.avi': { codecOptions: fast },
   'h264.flv': { codecOptions: fast },
   'animation.gif': { source: 's=160x120:r=10:d=3', codec: 'gif', pixel: 'rgb8' },
+  'raw.h264': { codecOptions: fast },
   'wmv.asf': { codec: 'wmv2', bframes: 0 },
   'theora.ogv': { codec: 'libtheora' },
   'slow.mp4': { source: 's=320x240:r=1/3:d=60', codecOptions: fast },
