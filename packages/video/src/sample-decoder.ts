@@ -167,7 +167,8 @@ class Pass {
     context.allocContext3(file.codec);
     context.parametersToContext(file.stream.codecpar);
     context.pktTimebase = file.stream.timeBase;
-    context.threadCount = decoding.threads;
+    // Frame threads hand a picture out before they know all of its damage, so only one thread tells surely.
+    context.threadCount = decoding.strict ? 1 : decoding.threads;
     context.setOption('max_pixels', BigInt(decoding.maxPixels));
     const status = context.open2Sync(file.codec, null);
     if (status < 0) {
