@@ -8,6 +8,7 @@ import {
   AVFMT_GLOBALHEADER,
   AVMEDIA_TYPE_AUDIO,
   AVMEDIA_TYPE_VIDEO,
+  type FFEncoderCodec,
 } from 'node-av/constants';
 import {
   avGetPixFmtFromName,
@@ -29,7 +30,7 @@ export interface Recipe {
   /** Size, rate and duration of FFmpeg's test picture. */
   source?: string;
   filters?: string[];
-  codec?: Parameters<typeof Codec.findEncoderByName>[0];
+  codec?: string;
   pixel?: string;
   format?: string;
   codecOptions?: Record<string, string>;
@@ -69,7 +70,7 @@ export function makeClip(path: string, recipe: Recipe = {}): string {
   });
   check(graph.configSync());
   const sink = chain.at(-1);
-  const encoder = Codec.findEncoderByName(codec);
+  const encoder = Codec.findEncoderByName(codec as FFEncoderCodec);
   if (!sink || !encoder) throw new Error(`no encoder ${codec}`);
 
   const output = new FormatContext();
