@@ -1,7 +1,6 @@
 import { spawnSync } from 'node:child_process';
 import { createReadStream, mkdirSync, readdirSync, readFileSync, writeFileSync } from 'node:fs';
 import { readFile } from 'node:fs/promises';
-import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { Readable } from 'node:stream';
 import { buffer } from 'node:stream/consumers';
@@ -28,8 +27,12 @@ async function framesOf(media: Media): Promise<Frame[]> {
   return frames;
 }
 
-/** Folders that sources were written to. */
-const spooled = () => readdirSync(tmpdir()).filter((name) => /^llamavid-(?!test)/.test(name)).length;
+// A folder of our own, so that nobody else's files are counted.
+process.env['TMPDIR'] = folder;
+process.env['TEMP'] = folder;
+
+/** Number of folders that sources were written to. */
+const spooled = () => readdirSync(folder).filter((name) => name.startsWith('llamavid-')).length;
 
 test('bytes, streams and iterables give what the file gives, and leave nothing behind', async () => {
   const before = spooled();
