@@ -43,7 +43,9 @@ function pnpm(...command) {
 }
 
 if (!existsSync(new URL('../target', import.meta.url))) {
-  console.error('The first build compiles the Rust core: expect about ten minutes on two cores, seconds afterwards.');
+  console.error(
+    'The first build compiles the Rust core: expect about ten minutes on two cores, seconds afterwards.',
+  );
 }
 pnpm('install', '--frozen-lockfile', '--reporter=append-only', '--loglevel=warn');
 pnpm('run', script, ...rest);
