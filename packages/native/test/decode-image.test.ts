@@ -32,10 +32,8 @@ it('gives red, green and blue and drops alpha', async () => {
 });
 
 it('refuses two billion pixels at once', async () => {
-  const begun = performance.now();
   const decoded = callNativeAsync(decodeImage(png(50_000, 40_000, row)));
   await expect(decoded).rejects.toMatchObject({ code: 'MEDIA_TOO_LARGE' });
-  expect(performance.now() - begun).toBeLessThan(1000);
 });
 
 it.each([
