@@ -9,10 +9,13 @@ const root = resolve(import.meta.dirname, '../..');
 const crates: Record<string, string[]> = {
   kernels: [],
   weights: [],
+  world: [],
   models: ['kernels'],
-  runtime: ['models', 'weights'],
-  napi: ['runtime'],
-  parity: ['models', 'runtime', 'weights'],
+  train: ['kernels', 'models', 'weights'],
+  runtime: ['models', 'train', 'weights'],
+  napi: ['runtime', 'world'],
+  parity: ['models', 'runtime', 'train', 'weights'],
+  tiny: ['kernels', 'models', 'runtime', 'train', 'weights', 'world'],
 };
 
 /** What each package may import among the packages of this repository; `types` may be imported as types only. */
@@ -23,17 +26,21 @@ const packages: Record<string, { values: string[]; types?: string[] }> = {
   vision: { values: ['@llamavid/errors', '@llamavid/native'], types: ['@llamavid/video'] },
   tokens: { values: ['@llamavid/errors', '@llamavid/native'], types: ['@llamavid/vision'] },
   llm: { values: ['@llamavid/errors', '@llamavid/native'], types: ['@llamavid/tokens'] },
+  train: { values: ['@llamavid/errors', '@llamavid/native', '@llamavid/video'] },
+  world: { values: ['@llamavid/errors', '@llamavid/native', '@llamavid/video'] },
+  tiny: { values: [] },
   pipeline: {
     values: [
       '@llamavid/errors',
       '@llamavid/llm',
       '@llamavid/native',
+      '@llamavid/tiny',
       '@llamavid/tokens',
       '@llamavid/video',
       '@llamavid/vision',
     ],
   },
-  cli: { values: ['@llamavid/errors', '@llamavid/pipeline'] },
+  cli: { values: ['@llamavid/errors', '@llamavid/pipeline', '@llamavid/train', '@llamavid/world'] },
 };
 
 function sources(folder: string, ending: string): { path: string; text: string }[] {

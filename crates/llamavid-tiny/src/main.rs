@@ -1,0 +1,3 @@
+//! Trains the embedded model from scratch on the toy world.
+
+fn main() {}
