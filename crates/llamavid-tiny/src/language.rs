@@ -121,7 +121,7 @@ fn reading(tokenizer: &LlamaTokenizer, mix: Mix, rng: &mut ChaCha8Rng) -> Result
     loop {
         let kind = mix.pick(rng);
         let options = WorldOptions { long_scenes: 8..=40, ..WorldOptions::default() };
-        let video = Video::random(kind, rng, &options);
+        let video = Video::random(rng, kind, &options);
         let Some(question) = exercise::choose(&video, kind, rng) else { continue };
         let phase = if rng.random_bool(0.5) { 0. } else { rng.random_range(0.0..1.0) };
         let moments = exercise::moments(&video, |_| phase);
@@ -131,7 +131,10 @@ fn reading(tokenizer: &LlamaTokenizer, mix: Mix, rng: &mut ChaCha8Rng) -> Result
             .iter()
             .flat_map(|&(scene, progress)| {
                 let scene = &video.scenes[scene];
-                [symbols::context(scene, &exercise.question.subject, progress), symbols::content(scene, progress)]
+                [
+                    symbols::context(scene, &exercise.question.subject, progress),
+                    symbols::content(scene, progress),
+                ]
             })
             .map(|sum| distort(sum, rng))
             .collect();
@@ -142,7 +145,8 @@ fn reading(tokenizer: &LlamaTokenizer, mix: Mix, rng: &mut ChaCha8Rng) -> Result
 /// Real tokens will be read with errors: each symbol is a little weaker or stronger, some are missing.
 fn distort(sum: Sum, rng: &mut impl Rng) -> Sum {
     sum.into_iter()
-        .filter(|_| !rng.random_bool(0.02))
-        .map(|(symbol, weight)| (symbol, weight * rng.random_range(0.75..1.25f32)))
+        .filter_map(|(symbol, weight)| {
+            (!rng.random_bool(0.02)).then(|| (symbol, weight * rng.random_range(0.75..1.25f32)))
+        })
         .collect()
 }

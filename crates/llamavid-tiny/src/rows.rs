@@ -22,7 +22,12 @@ pub struct Answers {
 
 /// Splits what has `length` rows each into batches of similar lengths, of at most `tokens` rows with their padding, in
 /// random order.
-pub fn batches<T>(mut items: Vec<T>, length: impl Fn(&T) -> usize, tokens: usize, rng: &mut impl Rng) -> Vec<Vec<T>> {
+pub fn batches<T>(
+    mut items: Vec<T>,
+    length: impl Fn(&T) -> usize,
+    tokens: usize,
+    rng: &mut impl Rng,
+) -> Vec<Vec<T>> {
     items.sort_by_key(&length);
     let mut batches: Vec<Vec<T>> = Vec::new();
     for item in items {
@@ -36,7 +41,12 @@ pub fn batches<T>(mut items: Vec<T>, length: impl Fn(&T) -> usize, tokens: usize
 }
 
 /// The language model's loss on `exercises`, whose visual tokens, one after the other, are `visual` (N, D).
-pub fn answer(model: &LanguageModel, table: &Tensor, visual: &Tensor, exercises: &[Exercise]) -> Result<Answers> {
+pub fn answer(
+    model: &LanguageModel,
+    table: &Tensor,
+    visual: &Tensor,
+    exercises: &[Exercise],
+) -> Result<Answers> {
     let longest = exercises.iter().map(|exercise| exercise.ids.len()).max().unwrap_or(0);
     let (vocabulary, width) = table.dims2()?;
     let mut next_visual = vocabulary as u32;

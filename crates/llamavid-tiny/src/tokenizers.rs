@@ -44,9 +44,7 @@ pub fn write(folder: &Path, words: &[String], starters: &[String]) -> Result<()>
             "tokenizer_class": "LlamaTokenizer",
         }),
     )?;
-    let plain = |content: &str| {
-        json!({ "content": content, "lstrip": false, "normalized": true, "rstrip": false, "single_word": false })
-    };
+    let plain = |content: &str| json!({ "content": content, "lstrip": false, "normalized": true, "rstrip": false, "single_word": false });
     write_json(
         &folder.join("special_tokens_map.json"),
         &json!({ "bos_token": plain("<s>"), "eos_token": plain("</s>"), "pad_token": "<unk>",
@@ -70,7 +68,11 @@ fn sentence_piece(words: &[String], starters: &[String]) -> ModelProto {
     let mut spaced: BTreeSet<String> = BTreeSet::new();
     let template = TEMPLATE_TEXT.split_whitespace().map(|word| word.trim_matches(MARKS));
     let template = template.flat_map(|word| word.split('\'')).map(str::to_owned);
-    for word in words.iter().cloned().chain(template).chain(starters.iter().flat_map(|word| [word.clone(), capitalised(word)]))
+    for word in words
+        .iter()
+        .cloned()
+        .chain(template)
+        .chain(starters.iter().flat_map(|word| [word.clone(), capitalised(word)]))
     {
         let marked: Vec<char> = std::iter::once(SPACE_MARK).chain(word.chars()).collect();
         spaced.extend((2..=marked.len()).map(|end| marked[..end].iter().collect::<String>()));
@@ -129,7 +131,9 @@ fn sentence_piece(words: &[String], starters: &[String]) -> ModelProto {
 /// The word with its first letter in upper case, as a question may begin.
 pub fn capitalised(word: &str) -> String {
     let mut characters = word.chars();
-    characters.next().map_or_else(String::new, |first| first.to_ascii_uppercase().to_string() + characters.as_str())
+    characters
+        .next()
+        .map_or_else(String::new, |first| first.to_ascii_uppercase().to_string() + characters.as_str())
 }
 
 fn word_pieces(words: &[String]) -> Vec<String> {
