@@ -17,7 +17,7 @@ mod raw_bert;
 mod word_embedding;
 
 use candle_core::{DType, Tensor};
-use candle_nn::{Linear, Module, VarBuilder, linear};
+use candle_nn::VarBuilder;
 
 pub use self::config::{
     Compression, FeatureKind, Projector, QueryKind, QueryModelConfig, TokenGenerationConfig, TokenRows,
@@ -29,6 +29,7 @@ use self::context_attention::ContextAttention;
 use self::projector::ContentProjector;
 use self::q_former::QFormer;
 use self::raw_bert::RawBert;
+use crate::linear::{Linear, linear};
 use crate::observer::Observer;
 use crate::{Error, Result};
 
