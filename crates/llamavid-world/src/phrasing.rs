@@ -337,7 +337,7 @@ impl QuestionType {
                     "what is the {} from the subtitles?",
                     "tell me which {} the speaker says.",
                 ],
-                &["tell me the {}.", "what does the speaker say about the {}?"],
+                &["tell me the {}.", "tell me the {} from the subtitles."],
             ),
             Self::Said => (
                 &[
