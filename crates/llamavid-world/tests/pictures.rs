@@ -138,8 +138,8 @@ fn frames_that_are_not_square_have_grey_bars() {
         scene.render_frame(0.0, width, height, &mut out);
         assert_eq!(out.len(), width * height * 3);
         let (left, top) = ((width - 100) / 2, (height - 100) / 2);
-        assert_eq!(pixel(&out, width, 0, 0), [128; 3]);
-        assert_eq!(pixel(&out, width, width - 1, height - 1), [128; 3]);
+        assert_eq!(pixel(&out, width, 0, 0), [90; 3]);
+        assert_eq!(pixel(&out, width, width - 1, height - 1), [90; 3]);
         for y in 0..100 {
             let start = ((top + y) * width + left) * 3;
             assert_eq!(out[start..start + 300], square[y * 300..(y + 1) * 300]);

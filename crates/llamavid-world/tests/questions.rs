@@ -327,3 +327,23 @@ fn trained_and_unseen_phrasings_never_meet() {
     assert!(both.is_empty(), "{both:?}");
     assert!(trained.len() > 1000 && unseen.len() > 500);
 }
+
+#[test]
+fn mixed_phrasings_are_of_both_lists_and_say_so() {
+    let questions: Vec<Question> =
+        asked(MediaKind::Clip, Phrasing::Mixed).into_iter().flat_map(|(_, questions)| questions).collect();
+    let unseen = questions.iter().filter(|question| question.unseen_phrasing).count();
+    assert!(
+        (0.30..0.37).contains(&(unseen as f64 / questions.len() as f64)),
+        "{unseen} of {}",
+        questions.len()
+    );
+    let known: HashSet<String> = asked(MediaKind::Clip, Phrasing::Unseen)
+        .into_iter()
+        .flat_map(|(_, questions)| questions)
+        .map(|question| question.text)
+        .collect();
+    let marked = questions.iter().filter(|question| known.contains(&question.text));
+    assert!(marked.count() > 100);
+    assert!(questions.iter().all(|question| question.unseen_phrasing || !known.contains(&question.text)));
+}

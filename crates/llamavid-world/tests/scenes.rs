@@ -3,7 +3,8 @@
 use std::collections::{BTreeMap, HashSet};
 
 use llamavid_world::{
-    Background, MediaKind, Motion, NeverTrainedPairs, Object, Scene, Video, WorldOptions, seeded,
+    Background, MediaKind, Motion, NeverTrainedPairs, Object, Recording, Scene, Video, WorldOptions, seeded,
+    seeded_item,
 };
 
 const SEEDS: u64 = 400;
@@ -212,4 +213,29 @@ fn subtitles_are_written_as_subrip() {
         text: "we go on .".to_owned(),
     });
     assert_eq!(video.srt(), "1\n01:02:05,500 --> 01:02:06,700\nwe go on .\n\n");
+}
+
+#[test]
+fn items_of_a_seed_are_independent_of_each_other() {
+    let draw =
+        |seed, kind, index| Video::random(&mut seeded_item(seed, kind, index), kind, &Default::default());
+    assert_eq!(draw(1, MediaKind::Clip, 5), draw(1, MediaKind::Clip, 5));
+    assert_ne!(draw(1, MediaKind::Clip, 5), draw(1, MediaKind::Clip, 6));
+    assert_ne!(draw(1, MediaKind::Clip, 5), draw(2, MediaKind::Clip, 5));
+    assert_ne!(draw(1, MediaKind::Clip, 5).scenes[0], draw(1, MediaKind::Multi, 5).scenes[0]);
+}
+
+#[test]
+fn recordings_keep_their_limits() {
+    let mut bars = 0;
+    for index in 0..600 {
+        let kind = MediaKind::ALL[index as usize % 4];
+        let Recording { width, height, fps, crf } = Recording::random(&mut seeded_item(9, kind, index), kind);
+        assert!((240..=640).contains(&width) && (240..=640).contains(&height), "{width} x {height}");
+        assert!(width % 2 == 0 && height % 2 == 0);
+        assert!(if kind == MediaKind::Long { fps == 12 } else { [24, 25, 30].contains(&fps) });
+        assert!((23..=34).contains(&crf));
+        bars += usize::from(width != height);
+    }
+    assert!((100..200).contains(&bars), "half of the clips and multis: {bars}");
 }
