@@ -14,6 +14,7 @@ mod pixels;
 mod promise;
 mod tokens;
 mod vision;
+mod world;
 
 use llamavid_runtime::ErrorCode;
 use napi_derive::napi;

@@ -33,7 +33,7 @@ pub use llamavid_models::{
     },
     token_generation::FeatureKind,
 };
-pub use picture::{MAX_PICTURE_PIXELS, Picture, decode_picture};
+pub use picture::{MAX_PICTURE_PIXELS, Picture, decode_picture, encode_png};
 pub use pixels::{MAX_FRAME_SIZE, PixelChannel, Pixels};
 pub use reply::{Reply, catch_panic, run_aside};
 pub use session::{GenerateRequest, Piece, Session, Started};

@@ -5,6 +5,7 @@ import { ask } from './ask.js';
 import { chat } from './chat.js';
 import { type AskFlags, addAnswerFlags, addMediaFlags, addModelFlags, type ChatFlags } from './flags.js';
 import { reportFailure } from './report-failure.js';
+import { addWorldRender } from './world.js';
 
 /** Runs one command and gives its exit code: 0 done, 1 failed, 2 wrong usage, 130 cancelled. */
 export async function runCommandLine(args: string[]): Promise<number> {
@@ -68,6 +69,11 @@ Examples:
   llamavid ask cooking.mp4 "What is added after the onions?" --model models/llama-vid-7b
   llamavid ask before.jpg after.jpg "What has changed?" --model models/llama-vid-7b --json
   llamavid chat talk.mp4 --model models/llama-vid-7b`,
+  );
+  const worldCommand = command(program, 'world', 'The toy world that the embedded model is trained on.');
+  addWorldRender(
+    command(worldCommand, 'render', 'Render its videos and pictures with their questions.'),
+    end,
   );
   return program;
 }

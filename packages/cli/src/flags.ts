@@ -145,7 +145,7 @@ function none(flag: string): (value: string) => string {
   };
 }
 
-function oneOf(flag: string, values: readonly string[]): (value: string) => string {
+export function oneOf(flag: string, values: readonly string[]): (value: string) => string {
   return (value) => {
     if (values.includes(value)) return value;
     throw wrong(`${flag} ${value} is not one of ${values.join(', ')}`);
@@ -160,7 +160,7 @@ function parseNumber(flag: string, least: number): (value: string) => number {
   };
 }
 
-function parseWholeNumber(flag: string, least: number): (value: string) => number {
+export function parseWholeNumber(flag: string, least: number): (value: string) => number {
   return (value) => {
     const number = value.trim() === '' ? Number.NaN : Number(value);
     if (Number.isSafeInteger(number) && number >= least) return number;

@@ -143,6 +143,32 @@ export declare class VisualTokens {
   close(): void
 }
 
+/** A video of the toy world. */
+export declare class WorldVideo {
+  /** Draws a video and its questions. */
+  constructor(options: WorldVideoOptions)
+  /** Every question that can be asked about it. */
+  get questions(): Array<WorldQuestion>
+  /** Pixels in a row. */
+  get width(): number
+  /** Rows. */
+  get height(): number
+  /** Frames a second. */
+  get fps(): number
+  /** H.264's constant rate factor. */
+  get crf(): number
+  /** Frames at `fps`; 1 for a picture. */
+  get frameCount(): number
+  /** Frames that a model sees at one a second. */
+  get framesAtOneASecond(): number
+  /** The subtitles as a SubRip file; empty where there are none. */
+  get srt(): string
+  /** The frame of that number: rows of red, green and blue. */
+  renderFrame(index: number): Promise<Uint8Array>
+  /** The first frame as a PNG file. */
+  toPng(): Promise<Uint8Array>
+}
+
 /** The text that ends an answer. */
 export declare function conversationStop(template: string): string
 
@@ -260,4 +286,30 @@ export interface RgbFrame {
   height: number
   /** Bytes from one row to the next; default `3 * width`. */
   stride?: number
+}
+
+/** A question with its answer. */
+export interface WorldQuestion {
+  /** The name of its type: "colour", "countc", …. */
+  type: string
+  /** The question. */
+  question: string
+  /** The answer. */
+  answer: string
+  /** Whether training never uses this phrasing. */
+  unseenPhrasing: boolean
+}
+
+/** Which video of the world, and which questions. */
+export interface WorldVideoOptions {
+  /** Equal seeds give equal videos. */
+  seed: number
+  /** Which of the seed's videos of this kind. */
+  index: number
+  /** A picture, one scene, one to six scenes, or many scenes with subtitles. */
+  kind: 'image' | 'clip' | 'multi' | 'long'
+  /** Whether the pairs of colour and shape that training never shows may be shown, or nothing else. */
+  neverTrained: 'forbid' | 'allow' | 'only'
+  /** Phrasings that training uses, that it never uses, or both. */
+  phrasing: 'trained' | 'unseen' | 'mixed'
 }

@@ -23,6 +23,8 @@ export const VisualFeatures = addon.VisualFeatures;
 export type VisualFeatures = Binding.VisualFeatures;
 export const VisualTokens = addon.VisualTokens;
 export type VisualTokens = Binding.VisualTokens;
+export const WorldVideo = addon.WorldVideo;
+export type WorldVideo = Binding.WorldVideo;
 
 export const { conversationStop, conversationTemplates, decodeImage, errorCodes, renderConversation } = addon;
 

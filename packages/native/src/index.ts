@@ -8,6 +8,8 @@ export type {
   LoadOptions,
   Preprocessing,
   RgbFrame,
+  WorldQuestion,
+  WorldVideoOptions,
 } from './binding.js';
 export { callNative, callNativeAsync } from './call-native.js';
 export {
@@ -26,6 +28,7 @@ export {
   VisualEncoder,
   VisualFeatures,
   VisualTokens,
+  WorldVideo,
 } from './handles.js';
 export { memoryUsage } from './memory-usage.js';
 export { nativeHandle } from './native-handle.js';
