@@ -208,11 +208,13 @@ impl Parameters {
     /// of the same shape that trains; others have to be built anew.
     ///
     /// # Errors
-    /// Another shape than that of a weight that trains, which modules already have.
+    /// A device without memory.
     pub fn set(&self, name: &str, tensor: &Tensor) -> Result<()> {
         let mut state = self.state();
         match state.weights.get(name) {
-            Some(Weight::Trained(var)) => var.set(&tensor.to_dtype(DType::F32)?.contiguous()?)?,
+            Some(Weight::Trained(var)) if var.shape() == tensor.shape() => {
+                var.set(&tensor.to_dtype(DType::F32)?.contiguous()?)?
+            }
             _ => {
                 let tensor = tensor.to_device(&self.shared.device)?;
                 let weight = Weight::new(&tensor, self.shared.plan.trains(name), self.shared.frozen_dtype)?;
