@@ -16,6 +16,7 @@ mod optimizer;
 mod parameters;
 mod part;
 pub mod schedule;
+mod visual_tokens;
 
 pub use batch::{Batch, EmbeddingGradient};
 pub use creation::{Creation, as_published};

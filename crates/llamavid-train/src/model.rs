@@ -9,16 +9,17 @@ use candle_core::{D, DType, Tensor};
 use llamavid_models::config::ModelConfig;
 use llamavid_models::language_model::{LanguageModel, LanguageModelConfig};
 use llamavid_models::observer::{Blind, Observer};
-use llamavid_models::token_generation::{FeatureKind, Questions, TokenGenerator};
+use llamavid_models::token_generation::TokenGenerator;
 use llamavid_models::tokenizer::WordPieceTokenizer;
 use llamavid_models::visual_encoder::VisualEncoder;
 
 use crate::batch::{Batch, EmbeddingGradient};
 use crate::data::Sample;
-use crate::error::{Error, Result};
-use crate::example::{Example, Visual};
+use crate::error::Result;
+use crate::example::Example;
 use crate::parameters::Parameters;
 use crate::part::Part;
+use crate::visual_tokens::VisualPath;
 
 /// The reference has no limit on the length of a row: its rotary table grows.
 const MOST_POSITIONS: usize = 1 << 24;
@@ -153,11 +154,12 @@ impl Model {
     /// # Errors
     /// As [`Model::loss`].
     pub fn batch(&self, examples: &[Example], observer: &mut dyn Observer) -> Result<Batch> {
-        let mut visual = Vec::with_capacity(examples.len());
-        for (index, example) in examples.iter().enumerate() {
-            let mut numbered = Numbered { observer: &mut *observer, index };
-            visual.push(self.visual_tokens(example, &mut numbered)?);
-        }
+        let path = VisualPath {
+            encoder: self.encoder.as_ref(),
+            generator: &self.token_generator,
+            query_tokenizer: &self.query_tokenizer,
+        };
+        let visual = path.tokens(examples, observer)?;
         let samples: Vec<&Sample> = examples.iter().map(|example| &example.sample).collect();
         let options = &self.options;
         let batch = Batch::new(
@@ -197,34 +199,6 @@ impl Model {
         let correct = said.eq(&labels)?.to_dtype(DType::U32)?.sum_all()?.to_scalar::<u32>()?;
         Ok(Loss { sum: cross_entropy(&logits, &labels)?, labels: count, correct: correct as usize })
     }
-
-    /// The visual tokens of each question, each (F * (1 + n), D).
-    fn visual_tokens(&self, example: &Example, observer: &mut dyn Observer) -> Result<Vec<Tensor>> {
-        let encoded;
-        let (features, kind) = match &example.visual {
-            Visual::None => return Ok(Vec::new()),
-            Visual::Features(features, kind) => (features, *kind),
-            Visual::Pixels(pixels) => {
-                let Some(encoder) = &self.encoder else {
-                    let problem = "an example with pixels needs the visual encoder, which was not built";
-                    return Err(llamavid_models::Error::Argument(problem.to_owned()).into());
-                };
-                encoded = encoder.forward(pixels, &mut Blind)?;
-                (&encoded, FeatureKind::Pixels)
-            }
-        };
-        let (ids, mask) = self.query_tokenizer.encode_batch(&example.sample.prompts).map_err(|error| {
-            let id = &example.sample.id;
-            Error::Model(llamavid_models::Error::Argument(format!("sample `{id}`: {error}")))
-        })?;
-        let questions = Questions {
-            input_ids: Tensor::new(ids, features.device())?,
-            attention_mask: Tensor::new(mask, features.device())?,
-        };
-        let tokens = self.token_generator.generate(features, kind, &questions, observer)?;
-        let questions = tokens.dims3()?.0;
-        Ok((0..questions).map(|index| tokens.get(index)).collect::<candle_core::Result<_>>()?)
-    }
 }
 
 /// Sum over N of the cross entropies of `logits` (N, vocabulary) against `labels` (N).
@@ -235,22 +209,4 @@ fn cross_entropy(logits: &Tensor, labels: &Tensor) -> candle_core::Result<Tensor
     let normaliser = logits.exp()?.sum(D::Minus1)?.log()?; // (N)
     let said = logits.gather(&labels.unsqueeze(1)?, D::Minus1)?.squeeze(1)?;
     (normaliser - said)?.sum_all()
-}
-
-/// Puts a sample's number behind the names of its tensors.
-struct Numbered<'a> {
-    observer: &'a mut dyn Observer,
-    index: usize,
-}
-
-impl Observer for Numbered<'_> {
-    fn see(&mut self, name: &str, tensor: &Tensor) {
-        if self.observer.wants() {
-            self.observer.see(&format!("{name}.{}", self.index), tensor);
-        }
-    }
-
-    fn wants(&self) -> bool {
-        self.observer.wants()
-    }
 }
