@@ -224,6 +224,16 @@ impl Parameters {
         Ok(())
     }
 
+    /// Numbers as a weight of this name would begin with where no file has it, without making it a weight.
+    ///
+    /// # Errors
+    /// A device without memory.
+    pub fn create(&self, name: &str, shape: impl Into<Shape>, asked: Init) -> candle_core::Result<Tensor> {
+        let shape = shape.into();
+        let init = (self.shared.creation)(name, &shape, asked);
+        creation::create(self.shared.seed, name, &shape, init, &self.shared.device)
+    }
+
     /// Forgets the weights below a name: heads that are thrown away after pre-training.
     pub fn remove_below(&self, prefix: &str) {
         let below = |name: &str| {
@@ -269,10 +279,7 @@ impl Parameters {
         if !state.weights.contains_key(name) {
             let tensor = match (state.read(name, asked.map(|(shape, _)| shape))?, asked) {
                 (Some(tensor), _) => tensor,
-                (None, Some((shape, init))) => {
-                    let init = (self.shared.creation)(name, shape, init);
-                    creation::create(self.shared.seed, name, shape, init, &self.shared.device)?
-                }
+                (None, Some((shape, init))) => self.create(name, shape, init)?,
                 (None, None) => bail!("weight `{name}` does not exist"),
             };
             let weight = Weight::new(&tensor, self.shared.plan.trains(name), self.shared.frozen_dtype)?;
