@@ -49,6 +49,10 @@ impl EvaTower {
         })
     }
 
+    pub fn positions(&self) -> &Tensor {
+        &self.positions
+    }
+
     /// `pixels` (F, 3, S, S) give (F, P+1, V).
     pub fn forward(&self, pixels: &Tensor, observer: &mut dyn Observer) -> Result<Tensor> {
         let patches = self.patch_embedding.forward(pixels)?;
