@@ -1,2 +1,23 @@
 //! The three stages of LLaMA-VID training: samples, losses, freeze plans, optimisers, checkpoints.
+//!
+//! Paper: LLaMA-VID (arXiv 2311.17043), section 3.3. What is reproduced of the reference, and how exactly, stands
+//! in `docs/design/algorithm.md`, section 9. Letters: B samples, S sequence length, F frames, D language width.
+
+mod creation;
 pub mod data;
+mod error;
+mod files;
+mod freeze_plan;
+pub mod gradients;
+mod optimizer;
+mod parameters;
+mod part;
+pub mod schedule;
+
+pub use creation::{Creation, as_published};
+pub use error::{Error, Result};
+pub use freeze_plan::FreezePlan;
+pub use optimizer::{Optimizer, ParameterGroup, Update};
+pub use parameters::{Missing, Parameters};
+pub use part::Part;
+pub use schedule::cosine_with_warmup;
