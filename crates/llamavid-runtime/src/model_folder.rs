@@ -340,7 +340,7 @@ fn projected_width(root: &Path) -> Result<Option<usize>> {
     Ok(checkpoint.shape(KEY)?.first().copied())
 }
 
-fn find_query_folder(root: &Path, written: Option<&str>) -> Option<PathBuf> {
+pub(crate) fn find_query_folder(root: &Path, written: Option<&str>) -> Option<PathBuf> {
     let names = [written, Some("bert"), Some("bert-base-uncased")];
     let mut places: Vec<PathBuf> =
         names.into_iter().flatten().flat_map(|name| candidates(root, name)).collect();
@@ -348,7 +348,7 @@ fn find_query_folder(root: &Path, written: Option<&str>) -> Option<PathBuf> {
     places.into_iter().find(|place| place.join("vocab.txt").is_file())
 }
 
-fn find_processor(root: &Path, written: Option<&str>, vision: Option<&VisionWeights>) -> Option<PathBuf> {
+pub(crate) fn find_processor(root: &Path, written: Option<&str>, vision: Option<&VisionWeights>) -> Option<PathBuf> {
     let mut places: Vec<PathBuf> =
         [written, Some("processor")].into_iter().flatten().flat_map(|name| candidates(root, name)).collect();
     places.push(root.to_path_buf());
@@ -359,7 +359,7 @@ fn find_processor(root: &Path, written: Option<&str>, vision: Option<&VisionWeig
 }
 
 /// Reads a CLIP image processor's file; only what the reference's settings can express is accepted.
-fn read_processor(path: &Path) -> Result<Preprocessing> {
+pub(crate) fn read_processor(path: &Path) -> Result<Preprocessing> {
     #[derive(Deserialize)]
     #[serde(untagged)]
     enum Size {
@@ -420,7 +420,7 @@ fn read_required(path: &Path, what: &str) -> Result<Vec<u8>> {
     })
 }
 
-fn read_optional(path: &Path) -> Result<Option<Vec<u8>>> {
+pub(crate) fn read_optional(path: &Path) -> Result<Option<Vec<u8>>> {
     let failed = |error: std::io::Error| {
         Error::new(ErrorCode::ModelInvalid, format!("{}: cannot be read: {error}", path.display()))
     };

@@ -70,7 +70,11 @@ function createProgram(end: (exitCode: number) => void): Command {
   trainCommand.action(async (recipe: string, flags: TrainFlags) => end(await train(recipe, flags)));
 
   const data = command(program, 'data', 'Look at training data.');
-  command(data, 'check', 'Name each bad record of a list: missing files, wrong tags, empty or unordered turns.')
+  command(
+    data,
+    'check',
+    'Name each bad record of a list: missing files, wrong tags, empty or unordered turns.',
+  )
     .argument('<list>', "records in LLaVA's JSON format")
     .option('--images <folder>', "folder of the records' pictures")
     .option('--videos <folder>', "folder of the records' videos and feature files")
@@ -104,7 +108,8 @@ function command(program: Command, name: string, description: string): Command {
 }
 
 function wrongUsage(error: CommanderError): LlamaVidError {
-  const message = error.code === 'commander.help' ? 'a command is missing: ask, chat, train or data' : error.message;
+  const message =
+    error.code === 'commander.help' ? 'a command is missing: ask, chat, train or data' : error.message;
   return new LlamaVidError('INVALID_ARGUMENT', message.replace(/^error: /, '').replaceAll('\n', ' '), {
     hint: '`llamavid --help` and `llamavid ask --help` list what there is.',
     cause: error,

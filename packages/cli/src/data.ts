@@ -42,7 +42,14 @@ export async function dataCheck(list: string, flags: DataCheckFlags): Promise<nu
   }
 }
 
-function summary(counts: { records: number; problems: number; images: number; videos: number; features: number; texts: number }): string {
+function summary(counts: {
+  records: number;
+  problems: number;
+  images: number;
+  videos: number;
+  features: number;
+  texts: number;
+}): string {
   const { records, problems, images, videos, features, texts } = counts;
   const held = `${images} pictures, ${videos} videos, ${features} feature files, ${texts} of text alone`;
   return `${records} records (${held}); ${problems === 0 ? 'no problems' : `${problems} problems`}`;

@@ -1,5 +1,4 @@
 import process from 'node:process';
-import { LlamaVidError } from '@llamavid/errors';
 import type { Lora, RecipeChanges, TrainingSummary } from '@llamavid/train';
 import { type Command, Option } from 'commander';
 import { device, oneOf, parseNumber, parseWholeNumber, positive, wrong } from './flags.js';
@@ -68,18 +67,30 @@ export function addTrainFlags(command: Command): void {
     .option('--learning-rate <rate>', 'instead of the recipe’s', positive('--learning-rate'))
     .option('--batch-size <n>', 'records of one batch on one device', whole('--batch-size'))
     .option('--accumulation <n>', 'batches of one step', whole('--accumulation'))
-    .option('--devices <n>', 'devices whose batches make a step; this one computes them all', whole('--devices'))
+    .option(
+      '--devices <n>',
+      'devices whose batches make a step; this one computes them all',
+      whole('--devices'),
+    )
     .option('--epochs <n>', 'passes over the data', positive('--epochs'))
     .option('--max-steps <n>', 'stop after this many steps', whole('--max-steps'))
     .option('--max-length <n>', 'tokens of a record', parseWholeNumber('--max-length', 2))
     .option('--seed <n>', 'equal seeds give equal runs', parseWholeNumber('--seed', 0))
     .option('--save-every <n>', 'steps between checkpoints', whole('--save-every'))
     .option('--keep <n>', 'checkpoints that stay', whole('--keep'))
-    .option('--lora [rank]', 'train low-rank additions to the language model (default rank: 64)', whole('--lora'))
+    .option(
+      '--lora [rank]',
+      'train low-rank additions to the language model (default rank: 64)',
+      whole('--lora'),
+    )
     .option('--lora-alpha <n>', 'their scale (default: twice the rank)', positive('--lora-alpha'))
     .option('--lora-dropout <p>', 'their dropout (default: 0.05)', share('--lora-dropout'))
     .option('--lora-targets <names>', 'projections that get one, by commas (default: all seven)', list)
-    .option('--failure-limit <share>', 'share of records that may fail (default: 0.1)', share('--failure-limit'))
+    .option(
+      '--failure-limit <share>',
+      'share of records that may fail (default: 0.1)',
+      share('--failure-limit'),
+    )
     .addOption(
       new Option('--set <field=value>', 'any field of the recipe: --set optimizer.gradientClip=1')
         .argParser(setField)
@@ -108,17 +119,16 @@ export async function train(recipe: string, flags: TrainFlags): Promise<number> 
     else process.stdout.write(planText(plan));
     return 0;
   }
-  if (output === undefined) throw wrong('the output folder is missing', '-o <folder>, or --plan to only look.');
+  if (output === undefined)
+    throw wrong('the output folder is missing', '-o <folder>, or --plan to only look.');
   const progress = flags.quiet ? undefined : new TerminalProgress(process.stderr);
   progress?.phase('loading the model');
-  const begun = { step: 0 };
   const announce = () => progress?.phase('finishing the step; press again to stop at once');
   interrupt.signal.addEventListener('abort', announce, { once: true });
   let summary: TrainingSummary;
   try {
     const run = train({ ...options, output, resume, failureLimit });
     for await (const report of run) {
-      begun.step = report.step;
       progress?.step(report);
     }
     summary = await run.result();
@@ -166,7 +176,12 @@ function lora({ lora, loraAlpha, loraDropout, loraTargets }: TrainFlags): { lora
   const rank = lora === true ? 64 : lora;
   const targets = ['q_proj', 'k_proj', 'v_proj', 'o_proj', 'gate_proj', 'up_proj', 'down_proj'];
   return {
-    lora: { rank, alpha: loraAlpha ?? 2 * rank, dropout: loraDropout ?? 0.05, targets: loraTargets ?? targets },
+    lora: {
+      rank,
+      alpha: loraAlpha ?? 2 * rank,
+      dropout: loraDropout ?? 0.05,
+      targets: loraTargets ?? targets,
+    },
   };
 }
 
@@ -191,11 +206,17 @@ function setField(assignment: string, earlier: RecipeChanges): RecipeChanges {
   let place = changed;
   for (const name of names.slice(0, -1)) {
     const inner = Object.hasOwn(place, name) ? place[name] : {};
-    if (typeof inner !== 'object' || inner === null) throw wrong(`--set ${assignment}: ${name} is no group of fields`);
+    if (typeof inner !== 'object' || inner === null)
+      throw wrong(`--set ${assignment}: ${name} is no group of fields`);
     place[name] = inner;
     place = inner as Record<string, unknown>;
   }
-  Object.defineProperty(place, names.at(-1) as string, { value, enumerable: true, configurable: true, writable: true });
+  Object.defineProperty(place, names.at(-1) as string, {
+    value,
+    enumerable: true,
+    configurable: true,
+    writable: true,
+  });
   return changed;
 }
 

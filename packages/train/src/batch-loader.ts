@@ -55,7 +55,11 @@ export function closeBatch({ pixels }: LoadedBatch): void {
   for (const part of pixels.flatMap((parts) => parts ?? [])) part.close();
 }
 
-async function readMedia(sample: TrainingSample, reading: MediaReading, signal: AbortSignal): Promise<Pixels[]> {
+async function readMedia(
+  sample: TrainingSample,
+  reading: MediaReading,
+  signal: AbortSignal,
+): Promise<Pixels[]> {
   if (sample.path === undefined || (sample.media !== 'image' && sample.media !== 'video')) return [];
   const { imageAspectRatio, videoFps } = reading.data;
   const fit = sample.media === 'image' && imageAspectRatio === 'pad' ? 'pad' : 'crop';
@@ -66,8 +70,10 @@ async function readMedia(sample: TrainingSample, reading: MediaReading, signal: 
   }
   const parts: Pixels[] = [];
   try {
-    for await (const { pixels } of media.pixels({ ...reading.preprocessing, fit }, { signal })) parts.push(pixels);
-    if (parts.length === 0) throw new LlamaVidError('MEDIA_NO_VIDEO', `${sample.path} has no frame that can be read`);
+    for await (const { pixels } of media.pixels({ ...reading.preprocessing, fit }, { signal }))
+      parts.push(pixels);
+    if (parts.length === 0)
+      throw new LlamaVidError('MEDIA_NO_VIDEO', `${sample.path} has no frame that can be read`);
     return parts;
   } catch (error) {
     for (const part of parts) part.close();

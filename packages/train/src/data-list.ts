@@ -50,7 +50,8 @@ export async function* checkData(
     const summary: DataSummary = { records, images: 0, videos: 0, features: 0, texts: 0, problems: 0 };
     const kinds = { image: 'images', video: 'videos', features: 'features', none: 'texts' } as const;
     for (let start = 0; start < records; start += CHUNK) {
-      if (signal?.aborted) throw new LlamaVidError('ABORTED', 'the check was cancelled', { cause: signal.reason });
+      if (signal?.aborted)
+        throw new LlamaVidError('ABORTED', 'the check was cancelled', { cause: signal.reason });
       const checked = await callNativeAsync(() => native.check(start, Math.min(CHUNK, records - start)));
       for (const { media } of checked.records) summary[kinds[media]] += 1;
       const problems: DataProblem[] = [...checked.problems];

@@ -32,13 +32,16 @@ export function violations(value: unknown, schema: Schema, place = ''): string[]
   const name = place === '' ? 'the recipe' : place;
   const types = schema.type === undefined ? [] : [schema.type].flat();
   if (types.length > 0 && !types.some((type) => isOfType(value, type))) {
-    return [`${name} is ${show(value)}, but must be ${types.map((type) => TYPE_NAMES[type] ?? type).join(' or ')}`];
+    return [
+      `${name} is ${show(value)}, but must be ${types.map((type) => TYPE_NAMES[type] ?? type).join(' or ')}`,
+    ];
   }
   if (value === null) return [];
   if (schema.enum !== undefined && !schema.enum.some((one) => one === value)) {
     return [`${name} is ${show(value)}, but must be one of ${schema.enum.join(', ')}`];
   }
-  if (typeof value === 'number') return outOfRange(value, schema).map((rule) => `${name} is ${value}, but must be ${rule}`);
+  if (typeof value === 'number')
+    return outOfRange(value, schema).map((rule) => `${name} is ${value}, but must be ${rule}`);
   if (typeof value === 'string') {
     const fits = schema.pattern === undefined || new RegExp(schema.pattern, 'u').test(value);
     if (fits && value.length >= (schema.minLength ?? 0)) return [];
@@ -71,7 +74,6 @@ function isOfType(value: unknown, type: string): boolean {
     case 'object':
       return typeof value === 'object' && value !== null && !Array.isArray(value);
     default:
-      // biome-ignore lint/suspicious/useValidTypeof: the schema's names for text and truth are JavaScript's.
       return typeof value === type;
   }
 }
@@ -89,9 +91,13 @@ function outOfRange(value: number, schema: Schema): string[] {
 function inArray(value: unknown[], schema: Schema, name: string, place: string): string[] {
   const { items, minItems = 0, maxItems = Number.POSITIVE_INFINITY } = schema;
   if (value.length < minItems || value.length > maxItems) {
-    return [`${name} has ${value.length} values, but must have ${minItems === maxItems ? minItems : `${minItems} or more`}`];
+    return [
+      `${name} has ${value.length} values, but must have ${minItems === maxItems ? minItems : `${minItems} or more`}`,
+    ];
   }
-  return items === undefined ? [] : value.flatMap((one, index) => violations(one, items, `${place}[${index}]`));
+  return items === undefined
+    ? []
+    : value.flatMap((one, index) => violations(one, items, `${place}[${index}]`));
 }
 
 function inObject(value: Record<string, unknown>, schema: Schema, name: string, place: string): string[] {
@@ -103,7 +109,8 @@ function inObject(value: Record<string, unknown>, schema: Schema, name: string, 
   const wrong = Object.entries(value).flatMap(([key, one]) => {
     if (one === undefined) return [];
     const known = Object.hasOwn(properties, key) ? properties[key] : additionalProperties;
-    if (known === false) return [`${within(key)} is not known; known are ${Object.keys(properties).join(', ')}`];
+    if (known === false)
+      return [`${within(key)} is not known; known are ${Object.keys(properties).join(', ')}`];
     return known === undefined ? [] : violations(one, known, within(key));
   });
   return [...missing, ...wrong];

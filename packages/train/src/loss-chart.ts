@@ -24,9 +24,12 @@ export function lossChart(points: readonly CurvePoint[], title: string): string 
   const last = Math.max(finite.at(-1)?.step ?? 1, first + 1);
   const { least, most } = range(finite);
   const x = (step: number) => LEFT + ((step - first) / (last - first)) * (WIDTH - LEFT - RIGHT);
-  const y = (loss: number) => TOP + ((most - Math.min(Math.max(loss, least), most)) / (most - least)) * (HEIGHT - TOP - BOTTOM);
+  const y = (loss: number) =>
+    TOP + ((most - Math.min(Math.max(loss, least), most)) / (most - least)) * (HEIGHT - TOP - BOTTOM);
   const path = (curve: readonly CurvePoint[]) =>
-    curve.map(({ step, loss }, index) => `${index === 0 ? 'M' : 'L'}${x(step).toFixed(1)} ${y(loss).toFixed(1)}`).join('');
+    curve
+      .map(({ step, loss }, index) => `${index === 0 ? 'M' : 'L'}${x(step).toFixed(1)} ${y(loss).toFixed(1)}`)
+      .join('');
   const horizontal = ticks(least, most, 6).map(
     (loss) =>
       `<line class="grid" x1="${LEFT}" x2="${WIDTH - RIGHT}" y1="${y(loss).toFixed(1)}" y2="${y(loss).toFixed(1)}"/>` +

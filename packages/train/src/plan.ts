@@ -55,12 +55,17 @@ export function planText(plan: TrainingPlan, secondsPerStep?: number): string {
       `${countText(parameters)} parameters, ${trained === 0 ? 'frozen' : trained === parameters ? 'trained' : `${countText(trained)} trained`}`,
     ]),
     ['all parts', `${countText(plan.parameters)} parameters, ${countText(plan.trained)} trained`],
-    ...(recipe.lora ? [['LoRA', `rank ${recipe.lora.rank}, alpha ${recipe.lora.alpha}`] as [string, string]] : []),
+    ...(recipe.lora
+      ? [['LoRA', `rank ${recipe.lora.rank}, alpha ${recipe.lora.alpha}`] as [string, string]]
+      : []),
     [
       'memory',
       `${sizeText(memory.total)}: weights ${sizeText(memory.weights)}, gradients ${sizeText(memory.gradients)}, optimizer ${sizeText(memory.optimizer)}, activations about ${sizeText(memory.activations)}`,
     ],
-    ['records', `${plan.records.toLocaleString('en')}, ${recipe.epochs} ${recipe.epochs === 1 ? 'epoch' : 'epochs'}`],
+    [
+      'records',
+      `${plan.records.toLocaleString('en')}, ${recipe.epochs} ${recipe.epochs === 1 ? 'epoch' : 'epochs'}`,
+    ],
     [
       'records a step',
       `${perDevice} per device × ${accumulation} accumulated × ${devices} devices = ${plan.recordsPerStep}` +
@@ -71,12 +76,20 @@ export function planText(plan: TrainingPlan, secondsPerStep?: number): string {
       'optimizer',
       `${kind}, rate ${learningRate}, ${schedule}, ${gradientClip === null ? 'no clipping' : `clipped at ${gradientClip}`}`,
     ],
-    ['computed in', `${recipe.compute.dtype}${recipe.compute.activationCheckpointing ? ', activations computed twice' : ''}`],
+    [
+      'computed in',
+      `${recipe.compute.dtype}${recipe.compute.activationCheckpointing ? ', activations computed twice' : ''}`,
+    ],
     ['tokens', `about ${countText(plan.tokens)} (a video counted as one frame)`],
     ['work', `about ${(plan.multiplyAdds / 1e15).toPrecision(3)} peta multiply-adds in the language model`],
     ...(secondsPerStep === undefined
       ? []
-      : [['time', `about ${durationText(secondsPerStep * plan.steps)}, as fast as the last run here`] as [string, string]]),
+      : [
+          ['time', `about ${durationText(secondsPerStep * plan.steps)}, as fast as the last run here`] as [
+            string,
+            string,
+          ],
+        ]),
   ];
   const width = Math.max(...rows.map(([name]) => name.length));
   return `${rows.map(([name, value]) => `${name.padEnd(width)}  ${value}`).join('\n')}\n`;

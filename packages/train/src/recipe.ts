@@ -22,6 +22,8 @@ export interface Recipe {
   };
   model: {
     imageSize?: number | null;
+    /** The block `llamavid` of `config.json`, for models that are not of the published sizes. */
+    sizes?: { vision?: Record<string, number>; query?: Record<string, number> };
     projector: string;
     compression: string;
     queryCount: number;
@@ -70,7 +72,11 @@ export interface Lora {
 
 /** A recipe's fields to replace, nested as they are. */
 export type RecipeChanges = { [Key in keyof Recipe]?: Change<Recipe[Key]> };
-type Change<Value> = Value extends unknown[] ? Value : Value extends object ? { [Key in keyof Value]?: Change<Value[Key]> } : Value;
+type Change<Value> = Value extends unknown[]
+  ? Value
+  : Value extends object
+    ? { [Key in keyof Value]?: Change<Value[Key]> }
+    : Value;
 
 const folder = new URL('../recipes/', import.meta.url);
 const schema: Schema = JSON.parse(readFileSync(new URL('../recipe.schema.json', import.meta.url), 'utf8'));

@@ -86,17 +86,29 @@ function checkStart({ stage, name }: Recipe, inputs: TrainingInputs): void {
     );
   }
   if (model !== undefined && languageModel !== undefined) {
-    throw wrong('a run starts from a LLaMA-VID folder or from a base language model, not from both', 'Give one of them.');
+    throw wrong(
+      'a run starts from a LLaMA-VID folder or from a base language model, not from both',
+      'Give one of them.',
+    );
   }
   if (model !== undefined) return;
   if (stage === 1 && queryModel === undefined) {
-    throw wrong(`${name} needs the Q-Former's file`, 'Give it: --query-model instruct_blip_vicuna7b_trimmed.pth.');
+    throw wrong(
+      `${name} needs the Q-Former's file`,
+      'Give it: --query-model instruct_blip_vicuna7b_trimmed.pth.',
+    );
   }
   if (stage === 2 && adapter === undefined) {
-    throw wrong(`${name} needs what stage 1 wrote`, 'Give it: --adapter <folder of stage 1>/mm_projector.bin.');
+    throw wrong(
+      `${name} needs what stage 1 wrote`,
+      'Give it: --adapter <folder of stage 1>/mm_projector.bin.',
+    );
   }
   if (stage === 3) {
-    throw wrong(`${name} goes on from a LLaMA-VID folder`, 'Give the folder that stage 2 wrote: --model <folder>.');
+    throw wrong(
+      `${name} goes on from a LLaMA-VID folder`,
+      'Give the folder that stage 2 wrote: --model <folder>.',
+    );
   }
 }
 

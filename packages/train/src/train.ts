@@ -30,7 +30,9 @@ export function train(options: TrainOptions): TrainingRun {
     });
   }
   if (typeof options.output !== 'string' || options.output === '') {
-    throw new LlamaVidError('INVALID_ARGUMENT', 'output is missing', { hint: 'Name the folder to write to.' });
+    throw new LlamaVidError('INVALID_ARGUMENT', 'output is missing', {
+      hint: 'Name the folder to write to.',
+    });
   }
   return new TrainingRun(run(resolveOptions(options), { ...options, failureLimit }));
 }
@@ -80,7 +82,14 @@ async function* run(
 
         const { loss = null, gradientNorm = null, ...done } = result;
         const report: StepReport = {
-          ...{ step: done.step, steps, epoch: done.epoch, loss, learningRate: done.learningRate, gradientNorm },
+          ...{
+            step: done.step,
+            steps,
+            epoch: done.epoch,
+            loss,
+            learningRate: done.learningRate,
+            gradientNorm,
+          },
           ...{ samples: done.samples, tokens: done.tokens, frames: done.frames },
           ...pace.step(done, steps - done.step),
           ...memoryUsage(),
@@ -170,7 +179,8 @@ function facts({ name, stage, batch, optimizer, seed, lora }: ResolvedOptions['r
 }
 
 function summarize(output: string, reports: readonly StepReport[]): TrainingSummary {
-  const sum = (of: (report: StepReport) => number) => reports.reduce((total, report) => total + of(report), 0);
+  const sum = (of: (report: StepReport) => number) =>
+    reports.reduce((total, report) => total + of(report), 0);
   const seconds = sum((report) => report.seconds);
   const tokens = sum((report) => report.tokens);
   const frames = sum((report) => report.frames);
@@ -203,7 +213,10 @@ class Pace {
   step(
     { tokens, frames }: { tokens: number; frames: number },
     stepsLeft: number,
-  ): Pick<StepReport, 'seconds' | 'dataSeconds' | 'tokensPerSecond' | 'framesPerSecond' | 'remainingSeconds'> {
+  ): Pick<
+    StepReport,
+    'seconds' | 'dataSeconds' | 'tokensPerSecond' | 'framesPerSecond' | 'remainingSeconds'
+  > {
     const now = performance.now();
     const seconds = (now - this.#began) / 1000;
     const dataSeconds = this.#waitedMs / 1000;

@@ -22,7 +22,8 @@ export function writeTrainingReport(
   writeFileSync(join(folder, 'loss.svg'), chart);
 
   const failures = reports.flatMap((report) => report.failures);
-  const sum = (of: (report: StepReport) => number) => reports.reduce((total, report) => total + of(report), 0);
+  const sum = (of: (report: StepReport) => number) =>
+    reports.reduce((total, report) => total + of(report), 0);
   const seconds = sum((report) => report.seconds);
   const end = smoothed(points).at(-1);
   const rows: (readonly [string, string])[] = [

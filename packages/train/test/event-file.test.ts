@@ -51,7 +51,8 @@ function readEvent(data: Buffer): Event {
   for (const [field, value] of fields(data)) {
     if (field === 2) event.step = Number(value);
     if (field === 3) event.version = (value as Buffer).toString();
-    if (field === 7) event.started = fields(value as Buffer).some(([key, status]) => key === 1 && status === 1n);
+    if (field === 7)
+      event.started = fields(value as Buffer).some(([key, status]) => key === 1 && status === 1n);
     if (field !== 5) continue;
     for (const [, summary] of fields(value as Buffer)) {
       const parts = new Map(fields(summary as Buffer));
@@ -73,7 +74,10 @@ function fields(data: Buffer): [number, bigint | Buffer][] {
       if (byte < 128) return value;
     }
   };
-  const take = (length: number) => data.subarray(at, (at += length));
+  const take = (length: number) => {
+    at += length;
+    return data.subarray(at - length, at);
+  };
   while (at < data.length) {
     const key = Number(varint());
     const [field, type] = [key >> 3, key & 7];

@@ -17,10 +17,18 @@ describe('recipes', () => {
       .filter((name) => !name.startsWith('tiny'))
       .map((name) => {
         const { batch, optimizer, data, model, stage, compute } = loadRecipe(name);
-        expect([batch.devices, optimizer.kind, optimizer.betas, optimizer.epsilon, optimizer.weightDecay]).toEqual([
-          ...[8, 'adamw', [0.9, 0.999], 1e-8, 0],
+        expect([
+          batch.devices,
+          optimizer.kind,
+          optimizer.betas,
+          optimizer.epsilon,
+          optimizer.weightDecay,
+        ]).toEqual([...[8, 'adamw', [0.9, 0.999], 1e-8, 0]]);
+        expect([optimizer.schedule, optimizer.warmupRatio, optimizer.gradientClip]).toEqual([
+          'cosine',
+          0.03,
+          null,
         ]);
-        expect([optimizer.schedule, optimizer.warmupRatio, optimizer.gradientClip]).toEqual(['cosine', 0.03, null]);
         expect([compute.dtype, compute.queryDropout, model.queryCount]).toEqual(['bf16', 0.1, 32]);
         expect(model.bertType).toBe(
           ['', 'qformer_pretrain_freeze', 'qformer_pretrain', 'qformer_pretrain_freeze_all'][stage],
@@ -59,19 +67,33 @@ describe('recipes', () => {
       optimizer: { learningRate: 1e-4, betas: [0.8, 0.9] },
       lora: { rank: 8, alpha: 16, dropout: 0, targets: ['q_proj'] },
     });
-    expect([recipe.optimizer.learningRate, recipe.optimizer.epsilon, recipe.lora?.rank]).toEqual([1e-4, 1e-8, 8]);
+    expect([recipe.optimizer.learningRate, recipe.optimizer.epsilon, recipe.lora?.rank]).toEqual([
+      1e-4, 1e-8, 8,
+    ]);
     expect(loadRecipe('video-7b-stage2').optimizer.learningRate).toBe(2e-5);
   });
 
   for (const [what, changes, says] of [
     ['a rate of 0', { optimizer: { learningRate: 0 } }, 'optimizer.learningRate is 0, but must be above 0'],
-    ['a rate that is no number', { optimizer: { learningRate: Number.NaN } }, 'optimizer.learningRate is NaN'],
+    [
+      'a rate that is no number',
+      { optimizer: { learningRate: Number.NaN } },
+      'optimizer.learningRate is NaN',
+    ],
     ['a negative rate', { optimizer: { learningRate: -1 } }, 'must be above 0'],
     ['half a record', { batch: { perDevice: 0.5 } }, 'batch.perDevice is 0.5, but must be a whole number'],
     ['an unknown field', { optimiser: {} }, 'optimiser is not known'],
     ['an unknown stage', { stage: 4 }, 'stage is 4, but must be one of 1, 2, 3'],
-    ['a wrong projection', { lora: { rank: 1, alpha: 1, dropout: 0, targets: ['lm_head'] } }, 'lora.targets[0]'],
-    ['three betas', { optimizer: { betas: [0.1, 0.2, 0.3] } }, 'optimizer.betas has 3 values, but must have 2'],
+    [
+      'a wrong projection',
+      { lora: { rank: 1, alpha: 1, dropout: 0, targets: ['lm_head'] } },
+      'lora.targets[0]',
+    ],
+    [
+      'three betas',
+      { optimizer: { betas: [0.1, 0.2, 0.3] } },
+      'optimizer.betas has 3 values, but must have 2',
+    ],
   ] as const) {
     it(`refuse ${what}`, () => {
       expect(() => changeRecipe(loadRecipe('tiny-stage1'), changes as never)).toThrow(
@@ -82,7 +104,10 @@ describe('recipes', () => {
 
   it('refuse what is no recipe', () => {
     const file = join(folder, 'half.json');
-    writeFileSync(file, readFileSync(join(import.meta.dirname, '../recipes/tiny-stage1.json')).subarray(0, 300));
+    writeFileSync(
+      file,
+      readFileSync(join(import.meta.dirname, '../recipes/tiny-stage1.json')).subarray(0, 300),
+    );
     for (const name of ['nobody', file, join(import.meta.dirname, '../package.json')]) {
       expect(() => loadRecipe(name)).toThrow(expect.objectContaining({ code: 'INVALID_ARGUMENT' }));
     }

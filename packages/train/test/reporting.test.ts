@@ -13,7 +13,16 @@ const folder = temporaryFolder();
 
 function report(step: number, loss: number | null = 4 / step): StepReport {
   return {
-    ...{ step, steps: 200, epoch: step / 200, loss, learningRate: 1e-3, gradientNorm: 1, samples: 4, tokens: 100 },
+    ...{
+      step,
+      steps: 200,
+      epoch: step / 200,
+      loss,
+      learningRate: 1e-3,
+      gradientNorm: 1,
+      samples: 4,
+      tokens: 100,
+    },
     ...{ frames: 8, seconds: 0.5, dataSeconds: 0.1, tokensPerSecond: 200, framesPerSecond: 16 },
     ...{ remainingSeconds: 100, peakRssBytes: 123_456_789, failures: [] },
   };
@@ -31,7 +40,10 @@ describe('metrics.jsonl', () => {
     using log = new MetricsLog(path, 6);
     expect(log.earlier).toEqual([1, 2, 3, 4, 5, 6].map((step) => report(step)));
     log.append(report(7, 3));
-    const steps = readFileSync(path, 'utf8').trimEnd().split('\n').map((line) => JSON.parse(line));
+    const steps = readFileSync(path, 'utf8')
+      .trimEnd()
+      .split('\n')
+      .map((line) => JSON.parse(line));
     expect(steps.map(({ step }) => step)).toEqual([1, 2, 3, 4, 5, 6, 7]);
     expect(steps[6].loss).toBe(3);
   });
@@ -46,7 +58,14 @@ describe('metrics.jsonl', () => {
 
 describe('the chart', () => {
   it('is well-formed and within its frame', () => {
-    for (const losses of [[], [3], [2, 2, 2], [0, 0], Array.from({ length: 5000 }, (_, i) => 4 / (i + 1)), [1, Number.NaN, 1e9, 2]]) {
+    for (const losses of [
+      [],
+      [3],
+      [2, 2, 2],
+      [0, 0],
+      Array.from({ length: 5000 }, (_, i) => 4 / (i + 1)),
+      [1, Number.NaN, 1e9, 2],
+    ]) {
       const svg = lossChart(
         losses.map((loss, index) => ({ step: index + 1, loss })),
         'a < b & "c"',
@@ -75,7 +94,11 @@ describe('the chart', () => {
 describe('the report', () => {
   it('needs no other file and names what failed', () => {
     const failed = { ...report(2, null), failures: [{ id: 'v<7>', reason: 'MEDIA_UNREADABLE: broken' }] };
-    writeTrainingReport(folder, { title: 'Run', facts: [['recipe', 'tiny']] }, [report(1), failed, report(3)]);
+    writeTrainingReport(folder, { title: 'Run', facts: [['recipe', 'tiny']] }, [
+      report(1),
+      failed,
+      report(3),
+    ]);
     const html = readFileSync(join(folder, 'report.html'), 'utf8');
     expect(html).toContain('v&#60;7&#62;');
     expect(html).toContain('MEDIA_UNREADABLE');
@@ -86,7 +109,11 @@ describe('the report', () => {
 
 describe('progress', () => {
   const lines: string[] = [];
-  const stream = (isTTY: boolean, columns = 60) => ({ isTTY, columns, write: (text: string) => lines.push(text) > 0 });
+  const stream = (isTTY: boolean, columns = 60) => ({
+    isTTY,
+    columns,
+    write: (text: string) => lines.push(text) > 0,
+  });
 
   it('is one line on a terminal', () => {
     lines.length = 0;
@@ -111,7 +138,13 @@ describe('progress', () => {
     expect([0.24, 59.7, 61, 3700, 90_000].map(durationText)).toEqual([
       ...['0.2 s', '1 min 0 s', '1 min 1 s', '1 h 1 min', '1 d 1 h'],
     ]);
-    expect([0, 999, 1500, 2.34e9, 5.6e13].map(sizeText)).toEqual(['0 B', '999 B', '1.5 kB', '2.3 GB', '56 TB']);
+    expect([0, 999, 1500, 2.34e9, 5.6e13].map(sizeText)).toEqual([
+      '0 B',
+      '999 B',
+      '1.5 kB',
+      '2.3 GB',
+      '56 TB',
+    ]);
     expect([7, 1234, 2.4e6, 7.06e9].map(countText)).toEqual(['7', '1,234', '2.40 M', '7.06 B']);
   });
 });

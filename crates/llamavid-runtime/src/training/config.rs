@@ -67,6 +67,9 @@ pub(crate) struct Recipe {
 pub(crate) struct ModelRecipe {
     #[serde(default)]
     pub(crate) image_size: Option<usize>,
+    /// The block `llamavid` of `config.json`.
+    #[serde(default)]
+    pub(crate) sizes: Option<serde_json::Value>,
     pub(crate) projector: String,
     pub(crate) compression: String,
     pub(crate) query_count: usize,
