@@ -24,9 +24,10 @@ export interface Recipe {
     imageSize?: number | null;
     /** The block `llamavid` of `config.json`, for models that are not of the published sizes. */
     sizes?: { vision?: Record<string, number>; query?: Record<string, number> };
-    projector: string;
-    compression: string;
-    queryCount: number;
+    /** Null takes the base model's, here and in the next two. */
+    projector: string | null;
+    compression: string | null;
+    queryCount: number | null;
     bertType: string;
     imageStartEnd: boolean;
     imagePatchToken: boolean;

@@ -70,9 +70,10 @@ pub(crate) struct ModelRecipe {
     /// The block `llamavid` of `config.json`.
     #[serde(default)]
     pub(crate) sizes: Option<serde_json::Value>,
-    pub(crate) projector: String,
-    pub(crate) compression: String,
-    pub(crate) query_count: usize,
+    /// Absent, here and in the next two: what the base model's configuration says.
+    pub(crate) projector: Option<String>,
+    pub(crate) compression: Option<String>,
+    pub(crate) query_count: Option<usize>,
     pub(crate) bert_type: String,
     pub(crate) image_start_end: bool,
     pub(crate) image_patch_token: bool,
