@@ -1,1 +1,16 @@
 //! From records in LLaVA's format to samples: ids, labels, questions for the query model, and what to look at.
+//!
+//! Reference: `train.py`, `llava_trainer.py`. A record that cannot be used is an error with its number, its id and what
+//! is wrong; it is never replaced by another.
+
+mod error;
+mod labels;
+mod record;
+mod sample;
+mod training_template;
+
+pub use error::{Error, Fault, FaultCode, Result};
+pub use labels::IGNORED;
+pub use record::{Media, Message, Record, Speaker};
+pub use sample::{Movie, Sample, SampleOptions, movie_sample, sample};
+pub use training_template::{Guidance, TrainingTemplate};
