@@ -109,7 +109,7 @@ pub(crate) struct OptimizerRecipe {
     pub(crate) betas: [f64; 2],
     pub(crate) epsilon: f64,
     pub(crate) weight_decay: f64,
-    pub(crate) schedule: Schedule,
+    pub(crate) schedule: ScheduleKind,
     pub(crate) warmup_ratio: f64,
     pub(crate) gradient_clip: Option<f64>,
 }
@@ -123,7 +123,7 @@ pub(crate) enum OptimizerKind {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
-pub(crate) enum Schedule {
+pub(crate) enum ScheduleKind {
     Cosine,
     Constant,
 }

@@ -1,19 +1,18 @@
 //! The folder that a run writes to: one run at a time, and the same run when it goes on.
 //!
-//! `run.json` says what the run was told, so that a resumption with other settings is noticed; `checkpoint-N` are
-//! folders that are whole or not there, because each is written under another name and then moved.
+//! `run.json` says what the run was told, so that a resumption with other settings is noticed.
 
-use std::fs::{self, File, TryLockError};
+use std::fs;
 use std::path::{Path, PathBuf};
 
+use llamavid_train::{Checkpoints, OutputLock};
 use serde_json::{Map, Value};
 
 use super::config::TrainingConfig;
 use crate::{Error, ErrorCode, Result};
 
 const RUN: &str = "run.json";
-const LOCK: &str = ".lock";
-const CHECKPOINT: &str = "checkpoint-";
+const PART: &str = "run.json.part";
 /// Fields of a recipe that may change between two parts of one run: they do not change a number.
 const FREE: [&str; 5] = ["name", "title", "source", "expects", "checkpoints"];
 
@@ -22,7 +21,8 @@ const FREE: [&str; 5] = ["name", "title", "source", "expects", "checkpoints"];
 pub(crate) struct OutputFolder {
     path: PathBuf,
     run: Map<String, Value>,
-    _lock: File,
+    checkpoints: Checkpoints,
+    _lock: OutputLock,
 }
 
 impl OutputFolder {
@@ -33,32 +33,16 @@ impl OutputFolder {
     /// resumed, or when what is to be resumed was told other things.
     pub(crate) fn open(config: &TrainingConfig) -> Result<Self> {
         let path = config.output()?.clone();
-        let failed = |error: std::io::Error| write_error(&path, &error);
-        fs::create_dir_all(&path).map_err(failed)?;
-        let lock = File::options()
-            .create(true)
-            .truncate(false)
-            .write(true)
-            .open(path.join(LOCK))
-            .map_err(failed)?;
-        match lock.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => {
-                return Err(Error::new(
-                    ErrorCode::StoreLocked,
-                    format!("{}: another run trains into this folder", path.display()),
-                )
-                .with_hint("Wait for it to end, or give another output folder."));
-            }
-            Err(TryLockError::Error(error)) => return Err(failed(error)),
-        }
+        // A folder that is in use is in use, whatever else is in it.
+        let before = is_empty(&path)?;
+        let lock = OutputLock::acquire(&path)?;
         let told = described(config)?;
         let run = match read_run(&path)? {
             Some(run) if config.resume => {
                 check_same(&path, &run, &told)?;
                 run
             }
-            None if is_empty(&path)? => told,
+            None if before => told,
             None if config.resume => {
                 return Err(Error::argument(format!(
                     "{}: there is something in the folder, but no run to resume ({RUN} is missing)",
@@ -71,7 +55,8 @@ impl OutputFolder {
                     .with_hint("Resume the run in it with --resume, or give another folder."));
             }
         };
-        let folder = Self { path, run, _lock: lock };
+        let checkpoints = Checkpoints::open(&path, Some(config.recipe.checkpoints.keep))?;
+        let folder = Self { path, run, checkpoints, _lock: lock };
         folder.write_run()?;
         Ok(folder)
     }
@@ -92,43 +77,14 @@ impl OutputFolder {
         self.write_run()
     }
 
-    /// Where the checkpoint of a step belongs.
-    pub(crate) fn checkpoint(&self, step: u64) -> PathBuf {
-        self.path.join(format!("{CHECKPOINT}{step}"))
-    }
-
-    /// The checkpoints that there are, oldest first.
-    pub(crate) fn checkpoints(&self) -> Result<Vec<(u64, PathBuf)>> {
-        let mut found = Vec::new();
-        for entry in fs::read_dir(&self.path).map_err(|error| write_error(&self.path, &error))? {
-            let path = entry.map_err(|error| write_error(&self.path, &error))?.path();
-            let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-            if let Some(step) = name.strip_prefix(CHECKPOINT).and_then(|step| step.parse().ok())
-                && path.is_dir()
-            {
-                found.push((step, path));
-            }
-        }
-        found.sort();
-        Ok(found)
-    }
-
-    /// Removes all but the newest `keep` checkpoints. A folder that cannot be removed stays: it does no harm.
-    pub(crate) fn remove_old_checkpoints(&self, keep: usize) -> Result<()> {
-        let found = self.checkpoints()?;
-        for (_, path) in found.iter().take(found.len().saturating_sub(keep)) {
-            // Renamed first, so that a killed process leaves no half checkpoint behind.
-            let gone = path.with_extension("removed");
-            if fs::rename(path, &gone).is_ok() {
-                let _ = fs::remove_dir_all(&gone);
-            }
-        }
-        Ok(())
+    /// Checkpoints of this run.
+    pub(crate) fn checkpoints(&self) -> &Checkpoints {
+        &self.checkpoints
     }
 
     fn write_run(&self) -> Result<()> {
         let path = self.path.join(RUN);
-        let part = self.path.join(format!("{RUN}.part"));
+        let part = self.path.join(PART);
         let text = serde_json::to_string_pretty(&self.run)
             .map_err(|error| Error::new(ErrorCode::Internal, format!("{RUN}: {error}")))?;
         fs::write(&part, text + "\n")
@@ -195,11 +151,15 @@ fn check_same(folder: &Path, run: &Map<String, Value>, told: &Map<String, Value>
     Ok(())
 }
 
-/// Whether nothing lies in the folder but what a killed process leaves that had only begun.
+/// Whether there is nothing in the folder, or only what a killed process leaves that had hardly begun.
 fn is_empty(folder: &Path) -> Result<bool> {
-    let mut entries = fs::read_dir(folder).map_err(|error| write_error(folder, &error))?;
-    let ours = [LOCK.to_owned(), format!("{RUN}.part")];
-    Ok(entries.all(|entry| entry.is_ok_and(|entry| ours.iter().any(|name| entry.file_name() == name.as_str()))))
+    let ours = ["training.lock", PART];
+    match fs::read_dir(folder) {
+        Ok(mut entries) => Ok(entries
+            .all(|entry| entry.is_ok_and(|entry| ours.iter().any(|name| entry.file_name() == *name)))),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(true),
+        Err(error) => Err(write_error(folder, &error)),
+    }
 }
 
 pub(crate) fn write_error(path: &Path, error: &std::io::Error) -> Error {
@@ -258,20 +218,9 @@ mod tests {
     }
 
     #[test]
-    fn checkpoints_are_found_by_their_steps() {
+    fn a_finished_run_is_known() {
         let root = tempfile::tempdir().unwrap();
         let mut folder = OutputFolder::open(&config(root.path(), false, ("", ""))).unwrap();
-        for step in [9, 10, 100] {
-            fs::create_dir(folder.checkpoint(step)).unwrap();
-        }
-        fs::create_dir(root.path().join("checkpoint-7.part")).unwrap();
-        fs::write(root.path().join("checkpoint-200"), "").unwrap();
-        let steps = |folder: &OutputFolder| -> Vec<u64> {
-            folder.checkpoints().unwrap().into_iter().map(|(step, _)| step).collect()
-        };
-        assert_eq!(steps(&folder), [9, 10, 100]);
-        folder.remove_old_checkpoints(2).unwrap();
-        assert_eq!(steps(&folder), [10, 100]);
         assert!(!folder.finished());
         folder.set_finished().unwrap();
         drop(folder);

@@ -9,7 +9,7 @@ use crate::{Error, Result};
 
 /// The arithmetic of a run. A step is some batches; a batch is some records in a row of the epoch's order.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub(crate) struct Schedule {
+pub(crate) struct StepPlan {
     records: usize,
     per_batch: usize,
     batches_per_step: usize,
@@ -30,8 +30,8 @@ pub(crate) struct Place {
     pub(crate) last: bool,
 }
 
-impl Schedule {
-    /// The schedule of a recipe for a list of `records` records.
+impl StepPlan {
+    /// The plan of a recipe for a list of `records` records.
     ///
     /// # Errors
     /// `INVALID_ARGUMENT` for an empty list.
@@ -56,6 +56,11 @@ impl Schedule {
     /// Steps of the run.
     pub(crate) fn steps(&self) -> u64 {
         self.steps
+    }
+
+    /// Steps in which the learning rate rises.
+    pub(crate) fn warmup_steps(&self, ratio: f64) -> u64 {
+        (self.steps as f64 * ratio).ceil() as u64
     }
 
     /// Epochs that are done with a step.
@@ -103,7 +108,7 @@ mod tests {
     use super::*;
     use crate::training::config::TrainingConfig;
 
-    fn schedule(records: usize, batch: (usize, usize, usize), epochs: f64, max_steps: Option<u64>) -> Schedule {
+    fn step_plan(records: usize, batch: (usize, usize, usize), epochs: f64, max_steps: Option<u64>) -> StepPlan {
         let recipe = std::fs::read_to_string(
             std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../packages/train/recipes/tiny-stage1.json"),
         )
@@ -112,12 +117,12 @@ mod tests {
         let mut recipe = TrainingConfig::parse(&json).unwrap().recipe;
         (recipe.batch.per_device, recipe.batch.accumulation, recipe.batch.devices) = batch;
         (recipe.epochs, recipe.max_steps) = (epochs, max_steps);
-        Schedule::new(&recipe, records).unwrap()
+        StepPlan::new(&recipe, records).unwrap()
     }
 
-    fn places(schedule: &Schedule, done: u64) -> Vec<Place> {
+    fn places(plan: &StepPlan, done: u64) -> Vec<Place> {
         let mut places: Vec<Place> = Vec::new();
-        while let Some(place) = schedule.next(places.last(), done) {
+        while let Some(place) = plan.next(places.last(), done) {
             places.push(place);
         }
         places
@@ -126,11 +131,11 @@ mod tests {
     #[test]
     fn an_epoch_takes_each_record_once() {
         for (records, batch) in [(3, (16, 1, 8)), (100, (4, 1, 1)), (101, (4, 1, 1)), (64, (4, 4, 2)), (1, (1, 1, 1))] {
-            let schedule = schedule(records, batch, 1.0, None);
-            let places = places(&schedule, 0);
+            let plan = step_plan(records, batch, 1.0, None);
+            let places = places(&plan, 0);
             let taken: Vec<usize> = places.iter().flat_map(|place| place.records.clone()).collect();
             assert_eq!(taken, (0..records).collect::<Vec<_>>(), "{records} {batch:?}");
-            assert_eq!(places.iter().filter(|place| place.last).count() as u64, schedule.steps());
+            assert_eq!(places.iter().filter(|place| place.last).count() as u64, plan.steps());
             assert!(places.iter().all(|place| place.epoch == 0 && !place.records.is_empty()));
         }
     }
@@ -138,26 +143,26 @@ mod tests {
     /// 558,128 pictures in batches of 32 on 8 devices are 2,181 steps, as in the reference's logs.
     #[test]
     fn steps_of_published_sizes() {
-        assert_eq!(schedule(558_128, (32, 1, 8), 1.0, None).steps(), 2181);
-        assert_eq!(schedule(665_298, (4, 4, 8), 1.0, None).steps(), 5197);
+        assert_eq!(step_plan(558_128, (32, 1, 8), 1.0, None).steps(), 2181);
+        assert_eq!(step_plan(665_298, (4, 4, 8), 1.0, None).steps(), 5197);
     }
 
     #[test]
     fn what_does_not_fill_a_step_takes_no_part() {
-        let schedule = schedule(10, (2, 2, 1), 2.0, None);
-        assert_eq!(schedule.steps(), 4);
-        let places = places(&schedule, 0);
+        let plan = step_plan(10, (2, 2, 1), 2.0, None);
+        assert_eq!(plan.steps(), 4);
+        let places = places(&plan, 0);
         let ranges: Vec<_> = places.iter().map(|place| (place.step, place.epoch, place.records.clone(), place.last)).collect();
         assert_eq!(ranges[..5], [(1, 0, 0..2, false), (1, 0, 2..4, true), (2, 0, 4..6, false), (2, 0, 6..8, true), (3, 1, 0..2, false)]);
     }
 
     #[test]
     fn a_resumed_run_takes_what_an_uninterrupted_one_does() {
-        let schedule = schedule(23, (2, 3, 1), 3.0, Some(9));
-        let all = places(&schedule, 0);
+        let plan = step_plan(23, (2, 3, 1), 3.0, Some(9));
+        let all = places(&plan, 0);
         for done in 0..=9 {
             let rest: Vec<_> = all.iter().filter(|place| place.step > done).cloned().collect();
-            assert_eq!(places(&schedule, done), rest);
+            assert_eq!(places(&plan, done), rest);
         }
     }
 }
