@@ -91,6 +91,9 @@ pub enum Error {
         /// What is missing and what there is.
         problem: String,
     },
+    /// The caller cancelled the work.
+    #[error("reading the training data was cancelled")]
+    Cancelled,
     /// A setting outside its range.
     #[error("{name}: {problem}")]
     Setting {

@@ -5,12 +5,20 @@
 
 mod error;
 mod labels;
+mod order;
+mod raw_record;
 mod record;
+mod record_file;
 mod sample;
+mod scan;
+mod split_chat;
 mod training_template;
 
 pub use error::{Error, Fault, FaultCode, Result};
 pub use labels::IGNORED;
+pub use order::{Order, Sampler, grouped_order, shuffled_order};
 pub use record::{Media, Message, Record, Speaker};
+pub use record_file::RecordFile;
 pub use sample::{Movie, Sample, SampleOptions, movie_sample, sample};
+pub use split_chat::split_chat;
 pub use training_template::{Guidance, TrainingTemplate};

@@ -3,4 +3,6 @@
 #![allow(clippy::unwrap_used, clippy::panic)]
 
 mod oracle;
+mod orders;
+mod records;
 mod samples;
