@@ -3,7 +3,7 @@
 //! Reference: `DataCollatorForSupervisedDataset`, `prepare_inputs_labels_for_multimodal`.
 //! Letters: B samples, S sequence length after splicing, D language width.
 
-use candle_core::Tensor;
+use candle_core::{DType, Tensor};
 use llamavid_models::language_model::LanguageModel;
 use llamavid_models::prompt::placeholders::IMAGE_TOKEN;
 use llamavid_models::prompt::splice::{BatchRow, SpliceKind, SplicedBatch, splice_batch};
@@ -88,6 +88,11 @@ impl Batch {
             }
         }
         targets
+    }
+
+    /// Positions that are attended to.
+    pub fn tokens(&self) -> Result<usize> {
+        Ok(self.attention_mask.to_dtype(DType::U32)?.sum_all()?.to_scalar::<u32>()? as usize)
     }
 
     /// The mask when it hides anything.

@@ -59,6 +59,8 @@ pub struct Loss {
     pub labels: usize,
     /// How many of them the model would have said.
     pub correct: usize,
+    /// Positions of all samples after splicing, without padding.
+    pub tokens: usize,
 }
 
 impl Loss {
@@ -182,8 +184,10 @@ impl Model {
     pub fn loss_of_hidden(&self, hidden: &Tensor, batch: &Batch) -> Result<Loss> {
         let (positions, labels) = batch.targets();
         let (rows, length, width) = hidden.dims3()?;
+        let tokens = batch.tokens()?;
         if labels.is_empty() {
-            return Ok(Loss { sum: Tensor::zeros((), DType::F32, hidden.device())?, labels: 0, correct: 0 });
+            let sum = Tensor::zeros((), DType::F32, hidden.device())?;
+            return Ok(Loss { sum, labels: 0, correct: 0, tokens });
         }
         let vocabulary = self.options.config.language.vocab_size;
         if let Some(label) = labels.iter().find(|label| **label as usize >= vocabulary) {
@@ -197,7 +201,7 @@ impl Model {
         let logits = self.language_model.logits(&learned, &mut Blind)?; // (N, vocabulary)
         let said = logits.detach().argmax(D::Minus1)?;
         let correct = said.eq(&labels)?.to_dtype(DType::U32)?.sum_all()?.to_scalar::<u32>()?;
-        Ok(Loss { sum: cross_entropy(&logits, &labels)?, labels: count, correct: correct as usize })
+        Ok(Loss { sum: cross_entropy(&logits, &labels)?, labels: count, correct: correct as usize, tokens })
     }
 }
 

@@ -136,6 +136,37 @@ impl LanguageModel {
         self.decode(embeds, 0, &plan, None, observer)
     }
 
+    /// What the layers of [`LanguageModel::forward_uncached`] share, for a caller that runs them one by one: gradient
+    /// checkpointing computes each layer twice and keeps only what lies between them.
+    ///
+    /// # Errors
+    /// As [`LanguageModel::forward_uncached`].
+    pub fn pass(&self, embeds: &Tensor, mask: Option<&Tensor>) -> Result<Pass> {
+        let (batch, count) = self.expect_embeds(embeds)?;
+        self.new_cache(0).reserve(count)?;
+        let plan = AttentionPlan::whole(batch, count, mask, &self.device)?;
+        Ok(Pass { plan, angles: self.rotary.angles(0, count, self.dtype, &self.device)? })
+    }
+
+    /// One layer of a pass: (B, S, D) gives (B, S, D). The first one reads embeddings.
+    ///
+    /// # Errors
+    /// No such layer.
+    pub fn layer(&self, index: usize, hidden: &Tensor, pass: &Pass) -> Result<Tensor> {
+        let Some(layer) = self.layers.get(index) else {
+            return Err(Error::Argument(format!("layer {index} of {}", self.layers.len())));
+        };
+        layer.forward(hidden, (&pass.angles.0, &pass.angles.1), &pass.plan, None)
+    }
+
+    /// The norm behind the last layer: (B, S, D) gives (B, S, D).
+    ///
+    /// # Errors
+    /// A device without memory.
+    pub fn last_norm(&self, hidden: &Tensor) -> Result<Tensor> {
+        self.norm.forward(hidden)
+    }
+
     /// Logits in f32 of `hidden` (…, D) as the forward passes give it: (…, vocabulary). Observed: `llm.logits`.
     pub fn logits(&self, hidden: &Tensor, observer: &mut dyn Observer) -> Result<Tensor> {
         let logits = self.lm_head.forward(&hidden.contiguous()?)?.to_dtype(DType::F32)?;
@@ -186,6 +217,13 @@ impl LanguageModel {
         }
         Ok((batch, count))
     }
+}
+
+/// Masks and positions of a pass over whole sequences, shared by its layers.
+#[derive(Debug)]
+pub struct Pass {
+    plan: AttentionPlan,
+    angles: (Tensor, Tensor),
 }
 
 /// One decoder layer, pre-norm.
