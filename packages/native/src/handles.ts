@@ -9,6 +9,8 @@ export const Device = addon.Device;
 export type Device = Binding.Device;
 export const LanguageModel = addon.LanguageModel;
 export type LanguageModel = Binding.LanguageModel;
+export const ModelDescription = addon.ModelDescription;
+export type ModelDescription = Binding.ModelDescription;
 export const PixelChannel = addon.PixelChannel;
 export type PixelChannel = Binding.PixelChannel;
 export const Pixels = addon.Pixels;
@@ -24,7 +26,16 @@ export type VisualFeatures = Binding.VisualFeatures;
 export const VisualTokens = addon.VisualTokens;
 export type VisualTokens = Binding.VisualTokens;
 
-export const { conversationStop, conversationTemplates, decodeImage, errorCodes, renderConversation } = addon;
+export const {
+  checkSubtitles,
+  conversationStop,
+  conversationTemplates,
+  decodeImage,
+  errorCodes,
+  movieQuestion,
+  parseSubtitles,
+  renderConversation,
+} = addon;
 
 /** What holds memory until it is closed; `using` closes it too. */
 const closable = [
