@@ -244,6 +244,7 @@ impl ModelFolder {
             None => TokenizerConfig::default(),
         };
         WordPieceTokenizer::from_vocab(&vocabulary, config.do_lower_case.unwrap_or(true))
+            .map(|tokenizer| tokenizer.within(self.config.tokens.query.max_positions))
             .map_err(|error| in_file(&path, error))
     }
 

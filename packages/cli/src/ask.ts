@@ -23,7 +23,7 @@ export async function ask(words: readonly string[], flags: AskFlags): Promise<nu
   // The addon is loaded here and not for `--help`.
   const { conversationTemplates, LlamaVid, previewPrompt } = await import('@llamavid/pipeline');
   const toAsk = askOptions(flags, conversationTemplates());
-  checkFiles(paths);
+  checkFiles(flags.subtitles === 'none' ? paths : [...paths, flags.subtitles]);
 
   const progress = new Progress(flags.quiet ?? false);
   try {

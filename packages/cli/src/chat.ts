@@ -24,7 +24,7 @@ export async function chat(paths: readonly string[], flags: ChatFlags): Promise<
   const { conversationTemplates, LlamaVid } = await import('@llamavid/pipeline');
   const toAsk = askOptions(flags, conversationTemplates());
   if (paths.includes('-')) throw wrong('stdin holds the questions, so no file can come from it');
-  checkFiles(paths);
+  checkFiles(flags.subtitles === 'none' ? paths : [...paths, flags.subtitles]);
 
   const progress = new Progress(flags.quiet ?? false);
   try {

@@ -14,7 +14,10 @@ const readJson = (path: string) => JSON.parse(readFileSync(join(fixtures, 'oracl
 function inputsOf(subtitles: readonly Subtitle[], frameTimes: readonly number[]): string {
   const movie = { subtitles, frameTimes, tokensPerFrame: 1, imagePlaceholder: '<image>' };
   const asked = movieQuestion(movie, 'Why?');
-  return asked.slice(asked.indexOf('this movie.') + 'this movie.'.length, asked.indexOf('Now the movie end.'));
+  return asked.slice(
+    asked.indexOf('this movie.') + 'this movie.'.length,
+    asked.indexOf('Now the movie end.'),
+  );
 }
 
 it('reads and places the subtitles of every recorded file', async () => {

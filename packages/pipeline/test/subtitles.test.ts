@@ -86,7 +86,9 @@ describe('subtitles', () => {
       const { tokenIds, subtitles: seen } = await model
         .ask(clip, 'What?', { subtitles, maxNewTokens: 8 })
         .result();
-      expect(seen).toEqual([{ ...(typeof subtitles === 'string' && { path: subtitles }), count: 1, notes: [] }]);
+      expect(seen).toEqual([
+        { ...(typeof subtitles === 'string' && { path: subtitles }), count: 1, notes: [] },
+      ]);
       ids.push(tokenIds);
     }
     await using opened = await model.open(clipFile, { frames: 4, subtitles: path });
@@ -100,7 +102,10 @@ describe('subtitles', () => {
   });
 
   it('belong to their own video among several', async () => {
-    await using first = await model.open(clipFile, { frames: 2, subtitles: [{ start: 0, end: 9, text: 'One.' }] });
+    await using first = await model.open(clipFile, {
+      frames: 2,
+      subtitles: [{ start: 0, end: 9, text: 'One.' }],
+    });
     await using second = await model.open(clipFile, { frames: 3 });
     const both = await model.ask([first, second], 'What?', { maxNewTokens: 4 }).result();
     expect([both.usage.visualTokens, both.subtitles.length]).toEqual([10, 1]);
@@ -116,7 +121,12 @@ describe('subtitles', () => {
 
   it('of a part of a video are those that are said in it', async () => {
     const subtitles = [0, 1, 2, 3, 4].map((start) => ({ start, end: start + 0.5, text: `at ${start}` }));
-    const part = await previewPrompt([clipFile], 'What?', { model: roomy.folder, start: 1, end: 4, subtitles });
+    const part = await previewPrompt([clipFile], 'What?', {
+      model: roomy.folder,
+      start: 1,
+      end: 4,
+      subtitles,
+    });
     expect(part.prompt.match(/at \d/g)).toEqual(['at 1', 'at 2', 'at 3']);
     expect(part.subtitles).toEqual([{ count: 3, notes: [expect.stringMatching(/^2 of the subtitles/)] }]);
   });
