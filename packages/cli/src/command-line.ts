@@ -49,6 +49,7 @@ function createProgram(end: (exitCode: number) => void): Command {
   addMediaFlags(askCommand);
   askCommand
     .option('--json', 'write one JSON object to stdout instead of text')
+    .option('--dry-run', 'print the prompt with the times of its frames, and load no weights')
     .action(async (words: string[], flags: AskFlags) => end(await ask(words, flags)));
 
   const chatCommand = command(
@@ -94,7 +95,9 @@ function createProgram(end: (exitCode: number) => void): Command {
 Exit codes: 0 done, 1 failed, 2 wrong usage, 130 cancelled.
 
 Examples:
+  llamavid ask shapes.mp4 "What does the red star do?"
   llamavid ask cooking.mp4 "What is added after the onions?" --model models/llama-vid-7b
+  llamavid ask film.mp4 "Why does she leave?" --subtitles film.srt --model models/llama-vid-7b-long
   llamavid ask before.jpg after.jpg "What has changed?" --model models/llama-vid-7b --json
   llamavid chat talk.mp4 --model models/llama-vid-7b
   llamavid train video-7b-stage1 --llm vicuna-7b-v1.5 --vision eva_vit_g.pth \\
