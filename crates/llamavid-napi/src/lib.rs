@@ -7,11 +7,13 @@
 
 mod arguments;
 mod conversation;
+mod description;
 mod device;
 mod handle;
 mod language;
 mod pixels;
 mod promise;
+mod subtitles;
 mod tokens;
 mod vision;
 mod world;
