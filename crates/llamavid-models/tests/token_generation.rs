@@ -293,6 +293,33 @@ fn a_batch_of_questions_equals_its_items() {
 }
 
 #[test]
+fn frames_with_questions_of_their_own_equal_single_ones() {
+    for kind in [QueryKind::QFormer { visual_norm: true }, QueryKind::RawBert] {
+        let config = small(kind);
+        let (generator, _) = trainable(&config);
+        let features = random(7, &[3, 17, config.visual_width]);
+        let both = small_questions();
+        let choice = Tensor::new(&[1u32, 0, 1], &Device::Cpu).unwrap();
+        let questions = Questions {
+            input_ids: both.input_ids.index_select(&choice, 0).unwrap(),
+            attention_mask: both.attention_mask.index_select(&choice, 0).unwrap(),
+        };
+        let paired =
+            generator.generate_paired(&features, FeatureKind::Pixels, &questions, &mut Blind).unwrap();
+        for frame in 0..3 {
+            let question = Questions {
+                input_ids: questions.input_ids.narrow(0, frame, 1).unwrap(),
+                attention_mask: questions.attention_mask.narrow(0, frame, 1).unwrap(),
+            };
+            let one = features.narrow(0, frame, 1).unwrap();
+            let alone = generator.generate(&one, FeatureKind::Pixels, &question, &mut Blind).unwrap();
+            assert!(error(&paired.narrow(0, frame, 1).unwrap(), &alone) < 1e-5, "{kind:?} {frame}");
+        }
+        assert!(generator.generate_paired(&features, FeatureKind::Pixels, &both, &mut Blind).is_err());
+    }
+}
+
+#[test]
 fn grid_of_one_equals_mean() {
     let oracle = Oracle::open("video-mean");
     let (features, kind, questions) = oracle.input(&oracle.cases[0]);

@@ -15,6 +15,7 @@ pub mod pickle;
 mod safetensors_file;
 mod tensor_file;
 mod torch;
+pub mod writer;
 
 pub use checkpoint::Checkpoint;
 pub use error::{Error, ErrorKind, Result};

@@ -17,7 +17,7 @@ mod raw_bert;
 mod word_embedding;
 
 use candle_core::{DType, Tensor};
-use candle_nn::{Linear, Module, VarBuilder, linear};
+use candle_nn::VarBuilder;
 
 pub use self::config::{
     Compression, FeatureKind, Projector, QueryKind, QueryModelConfig, TokenGenerationConfig, TokenRows,
@@ -29,6 +29,7 @@ use self::context_attention::ContextAttention;
 use self::projector::ContentProjector;
 use self::q_former::QFormer;
 use self::raw_bert::RawBert;
+use crate::linear::{Linear, linear};
 use crate::observer::Observer;
 use crate::{Error, Result};
 
@@ -109,9 +110,86 @@ impl TokenGenerator {
         questions: &Questions,
         observer: &mut dyn Observer,
     ) -> Result<Tensor> {
-        let (frame_count, rows, visual_width) = features.dims3()?;
+        let (frame_count, _rows, _visual_width) = features.dims3()?;
         self.check_questions(questions)?;
+        self.check_features(features, kind)?;
         let (question_count, _words) = questions.input_ids.dims2()?;
+
+        observer.see("qf.input_ids", &questions.input_ids);
+        observer.see("qf.attention_mask", &questions.attention_mask);
+        let mut blocks = BlockObserver::new(observer, question_count);
+        let frames_in_a_block = (PAIRS_IN_A_BLOCK / question_count).max(1);
+        let mut tokens = Vec::with_capacity(frame_count.div_ceil(frames_in_a_block));
+        for start in (0..frame_count).step_by(frames_in_a_block) {
+            let count = frames_in_a_block.min(frame_count - start);
+            let frames = features.narrow(0, start, count)?.contiguous()?.to_dtype(self.dtype)?;
+            tokens.push(self.generate_block(&frames, questions, count, &mut blocks)?);
+        }
+        let tokens = Tensor::cat(&tokens, 1)?.flatten(1, 2)?; // (P, F * (1 + n), D)
+        blocks.finish(&tokens)?;
+        Ok(tokens)
+    }
+
+    /// Features (F, R, V) and a question of its own for each frame give the tokens (F, 1 + n, D).
+    ///
+    /// What training needs: the frames of a whole batch of videos, each with its video's question, at once
+    /// and not in blocks. The numbers are those of [`TokenGenerator::generate`], video by video.
+    ///
+    /// # Errors
+    /// As [`TokenGenerator::generate`], and `Error::Argument` for another number of questions than of frames.
+    pub fn generate_paired(
+        &self,
+        features: &Tensor,
+        kind: FeatureKind,
+        questions: &Questions,
+        observer: &mut dyn Observer,
+    ) -> Result<Tensor> {
+        self.check_questions(questions)?;
+        self.check_features(features, kind)?;
+        let (frame_count, _rows, _visual_width) = features.dims3()?;
+        let (question_count, _words) = questions.input_ids.dims2()?;
+        if question_count != frame_count {
+            return Err(Error::Argument(format!(
+                "{frame_count} frames with {question_count} questions are no pairs"
+            )));
+        }
+        let mut observer = BlockObserver::new(observer, 1);
+        let tokens = self.generate_block(&features.to_dtype(self.dtype)?, questions, 1, &mut observer)?;
+        let tokens = tokens.flatten(0, 1)?;
+        observer.finish(&tokens)?;
+        Ok(tokens)
+    }
+
+    /// Frames (F, R, V) give (P, frames of each question, 1 + n, D): all F frames to each question, or one.
+    fn generate_block(
+        &self,
+        frames: &Tensor,
+        questions: &Questions,
+        frames_each: usize,
+        observer: &mut BlockObserver,
+    ) -> Result<Tensor> {
+        let (frame_count, rows, _visual_width) = frames.dims3()?;
+        let (question_count, _words) = questions.input_ids.dims2()?;
+        let cut = self.config.rows.cut(rows);
+        let patches = frames.narrow(1, cut, rows - cut)?.contiguous()?; // (F, N, V)
+
+        let query_rows = self.query_model.forward(frames, &patches, questions, frames_each, observer)?;
+        observer.see("qf.out", &query_rows);
+        let context = self.context.forward(&query_rows, &patches, observer)?; // (P * F, 1, D)
+
+        let pooled = content_pooling::pool(&patches, self.config.compression)?; // (F, n, V)
+        observer.see_frames("tok.content_pooled", &pooled)?;
+        let content = self.projector.forward(&pooled)?; // (F, n, D)
+        let content = pairs::repeat_frames(&content, question_count * frames_each / frame_count)?; // (P * F, n, D)
+        observer.see("tok.content_token", &content);
+
+        let tokens = Tensor::cat(&[&context, &content], 1)?;
+        let (_pairs, count, width) = tokens.dims3()?;
+        Ok(tokens.reshape((question_count, frames_each, count, width))?)
+    }
+
+    fn check_features(&self, features: &Tensor, kind: FeatureKind) -> Result<()> {
+        let (frame_count, rows, visual_width) = features.dims3()?;
         if frame_count == 0 || rows < 2 || visual_width != self.config.visual_width {
             return Err(Error::Argument(format!(
                 "features of shape {:?} do not fit: (frames, rows, {}) with a frame or more is wanted",
@@ -126,47 +204,7 @@ impl TokenGenerator {
                 side = (rows - 1).isqrt()
             )));
         }
-
-        observer.see("qf.input_ids", &questions.input_ids);
-        observer.see("qf.attention_mask", &questions.attention_mask);
-        let mut blocks = BlockObserver::new(observer, question_count);
-        let frames_in_a_block = (PAIRS_IN_A_BLOCK / question_count).max(1);
-        let mut tokens = Vec::with_capacity(frame_count.div_ceil(frames_in_a_block));
-        for start in (0..frame_count).step_by(frames_in_a_block) {
-            let count = frames_in_a_block.min(frame_count - start);
-            let frames = features.narrow(0, start, count)?.contiguous()?.to_dtype(self.dtype)?;
-            tokens.push(self.generate_block(&frames, questions, &mut blocks)?);
-        }
-        let tokens = Tensor::cat(&tokens, 1)?.flatten(1, 2)?; // (P, F * (1 + n), D)
-        blocks.finish(&tokens)?;
-        Ok(tokens)
-    }
-
-    /// Frames (F, R, V) give (P, F, 1 + n, D).
-    fn generate_block(
-        &self,
-        frames: &Tensor,
-        questions: &Questions,
-        observer: &mut BlockObserver,
-    ) -> Result<Tensor> {
-        let (frame_count, rows, _visual_width) = frames.dims3()?;
-        let (question_count, _words) = questions.input_ids.dims2()?;
-        let cut = self.config.rows.cut(rows);
-        let patches = frames.narrow(1, cut, rows - cut)?.contiguous()?; // (F, N, V)
-
-        let query_rows = self.query_model.forward(frames, &patches, questions, observer)?;
-        observer.see("qf.out", &query_rows);
-        let context = self.context.forward(&query_rows, &patches, observer)?; // (P * F, 1, D)
-
-        let pooled = content_pooling::pool(&patches, self.config.compression)?; // (F, n, V)
-        observer.see_frames("tok.content_pooled", &pooled)?;
-        let content = self.projector.forward(&pooled)?; // (F, n, D)
-        let content = pairs::repeat_frames(&content, question_count)?; // (P * F, n, D)
-        observer.see("tok.content_token", &content);
-
-        let tokens = Tensor::cat(&[&context, &content], 1)?;
-        let (_pairs, count, width) = tokens.dims3()?;
-        Ok(tokens.reshape((question_count, frame_count, count, width))?)
+        Ok(())
     }
 
     fn check_questions(&self, questions: &Questions) -> Result<()> {
@@ -216,6 +254,7 @@ impl QueryModel {
         frames: &Tensor,
         patches: &Tensor,
         questions: &Questions,
+        frames_each: usize,
         observer: &mut BlockObserver,
     ) -> Result<Tensor> {
         match self {
@@ -229,12 +268,12 @@ impl QueryModel {
                     rows = visual_norm.forward(&rows)?;
                     observer.see_frames("qf.ln_vision", &rows)?;
                 }
-                model.forward(questions, &rows, observer)
+                model.forward(questions, &rows, frames_each, observer)
             }
             Self::RawBert { bert_proj, model } => {
                 let rows = bert_proj.forward(patches)?;
                 observer.see_frames("qf.bert_proj", &rows)?;
-                model.forward(questions, &rows, observer)
+                model.forward(questions, &rows, frames_each, observer)
             }
         }
     }

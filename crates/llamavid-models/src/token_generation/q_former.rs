@@ -55,24 +55,24 @@ impl QFormer {
         Ok(vb.get_with_hints((1, config.queries, config.width), "query_tokens", INITIAL_DEVIATION)?)
     }
 
-    /// P questions and frames (F, N, V) give (P * F, Q, h).
+    /// P questions, each with `frames_each` of the frames (F, N, V), all of them or one, give (P * frames_each, Q, h).
     pub(super) fn forward(
         &self,
         questions: &Questions,
         frames: &Tensor,
+        frames_each: usize,
         observer: &mut BlockObserver,
     ) -> Result<Tensor> {
-        let (frame_count, _rows, _visual_width) = frames.dims3()?;
         let words = self.words.forward(&questions.input_ids)?;
         let (question_count, _words, width) = words.dims3()?;
         let (_one, query_count, _width) = self.queries.dims3()?;
 
         let queries = self.queries.broadcast_as((question_count, query_count, width))?;
         let rows = self.norm.forward(&Tensor::cat(&[&queries, &words], 1)?)?; // (P, Q + L, h)
-        let mut rows = pairs::repeat_questions(&rows, frame_count)?; // (P * F, Q + L, h)
+        let mut rows = pairs::repeat_questions(&rows, frames_each)?; // (P * F, Q + L, h)
         observer.see("qf.embeddings", &rows);
 
-        let bias = pairs::repeat_questions(&self.bias(&questions.attention_mask)?, frame_count)?;
+        let bias = pairs::repeat_questions(&self.bias(&questions.attention_mask)?, frames_each)?;
         let last = self.layers.len() - 1;
         for (index, layer) in self.layers.iter().enumerate() {
             // Nothing reads the words of the last layer. In training they are still computed, as in the

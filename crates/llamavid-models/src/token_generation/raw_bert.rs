@@ -43,19 +43,19 @@ impl RawBert {
         })
     }
 
-    /// P questions and frames (F, N, h) give (P * F, L, h).
+    /// P questions, each with `frames_each` of the frames (F, N, h), all of them or one, give (P * frames_each, L, h).
     pub(super) fn forward(
         &self,
         questions: &Questions,
         frames: &Tensor,
+        frames_each: usize,
         observer: &mut BlockObserver,
     ) -> Result<Tensor> {
-        let (frame_count, _rows, _width) = frames.dims3()?;
         let words = self.words.forward(&questions.input_ids)?.broadcast_add(&self.token_type)?;
-        let mut rows = pairs::repeat_questions(&self.norm.forward(&words)?, frame_count)?; // (P * F, L, h)
+        let mut rows = pairs::repeat_questions(&self.norm.forward(&words)?, frames_each)?; // (P * F, L, h)
         observer.see("qf.embeddings", &rows);
 
-        let bias = pairs::repeat_questions(&causal_bias(&questions.attention_mask)?, frame_count)?;
+        let bias = pairs::repeat_questions(&causal_bias(&questions.attention_mask)?, frames_each)?;
         for (index, layer) in self.layers.iter().enumerate() {
             rows = layer.forward(&rows, frames, &bias)?;
             observer.see(&format!("qf.layer{index}"), &rows);

@@ -1,0 +1,148 @@
+//! Questions about videos as rows for the language model: ids with placeholders, labels, and what each frame shows.
+
+use llamavid_models::prompt::conversation::{ImageTag, Template, question_with_media};
+use llamavid_models::prompt::movie::{movie_inputs, movie_question};
+use llamavid_models::prompt::placeholders::{IMAGE_TOKEN, tokenize_with_images};
+use llamavid_models::prompt::splice::SpliceKind;
+use llamavid_models::prompt::subtitles::Subtitle;
+use llamavid_models::tokenizer::LlamaTokenizer;
+use llamavid_world::{MediaKind, Phrasing, Question, QuestionType, Video, questions};
+use rand::Rng;
+
+use crate::Result;
+use crate::sizes::TOKENS_PER_FRAME;
+use crate::tokenizers::capitalised;
+
+/// A frame of a video: which scene, and how far through it, from 0 to 1.
+pub type Moment = (usize, f64);
+
+/// One question about one video, ready for the language model.
+pub struct Exercise {
+    /// Ids with a placeholder for each visual token.
+    pub ids: Vec<i64>,
+    /// The answer's ids and the end of sequence where they stand in `ids`, -100 elsewhere.
+    pub labels: Vec<i64>,
+    /// What is asked.
+    pub question: Question,
+    /// The text that was asked, as the query model reads it.
+    pub text: String,
+    /// The frames, in order.
+    pub moments: Vec<Moment>,
+}
+
+/// How much of each kind of video a course shows.
+#[derive(Debug, Clone, Copy)]
+pub struct Mix {
+    /// Shares of pictures, single scenes, videos with cuts and videos with subtitles.
+    pub shares: [f64; 4],
+}
+
+impl Mix {
+    /// One kind of video.
+    pub fn pick(&self, rng: &mut impl Rng) -> MediaKind {
+        let kinds = [MediaKind::Image, MediaKind::Clip, MediaKind::Multi, MediaKind::Long];
+        let mut at = rng.random_range(0.0..self.shares.iter().sum::<f64>());
+        for (kind, share) in kinds.into_iter().zip(self.shares) {
+            if at < share {
+                return kind;
+            }
+            at -= share;
+        }
+        MediaKind::Multi
+    }
+}
+
+/// The moments that a sampler of one frame a second picks. `phases` says how long after each scene's start, in seconds
+/// below 1, its first frame is.
+pub fn moments(video: &Video, phases: impl Fn(usize) -> f64) -> Vec<Moment> {
+    let mut moments = Vec::new();
+    for (index, scene) in video.scenes.iter().enumerate() {
+        let phase = phases(index);
+        if scene.seconds <= 0. {
+            moments.push((index, 0.));
+        }
+        let mut at = phase;
+        while at < scene.seconds {
+            moments.push((index, at / scene.seconds));
+            at += 1.;
+        }
+    }
+    moments
+}
+
+/// A question about the video that training may ask: first its type is chosen, then one of that type.
+pub fn choose(video: &Video, kind: MediaKind, rng: &mut impl Rng) -> Option<Question> {
+    let mut all = questions(video, kind, Phrasing::Trained, rng);
+    let weight = |kind: QuestionType| match kind {
+        QuestionType::Describe | QuestionType::Motion | QuestionType::Mover | QuestionType::Times => 1.6,
+        QuestionType::Exist | QuestionType::Order | QuestionType::Where | QuestionType::CountColour => 1.4,
+        _ => 1.,
+    };
+    let mut types: Vec<QuestionType> = all.iter().map(|question| question.kind).collect();
+    types.sort_unstable();
+    types.dedup();
+    let mut at = rng.random_range(0.0..types.iter().map(|kind| weight(*kind)).sum::<f64>().max(1e-9));
+    let mut chosen = *types.last()?;
+    for kind in types {
+        if at < weight(kind) {
+            chosen = kind;
+            break;
+        }
+        at -= weight(kind);
+    }
+    all.retain(|question| question.kind == chosen);
+    let index = rng.random_range(0..all.len());
+    Some(all.swap_remove(index))
+}
+
+/// As people type: now and then with a capital, without the mark at the end.
+fn typed(text: &str, rng: &mut impl Rng) -> String {
+    let text = if rng.random_bool(0.25) { capitalised(text) } else { text.to_owned() };
+    if rng.random_bool(0.08) { text.trim_end_matches(['?', '.']).trim_end().to_owned() } else { text }
+}
+
+/// Puts a question about a video into a conversation.
+pub fn exercise(
+    video: &Video,
+    kind: MediaKind,
+    question: Question,
+    moments: Vec<Moment>,
+    tokenizer: &LlamaTokenizer,
+    rng: &mut impl Rng,
+) -> Result<Exercise> {
+    let text = typed(&question.text, rng);
+    let template = Template::by_name(if rng.random_bool(0.8) { "vicuna_v1" } else { "llava_v1" })?;
+    let (user, splice) = if kind == MediaKind::Long {
+        let times: Vec<f64> = (0..moments.len()).map(|second| second as f64).collect();
+        let subtitles: Vec<Subtitle> = video
+            .subtitles
+            .iter()
+            .map(|said| Subtitle { start_time: said.start, end_time: said.end, text: said.text.clone() })
+            .collect();
+        let inputs = movie_inputs(&subtitles, &times)?;
+        // The published training shows a movie without the words around it; its inference puts them there.
+        let user = if rng.random_bool(0.7) {
+            movie_question(&inputs, &text, TOKENS_PER_FRAME, ImageTag::Bare)
+        } else {
+            format!("{}\n{text}", inputs.replace("<image>", &"<image>".repeat(TOKENS_PER_FRAME)))
+        };
+        (user, SpliceKind::PerToken)
+    } else {
+        (question_with_media(&text, ImageTag::Bare), SpliceKind::PerPlaceholder)
+    };
+    let prompt = tokenize_with_images(tokenizer, &template.render(&[(user, None)])?);
+    let places = moments.len() * TOKENS_PER_FRAME;
+    let mut ids = Vec::with_capacity(prompt.len() + places + 16);
+    for id in prompt {
+        let copies = if id == IMAGE_TOKEN && splice == SpliceKind::PerPlaceholder { places } else { 1 };
+        ids.extend(std::iter::repeat_n(id, copies));
+    }
+    let mut labels = vec![-100; ids.len()];
+    let answer =
+        tokenizer.encode(&question.answer, false).into_iter().chain([tokenizer.eos_id()]).map(i64::from);
+    for id in answer {
+        ids.push(id);
+        labels.push(id);
+    }
+    Ok(Exercise { ids, labels, question, text, moments })
+}
