@@ -14,6 +14,7 @@ mod pixels;
 mod reply;
 mod session;
 mod token_generator;
+mod training;
 mod visual_encoder;
 mod visual_features;
 mod visual_tokens;
@@ -38,6 +39,9 @@ pub use pixels::{MAX_FRAME_SIZE, PixelChannel, Pixels};
 pub use reply::{Reply, catch_panic, run_aside};
 pub use session::{GenerateRequest, Piece, Session, Started};
 pub use token_generator::TokenGenerator;
+pub use training::{
+    MediaKind, TrainingBatch, TrainingFacts, TrainingFailure, TrainingRun, TrainingSample, TrainingStep,
+};
 pub use visual_encoder::VisualEncoder;
 pub use visual_features::VisualFeatures;
 pub use visual_tokens::VisualTokens;

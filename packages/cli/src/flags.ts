@@ -122,7 +122,7 @@ export function wrong(message: string, hint?: string): LlamaVidError {
   return new LlamaVidError('INVALID_ARGUMENT', message, hint === undefined ? {} : { hint });
 }
 
-function device(value: string): string {
+export function device(value: string): string {
   if (/^(auto|cpu|cuda(:\d+)?)$/.test(value)) return value;
   if (value.includes(','))
     throw wrong(`--device ${value}: several devices are not supported yet`, 'Name one device.');
@@ -152,7 +152,7 @@ export function oneOf(flag: string, values: readonly string[]): (value: string) 
   };
 }
 
-function parseNumber(flag: string, least: number): (value: string) => number {
+export function parseNumber(flag: string, least: number): (value: string) => number {
   return (value) => {
     const number = value.trim() === '' ? Number.NaN : Number(value);
     if (Number.isFinite(number) && number >= least) return number;
@@ -168,7 +168,7 @@ export function parseWholeNumber(flag: string, least: number): (value: string) =
   };
 }
 
-function positive(flag: string): (value: string) => number {
+export function positive(flag: string): (value: string) => number {
   return (value) => {
     const number = parseNumber(flag, 0)(value);
     if (number > 0) return number;

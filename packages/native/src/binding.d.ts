@@ -313,3 +313,30 @@ export interface WorldVideoOptions {
   /** Phrasings that training uses, that it never uses, or both. */
   phrasing: 'trained' | 'unseen' | 'mixed'
 }
+
+export declare class DataList {
+  static open(path: string, images?: string | undefined | null, videos?: string | undefined | null): Promise<DataList>
+  get length(): number
+  check(start: number, count: number): Promise<CheckedRecords>
+  close(): void
+}
+export interface CheckedRecords { records: Array<CheckedRecord>; problems: Array<RecordProblem> }
+export interface CheckedRecord { index: number; id: string; media: 'none' | 'image' | 'video' | 'features'; path?: string }
+export interface RecordProblem { index: number; id: string; kind: string; message: string }
+export declare function planTraining(config: string): Promise<string>
+export declare function publishedData(root: string): Promise<string>
+export interface TrainingFacts { steps: number; doneSteps: number; finished: boolean; records: number }
+export interface TrainingFailure { id: string; reason: string }
+export interface TrainingSample { id: string; media: 'none' | 'image' | 'video' | 'features'; path?: string }
+export interface TrainingBatch { number: number; samples: Array<TrainingSample>; failures: Array<TrainingFailure> }
+export interface TrainingStep { step: number; epoch: number; loss?: number; learningRate: number; gradientNorm?: number; samples: number; tokens: number; frames: number }
+export declare class TrainingRun {
+  static open(config: string, device: Device, c?: Cancellation | undefined | null): Promise<TrainingRun>
+  get facts(): TrainingFacts
+  get preprocessing(): Preprocessing
+  nextBatch(): Promise<TrainingBatch | null>
+  step(batch: number, pixels: Array<Array<Pixels> | undefined | null>): Promise<TrainingStep | null>
+  save(): Promise<string>
+  finish(): Promise<void>
+  close(): void
+}

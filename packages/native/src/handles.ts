@@ -5,6 +5,8 @@ const addon = loadAddon();
 
 export const Cancellation = addon.Cancellation;
 export type Cancellation = Binding.Cancellation;
+export const DataList = addon.DataList;
+export type DataList = Binding.DataList;
 export const Device = addon.Device;
 export type Device = Binding.Device;
 export const LanguageModel = addon.LanguageModel;
@@ -17,6 +19,8 @@ export const Session = addon.Session;
 export type Session = Binding.Session;
 export const TokenGenerator = addon.TokenGenerator;
 export type TokenGenerator = Binding.TokenGenerator;
+export const TrainingRun = addon.TrainingRun;
+export type TrainingRun = Binding.TrainingRun;
 export const VisualEncoder = addon.VisualEncoder;
 export type VisualEncoder = Binding.VisualEncoder;
 export const VisualFeatures = addon.VisualFeatures;
@@ -26,16 +30,26 @@ export type VisualTokens = Binding.VisualTokens;
 export const WorldVideo = addon.WorldVideo;
 export type WorldVideo = Binding.WorldVideo;
 
-export const { conversationStop, conversationTemplates, decodeImage, errorCodes, renderConversation } = addon;
+export const {
+  conversationStop,
+  conversationTemplates,
+  decodeImage,
+  errorCodes,
+  planTraining,
+  publishedData,
+  renderConversation,
+} = addon;
 
 /** What holds memory until it is closed; `using` closes it too. */
 const closable = [
+  DataList,
   Device,
   LanguageModel,
   PixelChannel,
   Pixels,
   Session,
   TokenGenerator,
+  TrainingRun,
   VisualEncoder,
   VisualFeatures,
   VisualTokens,
@@ -49,12 +63,14 @@ for (const { prototype } of closable) {
 }
 
 declare module './binding.js' {
+  interface DataList extends Disposable {}
   interface Device extends Disposable {}
   interface LanguageModel extends Disposable {}
   interface PixelChannel extends Disposable {}
   interface Pixels extends Disposable {}
   interface Session extends Disposable {}
   interface TokenGenerator extends Disposable {}
+  interface TrainingRun extends Disposable {}
   interface VisualEncoder extends Disposable {}
   interface VisualFeatures extends Disposable {}
   interface VisualTokens extends Disposable {}
