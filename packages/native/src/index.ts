@@ -8,12 +8,12 @@ export type {
   LoadOptions,
   Preprocessing,
   RgbFrame,
-  WorldQuestion,
-  WorldVideoOptions,
   TrainingBatch,
   TrainingFailure,
   TrainingSample,
   TrainingStep,
+  WorldQuestion,
+  WorldVideoOptions,
 } from './binding.js';
 export { callNative, callNativeAsync } from './call-native.js';
 export {
