@@ -1,21 +1,24 @@
 //! From records in LLaVA's format to samples: ids, labels, questions for the query model, and what to look at.
+//!
+//! Reference: `train.py`, `llava_trainer.py`. A record that cannot be used is an error with its number, its id and what
+//! is wrong; it is never replaced by another.
 
-use llamavid_models::prompt::splice::SpliceKind;
+mod error;
+mod labels;
+mod order;
+mod raw_record;
+mod record;
+mod record_file;
+mod sample;
+mod scan;
+mod split_chat;
+mod training_template;
 
-/// One record, tokenised.
-#[derive(Debug, Clone)]
-pub struct Sample {
-    /// The record's id.
-    pub id: String,
-    /// Ids, with a placeholder for each image.
-    pub ids: Vec<i64>,
-    /// What is to be learned at each id; [`IGNORED`] where nothing is.
-    pub labels: Vec<i64>,
-    /// The questions for the query model.
-    pub prompts: Vec<String>,
-    /// What a placeholder stands for.
-    pub splice: SpliceKind,
-}
-
-/// The label of a position that is not learned.
-pub const IGNORED: i64 = -100;
+pub use error::{Error, Fault, FaultCode, Result};
+pub use labels::IGNORED;
+pub use order::{Order, Sampler, grouped_order, shuffled_order};
+pub use record::{Media, Message, Record, Speaker};
+pub use record_file::RecordFile;
+pub use sample::{Movie, Sample, SampleOptions, movie_sample, sample};
+pub use split_chat::split_chat;
+pub use training_template::{Guidance, TrainingTemplate};
