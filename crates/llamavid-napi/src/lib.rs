@@ -7,13 +7,16 @@
 
 mod arguments;
 mod conversation;
+mod description;
 mod device;
 mod handle;
 mod language;
 mod pixels;
 mod promise;
+mod subtitles;
 mod tokens;
 mod vision;
+mod world;
 
 use llamavid_runtime::ErrorCode;
 use napi_derive::napi;

@@ -9,7 +9,7 @@ use candle_core::{DType, Device};
 use llamavid_models::config::{Extension, ModelConfig, Surroundings};
 use llamavid_models::language_model::{LanguageModel, LanguageModelConfig};
 use llamavid_models::preprocess::{Fit, Preprocessing};
-use llamavid_models::token_generation::{QueryKind, TokenGenerator};
+use llamavid_models::token_generation::{FeatureKind, QueryKind, TokenGenerator};
 use llamavid_models::tokenizer::{LlamaTokenizer, WordPieceTokenizer};
 use llamavid_models::visual_encoder::{VisualEncoder, VisualEncoderConfig};
 use llamavid_weights::key_table::{CLIP, LANGUAGE, TOKENS, VISUAL};
@@ -33,7 +33,7 @@ pub struct ModelFolder {
 
 /// Where the visual encoder's weights are.
 #[derive(Debug, Clone)]
-enum VisionWeights {
+pub(crate) enum VisionWeights {
     /// One EVA file.
     EvaFile(PathBuf),
     /// A folder of a CLIP model.
@@ -150,6 +150,21 @@ impl ModelFolder {
         if self.config.image_start_end { "<im_start><image><im_end>" } else { "<image>" }
     }
 
+    /// Name of the conversation template that the model was trained with, where the configuration names one.
+    pub fn conversation(&self) -> Option<&'static str> {
+        self.config.conversation.map(|template| template.name.as_ref())
+    }
+
+    /// Visual tokens of a frame: the context token and the content tokens.
+    pub fn tokens_per_frame(&self) -> usize {
+        let class_row = match (&self.config.visual, self.config.features) {
+            (VisualEncoderConfig::Clip(clip), _) => usize::from(clip.class_token),
+            (VisualEncoderConfig::Eva(_), FeatureKind::Pixels) => 1,
+            (VisualEncoderConfig::Eva(_), FeatureKind::Precomputed) => 0,
+        };
+        self.config.tokens.tokens_per_frame(self.config.visual.patches() + class_row)
+    }
+
     /// Builds the visual encoder.
     pub fn visual_encoder(&self, dtype: DType, device: &Device) -> Result<VisualEncoder> {
         let (checkpoint, table) = match &self.vision {
@@ -229,6 +244,7 @@ impl ModelFolder {
             None => TokenizerConfig::default(),
         };
         WordPieceTokenizer::from_vocab(&vocabulary, config.do_lower_case.unwrap_or(true))
+            .map(|tokenizer| tokenizer.within(self.config.tokens.query.max_positions))
             .map_err(|error| in_file(&path, error))
     }
 
@@ -289,7 +305,7 @@ fn candidates(root: &Path, written: &str) -> Vec<PathBuf> {
     bases.into_iter().flatten().flat_map(|base| tails.iter().map(move |tail| base.join(tail))).collect()
 }
 
-fn find_vision(root: &Path, written: Option<&str>) -> Result<VisionWeights> {
+pub(crate) fn find_vision(root: &Path, written: Option<&str>) -> Result<VisionWeights> {
     let written = written.unwrap_or("eva_vit_g.pth");
     let places = candidates(root, written);
     for place in &places {
@@ -340,7 +356,7 @@ fn projected_width(root: &Path) -> Result<Option<usize>> {
     Ok(checkpoint.shape(KEY)?.first().copied())
 }
 
-fn find_query_folder(root: &Path, written: Option<&str>) -> Option<PathBuf> {
+pub(crate) fn find_query_folder(root: &Path, written: Option<&str>) -> Option<PathBuf> {
     let names = [written, Some("bert"), Some("bert-base-uncased")];
     let mut places: Vec<PathBuf> =
         names.into_iter().flatten().flat_map(|name| candidates(root, name)).collect();
@@ -348,7 +364,7 @@ fn find_query_folder(root: &Path, written: Option<&str>) -> Option<PathBuf> {
     places.into_iter().find(|place| place.join("vocab.txt").is_file())
 }
 
-fn find_processor(root: &Path, written: Option<&str>, vision: Option<&VisionWeights>) -> Option<PathBuf> {
+pub(crate) fn find_processor(root: &Path, written: Option<&str>, vision: Option<&VisionWeights>) -> Option<PathBuf> {
     let mut places: Vec<PathBuf> =
         [written, Some("processor")].into_iter().flatten().flat_map(|name| candidates(root, name)).collect();
     places.push(root.to_path_buf());
@@ -359,7 +375,7 @@ fn find_processor(root: &Path, written: Option<&str>, vision: Option<&VisionWeig
 }
 
 /// Reads a CLIP image processor's file; only what the reference's settings can express is accepted.
-fn read_processor(path: &Path) -> Result<Preprocessing> {
+pub(crate) fn read_processor(path: &Path) -> Result<Preprocessing> {
     #[derive(Deserialize)]
     #[serde(untagged)]
     enum Size {
@@ -413,14 +429,14 @@ fn read_processor(path: &Path) -> Result<Preprocessing> {
     Ok(Preprocessing { size, mean, std, fit: Fit::Crop })
 }
 
-fn read_required(path: &Path, what: &str) -> Result<Vec<u8>> {
+pub(crate) fn read_required(path: &Path, what: &str) -> Result<Vec<u8>> {
     read_optional(path)?.ok_or_else(|| {
         Error::new(ErrorCode::ModelFileMissing, format!("{}: {what} is missing", path.display()))
             .with_hint("Download the whole model again, or give another folder.")
     })
 }
 
-fn read_optional(path: &Path) -> Result<Option<Vec<u8>>> {
+pub(crate) fn read_optional(path: &Path) -> Result<Option<Vec<u8>>> {
     let failed = |error: std::io::Error| {
         Error::new(ErrorCode::ModelInvalid, format!("{}: cannot be read: {error}", path.display()))
     };
@@ -440,12 +456,12 @@ fn read_optional(path: &Path) -> Result<Option<Vec<u8>>> {
     std::fs::read(path).map(Some).map_err(failed)
 }
 
-fn parse_json<'a, T: Deserialize<'a>>(path: &Path, bytes: &'a [u8]) -> Result<T> {
+pub(crate) fn parse_json<'a, T: Deserialize<'a>>(path: &Path, bytes: &'a [u8]) -> Result<T> {
     serde_json::from_slice(bytes)
         .map_err(|error| Error::new(ErrorCode::ModelInvalid, format!("{}: {error}", path.display())))
 }
 
-fn in_file(path: &Path, error: llamavid_models::Error) -> Error {
+pub(crate) fn in_file(path: &Path, error: llamavid_models::Error) -> Error {
     let error = Error::from(error);
     Error { message: format!("{}: {}", path.display(), error.message), ..error }
 }

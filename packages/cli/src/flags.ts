@@ -25,16 +25,16 @@ export interface MediaFlags {
   start?: number;
   end?: number;
   strict?: boolean;
-  subtitles: 'none';
+  subtitles: string;
   store: 'none';
 }
 
 export type ChatFlags = ModelFlags & AnswerFlags & MediaFlags;
-export type AskFlags = ChatFlags & { json?: boolean };
+export type AskFlags = ChatFlags & { json?: boolean; dryRun?: boolean };
 
 export function addModelFlags(command: Command): void {
   command
-    .option('--model <folder>', 'folder of the model')
+    .option('--model <folder>', 'folder of the model; `tiny` is the embedded one', 'tiny')
     .option('--device <device>', 'auto, cpu, cuda or cuda:N', device, 'auto')
     .option(
       '--dtype <dtype>',
@@ -69,7 +69,10 @@ export function addAnswerFlags(command: Command): void {
       parseWholeNumber('--max-new-tokens', 1),
       512,
     )
-    .option('--conversation <template>', 'conversation template (default: "llava_v1")');
+    .option(
+      '--conversation <template>',
+      'conversation template (default: the model\'s, else "llava_v1", with subtitles "vicuna_v1")',
+    );
 }
 
 export function addMediaFlags(command: Command): void {
@@ -79,11 +82,7 @@ export function addMediaFlags(command: Command): void {
     .option('--start <s>', 'second where sampling starts', parseNumber('--start', 0))
     .option('--end <s>', 'second where sampling ends', parseNumber('--end', 0))
     .option('--strict', 'damage in a file is an error instead of a note')
-    .addOption(
-      new Option('--subtitles <file>', 'none; files are not read yet')
-        .argParser(none('--subtitles'))
-        .default('none'),
-    )
+    .option('--subtitles <file>', '.srt or .vtt file of the video, or none', subtitles, 'none')
     .addOption(
       new Option('--store <folder>', 'none; features are not stored yet')
         .argParser(none('--store'))
@@ -95,13 +94,20 @@ export function loadOptions(flags: ModelFlags, signal: AbortSignal): LoadOptions
   return { device: flags.device, dtype: flags.dtype, load: flags.load, signal };
 }
 
-export function openOptions(flags: MediaFlags, signal: AbortSignal): OpenOptions {
+/** `paths` are the files that the flags are about. */
+export function openOptions(flags: MediaFlags, paths: readonly string[], signal: AbortSignal): OpenOptions {
   const { fps, frames, start, end, strict, subtitles, store } = flags;
   if (fps !== undefined && frames !== undefined) {
     throw wrong('--fps and --frames exclude each other', 'Give one of them.');
   }
   if (start !== undefined && end !== undefined && end <= start) {
     throw wrong(`--end ${end} is not behind --start ${start}`);
+  }
+  if (subtitles !== 'none' && paths.length !== 1) {
+    throw wrong(
+      `--subtitles ${subtitles} is for one video, but ${paths.length} were given`,
+      'Give the video that the subtitles belong to, and no other.',
+    );
   }
   return { fps, frames, start, end, strict, subtitles, store, signal };
 }
@@ -122,7 +128,7 @@ export function wrong(message: string, hint?: string): LlamaVidError {
   return new LlamaVidError('INVALID_ARGUMENT', message, hint === undefined ? {} : { hint });
 }
 
-function device(value: string): string {
+export function device(value: string): string {
   if (/^(auto|cpu|cuda(:\d+)?)$/.test(value)) return value;
   if (value.includes(','))
     throw wrong(`--device ${value}: several devices are not supported yet`, 'Name one device.');
@@ -138,6 +144,16 @@ function load(value: string): string {
   return oneOf('--load', ['16bit'])(value);
 }
 
+function subtitles(value: string): string {
+  if (value !== 'auto' && value !== '') return value;
+  throw wrong(
+    value === ''
+      ? '--subtitles names no file'
+      : '--subtitles auto: subtitles inside a video are not read yet',
+    'Write them to a file first: ffmpeg -i video.mkv subtitles.srt',
+  );
+}
+
 function none(flag: string): (value: string) => string {
   return (value) => {
     if (value === 'none') return value;
@@ -145,14 +161,14 @@ function none(flag: string): (value: string) => string {
   };
 }
 
-function oneOf(flag: string, values: readonly string[]): (value: string) => string {
+export function oneOf(flag: string, values: readonly string[]): (value: string) => string {
   return (value) => {
     if (values.includes(value)) return value;
     throw wrong(`${flag} ${value} is not one of ${values.join(', ')}`);
   };
 }
 
-function parseNumber(flag: string, least: number): (value: string) => number {
+export function parseNumber(flag: string, least: number): (value: string) => number {
   return (value) => {
     const number = value.trim() === '' ? Number.NaN : Number(value);
     if (Number.isFinite(number) && number >= least) return number;
@@ -160,7 +176,7 @@ function parseNumber(flag: string, least: number): (value: string) => number {
   };
 }
 
-function parseWholeNumber(flag: string, least: number): (value: string) => number {
+export function parseWholeNumber(flag: string, least: number): (value: string) => number {
   return (value) => {
     const number = value.trim() === '' ? Number.NaN : Number(value);
     if (Number.isSafeInteger(number) && number >= least) return number;
@@ -168,7 +184,7 @@ function parseWholeNumber(flag: string, least: number): (value: string) => numbe
   };
 }
 
-function positive(flag: string): (value: string) => number {
+export function positive(flag: string): (value: string) => number {
   return (value) => {
     const number = parseNumber(flag, 0)(value);
     if (number > 0) return number;

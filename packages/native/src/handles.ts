@@ -5,10 +5,14 @@ const addon = loadAddon();
 
 export const Cancellation = addon.Cancellation;
 export type Cancellation = Binding.Cancellation;
+export const DataList = addon.DataList;
+export type DataList = Binding.DataList;
 export const Device = addon.Device;
 export type Device = Binding.Device;
 export const LanguageModel = addon.LanguageModel;
 export type LanguageModel = Binding.LanguageModel;
+export const ModelDescription = addon.ModelDescription;
+export type ModelDescription = Binding.ModelDescription;
 export const PixelChannel = addon.PixelChannel;
 export type PixelChannel = Binding.PixelChannel;
 export const Pixels = addon.Pixels;
@@ -17,23 +21,40 @@ export const Session = addon.Session;
 export type Session = Binding.Session;
 export const TokenGenerator = addon.TokenGenerator;
 export type TokenGenerator = Binding.TokenGenerator;
+export const TrainingRun = addon.TrainingRun;
+export type TrainingRun = Binding.TrainingRun;
 export const VisualEncoder = addon.VisualEncoder;
 export type VisualEncoder = Binding.VisualEncoder;
 export const VisualFeatures = addon.VisualFeatures;
 export type VisualFeatures = Binding.VisualFeatures;
 export const VisualTokens = addon.VisualTokens;
 export type VisualTokens = Binding.VisualTokens;
+export const WorldVideo = addon.WorldVideo;
+export type WorldVideo = Binding.WorldVideo;
 
-export const { conversationStop, conversationTemplates, decodeImage, errorCodes, renderConversation } = addon;
+export const {
+  checkSubtitles,
+  conversationStop,
+  conversationTemplates,
+  decodeImage,
+  errorCodes,
+  planTraining,
+  publishedData,
+  movieQuestion,
+  parseSubtitles,
+  renderConversation,
+} = addon;
 
 /** What holds memory until it is closed; `using` closes it too. */
 const closable = [
+  DataList,
   Device,
   LanguageModel,
   PixelChannel,
   Pixels,
   Session,
   TokenGenerator,
+  TrainingRun,
   VisualEncoder,
   VisualFeatures,
   VisualTokens,
@@ -47,12 +68,14 @@ for (const { prototype } of closable) {
 }
 
 declare module './binding.js' {
+  interface DataList extends Disposable {}
   interface Device extends Disposable {}
   interface LanguageModel extends Disposable {}
   interface PixelChannel extends Disposable {}
   interface Pixels extends Disposable {}
   interface Session extends Disposable {}
   interface TokenGenerator extends Disposable {}
+  interface TrainingRun extends Disposable {}
   interface VisualEncoder extends Disposable {}
   interface VisualFeatures extends Disposable {}
   interface VisualTokens extends Disposable {}
