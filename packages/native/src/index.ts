@@ -10,14 +10,14 @@ export type {
   Preprocessing,
   PromptTokens,
   RgbFrame,
-  WorldQuestion,
-  WorldVideoOptions,
   TrainingBatch,
   TrainingFailure,
   TrainingSample,
   TrainingStep,
   Subtitle,
   Subtitles,
+  WorldQuestion,
+  WorldVideoOptions,
 } from './binding.js';
 export { callNative, callNativeAsync } from './call-native.js';
 export {
