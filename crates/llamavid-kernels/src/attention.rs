@@ -4,7 +4,7 @@
 //! product; the backward pass computes them again. Letters: B batch, H query heads, G query heads of a key head,
 //! Q query rows, K key rows, d head width.
 
-use candle_core::{CpuStorage, CustomOp1, CustomOp3, D, DType, Layout, Result, Shape, Storage, Tensor, bail};
+use candle_core::{CpuStorage, CustomOp1, CustomOp3, DType, Layout, Result, Shape, Storage, Tensor, bail};
 use rayon::prelude::*;
 
 use crate::dropout::{Dropout, keep_row};
@@ -111,7 +111,7 @@ pub fn packed_attention(packed: &Tensor, options: &Heads) -> Result<Tensor> {
         bail!("rows of {width} do not hold queries, keys and values of {} heads", options.heads);
     }
     if let Some(op) = fused(&[packed], options)? {
-        return last_contiguous(packed)?.apply_op1(Packed(op));
+        return packed.contiguous()?.apply_op1(Packed(op));
     }
     let part = |index: usize| packed.narrow(2, index * width / 3, width / 3)?.contiguous();
     multi_head_attention(&part(0)?, &part(1)?, &part(2)?, options)
@@ -163,7 +163,7 @@ fn causal_bias(scores: &Tensor, padding: Option<&Tensor>) -> Result<Tensor> {
 }
 
 /// The fused operation, where it takes these inputs and this mask.
-fn fused(inputs: &[&Tensor], options: &Heads) -> Result<Option<Attention>> {
+pub(crate) fn fused(inputs: &[&Tensor], options: &Heads) -> Result<Option<Attention>> {
     if options.heads == 0 || options.key_heads == 0 || !options.heads.is_multiple_of(options.key_heads) {
         bail!("{} query heads do not divide among {} key heads", options.heads, options.key_heads);
     }
@@ -212,7 +212,7 @@ enum FusedMask {
     },
 }
 
-struct Attention {
+pub(crate) struct Attention {
     /// Whether inputs are (B, heads, rows, d) and not (B, rows, heads · d).
     split: bool,
     heads: usize,
@@ -247,14 +247,8 @@ struct Input<'a> {
     places: Places,
 }
 
-impl<'a> Input<'a> {
-    fn row(&self, batch: usize, head: usize, row: usize, width: usize) -> &'a [f32] {
-        let start = self.places.of(batch, head, row);
-        &self.values[start..start + width]
-    }
-}
-
 /// Rows of heads that several threads write, each the rows of its own heads.
+#[derive(Clone, Copy)]
 struct Output {
     values: *mut f32,
     length: usize,
@@ -387,15 +381,9 @@ impl Attention {
         result: &mut [f32],
     ) {
         let width = context.sizes.width;
-        for (row, result) in result.chunks_exact_mut(width.max(1)).enumerate() {
-            let values = input.row(place.0, place.1, row, width);
-            match context.angles {
-                Some((cos, sin)) => {
-                    let angles = row * width / 2..(row + 1) * width / 2;
-                    rotate(values, &cos[angles.clone()], &sin[angles], 1.0, scale, result);
-                }
-                None => copy_scaled(values, scale, result),
-            }
+        if !result.is_empty() {
+            let start = input.places.of(place.0, place.1, 0);
+            gather(&input.values[start..], input.places.row, width, context.angles, scale, result);
         }
     }
 
@@ -611,6 +599,36 @@ widest!(fn rotate(
     result: &mut [f32],
 ) = rotate_inline);
 
+#[inline(always)]
+fn gather_inline<const FUSED: bool>(
+    values: &[f32],
+    row_stride: usize,
+    width: usize,
+    angles: Option<(&[f32], &[f32])>,
+    scale: f32,
+    result: &mut [f32],
+) {
+    for (row, result) in result.chunks_exact_mut(width).enumerate() {
+        let values = &values[row * row_stride..row * row_stride + width];
+        match angles {
+            Some((cos, sin)) => {
+                let angles = row * width / 2..(row + 1) * width / 2;
+                rotate_inline::<FUSED>(values, &cos[angles.clone()], &sin[angles], 1.0, scale, result);
+            }
+            None => copy_scaled(values, scale, result),
+        }
+    }
+}
+widest!(fn gather(
+    values: &[f32],
+    row_stride: usize,
+    width: usize,
+    angles: Option<(&[f32], &[f32])>,
+    scale: f32,
+    result: &mut [f32],
+) = gather_inline);
+
+#[inline(always)]
 fn copy_scaled(row: &[f32], scale: f32, result: &mut [f32]) {
     for (result, value) in result.iter_mut().zip(row) {
         *result = value * scale;
@@ -715,15 +733,73 @@ impl Attention {
     }
 }
 
-impl Packed {
-    /// Sizes, and where queries, keys and values are among the packed rows of one piece.
-    fn sizes(&self, shape: &Shape) -> Result<(Sizes, [Places; 3], Places)> {
-        let (batch, rows, all) = shape.dims3()?;
-        let one = Shape::from((batch, rows, all / 3));
-        let sizes = self.0.sizes(&one, &one, &one)?;
-        let (_, _, width, result) = self.0.shape_of(&one, self.0.heads)?;
-        let part = |index: usize| Places { batch: rows * all, head: width, row: all, start: index * all / 3 };
-        Ok((sizes, [part(0), part(1), part(2)], result))
+impl Attention {
+    /// Sizes, and where the heads of queries, keys and values and of the result are, for self-attention of
+    /// (`batch`, `rows`): of rows that hold all three, or of three tensors.
+    fn arrange(&self, batch: usize, rows: usize, sources: &[&[f32]]) -> Result<(Sizes, [Places; 3], Places)> {
+        let width =
+            |index: usize| sources.get(index).map_or(0, |source| source.len() / (batch * rows).max(1));
+        match sources.len() {
+            1 => {
+                let all = width(0);
+                let one = Shape::from((batch, rows, all / 3));
+                let sizes = self.sizes(&one, &one, &one)?;
+                let (_, _, width, result) = self.shape_of(&one, self.heads)?;
+                let part = |index: usize| Places {
+                    batch: rows * all,
+                    head: width,
+                    row: all,
+                    start: index * all / 3,
+                };
+                Ok((sizes, [part(0), part(1), part(2)], result))
+            }
+            _ => {
+                let [q, k, v] = [0, 1, 2].map(|index| Shape::from((batch, rows, width(index))));
+                let sizes = self.sizes(&q, &k, &v)?;
+                let (_, _, _, query) = self.shape_of(&q, self.heads)?;
+                let (_, _, _, key) = self.shape_of(&k, self.key_heads)?;
+                Ok((sizes, [query, key, key], query))
+            }
+        }
+    }
+
+    /// Self-attention of (`batch`, `rows`): `sources` are queries, keys and values, or one slice of rows that hold all
+    /// three.
+    pub(crate) fn attend(&self, batch: usize, rows: usize, sources: &[&[f32]]) -> Result<Vec<f32>> {
+        let (sizes, places, result_places) = self.arrange(batch, rows, sources)?;
+        let mut result = vec![0f32; batch * rows * self.heads * sizes.width];
+        let output = Output::new(&mut result, result_places);
+        let last = sources.len() - 1;
+        let input = |index: usize| Input { values: sources[index.min(last)], places: places[index] };
+        self.with_context(sizes, |context| {
+            self.forward(context, input(0), input(1), input(2), &output);
+            Ok(())
+        })?;
+        Ok(result)
+    }
+
+    /// The gradients of `sources` as given to [`Attention::attend`].
+    pub(crate) fn differentiate(
+        &self,
+        batch: usize,
+        rows: usize,
+        sources: &[&[f32]],
+        gradient: &[f32],
+    ) -> Result<Vec<Vec<f32>>> {
+        let (sizes, places, result_places) = self.arrange(batch, rows, sources)?;
+        let mut of_sources: Vec<_> = sources.iter().map(|source| vec![0f32; source.len()]).collect();
+        let last = sources.len() - 1;
+        let input = |index: usize| Input { values: sources[index.min(last)], places: places[index] };
+        // Three views of one slice have disjoint rows.
+        let outputs: Vec<Output> =
+            of_sources.iter_mut().map(|of_source| Output::new(of_source, result_places)).collect();
+        let [q, k, v] = [0, 1, 2].map(|index| Output { places: places[index], ..outputs[index.min(last)] });
+        let gradient = Input { values: gradient, places: result_places };
+        self.with_context(sizes, |context| {
+            self.backward(context, [input(0), input(1), input(2)], gradient, [&q, &k, &v]);
+            Ok(())
+        })?;
+        Ok(of_sources)
     }
 }
 
@@ -733,34 +809,16 @@ impl CustomOp1 for Packed {
     }
 
     fn cpu_fwd(&self, packed: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        let values = crate::rows::values(packed, layout)?;
-        let (sizes, parts, result_places) = self.sizes(layout.shape())?;
-        let mut result = vec![0f32; values.len() / 3];
-        let output = Output::new(&mut result, result_places);
-        let [q, k, v] = parts.map(|places| Input { values, places });
-        self.0.with_context(sizes, |context| {
-            self.0.forward(context, q, k, v, &output);
-            Ok(())
-        })?;
         let (batch, rows, all) = layout.shape().dims3()?;
+        let result = self.0.attend(batch, rows, &[crate::rows::values(packed, layout)?])?;
         Ok((CpuStorage::F32(result), Shape::from((batch, rows, all / 3))))
     }
 
-    fn bwd(&self, packed: &Tensor, result: &Tensor, gradient: &Tensor) -> Result<Option<Tensor>> {
-        debug_assert_eq!(packed.dim(D::Minus1)?, 3 * result.dim(D::Minus1)?);
-        let (sizes, parts, result_places) = self.sizes(packed.shape())?;
-        let mut of_packed = vec![0f32; packed.elem_count()];
-        with_values([packed, gradient], |[values, gradient]| {
-            let inputs = parts.map(|places| Input { values, places });
-            let gradient = Input { values: gradient, places: result_places };
-            self.0.with_context(sizes, |context| {
-                // Three views of one slice; their rows are disjoint.
-                let base = Output::new(&mut of_packed, parts[0]);
-                let [q, k, v] = parts.map(|places| Output { places, ..base });
-                self.0.backward(context, inputs, gradient, [&q, &k, &v]);
-                Ok(())
-            })
+    fn bwd(&self, packed: &Tensor, _result: &Tensor, gradient: &Tensor) -> Result<Option<Tensor>> {
+        let (batch, rows, _all) = packed.dims3()?;
+        let mut of_packed = with_values([packed, gradient], |[packed, gradient]| {
+            self.0.differentiate(batch, rows, &[packed], gradient)
         })?;
-        tensor(of_packed, packed.shape()).map(Some)
+        of_packed.pop().map(|of_packed| tensor(of_packed, packed.shape())).transpose()
     }
 }

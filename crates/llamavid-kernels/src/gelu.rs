@@ -29,21 +29,28 @@ impl CustomOp1 for Gelu {
     }
 
     fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        let x = values(x, layout)?;
-        let mut result = vec![0f32; x.len()];
-        result.par_chunks_mut(BLOCK).zip(x.par_chunks(BLOCK)).for_each(|(result, x)| fill(x, result));
-        Ok((CpuStorage::F32(result), layout.shape().clone()))
+        Ok((CpuStorage::F32(activated(values(x, layout)?)), layout.shape().clone()))
     }
 
     fn bwd(&self, x: &Tensor, _result: &Tensor, gradient: &Tensor) -> Result<Option<Tensor>> {
-        let of_x = with_values([x, gradient], |[x, gradient]| {
-            let mut of_x = vec![0f32; x.len()];
-            let tasks = of_x.par_chunks_mut(BLOCK).zip(x.par_chunks(BLOCK)).zip(gradient.par_chunks(BLOCK));
-            tasks.for_each(|((of_x, x), gradient)| differentiate(x, gradient, of_x));
-            Ok(of_x)
-        })?;
+        let of_x = with_values([x, gradient], |[x, gradient]| Ok(differentiated(x, gradient)))?;
         tensor(of_x, x.shape()).map(Some)
     }
+}
+
+/// The GELU of each value.
+pub(crate) fn activated(x: &[f32]) -> Vec<f32> {
+    let mut result = vec![0f32; x.len()];
+    result.par_chunks_mut(BLOCK).zip(x.par_chunks(BLOCK)).for_each(|(result, x)| fill(x, result));
+    result
+}
+
+/// The gradient of each value.
+pub(crate) fn differentiated(x: &[f32], gradient: &[f32]) -> Vec<f32> {
+    let mut of_x = vec![0f32; x.len()];
+    let tasks = of_x.par_chunks_mut(BLOCK).zip(x.par_chunks(BLOCK)).zip(gradient.par_chunks(BLOCK));
+    tasks.for_each(|((of_x, x), gradient)| differentiate(x, gradient, of_x));
+    of_x
 }
 
 #[inline(always)]

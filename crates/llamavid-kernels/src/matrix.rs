@@ -28,6 +28,14 @@ impl<'a> Matrix<'a> {
         Self { rows: self.columns, columns: self.rows, row: self.column, column: self.row, ..self }
     }
 
+    pub(crate) fn rows(&self) -> usize {
+        self.rows
+    }
+
+    pub(crate) fn columns(&self) -> usize {
+        self.columns
+    }
+
     /// Whether each element lies within the slice.
     fn fits(&self) -> bool {
         let last = (self.rows.max(1) - 1) * self.row + (self.columns.max(1) - 1) * self.column;
@@ -77,6 +85,13 @@ pub(crate) fn multiply(left: Matrix, right: Matrix, result: &mut [f32], add: boo
             parallelism,
         );
     }
+}
+
+/// `left · right`, rows one after the other; on all threads.
+pub(crate) fn product(left: Matrix, right: Matrix) -> Vec<f32> {
+    let mut result = vec![0f32; left.rows * right.columns];
+    multiply(left, right, &mut result, false, true);
+    result
 }
 
 #[cfg(test)]

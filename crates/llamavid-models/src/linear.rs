@@ -2,6 +2,7 @@
 
 use candle_core::{Result, Tensor};
 use candle_nn::VarBuilder;
+use llamavid_kernels::Projection;
 
 /// A linear layer with its weights: `x` (…, in) gives (…, out).
 #[derive(Debug, Clone)]
@@ -15,6 +16,11 @@ pub(crate) struct Linear {
 impl Linear {
     pub(crate) fn new(weight: Tensor, bias: Option<Tensor>) -> Self {
         Self { weight, bias }
+    }
+
+    /// Its weights, for an operation that it is a part of.
+    pub(crate) fn projection(&self) -> Projection<'_> {
+        Projection { weight: &self.weight, bias: self.bias.as_ref() }
     }
 
     pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor> {

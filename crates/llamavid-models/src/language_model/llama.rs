@@ -5,7 +5,7 @@
 
 use candle_core::{DType, Device, Tensor};
 use candle_nn::{Init, VarBuilder};
-use llamavid_kernels::{embedding, rms_norm, swiglu};
+use llamavid_kernels::{Norm, embedding, rms_norm, swiglu_block};
 
 use super::attention::{AttentionPlan, SelfAttention};
 use super::config::LanguageModelConfig;
@@ -256,13 +256,19 @@ impl DecoderLayer {
         plan: &AttentionPlan,
         cache: Option<(&mut KvCache, usize)>,
     ) -> Result<Tensor> {
-        let x = (x + self.self_attn.forward(&self.input_layernorm.forward(x)?, angles, plan, cache)?)?;
-        let fed = self.mlp.forward(&self.post_attention_layernorm.forward(&x)?)?;
-        Ok((x + fed)?)
+        let x = match (plan.whole_padding(), cache) {
+            (Some(padding), None) => {
+                self.self_attn.forward_whole(x, self.input_layernorm.norm(), angles, padding)?
+            }
+            (_, cache) => {
+                (x + self.self_attn.forward(&self.input_layernorm.forward(x)?, angles, plan, cache)?)?
+            }
+        };
+        self.mlp.forward(&x, self.post_attention_layernorm.norm())
     }
 }
 
-/// Gated feed-forward layer: `down(silu(gate(x)) · up(x))`.
+/// Gated feed-forward layer: `down(silu(gate(x)) · up(x))`, with its norm and residual.
 #[derive(Debug, Clone)]
 struct SwiGlu {
     gate_proj: Linear,
@@ -280,9 +286,10 @@ impl SwiGlu {
         })
     }
 
-    fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let gated = swiglu(&self.gate_proj.forward(x)?, &self.up_proj.forward(x)?)?;
-        Ok(self.down_proj.forward(&gated)?)
+    fn forward(&self, x: &Tensor, norm: Norm) -> Result<Tensor> {
+        let [gate, up, down] =
+            [&self.gate_proj, &self.up_proj, &self.down_proj].map(|layer| layer.projection());
+        Ok(swiglu_block(x, norm, gate, up, down)?)
     }
 }
 
@@ -296,6 +303,10 @@ impl RmsNorm {
     fn new(config: &LanguageModelConfig, vb: VarBuilder) -> Result<Self> {
         let weight = vb.get_with_hints(config.hidden_size, "weight", Init::Const(1.0))?;
         Ok(Self { weight, eps: config.rms_norm_eps })
+    }
+
+    fn norm(&self) -> Norm<'_> {
+        Norm { weight: &self.weight, bias: None, eps: self.eps }
     }
 
     fn forward(&self, x: &Tensor) -> Result<Tensor> {

@@ -6,7 +6,7 @@
 
 use candle_core::{DType, Result, Tensor};
 use candle_nn::VarBuilder;
-use llamavid_kernels::{Heads, gelu, linear as apply_linear, packed_attention};
+use llamavid_kernels::{Heads, Norm, Projection, attention_block, gelu_block};
 
 use super::EvaConfig;
 use super::layer_norm::LayerNorm;
@@ -91,12 +91,12 @@ impl Block {
     }
 
     fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let x = (x + self.attn.forward(&self.norm1.forward(x)?)?)?;
-        let hidden = gelu(&self.fc1.forward(&self.norm2.forward(&x)?)?)?;
-        x + self.fc2.forward(&hidden)?
+        let x = self.attn.forward(x, self.norm1.norm())?;
+        gelu_block(&x, self.norm2.norm(), self.fc1.projection(), self.fc2.projection())
     }
 }
 
+/// Self-attention with its norm and residual.
 #[derive(Debug, Clone)]
 struct Attention {
     qkv: Tensor,
@@ -118,12 +118,12 @@ impl Attention {
         })
     }
 
-    fn forward(&self, x: &Tensor) -> Result<Tensor> {
+    fn forward(&self, x: &Tensor, norm: Norm) -> Result<Tensor> {
         let (_frames, _rows, width) = x.dims3()?;
         // Softmax would cancel a bias on the keys, so the file has none.
         let bias = Tensor::cat(&[&self.query_bias, &self.query_bias.zeros_like()?, &self.value_bias], 0)?;
-        let packed = apply_linear(x, &self.qkv, Some(&bias))?; // (F, P+1, 3 V)
-        let attended = packed_attention(&packed, &Heads::new(self.heads, width / self.heads))?;
-        self.proj.forward(&attended)
+        let packed = Projection { weight: &self.qkv, bias: Some(&bias) }; // (F, P+1, 3 V)
+        let heads = Heads::new(self.heads, width / self.heads);
+        attention_block(x, norm, &[packed], self.proj.projection(), &heads)
     }
 }
