@@ -7,10 +7,10 @@
 use candle_core::{Result, Shape, Storage, Tensor, bail};
 use rayon::prelude::*;
 
-use crate::attention::{Attention, fused};
+use crate::attention::{Attention, Sequences, fused};
 use crate::many_inputs::{Differentiable, record};
-use crate::matrix::{Matrix, multiply, product};
-use crate::rows::{column_sums, fusible, rows_of_a_task, tensor, values};
+use crate::matrix::{Matrix, multiply};
+use crate::rows::{add_rows, column_sums, fusible, rows_of_a_task, tensor, values};
 use crate::{Heads, gelu, layer_norm, linear, multi_head_attention, packed_attention, rms_norm, swiglu};
 
 /// Normalisation over the last dimension: of layers with a bias, of root mean squares without one.
@@ -58,30 +58,25 @@ pub fn attention_block(
     output: Projection,
     heads: &Heads,
 ) -> Result<Tensor> {
-    if !matches!(sources.len(), 1 | 3) {
-        bail!("attention of {} sources, not of one or three", sources.len());
-    }
-    let kind = if sources.len() == 1 { Kind::Packed } else { Kind::Attention };
+    let kind = match sources.len() {
+        1 => Kind::Packed,
+        3 => Kind::Attention,
+        count => bail!("attention of {count} sources, not of one or three"),
+    };
     let inputs = Inputs::new(kind, x, norm, sources.iter().copied().chain([output]));
     let fused = if inputs.fusible() { fused(&[x], heads)? } else { None };
-    let Some(attention) = fused else {
-        let normed = norm.forward(x)?;
-        let sources: Vec<_> = sources.iter().map(|source| source.forward(&normed)).collect::<Result<_>>()?;
-        let attended = match sources.as_slice() {
-            [packed] => packed_attention(packed, heads)?,
-            [q, k, v] => multi_head_attention(q, k, v, heads)?,
-            _ => bail!("attention of {} sources, not of one or three", sources.len()),
-        };
-        return x + output.forward(&attended)?;
+    if let Some(attention) = fused {
+        let (batch, rows, _width) = x.dims3()?;
+        let inner = SelfAttention { attention, sources: sources.len(), batch, rows };
+        return inputs.compute(inner, rows.max(1));
+    }
+    let normed = norm.forward(x)?;
+    let sources: Vec<_> = sources.iter().map(|source| source.forward(&normed)).collect::<Result<_>>()?;
+    let attended = match sources.as_slice() {
+        [q, k, v] => multi_head_attention(q, k, v, heads)?,
+        sources => packed_attention(&sources[0], heads)?,
     };
-    let (batch, rows, _width) = x.dims3()?;
-    inputs.compute(|slices| {
-        let normed = slices.normed();
-        let sources: Vec<_> = (0..sources.len()).map(|layer| slices.project(layer, &normed)).collect();
-        let attended = attention.attend(batch, rows, &slices_of(&sources))?;
-        let result = slices.add_projected(sources.len(), slices.x().to_vec(), &attended);
-        Ok((result, AttentionBlock { form: inputs.form, attention, batch, rows, normed, sources, attended }))
-    })
+    x + output.forward(&attended)?
 }
 
 /// LLaMA's feed-forward layer with norm and residual, `x + down(silu(gate(norm(x))) · up(norm(x)))`: (…, D) gives (…, D).
@@ -93,37 +88,25 @@ pub fn swiglu_block(
     down: Projection,
 ) -> Result<Tensor> {
     let inputs = Inputs::new(Kind::FeedForward, x, norm, [gate, up, down]);
-    if !inputs.fusible() {
-        let normed = norm.forward(x)?;
-        return x + down.forward(&swiglu(&gate.forward(&normed)?, &up.forward(&normed)?)?)?;
+    if inputs.fusible() {
+        return inputs.compute(SwiGlu, 1);
     }
-    inputs.compute(|slices| {
-        let normed = slices.normed();
-        let (gate, up) = (slices.project(0, &normed), slices.project(1, &normed));
-        let inner = crate::swiglu::activated(&gate, &up);
-        let result = slices.add_projected(2, slices.x().to_vec(), &inner);
-        Ok((result, SwigluBlock { form: inputs.form, normed, gate, up, inner }))
-    })
+    let normed = norm.forward(x)?;
+    x + down.forward(&swiglu(&gate.forward(&normed)?, &up.forward(&normed)?)?)?
 }
 
 /// BERT's and the vision transformers' feed-forward layer with norm and residual, `x + second(gelu(first(norm(x))))`:
 /// (…, D) gives (…, D).
 pub fn gelu_block(x: &Tensor, norm: Norm, first: Projection, second: Projection) -> Result<Tensor> {
     let inputs = Inputs::new(Kind::FeedForward, x, norm, [first, second]);
-    if !inputs.fusible() {
-        return x + second.forward(&gelu(&first.forward(&norm.forward(x)?)?)?)?;
+    if inputs.fusible() {
+        return inputs.compute(Gelu, 1);
     }
-    inputs.compute(|slices| {
-        let normed = slices.normed();
-        let hidden = slices.project(0, &normed);
-        let inner = crate::gelu::activated(&hidden);
-        let result = slices.add_projected(1, slices.x().to_vec(), &inner);
-        Ok((result, GeluBlock { form: inputs.form, normed, hidden, inner }))
-    })
+    x + second.forward(&gelu(&first.forward(&norm.forward(x)?)?)?)?
 }
 
 /// What the projections are for.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kind {
     /// One makes queries, keys and values.
     Packed,
@@ -132,7 +115,7 @@ enum Kind {
     FeedForward,
 }
 
-/// Which of the inputs is what.
+/// Which of the inputs is what: `x`, the norm, and the projections in their order, each with its bias behind it.
 #[derive(Debug, Clone, Copy)]
 struct Form {
     kind: Kind,
@@ -143,7 +126,7 @@ struct Form {
 }
 
 impl Form {
-    /// Number of the weight of a projection among the inputs: `x`, the norm and the projections before it come first.
+    /// Number of a projection's weight among the inputs.
     fn weight(&self, layer: usize) -> usize {
         let biases = self.biases[..layer].iter().filter(|bias| **bias).count();
         2 + usize::from(self.norm_bias) + layer + biases
@@ -175,20 +158,77 @@ impl Inputs {
         Self { tensors, form }
     }
 
-    /// Whether all are f32 on a CPU.
+    /// Whether all are f32 on a CPU, and there is something in a row.
     fn fusible(&self) -> bool {
-        self.tensors.iter().all(|tensor| fusible(&[tensor]))
+        self.tensors.iter().all(|tensor| fusible(&[tensor]) && tensor.rank() > 0)
+            && crate::rows::width(self.tensors[0].shape()) > 0
     }
 
-    /// The result of `compute`, a tensor of the shape of `x`, with the operation that differentiates it.
-    fn compute<O: Differentiable>(
-        &self,
-        compute: impl FnOnce(&Slices) -> Result<(Vec<f32>, O)>,
-    ) -> Result<Tensor> {
+    /// The sub-layer's result. `unit` rows belong together.
+    fn compute<I: Inner>(self, inner: I, unit: usize) -> Result<Tensor> {
         let tensors: Vec<Tensor> = self.tensors.iter().map(Tensor::contiguous).collect::<Result<_>>()?;
-        let (result, operation) = with_slices(&tensors, self.form, compute)?;
         let shape = self.tensors[0].shape().clone();
-        record(tensors, result, shape, operation)
+        let (result, block) = with_slices(&tensors, self.form, |slices| {
+            let width = slices.width();
+            let split = Split::new(slices, unit);
+            let mut result = vec![0f32; slices.x().len()];
+            let tasks = result.par_chunks_mut(split.part_rows * width);
+            let saved = tasks
+                .zip(slices.x().par_chunks(split.part_rows * width))
+                .enumerate()
+                .map(|(index, (result, x))| {
+                    result.copy_from_slice(x);
+                    let part = split.part(index, x.len() / width);
+                    inner.forward(slices, part, &slices.normed(x), result)
+                })
+                .collect::<Result<Vec<_>>>()?;
+            Ok((result, Block { form: self.form, inner, split, saved }))
+        })?;
+        record(tensors, result, shape, block)
+    }
+}
+
+/// Rows that are computed from the norm to the residual before the next ones, so that what is in between stays in
+/// the cache of a core.
+const PART_ROWS: usize = 192;
+/// Weights up to which a sub-layer is split into parts. Above, its products are large enough to be split themselves, and
+/// sums of weights' gradients for each group would take more than they save.
+const SPLIT_WEIGHTS: usize = 1 << 19;
+/// Groups of parts at most, each with sums of its own of the weights' gradients.
+const GROUPS: usize = 8;
+
+/// How rows are split. It depends on the shapes only, and with it the order of every sum.
+#[derive(Debug, Clone, Copy)]
+struct Split {
+    part_rows: usize,
+    group_parts: usize,
+    /// One part, whose products take all threads.
+    whole: bool,
+}
+
+/// Some rows.
+#[derive(Debug, Clone, Copy)]
+struct Part {
+    first: usize,
+    rows: usize,
+    /// Whether products take all threads, because there are no other parts.
+    parallel: bool,
+}
+
+impl Split {
+    fn new(slices: &Slices, unit: usize) -> Self {
+        let rows = slices.x().len() / slices.width();
+        let weights: usize = slices.values[1..].iter().map(|values| values.len()).sum();
+        let part_rows = (PART_ROWS / unit).max(1) * unit;
+        let parts = rows.div_ceil(part_rows);
+        if weights > SPLIT_WEIGHTS || parts < GROUPS {
+            return Self { part_rows: rows.max(1), group_parts: 1, whole: true };
+        }
+        Self { part_rows, group_parts: parts.div_ceil(GROUPS), whole: false }
+    }
+
+    fn part(&self, index: usize, rows: usize) -> Part {
+        Part { first: index * self.part_rows, rows, parallel: self.whole }
     }
 }
 
@@ -217,7 +257,7 @@ fn with_slices<T>(tensors: &[Tensor], form: Form, read: impl FnOnce(&Slices) -> 
 impl<'a> Slices<'a> {
     /// Weights of shapes that go together, so that the products do not have to ask.
     fn check(&self) -> Result<()> {
-        let width = crate::rows::width(self.shapes[0]);
+        let width = self.width();
         let norm = &self.shapes[1..2 + usize::from(self.form.norm_bias)];
         if norm.iter().any(|shape| shape.dims() != [width]) {
             bail!("a norm of shape {:?} does not go with rows of shape {:?}", self.shapes[1], self.shapes[0]);
@@ -235,7 +275,7 @@ impl<'a> Slices<'a> {
             }
             layers.push(sizes);
         }
-        let (Some(&(output, inner)), Some(&(first, _))) = (layers.pop().as_ref(), layers.first()) else {
+        let (Some((output, inner)), Some(&(first, _))) = (layers.pop(), layers.first()) else {
             bail!("a block of fewer than two projections")
         };
         let reads_width = layers.iter().all(|(_output, input)| *input == width);
@@ -255,15 +295,15 @@ impl<'a> Slices<'a> {
         self.values[0]
     }
 
-    /// Rows of `x`.
-    fn rows(&self) -> usize {
-        self.shapes[0].dims().split_last().map_or(1, |(_width, rows)| rows.iter().product())
+    fn width(&self) -> usize {
+        crate::rows::width(self.shapes[0])
     }
 
-    fn normed(&self) -> Vec<f32> {
+    /// Rows of `x` after the norm.
+    fn normed(&self, x: &[f32]) -> Vec<f32> {
         match self.form.norm_bias {
-            true => crate::layer_norm::normalised(self.x(), self.values[1], self.values[2], self.form.eps),
-            false => crate::rms_norm::normalised(self.x(), self.values[1], self.form.eps),
+            true => crate::layer_norm::normalised(x, self.values[1], self.values[2], self.form.eps),
+            false => crate::rms_norm::normalised(x, self.values[1], self.form.eps),
         }
     }
 
@@ -274,219 +314,361 @@ impl<'a> Slices<'a> {
         Matrix::new(self.values[index], output, input)
     }
 
-    /// Rows through a projection.
-    fn project(&self, layer: usize, rows: &[f32]) -> Vec<f32> {
-        let weight = self.weight(layer);
-        if self.form.biases[layer] {
-            return self.add_projected(layer, vec![0f32; self.rows() * weight.rows()], rows);
-        }
-        product(Matrix::new(rows, self.rows(), weight.columns()), weight.transposed())
+    /// What a projection makes of rows.
+    fn project(&self, layer: usize, part: Part, rows: &[f32]) -> Vec<f32> {
+        let mut result = vec![0f32; part.rows * self.weight(layer).rows()];
+        self.add_projected(layer, part, rows, &mut result, false);
+        result
     }
 
-    /// `sum` and what a projection makes of the rows.
-    fn add_projected(&self, layer: usize, mut sum: Vec<f32>, rows: &[f32]) -> Vec<f32> {
+    /// Writes what a projection makes of rows, or adds it to what is there.
+    fn add_projected(&self, layer: usize, part: Part, rows: &[f32], result: &mut [f32], add: bool) {
         let weight = self.weight(layer);
-        if self.form.biases[layer] && weight.rows() > 0 {
+        let biased = self.form.biases[layer] && weight.rows() > 0;
+        if biased {
             let bias = self.values[self.form.weight(layer) + 1];
-            sum.par_chunks_mut(rows_of_a_task(bias.len()) * bias.len()).for_each(|sum| {
-                for sum in sum.chunks_exact_mut(bias.len()) {
-                    for (sum, bias) in sum.iter_mut().zip(bias) {
-                        *sum += bias;
+            let tasks = result.par_chunks_mut(rows_of_a_task(bias.len()) * bias.len());
+            tasks.for_each(|rows| {
+                for row in rows.chunks_exact_mut(bias.len()) {
+                    if add {
+                        add_rows(bias, row);
+                    } else {
+                        row.copy_from_slice(bias);
                     }
                 }
             });
         }
-        let rows = Matrix::new(rows, self.rows(), weight.columns());
-        multiply(rows, weight.transposed(), &mut sum, true, true);
-        sum
+        let rows = Matrix::new(rows, part.rows, weight.columns());
+        multiply(rows, weight.transposed(), result, add || biased, part.parallel);
     }
+
+    /// The gradient of a projection's input.
+    fn through(&self, layer: usize, part: Part, gradient: &[f32]) -> Vec<f32> {
+        let mut result = vec![0f32; part.rows * self.weight(layer).columns()];
+        self.add_through(layer, part, gradient, &mut result, false);
+        result
+    }
+
+    /// Writes the gradient of a projection's input, or adds it to what is there.
+    fn add_through(&self, layer: usize, part: Part, gradient: &[f32], result: &mut [f32], add: bool) {
+        let weight = self.weight(layer);
+        multiply(Matrix::new(gradient, part.rows, weight.rows()), weight, result, add, part.parallel);
+    }
+}
+
+/// What a sub-layer does between its norm and its residual, with some rows.
+trait Inner: Send + Sync + 'static {
+    const NAME: &'static str;
+    /// What the backward pass needs of the rows.
+    type Saved: Send + Sync;
+
+    /// Adds what it makes of `normed` to `result`.
+    fn forward(&self, slices: &Slices, part: Part, normed: &[f32], result: &mut [f32])
+    -> Result<Self::Saved>;
+
+    /// Adds gradients of its projections to `sums`, and gives those of what its first projections made of `normed`;
+    /// none at all when nothing before its last projection wants one.
+    fn backward(
+        &self,
+        slices: &Slices,
+        part: Part,
+        saved: &Self::Saved,
+        normed: &[f32],
+        gradient: &[f32],
+        sums: &mut Sums,
+    ) -> Result<Vec<Vec<f32>>>;
+}
+
+/// A sub-layer that was computed.
+struct Block<I: Inner> {
+    form: Form,
+    inner: I,
+    split: Split,
+    /// By parts.
+    saved: Vec<I::Saved>,
+}
+
+impl<I: Inner> Differentiable for Block<I> {
+    fn name(&self) -> &'static str {
+        I::NAME
+    }
+
+    fn gradients(&self, inputs: &[Tensor], gradient: &Tensor) -> Result<Vec<Option<Tensor>>> {
+        with_slices(inputs, self.form, |slices| {
+            crate::rows::with_values([gradient], |[gradient]| self.differentiate(inputs, slices, gradient))
+        })
+    }
+}
+
+impl<I: Inner> Block<I> {
+    fn differentiate(
+        &self,
+        inputs: &[Tensor],
+        slices: &Slices,
+        gradient: &[f32],
+    ) -> Result<Vec<Option<Tensor>>> {
+        let width = slices.width();
+        let (part, group) = (self.split.part_rows * width, self.split.group_parts);
+        let reaches_x = inputs[..self.form.weight(0)].iter().any(Tensor::track_op);
+        let mut of_x = vec![0f32; if reaches_x { slices.x().len() } else { 0 }];
+        // Without a gradient of `x` each group gets an empty slice.
+        let mut of_groups: Vec<&mut [f32]> = match reaches_x {
+            true => of_x.chunks_mut(part * group).collect(),
+            false => self.saved.chunks(group).map(|_| &mut [] as &mut [f32]).collect(),
+        };
+        let groups = of_groups
+            .par_iter_mut()
+            .zip(slices.x().par_chunks(part * group))
+            .zip(gradient.par_chunks(part * group))
+            .zip(self.saved.par_chunks(group))
+            .enumerate()
+            .map(|(index, (((of_x, x), gradient), saved))| {
+                let mut sums = Sums::new(inputs, self.form);
+                for (place, saved) in saved.iter().enumerate() {
+                    let range = place * part..((place + 1) * part).min(x.len());
+                    let rows = self.split.part(index * group + place, range.len() / width);
+                    let normed = slices.normed(&x[range.clone()]);
+                    let of_projected = self.inner.backward(
+                        slices,
+                        rows,
+                        saved,
+                        &normed,
+                        &gradient[range.clone()],
+                        &mut sums,
+                    )?;
+                    if reaches_x && !of_projected.is_empty() {
+                        let of_x = &mut of_x[range.clone()];
+                        sums.norm(slices, rows, &x[range.clone()], &gradient[range], &of_projected, of_x);
+                    }
+                }
+                Ok(sums)
+            })
+            .collect::<Result<Vec<_>>>()?;
+        let mut groups = groups.into_iter();
+        let mut sums = groups.next().unwrap_or_else(|| Sums::new(inputs, self.form));
+        for group in groups {
+            sums.add(&group);
+        }
+        let mut result = Vec::with_capacity(inputs.len());
+        for (input, sum) in inputs.iter().zip(sums.values) {
+            result.push(sum.map(|sum| tensor(sum, input.shape())).transpose()?);
+        }
+        if inputs[0].track_op() {
+            result[0] = Some(tensor(of_x, inputs[0].shape())?);
+        }
+        Ok(result)
+    }
+}
+
+/// Sums of the gradients of norm and projections over some rows, for those that track.
+struct Sums {
+    form: Form,
+    /// Whether `x` tracks.
+    x: bool,
+    /// By inputs; that of `x` is no sum.
+    values: Vec<Option<Vec<f32>>>,
+}
+
+impl Sums {
+    fn new(inputs: &[Tensor], form: Form) -> Self {
+        let sum = |input: &Tensor| input.track_op().then(|| vec![0f32; input.elem_count()]);
+        let values = [None].into_iter().chain(inputs[1..].iter().map(sum)).collect();
+        Self { form, x: inputs[0].track_op(), values }
+    }
+
+    fn add(&mut self, other: &Self) {
+        for (sum, other) in self.values.iter_mut().zip(&other.values) {
+            if let (Some(sum), Some(other)) = (sum, other)
+                && !sum.is_empty()
+            {
+                add_rows(other, sum);
+            }
+        }
+    }
+
+    /// Adds the gradients of a projection's weight and bias from its input and the gradient of its result.
+    fn projection(&mut self, slices: &Slices, layer: usize, part: Part, rows: &[f32], gradient: &[f32]) {
+        let weight = slices.weight(layer);
+        let index = self.form.weight(layer);
+        if let Some(sum) = &mut self.values[index] {
+            let gradient = Matrix::new(gradient, part.rows, weight.rows());
+            let rows = Matrix::new(rows, part.rows, weight.columns());
+            multiply(gradient.transposed(), rows, sum, true, part.parallel);
+        }
+        if self.form.biases[layer]
+            && let Some(sum) = &mut self.values[index + 1]
+            && !sum.is_empty()
+        {
+            match part.parallel {
+                true => add_rows(&column_sums(gradient, weight.rows()), sum),
+                false => add_rows(gradient, sum),
+            }
+        }
+    }
+
+    /// Writes the gradient of `x` and adds that of the norm, from the gradients of the result and of what the first
+    /// projections made of the norm.
+    fn norm(
+        &mut self,
+        slices: &Slices,
+        part: Part,
+        x: &[f32],
+        gradient: &[f32],
+        of_projected: &[Vec<f32>],
+        of_x: &mut [f32],
+    ) {
+        let mut of_normed = vec![0f32; x.len()];
+        for (layer, of_projected) in of_projected.iter().enumerate() {
+            slices.add_through(layer, part, of_projected, &mut of_normed, layer > 0);
+        }
+        of_x.copy_from_slice(gradient);
+        let (weight, eps) = (slices.values[1], self.form.eps);
+        let of_norm = match self.form.norm_bias {
+            true => crate::layer_norm::differentiated(x, weight, eps, &of_normed, of_x),
+            false => crate::rms_norm::differentiated(x, weight, eps, &of_normed, of_x),
+        };
+        for (sum, of_norm) in self.values[1..].iter_mut().zip(of_norm.chunks_exact(weight.len())) {
+            if let Some(sum) = sum {
+                add_rows(of_norm, sum);
+            }
+        }
+    }
+
+    /// Whether anything before a projection wants a gradient.
+    fn wants_before(&self, layer: usize) -> bool {
+        self.x || self.values[1..self.form.weight(layer)].iter().any(Option::is_some)
+    }
+}
+
+struct SelfAttention {
+    attention: Attention,
+    /// One of packed rows, or three.
+    sources: usize,
+    batch: usize,
+    /// Of a sequence.
+    rows: usize,
+}
+
+impl SelfAttention {
+    fn sequences(&self, part: Part) -> Sequences {
+        let rows = self.rows.max(1);
+        Sequences { first: part.first / rows, count: part.rows / rows, whole: self.batch, rows: self.rows }
+    }
+}
+
+struct Attended {
+    sources: Vec<Vec<f32>>,
+    attended: Vec<f32>,
 }
 
 fn slices_of(parts: &[Vec<f32>]) -> Vec<&[f32]> {
     parts.iter().map(Vec::as_slice).collect()
 }
 
-/// Gradients in the order of the inputs, for those that track.
-struct Gradients<'a> {
-    inputs: &'a [Tensor],
-    slices: &'a Slices<'a>,
-    found: Vec<Option<Tensor>>,
-}
+impl Inner for SelfAttention {
+    const NAME: &'static str = "attention-block";
+    type Saved = Attended;
 
-impl Gradients<'_> {
-    /// Runs `backward` with the inputs and the gradient of the result at hand.
-    fn of(
-        inputs: &[Tensor],
-        form: Form,
-        gradient: &Tensor,
-        backward: impl FnOnce(&mut Gradients, &[f32]) -> Result<()>,
-    ) -> Result<Vec<Option<Tensor>>> {
-        let gradient = gradient.contiguous()?;
-        let (storage, layout) = gradient.storage_and_layout();
-        let Storage::Cpu(storage) = &*storage else { bail!("a gradient of another device than the CPU") };
-        let gradient = values(storage, layout)?;
-        with_slices(inputs, form, |slices| {
-            let mut gradients = Gradients { inputs, slices, found: vec![None; inputs.len()] };
-            backward(&mut gradients, gradient)?;
-            Ok(gradients.found)
-        })
+    fn forward(&self, slices: &Slices, part: Part, normed: &[f32], result: &mut [f32]) -> Result<Attended> {
+        let sources: Vec<_> = (0..self.sources).map(|layer| slices.project(layer, part, normed)).collect();
+        let attended = self.attention.attend(self.sequences(part), &slices_of(&sources))?;
+        slices.add_projected(self.sources, part, &attended, result, true);
+        Ok(Attended { sources, attended })
     }
 
-    fn set(&mut self, index: usize, values: impl FnOnce() -> Vec<f32>) -> Result<()> {
-        if self.inputs[index].track_op() {
-            self.found[index] = Some(tensor(values(), self.inputs[index].shape())?);
+    fn backward(
+        &self,
+        slices: &Slices,
+        part: Part,
+        saved: &Attended,
+        normed: &[f32],
+        gradient: &[f32],
+        sums: &mut Sums,
+    ) -> Result<Vec<Vec<f32>>> {
+        let output = self.sources;
+        sums.projection(slices, output, part, &saved.attended, gradient);
+        if !sums.wants_before(output) {
+            return Ok(Vec::new());
         }
-        Ok(())
-    }
-
-    /// Whether `x` or the norm wants a gradient.
-    fn reach_x(&self) -> bool {
-        self.inputs[..self.slices.form.weight(0)].iter().any(Tensor::track_op)
-    }
-
-    /// Whether `x`, the norm or one of the first `layers` projections wants a gradient.
-    fn reach(&self, layers: usize) -> bool {
-        self.inputs[..self.slices.form.weight(layers)].iter().any(Tensor::track_op)
-    }
-
-    /// Gradients of a projection's weight and bias from those of its result and from its input.
-    fn projection(&mut self, layer: usize, rows: &[f32], gradient: &[f32]) -> Result<()> {
-        let weight = self.slices.weight(layer);
-        let index = self.slices.form.weight(layer);
-        let count = self.slices.rows();
-        self.set(index, || {
-            let gradient = Matrix::new(gradient, count, weight.rows());
-            product(gradient.transposed(), Matrix::new(rows, count, weight.columns()))
-        })?;
-        if self.slices.form.biases[layer] {
-            self.set(index + 1, || column_sums(gradient, weight.rows()))?;
+        let of_attended = slices.through(output, part, gradient);
+        let sources = slices_of(&saved.sources);
+        let of_sources = self.attention.differentiate(self.sequences(part), &sources, &of_attended)?;
+        for (layer, of_source) in of_sources.iter().enumerate() {
+            sums.projection(slices, layer, part, normed, of_source);
         }
-        Ok(())
+        Ok(of_sources)
+    }
+}
+
+struct SwiGlu;
+
+impl Inner for SwiGlu {
+    const NAME: &'static str = "swiglu-block";
+    /// Gate and up.
+    type Saved = [Vec<f32>; 2];
+
+    fn forward(
+        &self,
+        slices: &Slices,
+        part: Part,
+        normed: &[f32],
+        result: &mut [f32],
+    ) -> Result<Self::Saved> {
+        let [gate, up] = [0, 1].map(|layer| slices.project(layer, part, normed));
+        slices.add_projected(2, part, &crate::swiglu::activated(&gate, &up), result, true);
+        Ok([gate, up])
     }
 
-    /// The gradient of a projection's input.
-    fn through(&self, layer: usize, gradient: &[f32]) -> Vec<f32> {
-        let weight = self.slices.weight(layer);
-        product(Matrix::new(gradient, self.slices.rows(), weight.rows()), weight)
-    }
-
-    /// Gradients of norm and `x` from those of the result, and of what the first projections read out of the norm.
-    fn norm(&mut self, gradient: &[f32], of_projected: &[&[f32]]) -> Result<()> {
-        if !self.reach_x() {
-            return Ok(());
+    fn backward(
+        &self,
+        slices: &Slices,
+        part: Part,
+        [gate, up]: &Self::Saved,
+        normed: &[f32],
+        gradient: &[f32],
+        sums: &mut Sums,
+    ) -> Result<Vec<Vec<f32>>> {
+        let of_inner = slices.through(2, part, gradient);
+        let [inner, of_gate, of_up] = crate::swiglu::activated_and_differentiated(gate, up, &of_inner);
+        sums.projection(slices, 2, part, &inner, gradient);
+        if !sums.wants_before(2) {
+            return Ok(Vec::new());
         }
-        let (count, form) = (self.slices.rows(), self.slices.form);
-        let mut of_normed = Vec::new();
-        for (layer, of_projected) in of_projected.iter().enumerate() {
-            if layer == 0 {
-                of_normed = self.through(layer, of_projected);
-            } else {
-                let weight = self.slices.weight(layer);
-                let of_projected = Matrix::new(of_projected, count, weight.rows());
-                multiply(of_projected, weight, &mut of_normed, true, true);
-            }
+        sums.projection(slices, 0, part, normed, &of_gate);
+        sums.projection(slices, 1, part, normed, &of_up);
+        Ok(vec![of_gate, of_up])
+    }
+}
+
+struct Gelu;
+
+impl Inner for Gelu {
+    const NAME: &'static str = "gelu-block";
+    /// What goes into the GELU.
+    type Saved = Vec<f32>;
+
+    fn forward(&self, slices: &Slices, part: Part, normed: &[f32], result: &mut [f32]) -> Result<Vec<f32>> {
+        let hidden = slices.project(0, part, normed);
+        slices.add_projected(1, part, &crate::gelu::activated(&hidden), result, true);
+        Ok(hidden)
+    }
+
+    fn backward(
+        &self,
+        slices: &Slices,
+        part: Part,
+        hidden: &Vec<f32>,
+        normed: &[f32],
+        gradient: &[f32],
+        sums: &mut Sums,
+    ) -> Result<Vec<Vec<f32>>> {
+        let of_inner = slices.through(1, part, gradient);
+        let [inner, of_hidden] = crate::gelu::activated_and_differentiated(hidden, &of_inner);
+        sums.projection(slices, 1, part, &inner, gradient);
+        if !sums.wants_before(1) {
+            return Ok(Vec::new());
         }
-        let (x, weight) = (self.slices.x(), self.slices.values[1]);
-        let mut of_x = gradient.to_vec();
-        let mut of_norm = match form.norm_bias {
-            true => crate::layer_norm::differentiated(x, weight, form.eps, &of_normed, &mut of_x),
-            false => crate::rms_norm::differentiated(x, weight, form.eps, &of_normed, &mut of_x),
-        };
-        self.set(0, || of_x)?;
-        if form.norm_bias {
-            let of_bias = of_norm.split_off(weight.len());
-            self.set(2, || of_bias)?;
-        }
-        self.set(1, || of_norm)
-    }
-}
-
-struct AttentionBlock {
-    form: Form,
-    attention: Attention,
-    batch: usize,
-    rows: usize,
-    normed: Vec<f32>,
-    sources: Vec<Vec<f32>>,
-    attended: Vec<f32>,
-}
-
-impl Differentiable for AttentionBlock {
-    fn name(&self) -> &'static str {
-        "attention-block"
-    }
-
-    fn gradients(&self, inputs: &[Tensor], gradient: &Tensor) -> Result<Vec<Option<Tensor>>> {
-        Gradients::of(inputs, self.form, gradient, |gradients, gradient| {
-            let output = self.sources.len();
-            gradients.projection(output, &self.attended, gradient)?;
-            if !gradients.reach(output) {
-                return Ok(());
-            }
-            let of_attended = gradients.through(output, gradient);
-            let of_sources = self.attention.differentiate(
-                self.batch,
-                self.rows,
-                &slices_of(&self.sources),
-                &of_attended,
-            )?;
-            for (layer, of_source) in of_sources.iter().enumerate() {
-                gradients.projection(layer, &self.normed, of_source)?;
-            }
-            gradients.norm(gradient, &slices_of(&of_sources))
-        })
-    }
-}
-
-struct SwigluBlock {
-    form: Form,
-    normed: Vec<f32>,
-    gate: Vec<f32>,
-    up: Vec<f32>,
-    inner: Vec<f32>,
-}
-
-impl Differentiable for SwigluBlock {
-    fn name(&self) -> &'static str {
-        "swiglu-block"
-    }
-
-    fn gradients(&self, inputs: &[Tensor], gradient: &Tensor) -> Result<Vec<Option<Tensor>>> {
-        Gradients::of(inputs, self.form, gradient, |gradients, gradient| {
-            gradients.projection(2, &self.inner, gradient)?;
-            if !gradients.reach(2) {
-                return Ok(());
-            }
-            let of_inner = gradients.through(2, gradient);
-            let (of_gate, of_up) = crate::swiglu::differentiated(&self.gate, &self.up, &of_inner);
-            gradients.projection(0, &self.normed, &of_gate)?;
-            gradients.projection(1, &self.normed, &of_up)?;
-            gradients.norm(gradient, &[&of_gate, &of_up])
-        })
-    }
-}
-
-struct GeluBlock {
-    form: Form,
-    normed: Vec<f32>,
-    hidden: Vec<f32>,
-    inner: Vec<f32>,
-}
-
-impl Differentiable for GeluBlock {
-    fn name(&self) -> &'static str {
-        "gelu-block"
-    }
-
-    fn gradients(&self, inputs: &[Tensor], gradient: &Tensor) -> Result<Vec<Option<Tensor>>> {
-        Gradients::of(inputs, self.form, gradient, |gradients, gradient| {
-            gradients.projection(1, &self.inner, gradient)?;
-            if !gradients.reach(1) {
-                return Ok(());
-            }
-            let of_hidden = crate::gelu::differentiated(&self.hidden, &gradients.through(1, gradient));
-            gradients.projection(0, &self.normed, &of_hidden)?;
-            gradients.norm(gradient, &[&of_hidden])
-        })
+        sums.projection(slices, 0, part, normed, &of_hidden);
+        Ok(vec![of_hidden])
     }
 }

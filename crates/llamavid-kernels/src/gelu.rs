@@ -9,6 +9,9 @@ use crate::vector::{exp, widest};
 /// Values that one thread takes at a time.
 const BLOCK: usize = 4096;
 
+/// 1 / √(2π), the density of the normal distribution at 0.
+const DENSITY: f32 = 0.398_942_3;
+
 /// GELU with the error function, not its tanh approximation, in the dtype of `x`.
 pub fn gelu(x: &Tensor) -> Result<Tensor> {
     if fusible(&[x]) {
@@ -63,14 +66,34 @@ widest!(fn fill(x: &[f32], result: &mut [f32]) = fill_inline);
 
 #[inline(always)]
 fn differentiate_inline<const FUSED: bool>(x: &[f32], gradient: &[f32], of_x: &mut [f32]) {
-    /// 1 / √(2π), the density of the normal distribution at 0.
-    const DENSITY: f32 = 0.398_942_3;
     for ((of_x, x), gradient) in of_x.iter_mut().zip(x).zip(gradient) {
         let density = DENSITY * exp::<FUSED>(-0.5 * x * x);
         *of_x = gradient * (share(*x) as f32 + x * density);
     }
 }
 widest!(fn differentiate(x: &[f32], gradient: &[f32], of_x: &mut [f32]) = differentiate_inline);
+
+/// Writes the result and the gradient.
+#[inline(always)]
+fn both_inline<const FUSED: bool>(x: &[f32], gradient: &[f32], result: &mut [f32], of_x: &mut [f32]) {
+    for (((result, of_x), x), gradient) in result.iter_mut().zip(of_x.iter_mut()).zip(x).zip(gradient) {
+        let density = DENSITY * exp::<FUSED>(-0.5 * x * x);
+        let share = share(*x);
+        *result = (f64::from(*x) * share) as f32;
+        *of_x = gradient * (share as f32 + x * density);
+    }
+}
+widest!(fn both(x: &[f32], gradient: &[f32], result: &mut [f32], of_x: &mut [f32]) = both_inline);
+
+/// The GELU again, and the gradient of each value.
+pub(crate) fn activated_and_differentiated(x: &[f32], gradient: &[f32]) -> [Vec<f32>; 2] {
+    let mut results = [(); 2].map(|()| vec![0f32; x.len()]);
+    let [result, of_x] = &mut results;
+    let outputs = result.par_chunks_mut(BLOCK).zip(of_x.par_chunks_mut(BLOCK));
+    let inputs = x.par_chunks(BLOCK).zip(gradient.par_chunks(BLOCK));
+    outputs.zip(inputs).for_each(|((result, of_x), (x, gradient))| both(x, gradient, result, of_x));
+    results
+}
 
 /// The share of the normal distribution below `x`.
 ///

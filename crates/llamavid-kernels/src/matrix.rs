@@ -87,13 +87,6 @@ pub(crate) fn multiply(left: Matrix, right: Matrix, result: &mut [f32], add: boo
     }
 }
 
-/// `left · right`, rows one after the other; on all threads.
-pub(crate) fn product(left: Matrix, right: Matrix) -> Vec<f32> {
-    let mut result = vec![0f32; left.rows * right.columns];
-    multiply(left, right, &mut result, false, true);
-    result
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -28,6 +28,35 @@ fn forward_inline<const FUSED: bool>(gate: &[f32], up: &[f32], result: &mut [f32
 }
 widest!(fn forward(gate: &[f32], up: &[f32], result: &mut [f32]) = forward_inline);
 
+/// Writes the result, and the gradients of gate and up.
+#[inline(always)]
+fn both_inline<const FUSED: bool>(
+    gate: &[f32],
+    up: &[f32],
+    gradient: &[f32],
+    result: &mut [f32],
+    of_gate: &mut [f32],
+    of_up: &mut [f32],
+) {
+    let results = result.iter_mut().zip(of_gate.iter_mut()).zip(of_up.iter_mut());
+    for ((((result, of_gate), of_up), (gate, up)), gradient) in results.zip(gate.iter().zip(up)).zip(gradient)
+    {
+        let sigmoid = sigmoid::<FUSED>(*gate);
+        let silu = gate * sigmoid;
+        *result = silu * up;
+        *of_up = gradient * silu;
+        *of_gate = gradient * up * (sigmoid + silu * (1.0 - sigmoid));
+    }
+}
+widest!(fn both(
+    gate: &[f32],
+    up: &[f32],
+    gradient: &[f32],
+    result: &mut [f32],
+    of_gate: &mut [f32],
+    of_up: &mut [f32],
+) = both_inline);
+
 #[inline(always)]
 fn backward_inline<const FUSED: bool>(
     gate: &[f32],
@@ -58,6 +87,19 @@ pub(crate) fn activated(gate: &[f32], up: &[f32]) -> Vec<f32> {
     let tasks = result.par_chunks_mut(BLOCK).zip(gate.par_chunks(BLOCK)).zip(up.par_chunks(BLOCK));
     tasks.for_each(|((result, gate), up)| forward(gate, up, result));
     result
+}
+
+/// `silu(gate) · up` again, and the gradients of gate and up.
+pub(crate) fn activated_and_differentiated(gate: &[f32], up: &[f32], gradient: &[f32]) -> [Vec<f32>; 3] {
+    let mut results = [(); 3].map(|()| vec![0f32; gate.len()]);
+    let [result, of_gate, of_up] = &mut results;
+    let inputs = gate.par_chunks(BLOCK).zip(up.par_chunks(BLOCK)).zip(gradient.par_chunks(BLOCK));
+    let outputs =
+        result.par_chunks_mut(BLOCK).zip(of_gate.par_chunks_mut(BLOCK)).zip(of_up.par_chunks_mut(BLOCK));
+    outputs.zip(inputs).for_each(|(((result, of_gate), of_up), ((gate, up), gradient))| {
+        both(gate, up, gradient, result, of_gate, of_up);
+    });
+    results
 }
 
 /// The gradients of gate and up.

@@ -427,6 +427,57 @@ fn blocks_of_a_visual_encoder() {
     });
 }
 
+/// Enough rows to be split into parts, whose last one is shorter; padding, biases and dropout depend on the sequence.
+#[test]
+fn blocks_of_many_sequences() {
+    let (batch, rows, width, heads) = (53, 37, 12, 2);
+    let inputs = [
+        numbers(1, (batch, rows, width)),
+        numbers(2, width),
+        weights(3, (width, width)),
+        weights(4, (width, width)),
+        weights(5, (width, width)),
+        weights(6, (width, width)),
+        weights(7, width),
+    ];
+    let seen: Vec<u8> =
+        (0..batch * rows).map(|place| u8::from(place % rows <= place / rows % rows)).collect();
+    let padding = Tensor::from_vec(seen, (batch, rows), &Device::Cpu).unwrap();
+    let bias = numbers(8, (batch, 1, 1, rows));
+    let angles = numbers(9, (rows, width / heads / 2));
+    for choice in 0..3 {
+        check(&format!("attention block of many sequences, mask {choice}"), &inputs, |i| {
+            let (angles, bias) = (angles.to_dtype(i[0].dtype())?, bias.to_dtype(i[0].dtype())?);
+            let (cos, sin) = (angles.cos()?, angles.sin()?);
+            let mut options = Heads::new(heads, width / heads);
+            match choice {
+                0 => options.mask = Mask::Causal { padding: Some(&padding) },
+                1 => options.mask = Mask::Bias(&bias),
+                _ => options.dropout = Some(Dropout { rate: 0.2, seed: 5 }),
+            }
+            options.angles = Some((&cos, &sin));
+            let norm = Norm { weight: &i[1], bias: None, eps: 1e-5 };
+            let layer = |index: usize| Projection { weight: &i[index], bias: None };
+            let output = Projection { weight: &i[5], bias: Some(&i[6]) };
+            attention_block(&i[0], norm, &[layer(2), layer(3), layer(4)], output, &options)
+        });
+    }
+    let inputs = [
+        numbers(1, (batch, rows, width)),
+        numbers(2, width),
+        numbers(3, width),
+        weights(4, (50, width)),
+        weights(5, 50),
+        weights(6, (width, 50)),
+        weights(7, width),
+    ];
+    check("feed-forward block of many rows", &inputs, |i| {
+        let norm = Norm { weight: &i[1], bias: Some(&i[2]), eps: 1e-5 };
+        let first = Projection { weight: &i[3], bias: Some(&i[4]) };
+        gelu_block(&i[0], norm, first, Projection { weight: &i[5], bias: Some(&i[6]) })
+    });
+}
+
 #[test]
 fn blocks_refuse_weights_that_do_not_go_together() {
     let x = numbers(1, (2, 3, 8));
