@@ -19,8 +19,8 @@ use llamavid_models::preprocess::Preprocessing;
 use llamavid_models::visual_encoder::VisualEncoderConfig;
 use llamavid_train::data::{Folders, RecordFile};
 use llamavid_train::{
-    Accumulation, Activations, Example, Optimizer, ParameterGroup, Parameters, RateFactor, Schedule, StageModel,
-    Trainer, TrainerOptions, Update, Visual, adamw_groups,
+    Accumulation, Activations, Example, Optimizer, ParameterGroup, Parameters, RateFactor, Schedule,
+    StageModel, Trainer, TrainerOptions, Update, Visual, adamw_groups,
 };
 use serde_json::json;
 
@@ -123,7 +123,8 @@ impl TrainingRun {
             ComputeDtype::F32 => DType::F32,
             ComputeDtype::Bf16 => DType::BF16,
         };
-        let stage = StageModel::assemble(&start.files, &start.settings, dtype, recipe.seed, device.tensors())?;
+        let stage =
+            StageModel::assemble(&start.files, &start.settings, dtype, recipe.seed, device.tensors())?;
         cancellation.check()?;
         let size = match &stage.model.options().config.visual {
             VisualEncoderConfig::Eva(eva) => eva.image_size,

@@ -228,7 +228,8 @@ mod tests {
     #[test]
     fn rates_that_train_nothing_are_refused() {
         let recipe = std::fs::read_to_string(
-            std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../packages/train/recipes/tiny-stage1.json"),
+            std::path::Path::new(env!("CARGO_MANIFEST_DIR"))
+                .join("../../packages/train/recipes/tiny-stage1.json"),
         )
         .unwrap();
         for rate in ["0", "-0.1", "null", "1e999"] {

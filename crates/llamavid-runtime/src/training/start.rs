@@ -81,7 +81,9 @@ impl Start {
                             base.display()
                         ),
                     )
-                    .with_hint("Put it into a folder `bert` beside the model, or name it with --bert <folder>.")
+                    .with_hint(
+                        "Put it into a folder `bert` beside the model, or name it with --bert <folder>.",
+                    )
                 })?,
         };
         let preprocessing = processor.as_deref().map(model_folder::read_processor).transpose()?;
@@ -90,7 +92,8 @@ impl Start {
             let beside = base.join("mm_projector.bin");
             (stage != Stage::Alignment && beside.is_file()).then_some(beside)
         });
-        let files = StageFiles { base, vision, query_model: inputs.query_model.clone(), adapter, bert, processor };
+        let files =
+            StageFiles { base, vision, query_model: inputs.query_model.clone(), adapter, bert, processor };
         Ok(Self { files, settings, processor: preprocessing })
     }
 

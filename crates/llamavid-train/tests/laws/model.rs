@@ -47,6 +47,7 @@ pub fn settings(stage: Stage) -> StageSettings {
         extension: Some(serde_json::json!({
             "vision": { "imageSize": 84, "width": 32, "depth": 2, "heads": 2, "mlpWidth": 139 },
         })),
+        lora: None,
     }
 }
 
