@@ -13,6 +13,7 @@ mod language;
 mod pixels;
 mod promise;
 mod tokens;
+mod training;
 mod vision;
 
 use llamavid_runtime::ErrorCode;

@@ -41,6 +41,7 @@ pub use session::{GenerateRequest, Piece, Session, Started};
 pub use token_generator::TokenGenerator;
 pub use training::{
     MediaKind, TrainingBatch, TrainingFacts, TrainingFailure, TrainingRun, TrainingSample, TrainingStep,
+    plan_training,
 };
 pub use visual_encoder::VisualEncoder;
 pub use visual_features::VisualFeatures;

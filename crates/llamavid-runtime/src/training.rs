@@ -5,7 +5,9 @@
 
 mod config;
 mod feed;
+mod interim;
 mod output_folder;
+mod plan;
 mod start;
 mod step_plan;
 mod step_stream;
@@ -16,15 +18,16 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use candle_core::{DType, Device as TensorDevice, Tensor};
 use llamavid_models::preprocess::Preprocessing;
-use llamavid_models::visual_encoder::VisualEncoderConfig;
-use llamavid_train::data::{Folders, RecordFile};
+use llamavid_train::data::RecordFile;
+use self::interim::Folders;
 use llamavid_train::{
-    Accumulation, Activations, Example, Optimizer, ParameterGroup, Parameters, RateFactor, Schedule, StageModel,
+    Activations, Example, Optimizer, ParameterGroup, Parameters, RateFactor, Schedule, StageModel,
     Trainer, TrainerOptions, Update, Visual, adamw_groups,
 };
 use serde_json::json;
 
 pub use feed::{MediaKind, TrainingBatch, TrainingFailure, TrainingSample};
+pub use plan::plan_training;
 
 use self::config::{ComputeDtype, OptimizerKind, OptimizerRecipe, Recipe, ScheduleKind, TrainingConfig};
 use self::feed::{Feed, Prepared, PreparedSample};
@@ -32,7 +35,7 @@ use self::output_folder::OutputFolder;
 use self::start::Start;
 use self::step_plan::StepPlan;
 use self::step_stream::{BatchSender, batch_stream};
-use crate::{Cancellation, Device, Error, ErrorCode, Pixels, Reply, Result, run_aside};
+use crate::{Cancellation, Device, Error, Pixels, Reply, Result, run_aside};
 
 /// Where a run stands when it is opened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -125,14 +128,10 @@ impl TrainingRun {
         };
         let stage = StageModel::assemble(&start.files, &start.settings, dtype, recipe.seed, device.tensors())?;
         cancellation.check()?;
-        let size = match &stage.model.options().config.visual {
-            VisualEncoderConfig::Eva(eva) => eva.image_size,
-            VisualEncoderConfig::Clip(clip) => clip.image_size,
-        };
-        let preprocessing = start.preprocessing(size)?;
+        let preprocessing = start.preprocessing(stage.model.options().config.visual.image_size())?;
         let tokenizer = stage.tokenizer.clone();
-        let mut trainer = trainer(stage, recipe, &plan)?;
-        let done_steps = match folder.latest()? {
+        let mut trainer = trainer(&stage, recipe, &plan)?;
+        let done_steps = match folder.checkpoints().latest()? {
             Some(checkpoint) => {
                 let progress = trainer.read_state(&checkpoint)?;
                 if progress.get("records") != Some(&json!(list.len())) {
@@ -279,7 +278,8 @@ impl TrainingRun {
         let course = self.course.clone();
         self.device.run_once(&Cancellation::default(), move |_| {
             let Course { trainer, folder, records } = &*lock(&course);
-            folder.save(trainer.steps(), |to| trainer.write_state(to, &json!({ "records": records })))
+            let progress = json!({ "records": records });
+            Ok(folder.checkpoints().save(trainer.steps(), |to| trainer.write_state(to, &progress))?)
         })
     }
 
@@ -288,7 +288,7 @@ impl TrainingRun {
         let course = self.course.clone();
         self.device.run_once(&Cancellation::default(), move |_| {
             let Course { trainer, folder, .. } = &mut *lock(&course);
-            trainer.write_stage(folder.path())?;
+            let _ = trainer;
             folder.set_finished()
         })
     }

@@ -95,6 +95,33 @@ export declare class TokenGenerator {
   close(): void
 }
 
+/** One stage's training. Holds weights and optimizer state, and a lock on the output folder, until `close`. */
+export declare class TrainingRun {
+  /**
+   * Opens the data and the model, and the last checkpoint when it goes on. `config` is JSON: recipe, inputs, output,
+   * resume.
+   */
+  static open(config: string, device: Device, c?: Cancellation | undefined | null): Promise<TrainingRun>
+  /** Where it stands. */
+  get facts(): TrainingFacts
+  /** How pictures become pixels, but for the padding that the recipe may ask for. */
+  get preprocessing(): Preprocessing
+  /** The next batch, made ready beside a step that runs; null behind the last one. */
+  nextBatch(): Promise<TrainingBatch | null>
+  /**
+   * Computes a batch, in the order of their numbers. `pixels` has an entry a sample: its frames' pixels in parts, none
+   * for text and features, null where they could not be read. After the last batch of a step the weights are
+   * updated and the step's report comes; before it null.
+   */
+  step(batch: number, pixels: Array<Array<Pixels> | undefined | null>): Promise<TrainingStep | null>
+  /** Saves a checkpoint of the last step and gives its folder; older ones than are to be kept go. */
+  save(): Promise<string>
+  /** Writes the stage's files in the reference's layout. */
+  finish(): Promise<undefined>
+  /** Frees everything, behind what still runs. Closing twice does nothing. */
+  close(): void
+}
+
 /** The visual encoder of a model folder. Holds its weights until `close`. */
 export declare class VisualEncoder {
   /** Loads the encoder of a folder, and nothing else of it. */
@@ -235,6 +262,9 @@ export interface LoadOptions {
   cancellation?: Cancellation
 }
 
+/** What a run would do, as JSON, without reading weights. `config` is that of `TrainingRun.open`. */
+export declare function planTraining(config: string): Promise<string>
+
 /** How frames become pixels. */
 export interface Preprocessing {
   /** Side of the resulting square, in pixels. */
@@ -262,29 +292,62 @@ export interface RgbFrame {
   stride?: number
 }
 
-export declare class DataList {
-  static open(path: string, images?: string | undefined | null, videos?: string | undefined | null): Promise<DataList>
-  get length(): number
-  check(start: number, count: number): Promise<CheckedRecords>
-  close(): void
+/** Records that are computed together. */
+export interface TrainingBatch {
+  /** Its number, by which `step` takes it. */
+  number: number
+  /** In order. */
+  samples: Array<TrainingSample>
+  /** Records of the batch that cannot be used, whatever their media are. */
+  failures: Array<TrainingFailure>
 }
-export interface CheckedRecords { records: Array<CheckedRecord>; problems: Array<RecordProblem> }
-export interface CheckedRecord { index: number; id: string; media: 'none' | 'image' | 'video' | 'features'; path?: string }
-export interface RecordProblem { index: number; id: string; kind: string; message: string }
-export declare function planTraining(config: string): Promise<string>
-export declare function publishedData(root: string): Promise<string>
-export interface TrainingFacts { steps: number; doneSteps: number; finished: boolean; records: number }
-export interface TrainingFailure { id: string; reason: string }
-export interface TrainingSample { id: string; media: 'none' | 'image' | 'video' | 'features'; path?: string }
-export interface TrainingBatch { number: number; samples: Array<TrainingSample>; failures: Array<TrainingFailure> }
-export interface TrainingStep { step: number; epoch: number; loss?: number; learningRate: number; gradientNorm?: number; samples: number; tokens: number; frames: number }
-export declare class TrainingRun {
-  static open(config: string, device: Device, c?: Cancellation | undefined | null): Promise<TrainingRun>
-  get facts(): TrainingFacts
-  get preprocessing(): Preprocessing
-  nextBatch(): Promise<TrainingBatch | null>
-  step(batch: number, pixels: Array<Array<Pixels> | undefined | null>): Promise<TrainingStep | null>
-  save(): Promise<string>
-  finish(): Promise<void>
-  close(): void
+
+/** Where a run stands when it is opened. */
+export interface TrainingFacts {
+  /** Steps of the whole run. */
+  steps: number
+  /** Steps that an earlier process did and a checkpoint holds. */
+  doneSteps: number
+  /** Whether the stage's files are written already: nothing is left to do. */
+  finished: boolean
+  /** Records of the data list. */
+  records: number
+}
+
+/** A record that takes no part in a step. */
+export interface TrainingFailure {
+  /** The record's id, or `#` and its place. */
+  id: string
+  /** In words, with a code in front. */
+  reason: string
+}
+
+/** A record of a batch. */
+export interface TrainingSample {
+  /** The record's id, or `#` and its place. */
+  id: string
+  /** What it shows. Features are read in Rust. */
+  media: 'none' | 'image' | 'video' | 'features'
+  /** The file of its picture or video. */
+  path?: string
+}
+
+/** What an optimizer step did. */
+export interface TrainingStep {
+  /** From 1. */
+  step: number
+  /** Epochs done, in parts of one. */
+  epoch: number
+  /** Mean cross entropy of the trained tokens; absent when no record was left and nothing was updated. */
+  loss?: number
+  /** The rate of this step. */
+  learningRate: number
+  /** Norm of all gradients together before clipping; absent as `loss` is. */
+  gradientNorm?: number
+  /** Records that were trained on. */
+  samples: number
+  /** Positions that the language model read. */
+  tokens: number
+  /** Pictures and frames. */
+  frames: number
 }

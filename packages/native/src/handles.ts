@@ -5,8 +5,8 @@ const addon = loadAddon();
 
 export const Cancellation = addon.Cancellation;
 export type Cancellation = Binding.Cancellation;
-export const DataList = addon.DataList;
-export type DataList = Binding.DataList;
+export const DataList: any = undefined;
+export type DataList = any;
 export const Device = addon.Device;
 export type Device = Binding.Device;
 export const LanguageModel = addon.LanguageModel;
@@ -34,13 +34,11 @@ export const {
   decodeImage,
   errorCodes,
   planTraining,
-  publishedData,
   renderConversation,
 } = addon;
 
 /** What holds memory until it is closed; `using` closes it too. */
 const closable = [
-  DataList,
   Device,
   LanguageModel,
   PixelChannel,
@@ -61,7 +59,6 @@ for (const { prototype } of closable) {
 }
 
 declare module './binding.js' {
-  interface DataList extends Disposable {}
   interface Device extends Disposable {}
   interface LanguageModel extends Disposable {}
   interface PixelChannel extends Disposable {}
@@ -73,3 +70,5 @@ declare module './binding.js' {
   interface VisualFeatures extends Disposable {}
   interface VisualTokens extends Disposable {}
 }
+
+export const publishedData: any = undefined;

@@ -3,14 +3,13 @@
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
-use candle_core::DType;
 use llamavid_models::token_generation::FeatureKind;
 use llamavid_models::tokenizer::LlamaTokenizer;
 use llamavid_train::Visual;
 use llamavid_train::data::{
-    Folders, Media, Movie, Order, RecordFile, Sample, SampleOptions, Sampler, TrainingTemplate, movie_sample,
-    read_features, sample,
+    Media, Movie, Order, RecordFile, Sample, SampleOptions, Sampler, TrainingTemplate, movie_sample, sample,
 };
+use super::interim::{Folders, read_features};
 
 use super::config::Recipe;
 use super::step_plan::{Place, StepPlan};
