@@ -15,4 +15,3 @@ pub use stream::StreamDecoder;
 pub use word_piece::{MAX_QUERY_IDS, QueryRows, WordPieceTokenizer};
 
 pub use white_space::{is_white_space, strip};
-

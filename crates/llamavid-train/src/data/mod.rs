@@ -3,9 +3,14 @@
 //! Reference: `train.py`, `llava_trainer.py`. A record that cannot be used is an error with its number, its id and what
 //! is wrong; it is never replaced by another.
 
+mod check;
 mod error;
+mod features;
+mod folders;
 mod labels;
 mod order;
+mod picture;
+pub mod published;
 mod raw_record;
 mod record;
 mod record_file;
@@ -14,7 +19,12 @@ mod scan;
 mod split_chat;
 mod training_template;
 
+pub use check::{
+    CheckEvent, CheckReport, CheckTotals, Finding, SampleCheck, Severity, VideoReference, check, check_each,
+};
 pub use error::{Error, Fault, FaultCode, Result};
+pub use features::{MovieFeatures, read_features};
+pub use folders::Folders;
 pub use labels::IGNORED;
 pub use order::{Order, Sampler, grouped_order, shuffled_order};
 pub use record::{Media, Message, Record, Speaker};

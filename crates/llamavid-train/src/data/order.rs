@@ -4,8 +4,8 @@
 
 use std::num::NonZeroUsize;
 
-use rand::seq::SliceRandom;
 use rand::SeedableRng;
+use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
 
 /// How the samples of an epoch are put in order.

@@ -33,9 +33,7 @@ enum Node<'a> {
 impl<'a> Node<'a> {
     fn field(&self, name: &str) -> Option<&Node<'a>> {
         match self {
-            Self::Object(fields) => {
-                fields.iter().rev().find(|(key, _)| *key == name).map(|(_, value)| value)
-            }
+            Self::Object(fields) => fields.iter().rev().find(|(key, _)| *key == name).map(|(_, value)| value),
             _ => None,
         }
     }
@@ -182,9 +180,7 @@ impl<'a> RawRecord<'a> {
                 let problem = without_place(&error);
                 match serde_json::from_slice::<IgnoredAny>(bytes) {
                     Ok(_) => Err(Unreadable::NotText(problem)),
-                    Err(error) => {
-                        Err(Unreadable::NotJson(offset_of(bytes, &error), without_place(&error)))
-                    }
+                    Err(error) => Err(Unreadable::NotJson(offset_of(bytes, &error), without_place(&error))),
                 }
             }
         }

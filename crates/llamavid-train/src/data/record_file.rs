@@ -64,10 +64,7 @@ impl RecordFile {
     ///
     /// # Errors
     /// As [`RecordFile::open`], and [`Error::Cancelled`].
-    pub fn open_watched(
-        path: &Path,
-        mut progress: impl FnMut(u64, u64) -> ControlFlow<()>,
-    ) -> Result<Self> {
+    pub fn open_watched(path: &Path, mut progress: impl FnMut(u64, u64) -> ControlFlow<()>) -> Result<Self> {
         let io = |source| Error::io(path, source);
         // Before opening: opening a pipe would wait for a writer.
         let metadata = fs::metadata(path).map_err(io)?;
@@ -78,14 +75,18 @@ impl RecordFile {
         let file = File::open(path).map_err(io)?;
         let stamp = Stamp::of(&file).map_err(io)?;
         let mut entries = Vec::new();
-        let scanned = scan::scan(&file, |read| progress(read, stamp.bytes), |found| {
-            if entries.len() == MAX_RECORDS {
-                let problem = format!("the list has more than {MAX_RECORDS} records");
-                return Err(ScanError::NotRecords(found.start, problem));
-            }
-            entries.push(entry(&found)?);
-            Ok(())
-        });
+        let scanned = scan::scan(
+            &file,
+            |read| progress(read, stamp.bytes),
+            |found| {
+                if entries.len() == MAX_RECORDS {
+                    let problem = format!("the list has more than {MAX_RECORDS} records");
+                    return Err(ScanError::NotRecords(found.start, problem));
+                }
+                entries.push(entry(&found)?);
+                Ok(())
+            },
+        );
         match scanned {
             Ok(()) => {}
             Err(ScanError::Io(error)) => return Err(io(error)),

@@ -211,12 +211,13 @@ fn of_movie(
     let guide = question.value.replace(IMAGE_TAG, "");
     let guide = strip(&guide).to_owned();
     // The reference takes the dots out of subtitles, here and nowhere else.
-    let inputs = movie.inputs.replace("...", "").replace(IMAGE_TAG, &IMAGE_TAG.repeat(movie.tokens_per_frame));
+    let inputs =
+        movie.inputs.replace("...", "").replace(IMAGE_TAG, &IMAGE_TAG.repeat(movie.tokens_per_frame));
     let inputs = if options.image_start_end { format!("{IMAGE_START}{inputs}{IMAGE_END}") } else { inputs };
-    let messages = record.turns.iter().map(|message| Message {
-        from: message.from,
-        value: message.value.replace(IMAGE_TAG, &inputs),
-    });
+    let messages = record
+        .turns
+        .iter()
+        .map(|message| Message { from: message.from, value: message.value.replace(IMAGE_TAG, &inputs) });
     let messages = alternating(messages.collect())?;
     let mut prepared = chat(record, &messages, Pieces::AroundImages, template, tokenizer, options)?;
     prepared.sample.prompts = vec![guide];
@@ -338,7 +339,9 @@ fn pair(messages: &[Message], pieces: Pieces) -> Result<(&str, &str), Fault> {
         let problem = format!("a plain pair has two messages, this one has {}", messages.len());
         return Err(Fault::new(FaultCode::WrongOrder, "conversations", problem));
     };
-    for (index, (message, expected)) in [(question, Speaker::Human), (answer, Speaker::Gpt)].iter().enumerate() {
+    for (index, (message, expected)) in
+        [(question, Speaker::Human), (answer, Speaker::Gpt)].iter().enumerate()
+    {
         if message.from != *expected {
             let problem = format!("expected `{}`, found `{}`", expected.name(), message.from.name());
             return Err(Fault::new(FaultCode::WrongOrder, format!("conversations[{index}].from"), problem));

@@ -53,10 +53,7 @@ pub fn template(name: &str) -> TrainingTemplate {
         name: Cow::Owned(name.to_owned()),
         // Another system text than in the fixtures' table of templates, as the recorded ids decode.
         system: Cow::Borrowed("Be brief."),
-        roles: [
-            Cow::Owned(of(&described["roles"][0])),
-            Cow::Owned(of(&described["roles"][1])),
-        ],
+        roles: [Cow::Owned(of(&described["roles"][0])), Cow::Owned(of(&described["roles"][1]))],
         style: SeparatorStyle::Llama2,
         separator: text("sep"),
         second_separator: Some(text("sep2")),
@@ -68,8 +65,5 @@ pub fn template(name: &str) -> TrainingTemplate {
 /// Messages as `[["human", "…"], …]`.
 pub fn turns(value: &Value) -> Vec<Message> {
     let pairs: Vec<(String, String)> = of(value);
-    pairs
-        .into_iter()
-        .map(|(from, value)| Message { from: Speaker::by_name(&from).unwrap(), value })
-        .collect()
+    pairs.into_iter().map(|(from, value)| Message { from: Speaker::by_name(&from).unwrap(), value }).collect()
 }

@@ -51,9 +51,8 @@ fn every_order_hands_out_each_sample_once() {
             })
             .collect();
         let (batch, world) = (rng.random_range(1..6), rng.random_range(1..4));
-        let order = grouped_order(&lengths, some(batch), some(world), &mut |count| {
-            shuffled_order(count, &mut rng)
-        });
+        let order =
+            grouped_order(&lengths, some(batch), some(world), &mut |count| shuffled_order(count, &mut rng));
         let mut sorted = order.clone();
         sorted.sort_unstable();
         assert_eq!(sorted, (0..count).collect::<Vec<_>>());
@@ -75,7 +74,8 @@ fn groups_hold_like_lengths() {
     let sampler = Sampler::new(lengths.clone(), Order::Grouped { batch: some(4), world: some(2) }, 1);
     let order = sampler.epoch(0);
     for group in order.chunks(8) {
-        let halves: Vec<i64> = group.chunks(4).map(|half| half.iter().map(|at| lengths[*at].abs()).sum()).collect();
+        let halves: Vec<i64> =
+            group.chunks(4).map(|half| half.iter().map(|at| lengths[*at].abs()).sum()).collect();
         let longest = group.iter().map(|at| lengths[*at].abs()).max().unwrap();
         assert!((halves[0] - halves[1]).abs() <= longest, "{halves:?}");
     }

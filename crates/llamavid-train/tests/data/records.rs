@@ -292,7 +292,9 @@ fn opening_can_be_watched_and_stopped() {
 #[test]
 fn records_are_read_from_many_threads() {
     let records: Vec<String> = (0..200)
-        .map(|index| format!(r#"{{"id": "{index}", "conversations": [{{"from": "gpt", "value": "{index}"}}]}}"#))
+        .map(|index| {
+            format!(r#"{{"id": "{index}", "conversations": [{{"from": "gpt", "value": "{index}"}}]}}"#)
+        })
         .collect();
     let (_folder, file) = open(format!("[{}]", records.join(",")));
     std::thread::scope(|scope| {

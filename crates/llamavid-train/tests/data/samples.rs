@@ -3,8 +3,8 @@
 use candle_core::{Device, Tensor};
 use llamavid_models::prompt::splice::SpliceKind;
 use llamavid_train::data::{
-    FaultCode, IGNORED, Media, Message, Movie, Record, SampleOptions, Speaker, TrainingTemplate, movie_sample,
-    sample,
+    FaultCode, IGNORED, Media, Message, Movie, Record, SampleOptions, Speaker, TrainingTemplate,
+    movie_sample, sample,
 };
 
 use crate::oracle::{array, of, oracle, read_json, template, tokenizer, turns};
@@ -51,8 +51,9 @@ fn training_samples_are_the_references() {
     let mut compared = 0;
     for case in ["image-grid4", "video-mean", "long-video", "start-end"] {
         let cases = read_json(format!("{case}/cases.json"));
-        let tensors = candle_core::safetensors::load(oracle(format!("{case}/tensors.safetensors")), &Device::Cpu)
-            .unwrap();
+        let tensors =
+            candle_core::safetensors::load(oracle(format!("{case}/tensors.safetensors")), &Device::Cpu)
+                .unwrap();
         let tokenizer = tokenizer(format!("{case}/model"), None);
         for (stage, training) in cases["training"].as_object().unwrap() {
             let argv: Vec<String> = of(&training["argv"]);
@@ -67,7 +68,8 @@ fn training_samples_are_the_references() {
             let template = TrainingTemplate::by_name(&flag("--version").unwrap()).unwrap();
             let mut draws = of::<Vec<u8>>(&training["randint_draws"]).into_iter();
             let mut coin = || draws.next().unwrap() == 1;
-            let list: Vec<serde_json::Value> = of(&read_json(format!("{case}/{}", flag("--data_path").unwrap())));
+            let list: Vec<serde_json::Value> =
+                of(&read_json(format!("{case}/{}", flag("--data_path").unwrap())));
             for (index, item) in list.iter().enumerate() {
                 let text = |key: &str| item[key].as_str().map(str::to_owned);
                 let media = match (text("image"), text("video")) {
@@ -84,7 +86,8 @@ fn training_samples_are_the_references() {
                     .collect();
                 let record = Record { id: text("id").unwrap(), media, turns };
                 let made = if let Media::Features(path) = &record.media {
-                    let movie = read_json(format!("{case}/data/feats/{}.json", path.trim_end_matches(".pkl")));
+                    let movie =
+                        read_json(format!("{case}/data/feats/{}.json", path.trim_end_matches(".pkl")));
                     let inputs: String = of(&movie["inputs"]);
                     let frames = of(&movie["frames"]);
                     let tokens_per_frame = flag("--video_token").unwrap().parse().unwrap();
@@ -123,10 +126,8 @@ fn movie_prompts_are_the_references() {
         let movie = Movie { inputs: &inputs, frames: 4, tokens_per_frame: 1 };
         let question: String = of(&case["question"]);
         let options = SampleOptions { max_length: 2048, image_start_end: of(&case["start_end"]) };
-        let record = record(
-            Media::Features("m.pkl".into()),
-            &[(Speaker::Human, &question), (Speaker::Gpt, "So.")],
-        );
+        let record =
+            record(Media::Features("m.pkl".into()), &[(Speaker::Human, &question), (Speaker::Gpt, "So.")]);
         let made = movie_sample(&record, &movie, &chat, &tokenizer, &options).unwrap();
         assert_eq!(made.prompts, [of::<String>(&case["prompt"])]);
         let value: String = of(&case["value"]);
