@@ -77,7 +77,7 @@ impl Step<'_> {
         let written = self.written()?;
         let settings = self.settings(&written)?;
         let assembled = self.assemble(&settings)?;
-        self.compare_config(&assembled.config, &written.config, report);
+        self.compare_config(&assembled.output.config, &written.config, report);
         self.compare_trainable(&assembled.parameters, report);
 
         let examples = self.examples(&settings, &assembled, report)?;

@@ -20,21 +20,22 @@ pub struct Answers {
     pub right: Vec<bool>,
 }
 
-/// Splits what has `length` rows each into batches of similar lengths, of at most `tokens` rows with their padding, in
-/// random order.
+/// Splits what has `length` rows each into `count` batches of about as many rows, each of similar lengths, in random
+/// order.
 pub fn batches<T>(
     mut items: Vec<T>,
     length: impl Fn(&T) -> usize,
-    tokens: usize,
+    count: usize,
     rng: &mut impl Rng,
 ) -> Vec<Vec<T>> {
     items.sort_by_key(&length);
-    let mut batches: Vec<Vec<T>> = Vec::new();
+    let total: usize = items.iter().map(&length).sum();
+    let mut batches: Vec<Vec<T>> = std::iter::repeat_with(Vec::new).take(count).collect();
+    let mut before = 0;
     for item in items {
-        match batches.last_mut() {
-            Some(batch) if (batch.len() + 1) * length(&item) <= tokens => batch.push(item),
-            _ => batches.push(vec![item]),
-        }
+        let place = (before * count / total.max(1)).min(count - 1);
+        before += length(&item);
+        batches[place].push(item);
     }
     batches.shuffle(rng);
     batches
@@ -45,7 +46,7 @@ pub fn answer(
     model: &LanguageModel,
     table: &Tensor,
     visual: &Tensor,
-    exercises: &[Exercise],
+    exercises: &[&Exercise],
 ) -> Result<Answers> {
     let longest = exercises.iter().map(|exercise| exercise.ids.len()).max().unwrap_or(0);
     let (vocabulary, width) = table.dims2()?;

@@ -148,3 +148,59 @@ fn word_pieces(words: &[String]) -> Vec<String> {
     }
     pieces
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use llamavid_models::tokenizer::{LlamaTokenizer, WordPieceTokenizer};
+    use llamavid_world::vocabulary;
+
+    use super::*;
+
+    fn written() -> (tempfile::TempDir, LlamaTokenizer) {
+        let folder = tempfile::tempdir().unwrap();
+        write(folder.path(), &vocabulary(), &crate::starters()).unwrap();
+        let tokenizer = crate::tokenizer(folder.path()).unwrap();
+        (folder, tokenizer)
+    }
+
+    #[test]
+    fn each_word_of_the_world_is_one_piece() {
+        let (_folder, tokenizer) = written();
+        for word in vocabulary() {
+            assert_eq!(tokenizer.encode(&word, false).len(), 1, "{word}");
+            assert_eq!(tokenizer.decode(&tokenizer.encode(&word, false), true).trim(), word);
+        }
+    }
+
+    #[test]
+    fn a_question_behind_a_line_break_begins_with_one_piece() {
+        let (_folder, tokenizer) = written();
+        for word in crate::starters() {
+            for word in [capitalised(&word), word] {
+                // The space that every text begins with, the line break, the word.
+                assert_eq!(tokenizer.encode(&format!("\n{word}"), false).len(), 3, "{word}");
+            }
+        }
+    }
+
+    #[test]
+    fn other_text_survives() {
+        let (_folder, tokenizer) = written();
+        let text = "Wo ist der Rüssel? 象 {}";
+        assert_eq!(tokenizer.decode(&tokenizer.encode(text, false), true).trim(), text);
+    }
+
+    #[test]
+    fn the_query_model_knows_the_words() {
+        let (folder, _) = written();
+        let vocabulary_file = fs::read(folder.path().join("bert/vocab.txt")).unwrap();
+        let tokenizer = WordPieceTokenizer::from_vocab(&vocabulary_file, true).unwrap();
+        let words: Vec<String> = vocabulary();
+        let (ids, _) = tokenizer.encode_batch(&words).unwrap();
+        for (word, ids) in words.iter().zip(ids) {
+            // [CLS], the word, [SEP], padding.
+            assert!(ids.get(2) == Some(&3), "{word} {ids:?}");
+        }
+    }
+}

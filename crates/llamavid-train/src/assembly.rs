@@ -18,6 +18,7 @@ use serde_json::{Map, Value, json};
 
 use crate::error::{Error, Result};
 use crate::model::{Model, ModelOptions};
+use crate::output::StageOutput;
 use crate::parameters::{Missing, Parameters};
 use crate::part::Part;
 use crate::stage::Stage;
@@ -90,12 +91,10 @@ pub struct StageModel {
     pub parameters: Parameters,
     /// The modules.
     pub model: Model,
-    /// The configuration that the stage will write.
-    pub config: Map<String, Value>,
+    /// What the stage will write.
+    pub output: StageOutput,
     /// The decoder's tokenizer, with the added tokens.
     pub tokenizer: LlamaTokenizer,
-    /// The tokens that were added to the base model's vocabulary, now or in an earlier stage, with their ids.
-    pub added_tokens: Map<String, Value>,
     /// The query model's tokenizer.
     pub query_tokenizer: Arc<WordPieceTokenizer>,
 }
@@ -166,7 +165,14 @@ impl StageModel {
         };
         let model = Model::new(&parameters, Arc::new(options), query_tokenizer.clone(), true)?;
         parameters.finish_reading()?;
-        Ok(Self { parameters, model, config, tokenizer, added_tokens, query_tokenizer })
+        let output = StageOutput {
+            stage: settings.stage,
+            config,
+            added_tokens,
+            base: files.base.clone(),
+            max_length: settings.max_length,
+        };
+        Ok(Self { parameters, model, output, tokenizer, query_tokenizer })
     }
 }
 
