@@ -5,7 +5,6 @@
 
 mod config;
 mod feed;
-mod interim;
 mod output_folder;
 mod plan;
 mod start;
@@ -18,11 +17,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use candle_core::{DType, Device as TensorDevice, Tensor};
 use llamavid_models::preprocess::Preprocessing;
-use llamavid_train::data::RecordFile;
-use self::interim::Folders;
+use llamavid_train::data::{Folders, RecordFile};
 use llamavid_train::{
-    Activations, Example, Optimizer, ParameterGroup, Parameters, RateFactor, Schedule, StageModel,
-    Trainer, TrainerOptions, Update, Visual, adamw_groups,
+    Activations, Example, Optimizer, OutputOptions, ParameterGroup, Parameters, RateFactor, Schedule, Stage,
+    StageModel, StageOutput, Trainer, TrainerOptions, Update, Visual, adamw_groups, copy_side_files,
 };
 use serde_json::json;
 
@@ -103,6 +101,10 @@ struct Course {
     trainer: Trainer,
     folder: OutputFolder,
     records: usize,
+    output: StageOutput,
+    options: OutputOptions,
+    /// The query model's vocabulary and the image processor, which the written model needs beside it.
+    side_files: Option<(PathBuf, Option<PathBuf>)>,
 }
 
 impl TrainingRun {
@@ -129,7 +131,7 @@ impl TrainingRun {
         let stage = StageModel::assemble(&start.files, &start.settings, dtype, recipe.seed, device.tensors())?;
         cancellation.check()?;
         let preprocessing = start.preprocessing(stage.model.options().config.visual.image_size())?;
-        let tokenizer = stage.tokenizer.clone();
+        let (tokenizer, output) = (stage.tokenizer.clone(), stage.output.clone());
         let mut trainer = trainer(&stage, recipe, &plan)?;
         let done_steps = match folder.checkpoints().latest()? {
             Some(checkpoint) => {
@@ -155,6 +157,10 @@ impl TrainingRun {
         };
         let folders = Folders { images: config.inputs.images.clone(), videos: config.inputs.videos.clone() };
         let records = list.len();
+        // As the reference: what was computed in half precision is written in it.
+        let options = OutputOptions { dtype, ..OutputOptions::default() };
+        let side_files =
+            (start.settings.stage != Stage::Alignment).then(|| (start.files.bert, start.files.processor));
         let feed = Feed::new(recipe, list, folders, tokenizer, plan, facts.done_steps)?;
         Ok(Self {
             facts,
@@ -164,7 +170,7 @@ impl TrainingRun {
             learning_rate: recipe.optimizer.learning_rate,
             feed: Arc::new(Mutex::new(feed)),
             given: Arc::default(),
-            course: Arc::new(Mutex::new(Course { trainer, folder, records })),
+            course: Arc::new(Mutex::new(Course { trainer, folder, records, output, options, side_files })),
             step: Mutex::new(None),
         })
     }
@@ -277,7 +283,7 @@ impl TrainingRun {
     pub fn save(&self) -> Reply<PathBuf> {
         let course = self.course.clone();
         self.device.run_once(&Cancellation::default(), move |_| {
-            let Course { trainer, folder, records } = &*lock(&course);
+            let Course { trainer, folder, records, .. } = &*lock(&course);
             let progress = json!({ "records": records });
             Ok(folder.checkpoints().save(trainer.steps(), |to| trainer.write_state(to, &progress))?)
         })
@@ -287,8 +293,11 @@ impl TrainingRun {
     pub fn finish(&self) -> Reply<()> {
         let course = self.course.clone();
         self.device.run_once(&Cancellation::default(), move |_| {
-            let Course { trainer, folder, .. } = &mut *lock(&course);
-            let _ = trainer;
+            let Course { trainer, folder, output, options, side_files, .. } = &mut *lock(&course);
+            if let Some((bert, processor)) = side_files {
+                copy_side_files(bert, processor.as_deref(), folder.path())?;
+            }
+            output.write(folder.path(), trainer.parameters(), trainer.model(), options)?;
             folder.set_finished()
         })
     }

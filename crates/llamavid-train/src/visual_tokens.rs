@@ -133,7 +133,7 @@ impl VisualPath<'_> {
             attention_mask: questions.attention_mask.index_select(&of_frame, 0)?,
         };
         let all = features.iter().map(|(features, _)| features).collect::<Vec<_>>();
-        let tokens = self.generator.generate_paired(&Tensor::cat(&all, 0)?, *kind, &questions)?;
+        let tokens = self.generator.generate_paired(&Tensor::cat(&all, 0)?, *kind, &questions, &mut Blind)?;
         let mut start = 0;
         let mut made = Vec::with_capacity(counts.len());
         for count in counts {

@@ -5,8 +5,8 @@ const addon = loadAddon();
 
 export const Cancellation = addon.Cancellation;
 export type Cancellation = Binding.Cancellation;
-export const DataList: any = undefined;
-export type DataList = any;
+export const DataCheck = addon.DataCheck;
+export type DataCheck = Binding.DataCheck;
 export const Device = addon.Device;
 export type Device = Binding.Device;
 export const LanguageModel = addon.LanguageModel;
@@ -34,11 +34,13 @@ export const {
   decodeImage,
   errorCodes,
   planTraining,
+  publishedData,
   renderConversation,
 } = addon;
 
 /** What holds memory until it is closed; `using` closes it too. */
 const closable = [
+  DataCheck,
   Device,
   LanguageModel,
   PixelChannel,
@@ -59,6 +61,7 @@ for (const { prototype } of closable) {
 }
 
 declare module './binding.js' {
+  interface DataCheck extends Disposable {}
   interface Device extends Disposable {}
   interface LanguageModel extends Disposable {}
   interface PixelChannel extends Disposable {}
@@ -70,5 +73,3 @@ declare module './binding.js' {
   interface VisualFeatures extends Disposable {}
   interface VisualTokens extends Disposable {}
 }
-
-export const publishedData: any = undefined;

@@ -1,5 +1,6 @@
 export type {
   ConversationTurn,
+  DataFinding,
   DecodedImage,
   GenerateRequest,
   GenerationDefaults,
@@ -18,7 +19,7 @@ export {
   Cancellation,
   conversationStop,
   conversationTemplates,
-  DataList,
+  DataCheck,
   Device,
   decodeImage,
   errorCodes,

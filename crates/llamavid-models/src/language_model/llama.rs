@@ -148,7 +148,7 @@ impl LanguageModel {
     pub fn pass(&self, embeds: &Tensor, mask: Option<&Tensor>) -> Result<Pass> {
         let (batch, count) = self.expect_embeds(embeds)?;
         self.new_cache(0).reserve(count)?;
-        let plan = AttentionPlan::whole(batch, count, mask, &self.device)?;
+        let plan = AttentionPlan::whole(batch, count, mask, self.dtype, &self.device)?;
         Ok(Pass { plan, angles: self.rotary.angles(0, count, self.dtype, &self.device)? })
     }
 

@@ -7,9 +7,9 @@ use llamavid_models::token_generation::FeatureKind;
 use llamavid_models::tokenizer::LlamaTokenizer;
 use llamavid_train::Visual;
 use llamavid_train::data::{
-    Media, Movie, Order, RecordFile, Sample, SampleOptions, Sampler, TrainingTemplate, movie_sample, sample,
+    Folders, Media, Movie, Order, RecordFile, Sample, SampleOptions, Sampler, TrainingTemplate, movie_sample,
+    read_features, sample,
 };
-use super::interim::{Folders, read_features};
 
 use super::config::Recipe;
 use super::step_plan::{Place, StepPlan};
@@ -186,7 +186,7 @@ impl Feed {
         let record = self.list.record(index).map_err(|error| unusable(None, error))?;
         let named = |error| unusable(Some(record.id.clone()), error);
         let media = MediaKind::from(&record.media);
-        let path = self.folders.resolve(&record.media).map_err(named)?;
+        let path = self.folders.resolve(&record).map_err(named)?;
         let mut coins = Coins::new(self.seed, epoch, index as u64);
         let (template, tokenizer, options) = (&self.template, &self.tokenizer, &self.options);
         let (made, visual) = match (&path, media) {
