@@ -1,6 +1,6 @@
 // Each package as a user gets it: packed, installed with npm into an empty folder, its README's example run.
 import { execFileSync } from 'node:child_process';
-import { mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, statSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join, resolve } from 'node:path';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
@@ -82,7 +82,10 @@ describe('packed packages', () => {
     it(`${name}: the README's example runs`, () => {
       const place = project(name);
       writeFileSync(join(place, 'example.ts'), example);
-      const args = name === '@llamavid/video' ? [clip] : [model, clip];
+      // What an example writes goes to the project.
+      const args = { '@llamavid/pipeline': [clip, model], '@llamavid/video': [clip], '@llamavid/world': [] }[
+        name
+      ] ?? [model, clip];
       const printed = execFileSync(process.execPath, ['example.ts', ...args], {
         cwd: place,
         encoding: 'utf8',
@@ -91,9 +94,19 @@ describe('packed packages', () => {
     });
   }
 
-  it('llamavid: the installed command answers', () => {
+  it('@llamavid/tiny is at most 10 MB packed', () => {
+    expect(statSync(tarballs.get('@llamavid/tiny') ?? '').size).toBeLessThan(10_000_000);
+  });
+
+  it('llamavid: the installed command answers, with the embedded model and with another', () => {
     const place = project('llamavid');
     const command = join(place, 'node_modules/.bin/llamavid');
+    const shapes = join(root, 'fixtures/world/media/multi-018.mp4');
+    const embedded = execFileSync(command, ['ask', shapes, 'what appears first?', '--json'], {
+      encoding: 'utf8',
+      stdio: ['ignore', 'pipe', 'ignore'],
+    });
+    expect(JSON.parse(embedded)).toMatchObject({ model: { name: 'tiny' }, finishReason: 'stop' });
     const printed = execFileSync(
       command,
       ['ask', clip, 'What is it?', '--model', model, '--max-new-tokens', '4', '--json'],

@@ -19,9 +19,7 @@ fn main() -> std::result::Result<(), Box<dyn std::error::Error>> {
         arguments.get(index).and_then(|text| text.parse().ok()).unwrap_or(otherwise)
     };
     match arguments.first().map(String::as_str) {
-        Some("vision") => {
-            vision(number(1, 128), number(2, 3), number(3, 128), number(4, 84), number(5, 10))
-        }
+        Some("vision") => vision(number(1, 128), number(2, 3), number(3, 128), number(4, 84), number(5, 10)),
         _ => language(number(1, 128), number(2, 4), number(3, 64), number(4, 100), number(5, 10)),
     }
 }

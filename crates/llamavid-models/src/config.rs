@@ -6,6 +6,7 @@
 use serde::Deserialize;
 
 use crate::language_model::LanguageModelConfig;
+use crate::prompt::conversation::Template;
 use crate::token_generation::{
     Compression, FeatureKind, Projector, QueryKind, QueryModelConfig, TokenGenerationConfig, TokenRows,
 };
@@ -25,6 +26,8 @@ pub struct ModelConfig {
     pub features: FeatureKind,
     /// Whether each picture stands between `<im_start>` and `<im_end>`.
     pub image_start_end: bool,
+    /// The conversation template that the model was trained with, where the file names one.
+    pub conversation: Option<&'static Template>,
     /// Where the side files are, as written in the file.
     pub files: SideFiles,
 }
@@ -53,6 +56,8 @@ pub struct Extension {
     pub files: SideFiles,
     /// `pixels` or `precomputed`: whether features come with their class row (SPEC quirk 1).
     pub features: Option<FeatureSource>,
+    /// Name of the conversation template that the model was trained with, for example `vicuna_v1`.
+    pub conversation: Option<String>,
 }
 
 /// Where features come from.
@@ -200,6 +205,7 @@ impl ModelConfig {
                 FeatureSource::Precomputed => FeatureKind::Precomputed,
             },
             image_start_end: file.mm_use_im_start_end,
+            conversation: file.llamavid.conversation.as_deref().map(template).transpose()?,
             files: side,
         })
     }
@@ -208,6 +214,10 @@ impl ModelConfig {
     pub fn side_files(config: &[u8]) -> Result<SideFiles> {
         Ok(side_files(&from_json(config, "config.json")?))
     }
+}
+
+fn template(name: &str) -> Result<&'static Template> {
+    Template::by_name(name).map_err(|error| bad("llamavid.conversation", error.to_string()))
 }
 
 fn side_files(file: &ConfigFile) -> SideFiles {

@@ -15,7 +15,7 @@ use llamavid_models::prompt::movie::{movie_inputs, movie_question};
 use llamavid_models::prompt::placeholders::{IMAGE_TOKEN, tokenize_with_images};
 use llamavid_models::prompt::sampling::{frame_indices, frame_times};
 use llamavid_models::prompt::splice::{BatchRow, SpliceKind, splice, splice_batch};
-use llamavid_models::prompt::subtitles::{SpeechSegment, Subtitle, from_speech, parse_srt};
+use llamavid_models::prompt::subtitles::{SpeechSegment, Subtitle, from_speech, parse_srt, parse_webvtt};
 use llamavid_models::tokenizer::{LlamaTokenizer, WordPieceTokenizer};
 use serde_json::Value;
 
@@ -451,6 +451,53 @@ fn subtitle_files_with_faults() {
     assert!(movie_inputs(&[], &[]).is_err());
     let long = "00:00:01,000 --> 00:00:02,000\nA dog.\n".repeat(30_000);
     assert_eq!(parse_srt(long.as_bytes()).unwrap().len(), 1);
+}
+
+#[test]
+fn webvtt_files_hold_the_same_as_srt_files() {
+    for case in array(&read_json("text/subtitles.json"), "srt") {
+        let expected = subtitles_of(&case["subtitles"]);
+        let mut file = String::from("\u{feff}WEBVTT - a film\r\n\r\n");
+        for (index, subtitle) in expected.iter().enumerate() {
+            let [start, end] = [subtitle.start_time, subtitle.end_time]
+                .map(|time| format!("{:02}:{:06.3}", (time / 60.0) as u32, time % 60.0));
+            let text = subtitle.text.replace('&', "&amp;").replace('<', "&lt;");
+            file += &format!("{index}\r\n{start} --> {end} align:start\r\n{text}\r\n\r\n");
+        }
+        assert_eq!(parse_webvtt(file.as_bytes()).unwrap(), expected, "{file}");
+    }
+}
+
+#[test]
+fn webvtt_files_with_everything() {
+    let file = "WEBVTT\tlanguage:en\nKind: captions\n\nNOTE not\nshown\n\nSTYLE\n::cue { color: red }\n\n\
+        REGION\nid:low\n\nname of a cue\n1:02:03.250 --> 1:02:04.500 line:0\n<v Anna>1984...\n<c.loud>was</c> &lt;then&gt;\n\n\
+        00:05.000-->00:06.000\n\n00:07.000 --> 00:06.000\nturned\n00:08.000 --> 00:09.000\nno line between <i\n";
+    let shown = |start_time, end_time, text: &str| Subtitle { start_time, end_time, text: text.into() };
+    assert_eq!(
+        parse_webvtt(file.as_bytes()).unwrap(),
+        [
+            shown(3723.25, 3724.5, "1984 was <then>"),
+            shown(7.0, 6.0, "turned"),
+            shown(8.0, 9.0, "no line between")
+        ]
+    );
+    assert!(parse_webvtt(b"WEBVTT").unwrap().is_empty());
+    for file in ["", "WEBVTTX\n", "1\n00:00:01,000 --> 00:00:02,000\nA dog."] {
+        assert!(parse_webvtt(file.as_bytes()).unwrap_err().to_string().contains("line 1"), "{file}");
+    }
+    let error = parse_webvtt(b"WEBVTT\n\nsoon --> 00:02.000\nA dog.").unwrap_err().to_string();
+    assert!(error.contains("line 3: `soon`"), "{error}");
+}
+
+#[test]
+fn subtitle_files_in_utf_16() {
+    let text = "\u{feff}1\n00:00:01,000 --> 00:00:02,500\nÜbergrößenträger 🎬\n";
+    let expected = [Subtitle { start_time: 1.0, end_time: 2.5, text: "Übergrößenträger 🎬".into() }];
+    let little: Vec<u8> = text.encode_utf16().flat_map(u16::to_le_bytes).collect();
+    let big: Vec<u8> = text.encode_utf16().flat_map(u16::to_be_bytes).chain([7]).collect();
+    assert_eq!(parse_srt(&little).unwrap(), expected);
+    assert_eq!(parse_srt(&big).unwrap(), expected);
 }
 
 #[test]

@@ -340,8 +340,7 @@ fn tokens_per_frame_counts_what_is_generated() {
         let (features, kind, questions) = oracle.input(case);
         let tokens = generator.generate(&features, kind, &questions, &mut Blind).unwrap();
         let (frames, rows, _width) = features.dims3().unwrap();
-        let patches = generator.config().rows.count(rows);
-        assert_eq!(tokens.dim(1).unwrap(), frames * generator.tokens_per_frame(patches), "{name}");
+        assert_eq!(tokens.dim(1).unwrap(), frames * generator.config().tokens_per_frame(rows), "{name}");
     }
 }
 

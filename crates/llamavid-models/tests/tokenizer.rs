@@ -346,7 +346,7 @@ fn zeros_and_control_characters_are_text() -> TestResult {
 #[test]
 fn a_long_question_takes_time_in_proportion() -> TestResult {
     let tokenizer = llama("text/tokenizer", None, None);
-    let words = WordPieceTokenizer::from_vocab(&std::fs::read(oracle("text/bert/vocab.txt"))?, true)?;
+    let vocabulary = std::fs::read(oracle("text/bert/vocab.txt"))?;
     let size = 1_000_000;
     let questions = [
         "a",
@@ -363,11 +363,15 @@ fn a_long_question_takes_time_in_proportion() -> TestResult {
     ];
     for unit in questions {
         let question = unit.repeat(size / unit.len());
+        let words = WordPieceTokenizer::from_vocab(&vocabulary, true)?;
         let started = Instant::now();
         let ids = tokenizer.encode(&question, true);
         assert!(ids.len() > 1);
         let (rows, _) = words.encode_batch(std::slice::from_ref(&question))?;
         assert!(rows[0].len() <= MAX_QUERY_IDS);
+        let (few, _) = words.within(16).encode_batch(std::slice::from_ref(&question))?;
+        assert_eq!(few[0].len(), rows[0].len().min(16));
+        assert_eq!(few[0][1..], rows[0][rows[0].len() + 1 - few[0].len()..]);
         let elapsed = started.elapsed();
         println!("{unit:?}: {elapsed:?}");
         // Quadratic work would take hours; the limit leaves room for a busy machine.

@@ -61,6 +61,12 @@ impl LanguageModel {
         call(|| Ok(self.handle.open()?.image_placeholder()))
     }
 
+    /// The conversation template that the model was trained with, where its configuration names one.
+    #[napi(getter)]
+    pub fn conversation(&self) -> napi::Result<Option<&'static str>> {
+        call(|| Ok(self.handle.open()?.conversation()))
+    }
+
     /// What the checkpoint proposes for sampling.
     #[napi(getter)]
     pub fn generation_defaults(&self) -> napi::Result<GenerationDefaults> {

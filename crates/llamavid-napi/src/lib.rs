@@ -7,14 +7,17 @@
 
 mod arguments;
 mod conversation;
+mod description;
 mod device;
 mod handle;
 mod language;
 mod pixels;
 mod promise;
+mod subtitles;
 mod tokens;
 mod training;
 mod vision;
+mod world;
 
 use llamavid_runtime::ErrorCode;
 use napi_derive::napi;

@@ -2,11 +2,12 @@
 
 use std::sync::Arc;
 
-use llamavid_runtime as runtime;
+use llamavid_runtime::{self as runtime, Ablation};
 use napi::Env;
 use napi::bindgen_prelude::{AsyncBlock, Float32Array};
 use napi_derive::napi;
 
+use crate::arguments::word;
 use crate::device::{Cancellation, LoadOptions, flag};
 use crate::handle::Handle;
 use crate::pixels::float32_array;
@@ -40,7 +41,8 @@ impl TokenGenerator {
         call(|| Ok(self.handle.open()?.width() as u32))
     }
 
-    /// Tokens of the same frames for each question, in the questions' order. The features stay open.
+    /// Tokens of the same frames for each question, in the questions' order. The features stay open. `ablate` sets a
+    /// kind of tokens to zero, for evaluations.
     #[napi]
     pub fn generate(
         &self,
@@ -48,10 +50,15 @@ impl TokenGenerator {
         features: &VisualFeatures,
         questions: Vec<String>,
         c: Option<&Cancellation>,
+        #[napi(ts_arg_type = "'context' | 'content' | undefined | null")] ablate: Option<String>,
     ) -> napi::Result<AsyncBlock<Vec<VisualTokens>>> {
+        let kinds = [("context", Ablation::Context), ("content", Ablation::Content)];
         promise(
             env,
-            || Ok(self.handle.open()?.generate(features.get()?, questions, &flag(c))),
+            || {
+                let ablation = ablate.map(|kind| word("ablate", &kind, &kinds)).transpose()?;
+                Ok(self.handle.open()?.generate(features.get()?, questions, ablation, &flag(c)))
+            },
             |tokens| tokens.into_iter().map(VisualTokens::new).collect(),
         )
     }

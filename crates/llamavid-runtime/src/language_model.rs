@@ -18,6 +18,7 @@ pub struct LanguageModel {
     tokenizer: LlamaTokenizer,
     defaults: GenerationDefaults,
     image_placeholder: &'static str,
+    conversation: Option<&'static str>,
     device: Arc<Device>,
 }
 
@@ -37,12 +38,13 @@ impl LanguageModel {
             cancellation.check()?;
             let model = folder.language_model(dtype.on(&device), device.tensors())?;
             cancellation.check()?;
-            let image_placeholder = folder.image_placeholder();
+            let (image_placeholder, conversation) = (folder.image_placeholder(), folder.conversation());
             Ok(Self {
                 model: Weights::new(model, device.clone()),
                 tokenizer,
                 defaults,
                 image_placeholder,
+                conversation,
                 device,
             })
         })
@@ -66,6 +68,11 @@ impl LanguageModel {
     /// What stands in a prompt for one picture or video.
     pub fn image_placeholder(&self) -> &'static str {
         self.image_placeholder
+    }
+
+    /// The conversation template that it was trained with, where its configuration names one.
+    pub fn conversation(&self) -> Option<&'static str> {
+        self.conversation
     }
 
     /// Tokens of `text`, without the one that begins every prompt.

@@ -9,11 +9,13 @@ mod device;
 mod dtype;
 mod error;
 mod language_model;
+mod model_description;
 pub mod model_folder;
 mod picture;
 mod pixels;
 mod reply;
 mod session;
+mod subtitles;
 mod token_generator;
 mod training;
 mod visual_encoder;
@@ -31,16 +33,20 @@ pub use llamavid_models::{
     language_model::{FinishReason, SamplingOptions},
     preprocess::{Fit, Preprocessing, RgbImage},
     prompt::{
-        conversation::{TEMPLATES, Template, Turn},
+        conversation::{ImageTag, TEMPLATES, Template, Turn},
+        movie::{movie_inputs, movie_question},
         splice::SpliceKind,
+        subtitles::Subtitle,
     },
     token_generation::FeatureKind,
 };
-pub use picture::{MAX_PICTURE_PIXELS, Picture, decode_picture};
+pub use model_description::ModelDescription;
+pub use picture::{MAX_PICTURE_PIXELS, Picture, decode_picture, encode_png};
 pub use pixels::{MAX_FRAME_SIZE, PixelChannel, Pixels};
 pub use reply::{Reply, catch_panic, run_aside};
 pub use session::{GenerateRequest, Piece, Session, Started};
-pub use token_generator::TokenGenerator;
+pub use subtitles::Subtitles;
+pub use token_generator::{Ablation, TokenGenerator};
 pub use training::{
     MediaKind, TrainingBatch, TrainingFacts, TrainingFailure, TrainingRun, TrainingSample, TrainingStep,
     plan_training,

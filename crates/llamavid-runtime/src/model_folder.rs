@@ -9,7 +9,7 @@ use candle_core::{DType, Device};
 use llamavid_models::config::{Extension, ModelConfig, Surroundings};
 use llamavid_models::language_model::{LanguageModel, LanguageModelConfig};
 use llamavid_models::preprocess::{Fit, Preprocessing};
-use llamavid_models::token_generation::{QueryKind, TokenGenerator};
+use llamavid_models::token_generation::{FeatureKind, QueryKind, TokenGenerator};
 use llamavid_models::tokenizer::{LlamaTokenizer, WordPieceTokenizer};
 use llamavid_models::visual_encoder::{VisualEncoder, VisualEncoderConfig};
 use llamavid_weights::key_table::{CLIP, LANGUAGE, TOKENS, VISUAL};
@@ -150,6 +150,21 @@ impl ModelFolder {
         if self.config.image_start_end { "<im_start><image><im_end>" } else { "<image>" }
     }
 
+    /// Name of the conversation template that the model was trained with, where the configuration names one.
+    pub fn conversation(&self) -> Option<&'static str> {
+        self.config.conversation.map(|template| template.name.as_ref())
+    }
+
+    /// Visual tokens of a frame: the context token and the content tokens.
+    pub fn tokens_per_frame(&self) -> usize {
+        let class_row = match (&self.config.visual, self.config.features) {
+            (VisualEncoderConfig::Clip(clip), _) => usize::from(clip.class_token),
+            (VisualEncoderConfig::Eva(_), FeatureKind::Pixels) => 1,
+            (VisualEncoderConfig::Eva(_), FeatureKind::Precomputed) => 0,
+        };
+        self.config.tokens.tokens_per_frame(self.config.visual.patches() + class_row)
+    }
+
     /// Builds the visual encoder.
     pub fn visual_encoder(&self, dtype: DType, device: &Device) -> Result<VisualEncoder> {
         let (checkpoint, table) = match &self.vision {
@@ -229,6 +244,7 @@ impl ModelFolder {
             None => TokenizerConfig::default(),
         };
         WordPieceTokenizer::from_vocab(&vocabulary, config.do_lower_case.unwrap_or(true))
+            .map(|tokenizer| tokenizer.within(self.config.tokens.query.max_positions))
             .map_err(|error| in_file(&path, error))
     }
 

@@ -11,10 +11,32 @@ use llamavid_models::tokenizer::WordPieceTokenizer;
 
 use crate::device::Weights;
 use crate::model_folder::ModelFolder;
-use crate::{Cancellation, Device, Dtype, Error, Reply, VisualFeatures, VisualTokens, run_aside};
+use crate::{Cancellation, Device, Dtype, Error, Reply, Result, VisualFeatures, VisualTokens, run_aside};
 
 /// Pairs of a frame and a question of one step. The numbers do not depend on it.
 const PAIRS_A_STEP: usize = 64;
+
+/// A token of each frame that is taken away, to measure what it is worth. For evaluations, never for answers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ablation {
+    /// The context token becomes zero: what the question asks of a frame is lost.
+    Context,
+    /// The content tokens become zero: what a frame shows apart from the question is lost.
+    Content,
+}
+
+impl Ablation {
+    /// (F, 1 + n, D) with the tokens set to zero.
+    fn of(self, tokens: &Tensor) -> Result<Tensor> {
+        let (_frames, count, _width) = tokens.dims3()?;
+        let context = tokens.narrow(1, 0, 1)?;
+        let content = tokens.narrow(1, 1, count - 1)?;
+        Ok(match self {
+            Self::Context => Tensor::cat(&[&context.zeros_like()?, &content], 1)?,
+            Self::Content => Tensor::cat(&[&context, &content.zeros_like()?], 1)?,
+        })
+    }
+}
 
 /// The query model, context attention and projector of a model folder. Holds their weights' memory.
 #[derive(Debug)]
@@ -63,6 +85,7 @@ impl TokenGenerator {
         &self,
         features: Arc<VisualFeatures>,
         questions: Vec<String>,
+        ablation: Option<Ablation>,
         cancellation: &Cancellation,
     ) -> Reply<Vec<VisualTokens>> {
         let (model, tokenizer, expects) = (Arc::clone(&self.model), self.tokenizer.clone(), self.expects);
@@ -115,10 +138,15 @@ impl TokenGenerator {
             };
             let tokens = (0..question_count).map(|index| {
                 // A copy, so that closing one question's tokens frees their memory.
-                let tokens = if question_count == 1 { all.get(0)? } else { all.get(index)?.copy()? };
+                let mut tokens = if question_count == 1 { all.get(0)? } else { all.get(index)?.copy()? };
+                if let Some(ablation) = ablation {
+                    let (rows, width) = tokens.dims2()?;
+                    let frames = tokens.reshape((frame_count, rows / frame_count, width))?;
+                    tokens = ablation.of(&frames)?.flatten(0, 1)?;
+                }
                 VisualTokens::new(tokens, frame_count, device.clone())
             });
-            Ok(ControlFlow::Break(tokens.collect::<crate::Result<Vec<_>>>()?))
+            Ok(ControlFlow::Break(tokens.collect::<Result<Vec<_>>>()?))
         })
     }
 }

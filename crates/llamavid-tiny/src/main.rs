@@ -224,7 +224,7 @@ impl<'a> World<'a> {
 fn vision(folder: &Path) -> Result<Parameters> {
     let course = Course {
         name: "vision",
-        steps: 1500,
+        steps: 900,
         warmup: 60,
         matrices: 0.02,
         others: 2e-3,

@@ -69,7 +69,8 @@ impl Seer {
         let patches = rows.narrow(1, 1, rows_of_a_frame - 1)?.contiguous()?;
         let content = self.content.forward(&patches.mean(1)?)?;
         let all = self.object.forward(&patches.reshape((count * PATCHES, width))?)?;
-        let covered = all.index_select(&Tensor::new(frames.covered.as_slice(), &Device::Cpu)?, 0)?;
+        let covered =
+            llamavid_kernels::embedding(&all, &Tensor::new(frames.covered.as_slice(), &Device::Cpu)?)?;
         Ok((covered, all, content))
     }
 }
@@ -178,7 +179,8 @@ fn frames(count: usize, seed: u64, options: &WorldOptions) -> Result<Frames> {
 }
 
 fn cross_entropy(logits: &Tensor, values: &[u32]) -> Result<Tensor> {
-    Ok(candle_nn::loss::cross_entropy(&logits.contiguous()?, &Tensor::new(values, logits.device())?)?)
+    let labels: Vec<i64> = values.iter().map(|value| i64::from(*value)).collect();
+    Ok(llamavid_kernels::cross_entropy(&logits.contiguous()?, &Tensor::new(labels, logits.device())?)?)
 }
 
 /// log(1 + exp(x)) - y x, which does not overflow.

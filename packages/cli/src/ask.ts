@@ -1,10 +1,12 @@
 import { existsSync } from 'node:fs';
 import process from 'node:process';
-import type { AnswerResult, Clip, SamplingReport } from '@llamavid/pipeline';
+import type { AnswerResult, Clip, SamplingReport, SubtitleReport } from '@llamavid/pipeline';
 import { type AskFlags, askOptions, loadOptions, openOptions, wrong } from './flags.js';
 import { Interrupt } from './interrupt.js';
-import { checkFiles, openFile } from './media-files.js';
+import { checkFiles, openFile, sourceOf } from './media-files.js';
+import { previewToJson, previewToText } from './preview.js';
 import { Progress } from './progress.js';
+import { samplingToJson } from './sampling-to-json.js';
 import { writeAnswer } from './write-answer.js';
 
 /** `llamavid ask`: the last word is the question, the others are files. */
@@ -17,14 +19,24 @@ export async function ask(words: readonly string[], flags: AskFlags): Promise<nu
   }
   using interrupt = new Interrupt();
   const { signal } = interrupt;
-  const toOpen = openOptions(flags, signal);
+  const toOpen = openOptions(flags, paths, signal);
   // The addon is loaded here and not for `--help`.
-  const { conversationTemplates, LlamaVid } = await import('@llamavid/pipeline');
+  const { conversationTemplates, LlamaVid, previewPrompt } = await import('@llamavid/pipeline');
   const toAsk = askOptions(flags, conversationTemplates());
-  checkFiles(paths);
+  checkFiles(flags.subtitles === 'none' ? paths : [...paths, flags.subtitles]);
 
   const progress = new Progress(flags.quiet ?? false);
   try {
+    if (flags.dryRun) {
+      progress.step('looking for the frames');
+      const { model, conversation } = flags;
+      const preview = await previewPrompt(paths.map(sourceOf), question, { ...toOpen, model, conversation });
+      noteOddities(preview, progress);
+      process.stdout.write(
+        flags.json ? `${JSON.stringify(previewToJson(preview))}\n` : previewToText(preview),
+      );
+      return 0;
+    }
     progress.step('loading the model');
     await using model = await LlamaVid.load(flags.model, loadOptions(flags, signal));
     const clips: Clip[] = [];
@@ -39,10 +51,7 @@ export async function ask(words: readonly string[], flags: AskFlags): Promise<nu
       process.stdout.write('\n');
     }
     const result = await answer.result();
-    for (const { notes } of result.samplings) {
-      for (const note of notes) progress.note(note);
-    }
-    progress.clear();
+    noteOddities(result, progress);
     if (flags.json) process.stdout.write(`${JSON.stringify(toJson(result, performance.now() - begun))}\n`);
   } finally {
     progress.clear();
@@ -50,9 +59,20 @@ export async function ask(words: readonly string[], flags: AskFlags): Promise<nu
   return 0;
 }
 
+function noteOddities(
+  { samplings, subtitles }: { samplings: readonly SamplingReport[]; subtitles: readonly SubtitleReport[] },
+  progress: Progress,
+): void {
+  for (const { notes } of [...samplings, ...subtitles]) {
+    for (const note of notes) progress.note(note);
+  }
+  progress.clear();
+}
+
 /** The object that `--json` writes; its shape is a contract (README.md). */
 function toJson(result: AnswerResult, totalMs: number): object {
-  const { text, tokenIds, finishReason, usage, sampling, samplings, work, timings, model } = result;
+  const { text, tokenIds, finishReason, usage, sampling, samplings, subtitles, work, timings, model } =
+    result;
   return {
     answer: text,
     tokenIds,
@@ -60,23 +80,11 @@ function toJson(result: AnswerResult, totalMs: number): object {
     usage,
     sampling: sampling === undefined ? null : samplingToJson(sampling),
     ...(samplings.length > 1 && { samplings: samplings.map(samplingToJson) }),
+    ...(subtitles[0] !== undefined && { subtitles: subtitles[0] }),
     work,
     timings: Object.fromEntries(
       Object.entries({ ...timings, totalMs }).map(([name, value]) => [name, Math.round(value * 100) / 100]),
     ),
     model,
-  };
-}
-
-function samplingToJson({ source, fps, frames, timestamps, dropped, notes }: SamplingReport): object {
-  const { path = null, durationSeconds = null, fps: sourceFps = null, frameCount = null } = source;
-  const { width, height, codec } = source;
-  return {
-    source: { path, durationSeconds, fps: sourceFps, frameCount, width, height, codec },
-    fps,
-    frames,
-    timestamps,
-    dropped,
-    notes,
   };
 }

@@ -8,7 +8,7 @@ import { Progress } from './progress.js';
 import { reportFailure } from './report-failure.js';
 import { writeAnswer } from './write-answer.js';
 
-const HELP = `/open <file>  talk about this file too
+const HELP = `/open <file>  talk about this file too (subtitles go with the file that the chat begins with)
 /media        list the files that the chat is about
 /reset        forget what was said; the files stay
 /help         print this
@@ -20,11 +20,11 @@ Anything else is a question. Ctrl-C stops an answer.
 export async function chat(paths: readonly string[], flags: ChatFlags): Promise<number> {
   using interrupt = new Interrupt();
   const { signal } = interrupt;
-  const toOpen = openOptions(flags, signal);
+  const toOpen = openOptions(flags, paths, signal);
   const { conversationTemplates, LlamaVid } = await import('@llamavid/pipeline');
   const toAsk = askOptions(flags, conversationTemplates());
   if (paths.includes('-')) throw wrong('stdin holds the questions, so no file can come from it');
-  checkFiles(paths);
+  checkFiles(flags.subtitles === 'none' ? paths : [...paths, flags.subtitles]);
 
   const progress = new Progress(flags.quiet ?? false);
   try {
@@ -101,9 +101,11 @@ class Talk {
     this.#progress = progress;
   }
 
+  /** Opens a file of the command line, or with a signal of its own one that was typed, which has no subtitles. */
   async open(path: string, signal?: AbortSignal): Promise<void> {
     checkFiles([path]);
-    const options = signal === undefined ? this.#toOpen : { ...this.#toOpen, signal };
+    const options: OpenOptions =
+      signal === undefined ? this.#toOpen : { ...this.#toOpen, subtitles: 'none', signal };
     this.#chat.add(await openFile(this.#model, path, options, this.#progress));
     this.#paths.push(path);
   }

@@ -8,6 +8,7 @@ import { type DataCheckFlags, dataCheck, dataPublished } from './data.js';
 import { type AskFlags, addAnswerFlags, addMediaFlags, addModelFlags, type ChatFlags } from './flags.js';
 import { reportFailure } from './report-failure.js';
 import { addTrainFlags, type TrainFlags, train } from './train.js';
+import { addWorldRender } from './world.js';
 
 /** Runs one command and gives its exit code: 0 done, 1 failed, 2 wrong usage, 130 cancelled. */
 export async function runCommandLine(args: string[]): Promise<number> {
@@ -48,6 +49,7 @@ function createProgram(end: (exitCode: number) => void): Command {
   addMediaFlags(askCommand);
   askCommand
     .option('--json', 'write one JSON object to stdout instead of text')
+    .option('--dry-run', 'print the prompt with the times of its frames, and load no weights')
     .action(async (words: string[], flags: AskFlags) => end(await ask(words, flags)));
 
   const chatCommand = command(
@@ -87,18 +89,27 @@ function createProgram(end: (exitCode: number) => void): Command {
     .option('--json', 'write one JSON object to stdout instead of text')
     .action(async (root: string, flags: { json?: boolean }) => end(await dataPublished(root, flags)));
 
+  const worldCommand = command(program, 'world', 'The toy world that the embedded model is trained on.');
+  addWorldRender(
+    command(worldCommand, 'render', 'Render its videos and pictures with their questions.'),
+    end,
+  );
+
   program.addHelpText(
     'after',
     `
 Exit codes: 0 done, 1 failed, 2 wrong usage, 130 cancelled.
 
 Examples:
+  llamavid ask shapes.mp4 "What does the red star do?"
   llamavid ask cooking.mp4 "What is added after the onions?" --model models/llama-vid-7b
+  llamavid ask film.mp4 "Why does she leave?" --subtitles film.srt --model models/llama-vid-7b-long
   llamavid ask before.jpg after.jpg "What has changed?" --model models/llama-vid-7b --json
   llamavid chat talk.mp4 --model models/llama-vid-7b
   llamavid train video-7b-stage1 --llm vicuna-7b-v1.5 --vision eva_vit_g.pth \\
     --query-model instruct_blip_vicuna7b_trimmed.pth --data pretrain.json --images images --videos videos -o stage1
-  llamavid data check pretrain.json --images images --videos videos`,
+  llamavid data check pretrain.json --images images --videos videos
+  llamavid world render world --count 20`,
   );
   return program;
 }
@@ -109,7 +120,7 @@ function command(program: Command, name: string, description: string): Command {
 
 function wrongUsage(error: CommanderError): LlamaVidError {
   const message =
-    error.code === 'commander.help' ? 'a command is missing: ask, chat, train or data' : error.message;
+    error.code === 'commander.help' ? 'a command is missing: ask, chat, train, data or world' : error.message;
   return new LlamaVidError('INVALID_ARGUMENT', message.replace(/^error: /, '').replaceAll('\n', ' '), {
     hint: '`llamavid --help` and `llamavid ask --help` list what there is.',
     cause: error,

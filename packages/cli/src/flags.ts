@@ -25,16 +25,16 @@ export interface MediaFlags {
   start?: number;
   end?: number;
   strict?: boolean;
-  subtitles: 'none';
+  subtitles: string;
   store: 'none';
 }
 
 export type ChatFlags = ModelFlags & AnswerFlags & MediaFlags;
-export type AskFlags = ChatFlags & { json?: boolean };
+export type AskFlags = ChatFlags & { json?: boolean; dryRun?: boolean };
 
 export function addModelFlags(command: Command): void {
   command
-    .option('--model <folder>', 'folder of the model')
+    .option('--model <folder>', 'folder of the model; `tiny` is the embedded one', 'tiny')
     .option('--device <device>', 'auto, cpu, cuda or cuda:N', device, 'auto')
     .option(
       '--dtype <dtype>',
@@ -69,7 +69,10 @@ export function addAnswerFlags(command: Command): void {
       parseWholeNumber('--max-new-tokens', 1),
       512,
     )
-    .option('--conversation <template>', 'conversation template (default: "llava_v1")');
+    .option(
+      '--conversation <template>',
+      'conversation template (default: the model\'s, else "llava_v1", with subtitles "vicuna_v1")',
+    );
 }
 
 export function addMediaFlags(command: Command): void {
@@ -79,11 +82,7 @@ export function addMediaFlags(command: Command): void {
     .option('--start <s>', 'second where sampling starts', parseNumber('--start', 0))
     .option('--end <s>', 'second where sampling ends', parseNumber('--end', 0))
     .option('--strict', 'damage in a file is an error instead of a note')
-    .addOption(
-      new Option('--subtitles <file>', 'none; files are not read yet')
-        .argParser(none('--subtitles'))
-        .default('none'),
-    )
+    .option('--subtitles <file>', '.srt or .vtt file of the video, or none', subtitles, 'none')
     .addOption(
       new Option('--store <folder>', 'none; features are not stored yet')
         .argParser(none('--store'))
@@ -95,13 +94,20 @@ export function loadOptions(flags: ModelFlags, signal: AbortSignal): LoadOptions
   return { device: flags.device, dtype: flags.dtype, load: flags.load, signal };
 }
 
-export function openOptions(flags: MediaFlags, signal: AbortSignal): OpenOptions {
+/** `paths` are the files that the flags are about. */
+export function openOptions(flags: MediaFlags, paths: readonly string[], signal: AbortSignal): OpenOptions {
   const { fps, frames, start, end, strict, subtitles, store } = flags;
   if (fps !== undefined && frames !== undefined) {
     throw wrong('--fps and --frames exclude each other', 'Give one of them.');
   }
   if (start !== undefined && end !== undefined && end <= start) {
     throw wrong(`--end ${end} is not behind --start ${start}`);
+  }
+  if (subtitles !== 'none' && paths.length !== 1) {
+    throw wrong(
+      `--subtitles ${subtitles} is for one video, but ${paths.length} were given`,
+      'Give the video that the subtitles belong to, and no other.',
+    );
   }
   return { fps, frames, start, end, strict, subtitles, store, signal };
 }
@@ -136,6 +142,16 @@ function load(value: string): string {
     });
   }
   return oneOf('--load', ['16bit'])(value);
+}
+
+function subtitles(value: string): string {
+  if (value !== 'auto' && value !== '') return value;
+  throw wrong(
+    value === ''
+      ? '--subtitles names no file'
+      : '--subtitles auto: subtitles inside a video are not read yet',
+    'Write them to a file first: ffmpeg -i video.mkv subtitles.srt',
+  );
 }
 
 function none(flag: string): (value: string) => string {

@@ -2,7 +2,7 @@ import { existsSync } from 'node:fs';
 import { basename } from 'node:path';
 import process from 'node:process';
 import { LlamaVidError } from '@llamavid/errors';
-import type { Clip, LlamaVid, OpenOptions } from '@llamavid/pipeline';
+import type { Clip, LlamaVid, MediaSource, OpenOptions } from '@llamavid/pipeline';
 import type { Progress } from './progress.js';
 
 /** Says before a model is loaded what would only show afterwards. */
@@ -24,6 +24,11 @@ export function openFile(
 ): Promise<Clip> {
   progress.step(`opening ${basename(path)}`);
   const onProgress = (done: number, total: number) => progress.frames(done, total);
-  if (path === '-') return model.open(process.stdin, { ...options, name: 'stdin', onProgress });
-  return model.open(path, { ...options, onProgress });
+  const named = path === '-' ? { ...options, name: 'stdin' } : options;
+  return model.open(sourceOf(path), { ...named, onProgress });
+}
+
+/** `-` is stdin. */
+export function sourceOf(path: string): MediaSource {
+  return path === '-' ? process.stdin : path;
 }

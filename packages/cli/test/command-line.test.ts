@@ -6,6 +6,9 @@ const fixtures = join(import.meta.dirname, '../../../fixtures');
 const model = join(fixtures, 'random-model');
 const clip = join(fixtures, 'clips/bbb_vp9.webm');
 const picture = join(fixtures, 'oracle/image-224/data/images/im0.png');
+const shapes = join(fixtures, 'world/media/multi-010.mp4');
+const long = join(fixtures, 'world/media/long-000.mp4');
+const said = join(fixtures, 'world/media/long-000.srt');
 
 const ask = (...args: string[]) => llamavid(['ask', ...args, '--device', 'cpu', '--dtype', 'f32']);
 
@@ -40,7 +43,7 @@ describe('llamavid', () => {
         '--subtitles',
         '--store',
       ],
-      ...['--json', '--quiet'],
+      ...['--json', '--dry-run', '--quiet'],
     ]) {
       expect(askHelp.stdout).toContain(flag);
     }
@@ -70,7 +73,9 @@ describe('llamavid', () => {
     'no frames a second': ['ask', clip, 'What?', '--fps', '0'],
     'an end before the start': ['ask', clip, 'What?', '--start', '5', '--end', '2'],
     'both fps and frames': ['ask', clip, 'What?', '--fps', '2', '--frames', '4'],
-    'subtitles, which are not there yet': ['ask', clip, 'What?', '--subtitles', 'auto'],
+    'subtitles inside a video': ['ask', clip, 'What?', '--subtitles', 'auto'],
+    'subtitles for two videos': ['ask', clip, clip, 'What?', '--subtitles', said],
+    'subtitles for none': ['ask', 'What?', '--subtitles', said],
     'a store, which is not there yet': ['ask', clip, 'What?', '--store', 'features'],
   })) {
     it(`exits with 2 on ${what}`, async () => {
@@ -111,10 +116,15 @@ describe('llamavid', () => {
     });
   }
 
-  it('says that there is no embedded model yet', async () => {
-    const { exitCode, stderr } = await llamavid(['ask', clip, 'What?', '--quiet']);
-    expect(exitCode).toBe(1);
-    expect(stderr).toContain('--model <folder>');
+  it('tells of broken and missing subtitles before a model is loaded, or clearly', async () => {
+    const args = ['ask', clip, 'What?', '--model', model, '--json', '--quiet', '--subtitles'];
+    for (const [path, code] of [
+      ['nowhere.srt', 'MEDIA_NOT_FOUND'],
+      [clip, 'DATA_INVALID'],
+    ] as const) {
+      const { exitCode, stdout } = await llamavid([...args, path]);
+      expect([exitCode, JSON.parse(stdout).error.code]).toEqual([1, code]);
+    }
   });
 });
 
@@ -194,6 +204,33 @@ describe('llamavid ask', () => {
     expect(Math.min(...timestamps)).toBeGreaterThanOrEqual(1);
     expect(Math.max(...timestamps)).toBeLessThanOrEqual(3);
     expect(JSON.parse(none.stdout).sampling).toBeNull();
+  });
+
+  it('answers with the embedded model when none is named', async () => {
+    const { exitCode, stdout } = await ask(shapes, 'what do you see first?', '--json', '--quiet');
+    expect(exitCode).toBe(0);
+    const { answer, model: used } = JSON.parse(stdout);
+    expect(used.name).toBe('tiny');
+    expect(answer).not.toBe('');
+  });
+
+  it('reads subtitles, and shows the prompt without answering', async () => {
+    const args = [long, 'what is the prize?', '--subtitles', said, '--quiet'];
+    const { stdout } = await ask(...args, '--json');
+    const { subtitles, usage } = JSON.parse(stdout);
+    expect(subtitles).toEqual({ path: said, count: 15, notes: [] });
+
+    const [text, json] = await Promise.all([ask(...args, '--dry-run'), ask(...args, '--dry-run', '--json')]);
+    expect([text.exitCode, json.exitCode]).toEqual([0, 0]);
+    expect(text.stdout).toContain(
+      '\n   39.00 s  <image><image>i say the prize is cake .\n   40.00 s  <image><image>\n',
+    );
+    expect(text.stdout).toMatch(/Now the movie end\.\nwhat is the prize\? ASSISTANT:\n/);
+    const preview = JSON.parse(json.stdout);
+    expect(preview.usage).toEqual({ promptTokens: usage.promptTokens, visualTokens: usage.visualTokens });
+    const written = text.stdout.slice(0, text.stdout.indexOf('\n\nquery model'));
+    expect(written.replaceAll(/\n +\d+\.\d\d s {2}/g, '')).toBe(preview.prompt);
+    expect(text.stdout).toContain(`${usage.promptTokens} tokens`);
   });
 
   it('cancels at the first Ctrl-C', async () => {

@@ -1,5 +1,6 @@
 export { Conversation, type ConversationTurn, conversation, conversationTemplates } from './conversation.js';
 export { type GenerationDefaults, LanguageModel, type LoadOptions } from './language-model.js';
+export { describeModel, type ModelDescription } from './model-description.js';
 export {
   checkGenerateOptions,
   type GenerateOptions,
@@ -9,4 +10,12 @@ export {
   type GenerationUsage,
   Session,
 } from './session.js';
+export {
+  checkSubtitles,
+  type Movie,
+  movieQuestion,
+  parseSubtitles,
+  type Subtitle,
+  type Subtitles,
+} from './subtitles.js';
 export { TextStream } from './text-stream.js';

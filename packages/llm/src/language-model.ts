@@ -59,6 +59,11 @@ export class LanguageModel implements Disposable {
     return callNative(() => this.#native.imagePlaceholder);
   }
 
+  /** The conversation template that the model was trained with, where its `config.json` names one. */
+  get conversation(): string | undefined {
+    return callNative(() => this.#native.conversation) ?? undefined;
+  }
+
   get generationDefaults(): GenerationDefaults {
     return callNative(() => this.#native.generationDefaults);
   }

@@ -31,6 +31,8 @@ export declare class LanguageModel {
   get dtype(): string
   /** What stands in a prompt for one picture or video: `<image>`, or `<im_start><image><im_end>`. */
   get imagePlaceholder(): string
+  /** The conversation template that the model was trained with, where its configuration names one. */
+  get conversation(): string | null
   /** What the checkpoint proposes for sampling. */
   get generationDefaults(): GenerationDefaults
   /** Tokens of a text, without the one that begins every prompt. */
@@ -39,6 +41,24 @@ export declare class LanguageModel {
   createSession(): Session
   /** Frees the weights once no session uses them. Closing twice does nothing. */
   close(): void
+}
+
+/** A model folder's configuration and tokenizer: enough to write a prompt and count its tokens. */
+export declare class ModelDescription {
+  /** Reads the small files of a folder. */
+  static read(folder: string): Promise<ModelDescription>
+  /** Positions that prompt and answer share, rope scaling included. */
+  get contextLength(): number
+  /** The context token and the content tokens of a frame. */
+  get tokensPerFrame(): number
+  /** What stands in a prompt for one picture or video: `<image>`, or `<im_start><image><im_end>`. */
+  get imagePlaceholder(): string
+  /** The conversation template that the model was trained with, where its configuration names one. */
+  get conversation(): string | null
+  /** How frames become pixels. */
+  get preprocessing(): Preprocessing
+  /** Tokens of a prompt, the one that begins it included. */
+  countPromptTokens(prompt: string): PromptTokens
 }
 
 /** Frames made ready on one thread and taken on another. */
@@ -89,36 +109,12 @@ export declare class TokenGenerator {
   static load(folder: string, o: LoadOptions): Promise<TokenGenerator>
   /** Width of a token: the language model's. */
   get width(): number
-  /** Tokens of the same frames for each question, in the questions' order. The features stay open. */
-  generate(features: VisualFeatures, questions: Array<string>, c?: Cancellation | undefined | null): Promise<Array<VisualTokens>>
+  /**
+   * Tokens of the same frames for each question, in the questions' order. The features stay open. `ablate` sets a
+   * kind of tokens to zero, for evaluations.
+   */
+  generate(features: VisualFeatures, questions: Array<string>, c?: Cancellation | undefined | null, ablate?: 'context' | 'content' | undefined | null): Promise<Array<VisualTokens>>
   /** Frees the weights, behind what still runs. Closing twice does nothing. */
-  close(): void
-}
-
-/** One stage's training. Holds weights and optimizer state, and a lock on the output folder, until `close`. */
-export declare class TrainingRun {
-  /**
-   * Opens the data and the model, and the last checkpoint when it goes on. `config` is JSON: recipe, inputs, output,
-   * resume.
-   */
-  static open(config: string, device: Device, c?: Cancellation | undefined | null): Promise<TrainingRun>
-  /** Where it stands. */
-  get facts(): TrainingFacts
-  /** How pictures become pixels, but for the padding that the recipe may ask for. */
-  get preprocessing(): Preprocessing
-  /** The next batch, made ready beside a step that runs; null behind the last one. */
-  nextBatch(): Promise<TrainingBatch | null>
-  /**
-   * Computes a batch, in the order of their numbers. `pixels` has an entry a sample: its frames' pixels in parts, none
-   * for text and features, null where they could not be read. After the last batch of a step the weights are
-   * updated and the step's report comes; before it null.
-   */
-  step(batch: number, pixels: Array<Array<Pixels> | undefined | null>): Promise<TrainingStep | null>
-  /** Saves a checkpoint of the last step and gives its folder; older ones than are to be kept go. */
-  save(): Promise<string>
-  /** Writes the stage's files in the reference's layout. */
-  finish(): Promise<undefined>
-  /** Frees everything, behind what still runs. Closing twice does nothing. */
   close(): void
 }
 
@@ -169,6 +165,34 @@ export declare class VisualTokens {
   /** Frees the memory. Closing twice does nothing. */
   close(): void
 }
+
+/** A video of the toy world. */
+export declare class WorldVideo {
+  /** Draws a video and its questions. */
+  constructor(options: WorldVideoOptions)
+  /** Every question that can be asked about it. */
+  get questions(): Array<WorldQuestion>
+  /** Pixels in a row. */
+  get width(): number
+  /** Rows. */
+  get height(): number
+  /** Frames a second. */
+  get fps(): number
+  /** H.264's constant rate factor. */
+  get crf(): number
+  /** Frames at `fps`; 1 for a picture. */
+  get frameCount(): number
+  /** Frames that a model sees at one a second. */
+  get framesAtOneASecond(): number
+  /** The subtitles as a SubRip file; empty where there are none. */
+  get srt(): string
+  /** The frame of that number: rows of red, green and blue. */
+  renderFrame(index: number): Promise<Uint8Array>
+  /** The first frame as a PNG file. */
+  toPng(): Promise<Uint8Array>
+}
+/** Subtitles from elsewhere, made fit for a prompt. */
+export declare function checkSubtitles(subtitles: Array<Subtitle>): Subtitles
 
 /** The text that ends an answer. */
 export declare function conversationStop(template: string): string
@@ -262,8 +286,28 @@ export interface LoadOptions {
   cancellation?: Cancellation
 }
 
-/** What a run would do, as JSON, without reading weights. `config` is that of `TrainingRun.open`. */
-export declare function planTraining(config: string): Promise<string>
+/**
+ * What the user says about a video with subtitles: an `<image>` for each visual token, the subtitles between the frames,
+ * and the question. Its layout is `per-token`.
+ */
+export declare function movieQuestion(m: MovieQuestion): string
+
+/** What a video with subtitles is in a prompt. */
+export interface MovieQuestion {
+  /** As `parseSubtitles` or `checkSubtitles` give them. */
+  subtitles: Array<Subtitle>
+  /** Seconds of the frames, rising. */
+  frameTimes: Array<number>
+  /** The context token and the content tokens of a frame. */
+  tokensPerFrame: number
+  /** The model's. */
+  imagePlaceholder: string
+  /** What is asked. */
+  question: string
+}
+
+/** Reads the bytes of a `.srt` or WebVTT file; `name` is what errors call it. */
+export declare function parseSubtitles(bytes: Uint8Array, name: string): Promise<Subtitles>
 
 /** How frames become pixels. */
 export interface Preprocessing {
@@ -275,6 +319,14 @@ export interface Preprocessing {
   std: Array<number>
   /** What happens to the parts of a frame that do not fit a square. */
   fit: 'crop' | 'pad'
+}
+
+/** Tokens of a prompt. */
+export interface PromptTokens {
+  /** All of them. */
+  promptTokens: number
+  /** Places of visual tokens among them. */
+  places: number
 }
 
 /** The prompt of all turns. */
@@ -292,62 +344,71 @@ export interface RgbFrame {
   stride?: number
 }
 
-/** Records that are computed together. */
-export interface TrainingBatch {
-  /** Its number, by which `step` takes it. */
-  number: number
-  /** In order. */
-  samples: Array<TrainingSample>
-  /** Records of the batch that cannot be used, whatever their media are. */
-  failures: Array<TrainingFailure>
+/** A question with its answer. */
+export interface WorldQuestion {
+  /** The name of its type: "colour", "countc", …. */
+  type: string
+  /** The question. */
+  question: string
+  /** The answer. */
+  answer: string
+  /** Whether training never uses this phrasing. */
+  unseenPhrasing: boolean
 }
 
-/** Where a run stands when it is opened. */
-export interface TrainingFacts {
-  /** Steps of the whole run. */
-  steps: number
-  /** Steps that an earlier process did and a checkpoint holds. */
-  doneSteps: number
-  /** Whether the stage's files are written already: nothing is left to do. */
-  finished: boolean
-  /** Records of the data list. */
-  records: number
+/** Which video of the world, and which questions. */
+export interface WorldVideoOptions {
+  /** Equal seeds give equal videos. */
+  seed: number
+  /** Which of the seed's videos of this kind. */
+  index: number
+  /** A picture, one scene, one to six scenes, or many scenes with subtitles. */
+  kind: 'image' | 'clip' | 'multi' | 'long'
+  /** Whether the pairs of colour and shape that training never shows may be shown, or nothing else. */
+  neverTrained: 'forbid' | 'allow' | 'only'
+  /** Phrasings that training uses, that it never uses, or both. */
+  phrasing: 'trained' | 'unseen' | 'mixed'
 }
 
-/** A record that takes no part in a step. */
-export interface TrainingFailure {
-  /** The record's id, or `#` and its place. */
-  id: string
-  /** In words, with a code in front. */
-  reason: string
+export declare class DataList {
+  static open(path: string, images?: string | undefined | null, videos?: string | undefined | null): Promise<DataList>
+  get length(): number
+  check(start: number, count: number): Promise<CheckedRecords>
+  close(): void
+}
+export interface CheckedRecords { records: Array<CheckedRecord>; problems: Array<RecordProblem> }
+export interface CheckedRecord { index: number; id: string; media: 'none' | 'image' | 'video' | 'features'; path?: string }
+export interface RecordProblem { index: number; id: string; kind: string; message: string }
+export declare function planTraining(config: string): Promise<string>
+export declare function publishedData(root: string): Promise<string>
+export interface TrainingFacts { steps: number; doneSteps: number; finished: boolean; records: number }
+export interface TrainingFailure { id: string; reason: string }
+export interface TrainingSample { id: string; media: 'none' | 'image' | 'video' | 'features'; path?: string }
+export interface TrainingBatch { number: number; samples: Array<TrainingSample>; failures: Array<TrainingFailure> }
+export interface TrainingStep { step: number; epoch: number; loss?: number; learningRate: number; gradientNorm?: number; samples: number; tokens: number; frames: number }
+export declare class TrainingRun {
+  static open(config: string, device: Device, c?: Cancellation | undefined | null): Promise<TrainingRun>
+  get facts(): TrainingFacts
+  get preprocessing(): Preprocessing
+  nextBatch(): Promise<TrainingBatch | null>
+  step(batch: number, pixels: Array<Array<Pixels> | undefined | null>): Promise<TrainingStep | null>
+  save(): Promise<string>
+  finish(): Promise<void>
+  close(): void
+/** A text and when it is spoken. */
+export interface Subtitle {
+  /** Seconds. */
+  start: number
+  /** Seconds. */
+  end: number
+  /** One line. */
+  text: string
 }
 
-/** A record of a batch. */
-export interface TrainingSample {
-  /** The record's id, or `#` and its place. */
-  id: string
-  /** What it shows. Features are read in Rust. */
-  media: 'none' | 'image' | 'video' | 'features'
-  /** The file of its picture or video. */
-  path?: string
-}
-
-/** What an optimizer step did. */
-export interface TrainingStep {
-  /** From 1. */
-  step: number
-  /** Epochs done, in parts of one. */
-  epoch: number
-  /** Mean cross entropy of the trained tokens; absent when no record was left and nothing was updated. */
-  loss?: number
-  /** The rate of this step. */
-  learningRate: number
-  /** Norm of all gradients together before clipping; absent as `loss` is. */
-  gradientNorm?: number
-  /** Records that were trained on. */
-  samples: number
-  /** Positions that the language model read. */
-  tokens: number
-  /** Pictures and frames. */
-  frames: number
+/** Subtitles that a prompt can hold. */
+export interface Subtitles {
+  /** In the order of the file. */
+  subtitles: Array<Subtitle>
+  /** What was left out or is odd, in words. */
+  notes: Array<string>
 }

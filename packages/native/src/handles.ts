@@ -11,6 +11,8 @@ export const Device = addon.Device;
 export type Device = Binding.Device;
 export const LanguageModel = addon.LanguageModel;
 export type LanguageModel = Binding.LanguageModel;
+export const ModelDescription = addon.ModelDescription;
+export type ModelDescription = Binding.ModelDescription;
 export const PixelChannel = addon.PixelChannel;
 export type PixelChannel = Binding.PixelChannel;
 export const Pixels = addon.Pixels;
@@ -27,14 +29,19 @@ export const VisualFeatures = addon.VisualFeatures;
 export type VisualFeatures = Binding.VisualFeatures;
 export const VisualTokens = addon.VisualTokens;
 export type VisualTokens = Binding.VisualTokens;
+export const WorldVideo = addon.WorldVideo;
+export type WorldVideo = Binding.WorldVideo;
 
 export const {
+  checkSubtitles,
   conversationStop,
   conversationTemplates,
   decodeImage,
   errorCodes,
   planTraining,
   publishedData,
+  movieQuestion,
+  parseSubtitles,
   renderConversation,
 } = addon;
 

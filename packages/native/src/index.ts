@@ -7,16 +7,23 @@ export type {
   GenerationPiece,
   GenerationStart,
   LoadOptions,
+  MovieQuestion,
   Preprocessing,
+  PromptTokens,
   RgbFrame,
   TrainingBatch,
   TrainingFailure,
   TrainingSample,
   TrainingStep,
+  Subtitle,
+  Subtitles,
+  WorldQuestion,
+  WorldVideoOptions,
 } from './binding.js';
 export { callNative, callNativeAsync } from './call-native.js';
 export {
   Cancellation,
+  checkSubtitles,
   conversationStop,
   conversationTemplates,
   DataCheck,
@@ -24,10 +31,13 @@ export {
   decodeImage,
   errorCodes,
   LanguageModel,
+  ModelDescription,
+  movieQuestion,
   PixelChannel,
   Pixels,
   planTraining,
   publishedData,
+  parseSubtitles,
   renderConversation,
   Session,
   TokenGenerator,
@@ -35,6 +45,7 @@ export {
   VisualEncoder,
   VisualFeatures,
   VisualTokens,
+  WorldVideo,
 } from './handles.js';
 export { memoryUsage } from './memory-usage.js';
 export { nativeHandle } from './native-handle.js';

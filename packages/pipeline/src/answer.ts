@@ -12,10 +12,27 @@ import {
 import type { TokenGenerator, VisualTokens } from '@llamavid/tokens';
 import type { SamplingReport } from '@llamavid/video';
 import type { Clip } from './clip.js';
+import { usualTemplate, writePrompt } from './prompt.js';
+import type { ReadSubtitles, SubtitleReport, SubtitleSource } from './subtitles.js';
 
 export interface AskOptions extends Omit<GenerateOptions, 'visualTokens' | 'layout'> {
-  /** Conversation template. Default `llava_v1`, as in the reference's chat. */
+  /**
+   * Conversation template. Default: the one that the model's `config.json` names, else what the reference's scripts take, which is
+   * `llava_v1`, and `vicuna_v1` with subtitles.
+   */
   conversation?: string | undefined;
+  /** What is said in the video that the question is about, instead of what it was opened with. */
+  subtitles?: SubtitleSource | undefined;
+  /** For evaluations alone. */
+  evaluation?: EvaluationOptions | undefined;
+}
+
+/** Spoils a part of the model on purpose, to measure what that part is worth. Answers get worse. */
+export interface EvaluationOptions {
+  /** What the query model reads instead of the question. */
+  queryQuestion?: string | undefined;
+  /** Sets the context token or the content tokens of each frame to zero. */
+  ablate?: 'context' | 'content' | undefined;
 }
 
 export type AnswerUsage = GenerationResult['usage'];
@@ -64,6 +81,8 @@ export interface AnswerResult<Sampling = SamplingReport | undefined> {
   sampling: Sampling;
   /** How frames were chosen from each video, in the order of the question. */
   samplings: SamplingReport[];
+  /** The subtitles of each video that has some, in the order of the question. */
+  subtitles: SubtitleReport[];
   work: AnswerWork;
   timings: AnswerTimings;
   model: AnswerModel;
@@ -108,7 +127,7 @@ export function answerQuestion(
       },
     );
   }
-  const template = conversation(options.conversation ?? 'llava_v1');
+  const chosen = options.conversation === undefined ? undefined : conversation(options.conversation);
   return new TextStream(run());
 
   async function* run(): AsyncGenerator<string, AnswerResult, void> {
@@ -122,6 +141,8 @@ export function answerQuestion(
     let session: Session | undefined;
     let result: AnswerResult | undefined;
     try {
+      // Before the long work: a file of subtitles that cannot be read ends the answer here.
+      const subtitles = await subtitlesOf(clips, options.subtitles);
       for (const clip of clips) {
         const { value, fresh } = await clip.encoded(options.signal);
         samplings.push(value.sampling);
@@ -133,20 +154,27 @@ export function answerQuestion(
         }
         const generating = performance.now();
         // The query model reads the bare question: no placeholder, no earlier turn.
-        visualTokens.push(
-          await tokenGenerator.generate(value.features, question, { signal: options.signal }),
-        );
+        const { queryQuestion = question, ablate } = options.evaluation ?? {};
+        const { signal } = options;
+        visualTokens.push(await tokenGenerator.generate(value.features, queryQuestion, { signal, ablate }));
         tokensMs += performance.now() - generating;
       }
-      const places = `${languageModel.imagePlaceholder}\n`.repeat(clips.length);
-      const prompt = template.render([...history, { question: places + question }]);
+      const hasSubtitles = subtitles.some((each) => each !== undefined);
+      const template = chosen ?? conversation(usualTemplate(languageModel.conversation, hasSubtitles));
+      const shown = visualTokens.map(({ tokensPerFrame }, index) => ({
+        subtitles: subtitles[index]?.subtitles,
+        frameTimes: samplings[index]?.timestamps ?? [],
+        tokensPerFrame,
+      }));
+      const prompt = writePrompt(template, history, shown, languageModel.imagePlaceholder, question);
       const stop = [
         template.stop,
         ...(typeof options.stop === 'string' ? [options.stop] : (options.stop ?? [])),
       ];
       const generating = performance.now();
       session = languageModel.createSession();
-      const generation = session.generate(prompt, { ...options, visualTokens, stop });
+      const { text: promptText, layout } = prompt;
+      const generation = session.generate(promptText, { ...options, visualTokens, layout, stop });
       yield* generation;
       const { text, tokenIds, finishReason, usage, timings } = await generation.result();
       result = {
@@ -156,6 +184,7 @@ export function answerQuestion(
         usage,
         sampling: samplings[0],
         samplings,
+        subtitles: subtitles.flatMap((each) => each?.report ?? []),
         work,
         timings: {
           loadMs,
@@ -177,4 +206,19 @@ export function answerQuestion(
       onEnd?.(result);
     }
   }
+}
+
+/** What is said in each clip. */
+async function subtitlesOf(
+  clips: readonly Clip[],
+  source: SubtitleSource | undefined,
+): Promise<(ReadSubtitles | undefined)[]> {
+  if (source !== undefined && source !== 'none' && clips.length !== 1) {
+    throw new LlamaVidError(
+      'INVALID_ARGUMENT',
+      `subtitles were given for a question about ${clips.length} videos or pictures`,
+      { hint: 'Open each video with its own subtitles.' },
+    );
+  }
+  return await Promise.all(clips.map((clip) => clip.subtitles(source)));
 }

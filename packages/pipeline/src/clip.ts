@@ -2,6 +2,7 @@ import { LlamaVidError } from '@llamavid/errors';
 import { type Media, type MediaSource, openMedia, type SamplingReport } from '@llamavid/video';
 import { type VisualEncoder, VisualFeatures } from '@llamavid/vision';
 import { SharedWork } from './shared-work.js';
+import { type ReadSubtitles, readSubtitles, type SubtitleSource, subtitlesWithin } from './subtitles.js';
 
 export interface OpenOptions {
   /** Frames a second of video. Default 1. */
@@ -16,8 +17,8 @@ export interface OpenOptions {
   strict?: boolean | undefined;
   /** What messages and the sampling report call a source that has no path. */
   name?: string | undefined;
-  /** Subtitles are not read yet. */
-  subtitles?: 'none' | undefined;
+  /** What is said in the video: a `.srt` or `.vtt` file, its bytes, or subtitles from elsewhere. Default `none`. */
+  subtitles?: SubtitleSource | undefined;
   /** Features are not stored between runs yet. */
   store?: 'none' | undefined;
   /** Stops opening. The questions have signals of their own. */
@@ -41,17 +42,22 @@ export interface EncodedClip {
  */
 export class Clip implements AsyncDisposable {
   readonly #media: Media;
+  readonly #options: OpenOptions;
+  readonly #subtitles: ReadSubtitles | undefined;
   readonly #encoded: SharedWork<EncodedClip>;
   readonly #onClose: (clip: Clip) => void;
   #closed = false;
 
   private constructor(
     media: Media,
+    subtitles: ReadSubtitles | undefined,
     encoder: VisualEncoder,
     options: OpenOptions,
     onClose: (clip: Clip) => void,
   ) {
     this.#media = media;
+    this.#subtitles = subtitles;
+    this.#options = options;
     this.#encoded = new SharedWork(
       (signal) => encode(media, encoder, signal, options.onProgress),
       ({ features }) => features.close(),
@@ -66,11 +72,8 @@ export class Clip implements AsyncDisposable {
     options: OpenOptions,
     onClose: (clip: Clip) => void,
   ): Promise<Clip> {
-    const { fps, frames, start, end, strict, name, subtitles = 'none', store = 'none', signal } = options;
-    if (subtitles !== 'none') throw notYet('subtitles', subtitles);
-    if (store !== 'none') throw notYet('store', store);
-    const media = await openMedia(source, { fps, frames, start, end, strict, name, signal });
-    return new Clip(media, encoder, options, onClose);
+    const { media, subtitles } = await openWithSubtitles(source, options);
+    return new Clip(media, subtitles, encoder, options, onClose);
   }
 
   get kind(): Media['kind'] {
@@ -86,6 +89,11 @@ export class Clip implements AsyncDisposable {
   async encode(options: { signal?: AbortSignal } = {}): Promise<SamplingReport> {
     const { value } = await this.encoded(options.signal);
     return value.sampling;
+  }
+
+  /** @internal What is said in the part of the video that was opened: by `source`, else as the clip was opened. */
+  async subtitles(source?: SubtitleSource): Promise<ReadSubtitles | undefined> {
+    return source === undefined ? this.#subtitles : await subtitlesOf(this.#media, source, this.#options);
   }
 
   /** @internal The features, and whether this call was the one that made them. */
@@ -107,6 +115,41 @@ export class Clip implements AsyncDisposable {
   async [Symbol.asyncDispose](): Promise<void> {
     await this.close();
   }
+}
+
+/** @internal Opens a source, with what is said in it. */
+export async function openWithSubtitles(
+  source: MediaSource,
+  options: OpenOptions,
+): Promise<{ media: Media; subtitles: ReadSubtitles | undefined }> {
+  const { fps, frames, start, end, strict, name, store = 'none', signal } = options;
+  if (store !== 'none') {
+    throw new LlamaVidError('INVALID_ARGUMENT', `store \`${store}\` is not supported yet`, {
+      hint: '`none` is the only value of store so far.',
+    });
+  }
+  const media = await openMedia(source, { fps, frames, start, end, strict, name, signal });
+  try {
+    return { media, subtitles: await subtitlesOf(media, options.subtitles ?? 'none', options) };
+  } catch (error) {
+    await media.close();
+    throw error;
+  }
+}
+
+async function subtitlesOf(
+  media: Media,
+  source: SubtitleSource,
+  part: OpenOptions,
+): Promise<ReadSubtitles | undefined> {
+  const read = await readSubtitles(source);
+  if (read === undefined) return undefined;
+  if (media.kind === 'image') {
+    throw new LlamaVidError('INVALID_ARGUMENT', 'subtitles were given for a picture', {
+      hint: 'Give them with the video that they belong to.',
+    });
+  }
+  return subtitlesWithin(read, part);
 }
 
 async function encode(
@@ -150,10 +193,4 @@ async function encode(
   } finally {
     for (const part of parts) part.close();
   }
-}
-
-function notYet(option: string, value: string): LlamaVidError {
-  return new LlamaVidError('INVALID_ARGUMENT', `${option} \`${value}\` is not supported yet`, {
-    hint: `\`none\` is the only value of ${option} so far.`,
-  });
 }

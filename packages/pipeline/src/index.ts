@@ -1,4 +1,4 @@
-export { type ConversationTurn, conversationTemplates } from '@llamavid/llm';
+export { type ConversationTurn, conversationTemplates, type Subtitle } from '@llamavid/llm';
 export type { MediaSource, SamplingReport } from '@llamavid/video';
 export type {
   Answer,
@@ -8,7 +8,10 @@ export type {
   AnswerUsage,
   AnswerWork,
   AskOptions,
+  EvaluationOptions,
 } from './answer.js';
 export { Chat, type SendOptions } from './chat.js';
 export { Clip, type OpenOptions } from './clip.js';
 export { LlamaVid, type LoadOptions } from './llama-vid.js';
+export { type PreviewOptions, type PromptPreview, previewPrompt } from './preview.js';
+export type { SubtitleReport, SubtitleSource } from './subtitles.js';

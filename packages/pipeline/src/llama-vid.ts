@@ -1,4 +1,3 @@
-import { basename, resolve } from 'node:path';
 import { LlamaVidError } from '@llamavid/errors';
 import { LanguageModel, type LoadOptions as StageOptions } from '@llamavid/llm';
 import { TokenGenerator } from '@llamavid/tokens';
@@ -7,6 +6,7 @@ import { VisualEncoder } from '@llamavid/vision';
 import { type Answer, type AskOptions, answerQuestion, type Stages } from './answer.js';
 import { Chat } from './chat.js';
 import { Clip, type OpenOptions } from './clip.js';
+import { EMBEDDED, locateModel } from './model-name.js';
 
 export interface LoadOptions extends StageOptions {
   /** How weights are held. Only `16bit` so far: not quantised, in the number format that `dtype` says. */
@@ -27,19 +27,18 @@ export class LlamaVid implements AsyncDisposable {
     this.#stages = stages;
   }
 
-  /** Loads all stages of a model folder. Runs outside the event loop's thread. */
-  static async load(folder?: string, options: LoadOptions = {}): Promise<LlamaVid> {
+  /**
+   * Loads all stages of a model: the folder of one, or the embedded one (`tiny`, the default). Runs outside the event loop's
+   * thread.
+   */
+  static async load(nameOrFolder: string = EMBEDDED, options: LoadOptions = {}): Promise<LlamaVid> {
     const { load = '16bit', ...stage } = options;
     if (load !== '16bit') {
       throw new LlamaVidError('MODEL_UNSUPPORTED', `quantised loading (${load}) is not supported yet`, {
         hint: 'Load with 16bit, the only value so far.',
       });
     }
-    if (folder === undefined) {
-      throw new LlamaVidError('MODEL_NOT_FOUND', 'no model was named, and there is no embedded one yet', {
-        hint: 'Name the folder of a model: LlamaVid.load(folder), or --model <folder> on the command line.',
-      });
-    }
+    const { name, folder } = locateModel(nameOrFolder);
     const begun = performance.now();
     const loaded: Disposable[] = [];
     const keep = <T extends Disposable>(part: T): T => {
@@ -54,7 +53,7 @@ export class LlamaVid implements AsyncDisposable {
       return new LlamaVid(encoder, {
         tokenGenerator,
         languageModel,
-        model: { name: basename(resolve(folder)), dtype, device },
+        model: { name, dtype, device },
         loadMs: performance.now() - begun,
       });
     } catch (error) {

@@ -173,10 +173,6 @@ describe('LlamaVid', () => {
     expect(() => model.ask(undefined, 'What is <image>?')).toThrow(refused);
     expect(() => model.ask(undefined, 'Hi', { conversation: 'nobody' })).toThrow(refused);
     // @ts-expect-error Not in the types either.
-    await expect(model.open(clipFile, { subtitles: 'auto' })).rejects.toMatchObject({
-      code: 'INVALID_ARGUMENT',
-    });
-    // @ts-expect-error Not in the types either.
     await expect(model.open(clipFile, { store: 'features' })).rejects.toMatchObject({
       code: 'INVALID_ARGUMENT',
     });
@@ -184,7 +180,6 @@ describe('LlamaVid', () => {
     await expect(LlamaVid.load(folder, { load: '8bit' })).rejects.toMatchObject({
       code: 'MODEL_UNSUPPORTED',
     });
-    await expect(LlamaVid.load()).rejects.toMatchObject({ code: 'MODEL_NOT_FOUND' });
     await expect(LlamaVid.load(join(fixtures, 'nowhere'))).rejects.toMatchObject({ code: 'MODEL_NOT_FOUND' });
     await expect(model.open('nowhere.mp4')).rejects.toMatchObject({ code: 'MEDIA_NOT_FOUND' });
   });

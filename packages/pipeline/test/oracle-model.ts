@@ -8,6 +8,8 @@ export interface OracleCase {
   id: string;
   conversation: string;
   turns: [question: string, answer: string | null][];
+  prompt: string;
+  qformer_prompts: string[][] | null;
   spliced_length: number;
   greedy_ids: number[];
   text: string;
@@ -20,7 +22,8 @@ export class OracleModel implements Disposable {
   readonly cases: OracleCase[];
   readonly #variant: string;
 
-  constructor(variant: string) {
+  /** `more` goes into the `llamavid` block of the configuration. */
+  constructor(variant: string, more: object = {}) {
     this.#variant = variant;
     const source = join(fixtures, 'oracle', variant);
     const { cases, sizes } = JSON.parse(readFileSync(join(source, 'cases.json'), 'utf8'));
@@ -47,6 +50,7 @@ export class OracleModel implements Disposable {
         heads: sizes.bert_heads,
         mlpWidth: sizes.bert_inter,
       },
+      ...more,
     };
     writeFileSync(join(this.folder, 'config.json'), JSON.stringify(config));
   }

@@ -19,6 +19,11 @@ export interface LoadOptions {
 }
 
 export interface GenerateOptions {
+  /**
+   * Sets the context token or the content tokens of each frame to zero. To measure what they are worth; answers get worse, and
+   * nothing but evaluations should want that.
+   */
+  ablate?: 'context' | 'content' | undefined;
   /** Read between blocks of 64 frames; the promise then rejects with `ABORTED`. */
   signal?: AbortSignal | undefined;
 }
@@ -76,7 +81,7 @@ export class TokenGenerator implements Disposable {
     options: GenerateOptions = {},
   ): Promise<VisualTokens[]> {
     const natives = await withCancellation(options.signal, (cancellation) =>
-      this.#native.generate(features[nativeHandle](), [...questions], cancellation),
+      this.#native.generate(features[nativeHandle](), [...questions], cancellation, options.ablate),
     );
     return natives.map((native) => new VisualTokens(native));
   }

@@ -1,7 +1,9 @@
-//! Subtitles of a long video, from a `.srt` file or from speech recognition.
+//! Subtitles of a long video, from a `.srt` or WebVTT file or from speech recognition.
 //!
-//! Reference: the feature extraction scripts. Their habits are kept, because the released long-video
-//! model was trained on what they read.
+//! Reference: the feature extraction scripts, which read `.srt` files and speech. Their habits are kept, because the
+//! released long-video model was trained on what they read.
+
+use std::iter;
 
 use crate::tokenizer::{is_white_space, strip};
 use crate::{Error, Result};
@@ -51,17 +53,8 @@ pub fn parse_srt(bytes: &[u8]) -> Result<Vec<Subtitle>> {
         if line.bytes().all(|byte| byte.is_ascii_digit()) {
             finish(&mut subtitles, &mut text, &mut times);
         } else if let Some((start, end)) = line.split_once(" --> ") {
-            let read = |time: &str| {
-                read_time(time).ok_or_else(|| {
-                    Error::Argument(format!(
-                        "subtitles, line {}: `{time}` is no time like 00:01:02,500",
-                        number + 1
-                    ))
-                })
-            };
-            // Positions on the screen may stand behind the time.
-            let end = end.split(is_white_space).find(|word| !word.is_empty()).unwrap_or_default();
-            times = Some((read(strip(start))?, read(end)?));
+            let read = |time: &str| read_time(time).ok_or_else(|| no_time(number, time, "00:01:02,500"));
+            times = Some((read(strip(start))?, read(first_word(end))?));
         } else {
             if !text.is_empty() {
                 text.push(' ');
@@ -82,21 +75,97 @@ fn finish(subtitles: &mut Vec<Subtitle>, text: &mut String, times: &mut Option<(
     }
 }
 
-/// The valid characters of a file, without zeros and byte-order mark, its lines ended by `\n`.
+/// Reads a WebVTT file. What is not text is left out: styles, regions, notes, names and settings of cues, tags.
+///
+/// The reference reads no such files. As in its `.srt` reader, lines are joined with spaces, and bytes that are not UTF-8
+/// and "..." are left out; a line of digits is text here, because a cue's name cannot be mistaken for it.
+pub fn parse_webvtt(bytes: &[u8]) -> Result<Vec<Subtitle>> {
+    let file = read_text(bytes);
+    let mut lines = file.split('\n').enumerate().peekable();
+    match lines.next().and_then(|(_, line)| line.strip_prefix("WEBVTT")) {
+        Some(rest) if rest.is_empty() || rest.starts_with([' ', '\t']) => {}
+        _ => return Err(Error::Argument("subtitles, line 1: a WebVTT file begins with `WEBVTT`".into())),
+    }
+    let mut subtitles = Vec::new();
+    while let Some((number, line)) = lines.next() {
+        // Cues begin with their times, or with a name and then their times; all else is not shown.
+        let Some((start, end)) = line.split_once("-->") else { continue };
+        let read = |time: &str| read_time(time).ok_or_else(|| no_time(number, time, "00:01:02.500"));
+        let (start_time, end_time) = (read(strip(start))?, read(first_word(end))?);
+        let shown = iter::from_fn(|| lines.next_if(|(_, line)| !line.is_empty() && !line.contains("-->")));
+        let shown: Vec<&str> = shown.map(|(_, line)| line).collect();
+        let text = without_markup(&shown.join("\n"));
+        let text: Vec<&str> = text.split('\n').map(strip).filter(|line| !line.is_empty()).collect();
+        if !text.is_empty() {
+            subtitles.push(Subtitle { start_time, end_time, text: text.join(" ") });
+        }
+    }
+    Ok(subtitles)
+}
+
+/// The text of a cue without tags and "...", its character references resolved.
+fn without_markup(text: &str) -> String {
+    let mut plain = String::with_capacity(text.len());
+    for (index, piece) in text.split('<').enumerate() {
+        // Behind a `<` is a tag, to the end of the text if nothing closes it.
+        plain.push_str(if index == 0 { piece } else { piece.split_once('>').map_or("", |(_, rest)| rest) });
+    }
+    for (reference, character) in
+        [("&lt;", "<"), ("&gt;", ">"), ("&nbsp;", "\u{a0}"), ("&lrm;", ""), ("&rlm;", ""), ("&amp;", "&")]
+    {
+        plain = plain.replace(reference, character);
+    }
+    plain.replace("...", "")
+}
+
+/// The characters of a file, without zeros and byte-order mark, its lines ended by `\n`. What is not UTF-8 is left out;
+/// a mark of UTF-16 is obeyed.
 fn read_text(bytes: &[u8]) -> String {
     let mut text = String::with_capacity(bytes.len());
-    for chunk in bytes.utf8_chunks() {
-        text.extend(chunk.valid().chars().filter(|character| *character != '\0'));
+    let mut push = |character: char| {
+        if character != '\0' {
+            text.push(character);
+        }
+    };
+    match bytes {
+        [0xff, 0xfe, wide @ ..] => read_utf16(wide, u16::from_le_bytes).for_each(&mut push),
+        [0xfe, 0xff, wide @ ..] => read_utf16(wide, u16::from_be_bytes).for_each(&mut push),
+        _ => bytes.utf8_chunks().flat_map(|chunk| chunk.valid().chars()).for_each(&mut push),
     }
     let text = text.strip_prefix('\u{feff}').unwrap_or(&text);
     text.replace("\r\n", "\n").replace('\r', "\n")
 }
 
-/// Seconds of `hours:minutes:seconds,fraction`; a full stop does as well.
+fn read_utf16(bytes: &[u8], unit: fn([u8; 2]) -> u16) -> impl Iterator<Item = char> {
+    let (pairs, _odd_byte) = bytes.as_chunks::<2>();
+    char::decode_utf16(pairs.iter().map(move |pair| unit(*pair))).filter_map(Result::ok)
+}
+
+fn no_time(line: usize, time: &str, example: &str) -> Error {
+    Error::Argument(format!("subtitles, line {}: `{}` is no time like {example}", line + 1, excerpt(time)))
+}
+
+/// The start of a text that may be a whole film's.
+fn excerpt(text: &str) -> String {
+    const SHOWN: usize = 40;
+    let mut shown: String = text.chars().take(SHOWN).collect();
+    if shown.len() < text.len() {
+        shown.push('…');
+    }
+    shown
+}
+
+/// Positions on the screen may stand behind a time.
+fn first_word(text: &str) -> &str {
+    text.split(is_white_space).find(|word| !word.is_empty()).unwrap_or_default()
+}
+
+/// Seconds of `hours:minutes:seconds,fraction`; a full stop does as well, and hours may be left out.
 fn read_time(text: &str) -> Option<f64> {
     let (whole, fraction) = text.split_once([',', '.'])?;
-    let mut units = whole.split(':').map(|unit| read_digits(unit, 2));
-    let (hours, minutes, seconds) = (units.next()??, units.next()??, units.next()??);
+    let mut units = whole.rsplit(':');
+    let (seconds, minutes) = (read_digits(units.next()?, 2)?, read_digits(units.next()?, 2)?);
+    let hours = units.next().map_or(Some(0.0), |hours| read_digits(hours, 3))?;
     if units.next().is_some() || minutes >= 60.0 || seconds >= 62.0 {
         return None;
     }

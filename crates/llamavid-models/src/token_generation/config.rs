@@ -19,6 +19,18 @@ pub struct TokenGenerationConfig {
     pub rows: TokenRows,
 }
 
+impl TokenGenerationConfig {
+    /// Tokens of a frame, context token included, whose features have `rows` rows: patches, and a class row where
+    /// there is one.
+    pub fn tokens_per_frame(&self, rows: usize) -> usize {
+        1 + match self.compression {
+            Compression::None => self.rows.count(rows),
+            Compression::Mean => 1,
+            Compression::Grid(cells) => cells * cells,
+        }
+    }
+}
+
 /// The model that turns a question and a frame into text queries. `released` has the published sizes.
 #[derive(Debug, Clone, PartialEq)]
 pub struct QueryModelConfig {

@@ -86,16 +86,6 @@ impl TokenGenerator {
         &self.config
     }
 
-    /// Tokens of a frame, context token included, when the tokens are made of `patches` rows: the patches
-    /// without the class row, where it is cut (see `TokenRows`).
-    pub fn tokens_per_frame(&self, patches: usize) -> usize {
-        1 + match self.config.compression {
-            Compression::None => patches,
-            Compression::Mean => 1,
-            Compression::Grid(cells) => cells * cells,
-        }
-    }
-
     /// Features (F, R, V) of any float type and P questions give the tokens (P, F * (1 + n), D).
     ///
     /// A question's tokens are those of frame 0, of frame 1, …, each the context token first.

@@ -31,6 +31,8 @@ pub struct WordPieceTokenizer {
     continuations: HashMap<String, u32>,
     /// Bytes of the longest piece.
     longest: usize,
+    /// Ids of the longest prompt.
+    max_ids: usize,
     whole: WholeTokens,
     normalizer: BertNormalizer,
     dec: u32,
@@ -78,7 +80,13 @@ impl WordPieceTokenizer {
             .collect();
         let longest = pieces.keys().map(String::len).max().unwrap_or(0);
         let normalizer = BertNormalizer::new(true, true, Some(lowercase), lowercase);
-        Ok(Self { pieces, continuations, longest, whole, normalizer, dec, pad, unk, cls, sep })
+        let max_ids = MAX_QUERY_IDS;
+        Ok(Self { pieces, continuations, longest, max_ids, whole, normalizer, dec, pad, unk, cls, sep })
+    }
+
+    /// The same for a query model of `positions`, which may be fewer than [`MAX_QUERY_IDS`].
+    pub fn within(self, positions: usize) -> Self {
+        Self { max_ids: positions.clamp(2, MAX_QUERY_IDS), ..self }
     }
 
     /// Number of ids, `[DEC]` included.
@@ -92,7 +100,7 @@ impl WordPieceTokenizer {
     }
 
     /// Ids and attention mask (1 for ids, 0 for padding) of one sample's prompts, both P rows of the same
-    /// length. A prompt of more than [`MAX_QUERY_IDS`] ids loses its beginning.
+    /// length. A prompt of more than [`MAX_QUERY_IDS`] ids, or than the query model has positions, loses its beginning.
     pub fn encode_batch(&self, prompts: &[String]) -> Result<(QueryRows, QueryRows)> {
         let mut ids = prompts.iter().map(|prompt| self.encode(prompt)).collect::<Result<Vec<_>>>()?;
         let longest = ids.iter().map(Vec::len).max().unwrap_or(0);
@@ -108,7 +116,7 @@ impl WordPieceTokenizer {
 
     fn encode(&self, prompt: &str) -> Result<Vec<u32>> {
         // Only the end is kept, so the words are read from the back until there are enough pieces.
-        let enough = MAX_QUERY_IDS - 2;
+        let enough = self.max_ids - 2;
         let mut backwards: Vec<u32> = Vec::new();
         for part in self.whole.split(prompt).into_iter().rev() {
             match part {

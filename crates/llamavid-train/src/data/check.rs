@@ -302,7 +302,6 @@ impl SampleCheck {
             let problem = format!("{uncut} ids are cut to {}", self.options.max_length);
             faults.push((Severity::Warning, Fault::new(FaultCode::Cut, "conversations", problem)));
         }
-        // The first label is never learned: nothing stands in front of it.
         if sample.learned() == 0 {
             let problem = match mismatch {
                 Some((counted, present)) => format!(
@@ -399,7 +398,7 @@ fn of_tags(record: &Record, faults: &mut Vec<(Severity, Fault)>) {
         }
         tagged += count;
     }
-    if tagged == 0 && !record.turns.is_empty() {
+    if tagged == 0 && record.turns.iter().any(|turn| turn.from == Speaker::Human) {
         add("conversations".to_owned(), format!("{shows}, and no tag `{IMAGE_TAG}`"));
     } else if let Some(index) = untagged_question.filter(|_| tagged > 0) {
         let problem = format!("a question without a tag `{IMAGE_TAG}` stands in front of one that has it");

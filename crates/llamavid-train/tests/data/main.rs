@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, clippy::panic)]
 
+mod checks;
+mod features;
 mod oracle;
 mod orders;
 mod records;

@@ -1,0 +1,64 @@
+import {
+  callNative,
+  callNativeAsync,
+  checkSubtitles as nativeCheck,
+  movieQuestion as nativeMovieQuestion,
+  parseSubtitles as nativeParse,
+} from '@llamavid/native';
+
+/** A text and when it is spoken, in seconds. */
+export interface Subtitle {
+  start: number;
+  end: number;
+  text: string;
+}
+
+/** Subtitles that a prompt can hold. */
+export interface Subtitles {
+  subtitles: Subtitle[];
+  /** What was left out or is odd, in words. */
+  notes: string[];
+}
+
+/** What a video with subtitles is in a prompt. */
+export interface Movie {
+  /** As `parseSubtitles` or `checkSubtitles` give them. */
+  subtitles: readonly Subtitle[];
+  /** Seconds of the frames, rising. */
+  frameTimes: readonly number[];
+  /** `VisualTokens.tokensPerFrame`. */
+  tokensPerFrame: number;
+  /** `LanguageModel.imagePlaceholder`. */
+  imagePlaceholder: string;
+}
+
+/**
+ * Reads the bytes of a `.srt` file, as the reference does, or of a WebVTT file. `name` is what errors call it. Rejects with
+ * `DATA_INVALID` at a file without subtitles and at broken times.
+ */
+export function parseSubtitles(bytes: Uint8Array, name: string): Promise<Subtitles> {
+  return callNativeAsync(() => nativeParse(bytes, name));
+}
+
+/** Subtitles from elsewhere, such as speech recognition, made fit for a prompt. */
+export function checkSubtitles(subtitles: readonly Subtitle[]): Subtitles {
+  return callNative(() => nativeCheck([...subtitles]));
+}
+
+/**
+ * What the user says about a video with subtitles, in the words that the long-video models were trained with: an `<image>` for
+ * each visual token, each subtitle behind the last frame that is shown before its end, and the question. Generate with
+ * `layout: 'per-token'`.
+ */
+export function movieQuestion(movie: Movie, question: string): string {
+  const { subtitles, frameTimes, tokensPerFrame, imagePlaceholder } = movie;
+  return callNative(() =>
+    nativeMovieQuestion({
+      subtitles: [...subtitles],
+      frameTimes: [...frameTimes],
+      tokensPerFrame,
+      imagePlaceholder,
+      question,
+    }),
+  );
+}

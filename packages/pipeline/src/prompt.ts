@@ -1,0 +1,45 @@
+import { type Conversation, type ConversationTurn, movieQuestion, type Subtitle } from '@llamavid/llm';
+
+/** What a prompt shows of one video or picture. */
+export interface Shown {
+  subtitles: readonly Subtitle[] | undefined;
+  /** Seconds, rising. */
+  frameTimes: readonly number[];
+  tokensPerFrame: number;
+}
+
+export interface Prompt {
+  text: string;
+  /** What an `<image>` of the text stands for: all tokens of a video, or one. */
+  layout: 'per-placeholder' | 'per-token';
+}
+
+/** The template of a question for which nobody named one: the model's, else that of the reference's own script. */
+export function usualTemplate(model: string | undefined, hasSubtitles: boolean): string {
+  return model ?? (hasSubtitles ? 'vicuna_v1' : 'llava_v1');
+}
+
+/**
+ * The prompt of a question about what is shown, in order. With subtitles each visual token has a place of its own, so that
+ * words can stand between frames.
+ */
+export function writePrompt(
+  template: Conversation,
+  history: readonly ConversationTurn[],
+  shown: readonly Shown[],
+  imagePlaceholder: string,
+  question: string,
+): Prompt {
+  const perToken = shown.some(({ subtitles }) => subtitles !== undefined);
+  const withMedia = shown.reduceRight((text, { subtitles, frameTimes, tokensPerFrame }) => {
+    if (subtitles !== undefined) {
+      return movieQuestion({ subtitles, frameTimes, tokensPerFrame, imagePlaceholder }, text);
+    }
+    const places = perToken ? frameTimes.length * tokensPerFrame : 1;
+    return `${imagePlaceholder.replace('<image>', '<image>'.repeat(places))}\n${text}`;
+  }, question);
+  return {
+    text: template.render([...history, { question: withMedia }]),
+    layout: perToken ? 'per-token' : 'per-placeholder',
+  };
+}
