@@ -288,11 +288,9 @@ fn published(parameters: &Parameters, model: &Model) -> Result<BTreeMap<String, 
 /// What torch keeps beside the weights, and can be worked out again.
 fn buffers(config: &ModelConfig) -> Result<Vec<(String, Tensor)>> {
     let language = &config.language;
+    // In f32 as in torch, whose last bits these are.
     let frequencies: Vec<f32> = (0..language.head_dim / 2)
-        .map(|pair| {
-            let exponent = (2 * pair) as f64 / language.head_dim as f64;
-            (1. / language.rope_theta.powf(exponent)) as f32
-        })
+        .map(|pair| (language.rope_theta as f32).powf((2 * pair) as f32 / language.head_dim as f32).recip())
         .collect();
     let frequencies = Tensor::new(frequencies, &Device::Cpu)?;
     let mut buffers: Vec<_> = (0..language.layers)
