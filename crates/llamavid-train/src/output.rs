@@ -112,8 +112,7 @@ impl StageOutput {
                 let problem = "new tokens change the base model's tables: write the model merged".to_owned();
                 return Err(Error::Setting { name: "lora", problem });
             }
-            let base = self.base.display().to_string();
-            lora::write(folder, parameters, lora, &base, options.dtype)?;
+            lora::write(folder, parameters, lora, &self.base_name(), options.dtype)?;
             self.write_tokenizer(folder)?;
             return self.write_adapter(folder, parameters, model, options.dtype);
         }
@@ -194,10 +193,17 @@ impl StageOutput {
         self.write_config(folder, options.dtype)
     }
 
+    /// The base model's folder without the path to it, which is nobody else's.
+    fn base_name(&self) -> String {
+        self.base.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
+    }
+
     fn write_config(&self, folder: &Path, dtype: DType) -> Result<()> {
         let mut sorted: BTreeMap<&String, &Value> = self.config.iter().collect();
-        let (key, value) = ("torch_dtype".to_owned(), json!(torch_name(dtype)));
-        sorted.insert(&key, &value);
+        let (dtype_key, dtype) = ("torch_dtype".to_owned(), json!(torch_name(dtype)));
+        let (base_key, base) = ("_name_or_path".to_owned(), json!(self.base_name()));
+        sorted.insert(&dtype_key, &dtype);
+        sorted.insert(&base_key, &base);
         files::write_json(&folder.join("config.json"), &sorted)
     }
 
