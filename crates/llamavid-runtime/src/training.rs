@@ -161,7 +161,7 @@ impl TrainingRun {
         // As the reference: what was computed in half precision is written in it.
         let options = OutputOptions { dtype, ..OutputOptions::default() };
         let side_files =
-            (start.settings.stage != Stage::Alignment).then(|| (start.files.bert, start.files.processor));
+            (start.settings.stage != Stage::Alignment).then_some((start.files.bert, start.files.processor));
         let feed = Feed::new(recipe, list, folders, tokenizer, plan, facts.done_steps)?;
         Ok(Self {
             facts,

@@ -6,6 +6,7 @@
 use std::sync::Arc;
 
 use candle_core::{D, DType, Tensor};
+use llamavid_kernels::cross_entropy_sum;
 use llamavid_models::config::ModelConfig;
 use llamavid_models::language_model::{LanguageModel, LanguageModelConfig, LoraConfig};
 use llamavid_models::observer::{Blind, Observer};
@@ -228,21 +229,12 @@ impl Model {
         }
         let count = labels.len();
         let positions = Tensor::new(positions, hidden.device())?;
-        let labels = Tensor::new(labels, hidden.device())?;
+        let labels = Tensor::new(labels, hidden.device())?; // (N)
         let learned = hidden.reshape((rows * length, width))?.index_select(&positions, 0)?; // (N, D)
         let logits = self.language_model.logits(&learned, &mut Blind)?; // (N, vocabulary)
         let said = logits.detach().argmax(D::Minus1)?;
         let correct = said.eq(&labels)?.to_dtype(DType::U32)?.sum_all()?.to_scalar::<u32>()?;
-        Ok(Loss { sum: cross_entropy(&logits, &labels)?, labels: count, correct: correct as usize, tokens })
+        let (sum, _) = cross_entropy_sum(&logits, &labels)?;
+        Ok(Loss { sum, labels: count, correct: correct as usize, tokens })
     }
-}
-
-/// Sum over N of the cross entropies of `logits` (N, vocabulary) against `labels` (N).
-fn cross_entropy(logits: &Tensor, labels: &Tensor) -> candle_core::Result<Tensor> {
-    // The largest is taken away before the exponentials; no gradient goes through it, because it cancels.
-    let largest = logits.detach().max_keepdim(D::Minus1)?;
-    let logits = logits.broadcast_sub(&largest)?;
-    let normaliser = logits.exp()?.sum(D::Minus1)?.log()?; // (N)
-    let said = logits.gather(&labels.unsqueeze(1)?, D::Minus1)?.squeeze(1)?;
-    (normaliser - said)?.sum_all()
 }

@@ -171,22 +171,30 @@ impl VisualPath<'_> {
     }
 }
 
+/// Examples whose frames go through the token generator together.
+struct Group {
+    /// Kind, rows and width of their features.
+    like: (FeatureKind, usize, usize),
+    frames: usize,
+    members: Vec<usize>,
+}
+
 /// Examples whose features are of one shape a frame and one kind, of not too many frames together.
 fn groups(examples: &[usize], features: &[Option<Features>]) -> Result<Vec<Vec<usize>>> {
-    let mut groups: Vec<((FeatureKind, usize, usize), usize, Vec<usize>)> = Vec::new();
+    let mut groups: Vec<Group> = Vec::new();
     for index in examples {
         let Some((tensor, kind)) = &features[*index] else { continue };
         let (frames, rows, width) = tensor.dims3()?;
-        let key = (*kind, rows, width);
-        match groups.iter_mut().find(|group| group.0 == key && group.1 + frames <= PAIRS_AT_ONCE) {
-            Some((_, total, members)) => {
-                *total += frames;
-                members.push(*index);
+        let like = (*kind, rows, width);
+        match groups.iter_mut().find(|group| group.like == like && group.frames + frames <= PAIRS_AT_ONCE) {
+            Some(group) => {
+                group.frames += frames;
+                group.members.push(*index);
             }
-            None => groups.push((key, frames, vec![*index])),
+            None => groups.push(Group { like, frames, members: vec![*index] }),
         }
     }
-    Ok(groups.into_iter().map(|(_, _, members)| members).collect())
+    Ok(groups.into_iter().map(|group| group.members).collect())
 }
 
 /// Puts a sample's number behind the names of its tensors.

@@ -50,6 +50,11 @@ fn a_failed_one_leaves_the_others() {
     let checkpoints = Checkpoints::open(folder.path(), Some(1)).unwrap();
     assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
     assert_eq!(steps(&checkpoints), [1]);
+    // Killed between the two moves that replace a checkpoint: the old one is the last complete one.
+    fs::rename(folder.path().join("checkpoint-1"), folder.path().join(".replaced-checkpoint-1")).unwrap();
+    let checkpoints = Checkpoints::open(folder.path(), Some(1)).unwrap();
+    assert_eq!(steps(&checkpoints), [1]);
+    assert_eq!(fs::read_to_string(folder.path().join("checkpoint-1/file")).unwrap(), "good");
 }
 
 /// The device that is always full stands in for the disk.

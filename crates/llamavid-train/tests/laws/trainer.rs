@@ -5,8 +5,8 @@ use candle_core::{DType, Tensor};
 use llamavid_models::language_model::LanguageModel;
 use llamavid_models::observer::Blind;
 use llamavid_train::{
-    Accumulation, Activations, Error, Example, LoraSettings, Schedule, Stage, StepReport, Trainer,
-    TrainerOptions, Visual, gradients, loss_and_gradients,
+    Accumulation, Activations, Error, Example, LoraSettings, RateFactor, Schedule, Stage, StepReport,
+    Trainer, TrainerOptions, Visual, adamw_groups, gradients, loss_and_gradients,
 };
 use serde_json::json;
 
@@ -261,7 +261,7 @@ fn merged_adapters_equal_adapters() {
         1e-2,
         TrainerOptions::new(Schedule::Constant { warmup: 0 }),
     );
-    (0..5).for_each(|step| drop(trainer.step(&[examples(step)]).unwrap()));
+    (0..5).for_each(|step| assert!(trainer.step(&[examples(step)]).is_ok()));
     let language_model = trainer.model().language_model();
     let merged = language_model.with_merged_lora().unwrap();
     let embeds = language_model.embed(&[5, 6, 7, 8, 9]).unwrap().unsqueeze(0).unwrap();
@@ -287,4 +287,26 @@ fn adapters_train_with_dropout_recomputed_or_not() {
         assert!((kept.loss - recomputed.loss).abs() < 1e-4 * kept.loss, "{kept:?} {recomputed:?}");
         assert!((kept.gradient_norm - recomputed.gradient_norm).abs() < 1e-3 * kept.gradient_norm);
     }
+}
+
+#[test]
+fn groups_are_those_of_the_reference() {
+    let model = at(Stage::Instruction, DType::F32);
+    let factors = [RateFactor { name: "mm_projector".into(), factor: 2. }];
+    let groups = adamw_groups(&model.parameters, 0.1, 0.05, &factors);
+    let all: usize = groups.iter().map(|group| group.variables.len()).sum();
+    assert_eq!(all, model.parameters.trainable().len());
+    let of = |name: &str| {
+        let mut fitting =
+            groups.iter().filter(|group| group.variables.iter().any(|(other, _)| other == name));
+        let (group, more) = (fitting.next().unwrap(), fitting.next());
+        assert!(more.is_none(), "{name} is in two groups");
+        (group.learning_rate, group.weight_decay)
+    };
+    assert_eq!(of("token_generator.projector.0.weight"), (0.2, 0.05));
+    assert_eq!(of("token_generator.projector.0.bias"), (0.2, 0.));
+    // The decoder's norms are of a class that the reference does not spare.
+    assert_eq!(of("language_model.norm.weight"), (0.1, 0.05));
+    assert_eq!(of("token_generator.query_norm.weight"), (0.1, 0.));
+    assert_eq!(of("token_generator.query_model.bert.embeddings.LayerNorm.weight"), (0.1, 0.));
 }
