@@ -17,6 +17,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use crate::error::{Error, Result};
+use crate::freeze_plan::FreezePlan;
 use crate::lora::LoraSettings;
 use crate::model::{Model, ModelOptions};
 use crate::output::StageOutput;
@@ -63,6 +64,9 @@ pub enum VisionFiles {
 pub struct StageSettings {
     /// The stage.
     pub stage: Stage,
+    /// `bert_type`, that of the published recipe unless given: it also decides what trains, see
+    /// [`FreezePlan::of_flags`].
+    pub bert_type: Option<String>,
     /// `mm_projector_type`: `mlp2x_gelu` in all published recipes.
     pub projector: String,
     /// `compress_type`: absent, `mean` or `grid:N`.
@@ -85,6 +89,19 @@ pub struct StageSettings {
     pub extension: Option<Value>,
     /// Adapters of the language model, which then does not train itself.
     pub lora: Option<LoraSettings>,
+}
+
+impl StageSettings {
+    /// What trains.
+    pub fn plan(&self) -> FreezePlan {
+        let alignment = self.stage == Stage::Alignment;
+        let plan = FreezePlan::of_flags(alignment, self.bert_type(), self.image_start_end);
+        if self.lora.is_some() { plan.with_lora() } else { plan }
+    }
+
+    fn bert_type(&self) -> &str {
+        self.bert_type.as_deref().unwrap_or(self.stage.bert_type())
+    }
 }
 
 /// A model at the beginning of a stage.
@@ -114,9 +131,7 @@ impl StageModel {
         seed: u64,
         device: &Device,
     ) -> Result<Self> {
-        let plan = settings.stage.plan(settings.image_start_end);
-        let plan = if settings.lora.is_some() { plan.with_lora() } else { plan };
-        let parameters = Parameters::new(plan, seed, device).with_frozen_dtype(dtype);
+        let parameters = Parameters::new(settings.plan(), seed, device).with_frozen_dtype(dtype);
         Self::assemble_with(parameters, files, settings, dtype)
     }
 
@@ -184,7 +199,7 @@ fn configuration(mut config: Map<String, Value>, settings: &StageSettings) -> Ma
     let stage = settings.stage;
     let values = [
         ("architectures", json!(["LlavaLlamaAttForCausalLM"])),
-        ("bert_type", json!(stage.bert_type())),
+        ("bert_type", json!(settings.bert_type())),
         ("compress_type", json!(settings.compression)),
         ("freeze_mm_mlp_adapter", json!(false)),
         ("image_aspect_ratio", json!(settings.image_aspect_ratio)),

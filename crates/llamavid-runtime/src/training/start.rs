@@ -166,6 +166,7 @@ fn settings(
     };
     StageSettings {
         stage,
+        bert_type: None,
         projector: model
             .projector
             .clone()

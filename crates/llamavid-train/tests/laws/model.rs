@@ -44,6 +44,7 @@ pub fn files(stage: Stage) -> StageFiles {
 pub fn settings(stage: Stage) -> StageSettings {
     StageSettings {
         stage,
+        bert_type: None,
         projector: "mlp2x_gelu".into(),
         compression: Some("mean".into()),
         queries: 8,
