@@ -141,6 +141,7 @@ impl Step<'_> {
         let text = |name: &str, usual: &str| self.argument(name).unwrap_or(usual).to_owned();
         Ok(StageSettings {
             stage: self.stage,
+            bert_type: self.argument("bert_type").map(str::to_owned),
             projector: text("mm_projector_type", "linear"),
             compression: self.argument("compress_type").map(str::to_owned),
             queries: text("num_query", "32").parse().map_err(|_| "num_query is no number")?,
@@ -151,6 +152,7 @@ impl Step<'_> {
             vision_name: text("vision_tower", ""),
             processor_name: text("image_processor", ""),
             extension: Some(self.cases.sizes.extension_block()),
+            lora: None,
         })
     }
 
@@ -164,8 +166,7 @@ impl Step<'_> {
             bert: self.folder.join("bert"),
             processor: self.path("image_processor"),
         };
-        let plan = self.stage.plan(settings.image_start_end);
-        let parameters = Parameters::new(plan, 0, &Device::Cpu);
+        let parameters = Parameters::new(settings.plan(), 0, &Device::Cpu);
         if self.stage == Stage::Alignment {
             let initial =
                 Checkpoint::open_file(&self.folder.join("stage1_initial.safetensors")).map_err(text)?;

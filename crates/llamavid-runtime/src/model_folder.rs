@@ -7,12 +7,12 @@ use std::path::{Component, Path, PathBuf};
 
 use candle_core::{DType, Device};
 use llamavid_models::config::{Extension, ModelConfig, Surroundings};
-use llamavid_models::language_model::{LanguageModel, LanguageModelConfig};
+use llamavid_models::language_model::{LanguageModel, LanguageModelConfig, LoraConfig};
 use llamavid_models::preprocess::{Fit, Preprocessing};
 use llamavid_models::token_generation::{FeatureKind, QueryKind, TokenGenerator};
 use llamavid_models::tokenizer::{LlamaTokenizer, WordPieceTokenizer};
 use llamavid_models::visual_encoder::{VisualEncoder, VisualEncoderConfig};
-use llamavid_weights::key_table::{CLIP, LANGUAGE, TOKENS, VISUAL};
+use llamavid_weights::key_table::{CLIP, LANGUAGE, LORA, TOKENS, VISUAL};
 use llamavid_weights::{Checkpoint, KeyTable, Loader};
 use serde::Deserialize;
 
@@ -29,6 +29,17 @@ pub struct ModelFolder {
     vision: VisionWeights,
     preprocessing: Preprocessing,
     query_folder: Option<PathBuf>,
+    /// Adapters of the decoder.
+    adapter: Option<Adapter>,
+    /// Where the decoder is when it is not here.
+    base: Option<PathBuf>,
+}
+
+/// Adapters in the PEFT library's files.
+#[derive(Debug)]
+struct Adapter {
+    config: LoraConfig,
+    weights: PathBuf,
 }
 
 /// Where the visual encoder's weights are.
@@ -127,7 +138,8 @@ impl ModelFolder {
             Some(processor) => processor,
             None => Preprocessing::clip(image_size, Fit::Crop),
         };
-        Ok(Self { root, config, vision, preprocessing, query_folder })
+        let (adapter, base) = find_adapter(&root, &config_bytes)?;
+        Ok(Self { root, config, vision, preprocessing, query_folder, adapter, base })
     }
 
     /// The folder's path.
@@ -201,15 +213,37 @@ impl ModelFolder {
         dtype: DType,
         device: &Device,
     ) -> Result<LanguageModel> {
-        let checkpoint = Checkpoint::open_folder(&self.root)?;
-        build(checkpoint, &LANGUAGE, dtype, device, |vb| LanguageModel::new(config, vb))
+        let checkpoint = Checkpoint::open_folder(&self.language_folder())?;
+        let model = build(checkpoint, &LANGUAGE, dtype, device, |vb| LanguageModel::new(config, vb))?;
+        let Some(adapter) = &self.adapter else { return Ok(model) };
+        let weights = Checkpoint::open_file(&adapter.weights)?;
+        let adapted = build(weights, &LORA, dtype, device, |vb| model.with_lora(&adapter.config, vb))?;
+        // Added once, so that answers take no longer than without an adapter.
+        Ok(adapted.with_merged_lora()?)
+    }
+
+    /// The same folder with the base language model of another one: what stage 1 and a training of adapters write has
+    /// none of its own. Without this, the base model's name is looked for beside the folder.
+    #[must_use]
+    pub fn with_base(self, base: &Path) -> Self {
+        Self { base: Some(base.to_path_buf()), ..self }
+    }
+
+    /// The folder of the decoder's weights.
+    fn language_folder(&self) -> PathBuf {
+        match &self.base {
+            Some(base) if Checkpoint::open_folder(&self.root).is_err() => base.clone(),
+            _ => self.root.clone(),
+        }
     }
 
     /// Reads the decoder's tokenizer.
     pub fn llama_tokenizer(&self) -> Result<LlamaTokenizer> {
-        let path = self.root.join("tokenizer.model");
+        let own = self.root.join("tokenizer.model").is_file();
+        let folder = if own { self.root.clone() } else { self.language_folder() };
+        let path = folder.join("tokenizer.model");
         let model = read_required(&path, "the language model's tokenizer")?;
-        let beside = |name: &str| read_optional(&self.root.join(name));
+        let beside = |name: &str| read_optional(&folder.join(name));
         LlamaTokenizer::from_bytes(
             &model,
             beside("tokenizer_config.json")?.as_deref(),
@@ -354,6 +388,36 @@ fn projected_width(root: &Path) -> Result<Option<usize>> {
         return Ok(None);
     }
     Ok(checkpoint.shape(KEY)?.first().copied())
+}
+
+/// Adapters in the folder, and the folder of the base model that it names, if it is beside it.
+fn find_adapter(root: &Path, config: &[u8]) -> Result<(Option<Adapter>, Option<PathBuf>)> {
+    #[derive(Default, Deserialize)]
+    struct Named {
+        #[serde(alias = "_name_or_path")]
+        base_model_name_or_path: Option<String>,
+    }
+    let name =
+        |bytes: &[u8]| serde_json::from_slice::<Named>(bytes).unwrap_or_default().base_model_name_or_path;
+    let path = root.join("adapter_config.json");
+    let described = read_optional(&path)?;
+    let adapter = match &described {
+        None => None,
+        Some(bytes) => {
+            let files = ["adapter_model.safetensors", "adapter_model.bin"].map(|file| root.join(file));
+            let Some(weights) = files.iter().find(|file| file.is_file()).cloned() else {
+                let message = format!("{}: adapter_model.safetensors is missing", root.display());
+                return Err(Error::new(ErrorCode::ModelFileMissing, message)
+                    .with_hint("Copy the whole folder of the adapter."));
+            };
+            let config = LoraConfig::from_json(bytes).map_err(|error| in_file(&path, error))?;
+            Some(Adapter { config, weights })
+        }
+    };
+    let names = [described.as_deref().and_then(name), name(config)];
+    let mut places = names.into_iter().flatten().flat_map(|name| candidates(root, &name));
+    let base = places.find(|place| place != root && Checkpoint::open_folder(place).is_ok());
+    Ok((adapter, base))
 }
 
 pub(crate) fn find_query_folder(root: &Path, written: Option<&str>) -> Option<PathBuf> {

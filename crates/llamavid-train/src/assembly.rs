@@ -17,6 +17,8 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use crate::error::{Error, Result};
+use crate::freeze_plan::FreezePlan;
+use crate::lora::LoraSettings;
 use crate::model::{Model, ModelOptions};
 use crate::output::StageOutput;
 use crate::parameters::{Missing, Parameters};
@@ -62,6 +64,9 @@ pub enum VisionFiles {
 pub struct StageSettings {
     /// The stage.
     pub stage: Stage,
+    /// `bert_type`, that of the published recipe unless given: it also decides what trains, see
+    /// [`FreezePlan::of_flags`].
+    pub bert_type: Option<String>,
     /// `mm_projector_type`: `mlp2x_gelu` in all published recipes.
     pub projector: String,
     /// `compress_type`: absent, `mean` or `grid:N`.
@@ -82,6 +87,21 @@ pub struct StageSettings {
     pub processor_name: String,
     /// The block `llamavid` of the configuration: sizes that the reference has in its code.
     pub extension: Option<Value>,
+    /// Adapters of the language model, which then does not train itself.
+    pub lora: Option<LoraSettings>,
+}
+
+impl StageSettings {
+    /// What trains.
+    pub fn plan(&self) -> FreezePlan {
+        let alignment = self.stage == Stage::Alignment;
+        let plan = FreezePlan::of_flags(alignment, self.bert_type(), self.image_start_end);
+        if self.lora.is_some() { plan.with_lora() } else { plan }
+    }
+
+    fn bert_type(&self) -> &str {
+        self.bert_type.as_deref().unwrap_or(self.stage.bert_type())
+    }
 }
 
 /// A model at the beginning of a stage.
@@ -111,9 +131,22 @@ impl StageModel {
         seed: u64,
         device: &Device,
     ) -> Result<Self> {
-        let plan = settings.stage.plan(settings.image_start_end);
-        let parameters = Parameters::new(plan, seed, device).with_frozen_dtype(dtype);
+        let parameters = Parameters::new(settings.plan(), seed, device).with_frozen_dtype(dtype);
         Self::assemble_with(parameters, files, settings, dtype)
+    }
+
+    /// Sizes and tokenizer of the model that [`StageModel::assemble`] would build; of the weights only shapes are read.
+    ///
+    /// # Errors
+    /// As [`StageModel::assemble`], but for the weights.
+    pub fn configure(files: &StageFiles, settings: &StageSettings) -> Result<(ModelConfig, LlamaTokenizer)> {
+        let mut config = configuration(read_object(&files.base.join("config.json"))?, settings);
+        let (tokenizer, _, new) = extended_tokenizer(&files.base, settings)?;
+        if new.count > 0 {
+            config.insert("vocab_size".into(), json!(tokenizer.vocab_size()));
+        }
+        let bytes = serde_json::to_vec(&config).map_err(|error| json_error(&files.base, error))?;
+        Ok((parse_config(&bytes, files)?, tokenizer))
     }
 
     /// The same on parameters that may hold weights already, which count more than those of the files.
@@ -144,6 +177,7 @@ impl StageModel {
             pad_id: tokenizer.pad_id(),
             max_length: settings.max_length,
             embedding_gradient: settings.stage.embedding_gradient(&model_config),
+            lora: settings.lora.as_ref().map(|lora| lora.config.clone()),
             config: model_config,
         };
         let model = Model::new(&parameters, Arc::new(options), query_tokenizer.clone(), true)?;
@@ -154,6 +188,7 @@ impl StageModel {
             added_tokens,
             base: files.base.clone(),
             max_length: settings.max_length,
+            lora: settings.lora.clone(),
         };
         Ok(Self { parameters, model, output, tokenizer, query_tokenizer })
     }
@@ -164,7 +199,7 @@ fn configuration(mut config: Map<String, Value>, settings: &StageSettings) -> Ma
     let stage = settings.stage;
     let values = [
         ("architectures", json!(["LlavaLlamaAttForCausalLM"])),
-        ("bert_type", json!(stage.bert_type())),
+        ("bert_type", json!(settings.bert_type())),
         ("compress_type", json!(settings.compression)),
         ("freeze_mm_mlp_adapter", json!(false)),
         ("image_aspect_ratio", json!(settings.image_aspect_ratio)),

@@ -12,6 +12,8 @@ use crate::files;
 
 const PREFIX: &str = "checkpoint-";
 const UNFINISHED: &str = ".unfinished-checkpoint-";
+/// One that is about to be replaced by one of the same step.
+const REPLACED: &str = ".replaced-checkpoint-";
 const LOCK: &str = "training.lock";
 
 /// The checkpoints of one run's output folder.
@@ -31,8 +33,17 @@ impl Checkpoints {
     pub fn open(folder: &Path, keep: Option<usize>) -> Result<Self> {
         fs::create_dir_all(folder).map_err(|error| Error::io(folder, error))?;
         let opened = Self { folder: folder.to_path_buf(), keep };
-        for entry in opened.entries(UNFINISHED)? {
-            fs::remove_dir_all(&entry.1).map_err(|error| Error::io(&entry.1, error))?;
+        for (_, path) in opened.entries(UNFINISHED)? {
+            remove(&path)?;
+        }
+        for (step, path) in opened.entries(REPLACED)? {
+            let complete = opened.path(PREFIX, step);
+            if complete.exists() {
+                remove(&path)?;
+            } else {
+                // The run ended between the two moves of a replacement.
+                fs::rename(&path, &complete).map_err(|error| Error::io(&complete, error))?;
+            }
         }
         Ok(opened)
     }
@@ -58,23 +69,29 @@ impl Checkpoints {
     /// # Errors
     /// [`Error::DiskFull`], [`Error::Io`], and those of `fill`. The checkpoints before are untouched then.
     pub fn save(&self, step: u64, fill: impl FnOnce(&Path) -> Result<()>) -> Result<PathBuf> {
-        let unfinished = self.folder.join(format!("{UNFINISHED}{step}"));
-        let complete = self.folder.join(format!("{PREFIX}{step}"));
+        let unfinished = self.path(UNFINISHED, step);
+        let complete = self.path(PREFIX, step);
         let write = || -> Result<()> {
-            remove_if_there(&unfinished)?;
+            if unfinished.exists() {
+                remove(&unfinished)?;
+            }
             fs::create_dir_all(&unfinished).map_err(|error| Error::io(&unfinished, error))?;
             fill(&unfinished)?;
             files::sync_folder(Some(&unfinished));
-            // One of the same step is of a run that was resumed from before it.
-            remove_if_there(&complete)?;
-            fs::rename(&unfinished, &complete).map_err(|error| Error::io(&complete, error))
+            // A run that was resumed from an earlier one comes to the same step again.
+            let replaced = complete.exists().then(|| self.path(REPLACED, step));
+            if let Some(replaced) = &replaced {
+                fs::rename(&complete, replaced).map_err(|error| Error::io(&complete, error))?;
+            }
+            fs::rename(&unfinished, &complete).map_err(|error| Error::io(&complete, error))?;
+            files::sync_folder(Some(&self.folder));
+            replaced.as_deref().map_or(Ok(()), remove)
         };
         if let Err(error) = write() {
             // What is half written may be what fills the disk.
             let _ = fs::remove_dir_all(&unfinished);
             return Err(error);
         }
-        files::sync_folder(Some(&self.folder));
         self.remove_old()?;
         Ok(complete)
     }
@@ -83,7 +100,17 @@ impl Checkpoints {
         let Some(keep) = self.keep else { return Ok(()) };
         let mut checkpoints = self.list()?;
         checkpoints.truncate(checkpoints.len().saturating_sub(keep.max(1)));
-        checkpoints.iter().try_for_each(|(_, path)| remove_if_there(path))
+        for (step, path) in checkpoints {
+            // Under its own name a checkpoint never lacks a file.
+            let doomed = self.path(UNFINISHED, step);
+            fs::rename(&path, &doomed).map_err(|error| Error::io(&path, error))?;
+            remove(&doomed)?;
+        }
+        Ok(())
+    }
+
+    fn path(&self, prefix: &str, step: u64) -> PathBuf {
+        self.folder.join(format!("{prefix}{step}"))
     }
 
     fn entries(&self, prefix: &str) -> Result<Vec<(u64, PathBuf)>> {
@@ -100,21 +127,8 @@ impl Checkpoints {
     }
 }
 
-/// Removes a folder under another name first, so that a complete checkpoint never loses single files.
-fn remove_if_there(folder: &Path) -> Result<()> {
-    if !folder.exists() {
-        return Ok(());
-    }
-    let step = folder.file_name().and_then(|name| name.to_str()?.rsplit('-').next()).unwrap_or("0");
-    let doomed = folder.with_file_name(format!("{UNFINISHED}{step}"));
-    if doomed != folder {
-        if doomed.exists() {
-            // Being written right now, to take this one's place.
-            return fs::remove_dir_all(folder).map_err(|error| Error::io(folder, error));
-        }
-        fs::rename(folder, &doomed).map_err(|error| Error::io(folder, error))?;
-    }
-    fs::remove_dir_all(&doomed).map_err(|error| Error::io(&doomed, error))
+fn remove(folder: &Path) -> Result<()> {
+    fs::remove_dir_all(folder).map_err(|error| Error::io(folder, error))
 }
 
 /// Holds an output folder for one run. The system lets go of it when the process ends, however it ends.

@@ -7,8 +7,9 @@ pub struct FreezePlan {
     frozen: Vec<String>,
 }
 
-/// Layers that exist in no pretrained part; all stages but the third train all of them.
-const NEW_LAYERS: [&str; 2] = ["token_generator.projector", "token_generator.context"];
+/// What InstructBLIP pretrained.
+const QUERY_MODEL: [&str; 3] =
+    ["token_generator.query_model", "token_generator.query_tokens", "token_generator.query_norm"];
 
 impl FreezePlan {
     /// Everything trains.
@@ -36,18 +37,46 @@ impl FreezePlan {
     /// Stage 1, alignment: projector and context attention; with `<im_start>` and `<im_end>` also the input
     /// embeddings.
     pub fn alignment(image_start_end: bool) -> Self {
-        let embeddings = image_start_end.then_some("language_model.embed_tokens");
-        Self::only(NEW_LAYERS.into_iter().chain(embeddings))
+        Self::of_flags(true, "qformer_pretrain_freeze", image_start_end)
     }
 
     /// Stage 2, instruction tuning: everything but the visual encoder.
     pub fn instruction() -> Self {
-        Self::only(["token_generator", "language_model"])
+        Self::of_flags(false, "qformer_pretrain", false)
     }
 
     /// Stage 3, long video: the language model and the projector.
     pub fn long_video() -> Self {
-        Self::only(["token_generator.projector", "language_model"])
+        Self::of_flags(false, "qformer_pretrain_freeze_all", false)
+    }
+
+    /// What the reference's flags say.
+    ///
+    /// `alignment` is `tune_mm_mlp_adapter`: of what exists before, only the projector trains, and with `<im_start>` and
+    /// `<im_end>` the input embeddings. Without it the language model trains too. Whatever the stage, `bert_type` decides
+    /// about the query model and the context attention: `freeze` keeps the first, `freeze_all` both as they are.
+    pub fn of_flags(alignment: bool, bert_type: &str, image_start_end: bool) -> Self {
+        let mut trained = vec!["token_generator.projector"];
+        match alignment {
+            false => trained.push("language_model"),
+            true if image_start_end => trained.push("language_model.embed_tokens"),
+            true => {}
+        }
+        if !bert_type.contains("freeze_all") {
+            trained.extend(["token_generator.context", "token_generator.bert_proj"]);
+        }
+        if !bert_type.contains("freeze") {
+            trained.extend(QUERY_MODEL);
+        }
+        Self::only(trained)
+    }
+
+    /// The same with adapters of the language model in its place. Embeddings that a plan names by themselves stay.
+    #[must_use]
+    pub fn with_lora(mut self) -> Self {
+        self.trained.retain(|name| name != "language_model");
+        self.trained.push(crate::lora::PREFIX.to_owned());
+        self
     }
 
     /// Whether the weight of this name trains.
@@ -76,6 +105,13 @@ mod tests {
         ] {
             assert_eq!(plan.trains(name), trains, "{name}");
         }
+        let of = |alignment, bert_type| FreezePlan::of_flags(alignment, bert_type, true);
+        assert!(of(true, "qformer_pretrain").trains("token_generator.query_tokens"));
+        assert!(!of(true, "qformer_pretrain_freeze").trains("token_generator.query_model.bert.x"));
+        assert!(of(true, "qformer_pretrain_freeze").trains("language_model.embed_tokens.weight"));
+        assert!(!of(true, "qformer_pretrain_freeze").trains("language_model.lm_head.weight"));
+        assert!(!of(false, "qformer_pretrain_freeze_all").trains("token_generator.context.key_proj.weight"));
+        assert!(of(false, "qformer_pretrain_freeze_all").trains("token_generator.projector.0.bias"));
         assert!(FreezePlan::everything().trains("any.weight"));
         assert!(!FreezePlan::nothing().trains("any.weight"));
     }

@@ -38,13 +38,9 @@ impl Stage {
         Self::ALL.into_iter().find(|stage| stage.number() == number)
     }
 
-    /// What trains.
+    /// What trains in the published recipes.
     pub fn plan(self, image_start_end: bool) -> FreezePlan {
-        match self {
-            Self::Alignment => FreezePlan::alignment(image_start_end),
-            Self::Instruction => FreezePlan::instruction(),
-            Self::LongVideo => FreezePlan::long_video(),
-        }
+        FreezePlan::of_flags(self == Self::Alignment, self.bert_type(), image_start_end)
     }
 
     /// Which input embeddings learn.

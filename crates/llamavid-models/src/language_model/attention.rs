@@ -4,10 +4,11 @@
 
 use candle_core::{D, DType, Device, Tensor};
 use candle_nn::VarBuilder;
-use llamavid_kernels::{Heads, Mask, Norm, attention_block, rotary_embedding, softmax};
+use llamavid_kernels::{Heads, Mask, attention_block, multi_head_attention, rotary_embedding, softmax};
 
 use super::config::LanguageModelConfig;
 use super::kv_cache::KvCache;
+use super::llama::RmsNorm;
 use crate::linear::{Linear, linear_no_bias};
 use crate::{Error, Result};
 
@@ -19,10 +20,10 @@ const SCORES_AT_ONCE: usize = 1 << 26;
 /// Self-attention of one decoder layer.
 #[derive(Debug, Clone)]
 pub(super) struct SelfAttention {
-    q_proj: Linear,
-    k_proj: Linear,
-    v_proj: Linear,
-    o_proj: Linear,
+    pub(super) q_proj: Linear,
+    pub(super) k_proj: Linear,
+    pub(super) v_proj: Linear,
+    pub(super) o_proj: Linear,
     heads: usize,
     kv_heads: usize,
     head_dim: usize,
@@ -47,7 +48,7 @@ impl SelfAttention {
     pub(super) fn forward_whole(
         &self,
         x: &Tensor,
-        norm: Norm,
+        norm: &RmsNorm,
         angles: (&Tensor, &Tensor),
         padding: Option<&Tensor>,
     ) -> Result<Tensor> {
@@ -57,8 +58,13 @@ impl SelfAttention {
             angles: Some(angles),
             ..Heads::new(self.heads, self.head_dim)
         };
-        let sources = [self.q_proj.projection(), self.k_proj.projection(), self.v_proj.projection()];
-        Ok(attention_block(x, norm, &sources, self.o_proj.projection(), &options)?)
+        let layers = [&self.q_proj, &self.k_proj, &self.v_proj, &self.o_proj];
+        if let [Some(q), Some(k), Some(v), Some(output)] = layers.map(|layer| layer.projection()) {
+            return Ok(attention_block(x, norm.norm(), &[q, k, v], output, &options)?);
+        }
+        let normed = norm.forward(x)?;
+        let [q, k, v] = [&self.q_proj, &self.k_proj, &self.v_proj].map(|layer| layer.forward(&normed));
+        Ok((x + self.o_proj.forward(&multi_head_attention(&q?, &k?, &v?, &options)?)?)?)
     }
 
     /// `x` (B, S, D) gives (B, S, D). `cache` is the layer's place in the cache, if there is one.

@@ -88,3 +88,42 @@ impl Step {
         weight.set(&moved)
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use candle_core::Device;
+
+    use super::*;
+
+    #[test]
+    fn both_ways_are_one() {
+        let make = || {
+            let tensor = |values: Vec<f32>| Tensor::from_vec(values, (2, 50), &Device::Cpu).unwrap();
+            let weight = tensor((0..100).map(|i| (i as f32 * 0.37).sin()).collect());
+            let gradient = tensor((0..100).map(|i| (i as f32 * 1.7).cos() * 3.).collect());
+            let zeros = || tensor(vec![0.; 100]);
+            (Var::from_tensor(&weight).unwrap(), gradient, zeros(), zeros())
+        };
+        let step = |count| Step {
+            beta1: 0.9,
+            beta2: 0.98,
+            epsilon: 1e-8,
+            rate: 0.01,
+            decay: 0.001,
+            gradient_factor: 0.5,
+            count,
+        };
+        let ((left, gradient, mean, square), (right, _, mean2, square2)) = (make(), make());
+        for count in 1..6 {
+            step(count).apply(&left, &gradient, &mean, &square).unwrap();
+            step(count).apply_to_tensors(&right, &gradient, &mean2, &square2).unwrap();
+        }
+        let values = |tensor: &Tensor| tensor.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        for (left, right) in [(left.as_tensor(), right.as_tensor()), (&mean, &mean2), (&square, &square2)] {
+            for (left, right) in values(left).iter().zip(values(right)) {
+                assert!((left - right).abs() < 1e-6, "{left} {right}");
+            }
+        }
+    }
+}

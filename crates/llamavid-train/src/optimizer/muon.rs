@@ -82,15 +82,16 @@ fn orthogonal(matrix: &Tensor) -> Result<Tensor> {
 #[allow(clippy::unwrap_used)]
 mod tests {
     use candle_core::Device;
+    use candle_nn::Init;
 
     use super::*;
+    use crate::creation::create;
 
     #[test]
     fn singular_values_come_near_one() {
         for (rows, columns) in [(6, 10), (10, 6), (8, 8)] {
-            let count = rows * columns;
-            let values: Vec<f32> = (0..count).map(|i| ((i * i * 7 + 3 * i) % 23) as f32 - 11.).collect();
-            let made = orthogonal(&Tensor::from_vec(values, (rows, columns), &Device::Cpu).unwrap()).unwrap();
+            let (shape, init) = ((rows, columns).into(), Init::Randn { mean: 0., stdev: 1. });
+            let made = orthogonal(&create(5, "matrix", &shape, init, &Device::Cpu).unwrap()).unwrap();
             assert_eq!(made.dims(), [rows, columns]);
             let gram = if rows <= columns {
                 made.matmul(&made.t().unwrap()).unwrap()

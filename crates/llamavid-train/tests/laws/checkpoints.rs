@@ -50,6 +50,11 @@ fn a_failed_one_leaves_the_others() {
     let checkpoints = Checkpoints::open(folder.path(), Some(1)).unwrap();
     assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
     assert_eq!(steps(&checkpoints), [1]);
+    // Killed between the two moves that replace a checkpoint: the old one is the last complete one.
+    fs::rename(folder.path().join("checkpoint-1"), folder.path().join(".replaced-checkpoint-1")).unwrap();
+    let checkpoints = Checkpoints::open(folder.path(), Some(1)).unwrap();
+    assert_eq!(steps(&checkpoints), [1]);
+    assert_eq!(fs::read_to_string(folder.path().join("checkpoint-1/file")).unwrap(), "good");
 }
 
 /// The device that is always full stands in for the disk.
@@ -120,13 +125,14 @@ fn survives_kill() {
     let options = TrainerOptions::new(Schedule::Constant { warmup: 0 });
     let mut last = 0;
     for round in 0..10u64 {
+        // Before the run begins: opening removes what no run is writing.
+        let checkpoints = Checkpoints::open(folder.path(), None).unwrap();
         let mut child = Command::new(std::env::current_exe().unwrap())
             .args(["--exact", "checkpoints::trains_until_killed"])
             .env(FOLDER, folder.path())
             .stdout(Stdio::null())
             .spawn()
             .unwrap();
-        let checkpoints = Checkpoints::open(folder.path(), None).unwrap();
         // Until it has gone on, then a moment more, so that the kill comes anywhere.
         while checkpoints.list().unwrap().last().is_none_or(|(step, _)| *step <= last) {
             assert!(child.try_wait().unwrap().is_none(), "the run ended by itself");

@@ -4,4 +4,5 @@
 mod checkpoints;
 mod model;
 mod optimizer;
+mod output;
 mod trainer;

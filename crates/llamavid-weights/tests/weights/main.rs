@@ -7,3 +7,4 @@ mod hostile;
 mod loading;
 mod oracle;
 mod writer;
+mod written;
