@@ -169,7 +169,9 @@ impl TrainingRun {
             || {
                 let pixels = pixels
                     .iter()
-                    .map(|parts| parts.as_ref().map(|parts| parts.iter().map(|part| part.get()).collect()).transpose())
+                    .map(|parts| {
+                        parts.as_ref().map(|parts| parts.iter().map(|part| part.get()).collect()).transpose()
+                    })
                     .collect::<runtime::Result<_>>()?;
                 self.handle.open()?.step(whole("batch", batch)?, pixels)
             },

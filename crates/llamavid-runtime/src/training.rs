@@ -128,7 +128,8 @@ impl TrainingRun {
             ComputeDtype::F32 => DType::F32,
             ComputeDtype::Bf16 => DType::BF16,
         };
-        let stage = StageModel::assemble(&start.files, &start.settings, dtype, recipe.seed, device.tensors())?;
+        let stage =
+            StageModel::assemble(&start.files, &start.settings, dtype, recipe.seed, device.tensors())?;
         cancellation.check()?;
         let preprocessing = start.preprocessing(stage.model.options().config.visual.image_size())?;
         let (tokenizer, output) = (stage.tokenizer.clone(), stage.output.clone());
@@ -326,6 +327,9 @@ fn trainer(stage: &StageModel, recipe: &Recipe, plan: &StepPlan) -> Result<Train
             true => Activations::Recomputed,
             false => Activations::Kept,
         },
+        query_dropout: recipe.compute.query_dropout as f32,
+        lora_dropout: recipe.lora.as_ref().map_or(0., |lora| lora.dropout as f32),
+        seed: recipe.seed,
         ..TrainerOptions::new(schedule)
     };
     Ok(Trainer::new(stage.parameters.clone(), stage.model.clone(), optimizer, options)?)

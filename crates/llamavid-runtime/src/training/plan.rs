@@ -76,7 +76,9 @@ fn plan(config: &TrainingConfig) -> Result<Plan> {
 
     let parts = Part::ALL.map(|part| {
         let mut planned = PlannedPart { name: title(part), parameters: 0, trained: 0 };
-        for (name, shape) in shapes.iter().filter(|(name, _)| Part::split(name).is_some_and(|(of, _)| of == part)) {
+        for (name, shape) in
+            shapes.iter().filter(|(name, _)| Part::split(name).is_some_and(|(of, _)| of == part))
+        {
             let count = shape.elem_count() as u64;
             planned.parameters += count;
             planned.trained += if trains.trains(name) { count } else { 0 };
@@ -191,7 +193,9 @@ fn mean_length(
         let Ok(record) = list.record(index) else { continue };
         let text = match &record.media {
             // Its text is in the feature file; the words of the conversation are the least that it has.
-            Media::Features(_) => record.turns.iter().map(|turn| tokenizer.encode(&turn.value, false).len()).sum(),
+            Media::Features(_) => {
+                record.turns.iter().map(|turn| tokenizer.encode(&turn.value, false).len()).sum()
+            }
             _ => match sample(&record, &template, tokenizer, &options, &mut || false) {
                 Ok(sample) => sample.ids.len() + sample.placeholders() * (a_frame - 1),
                 Err(_) => continue,
