@@ -7,15 +7,17 @@ use candle_core::backprop::GradStore;
 use candle_core::{D, DType, Device, IndexOp, Tensor};
 use llamavid_models::observer::{Blind, Observer};
 use llamavid_models::preprocess::{Fit, Preprocessing};
-use llamavid_models::prompt::splice::SpliceKind;
 use llamavid_models::token_generation::FeatureKind;
-use llamavid_train::data::Sample;
+use llamavid_models::tokenizer::LlamaTokenizer;
+use llamavid_train::data::{
+    Media, Movie, RecordFile, Sample, SampleOptions, TrainingTemplate, movie_sample, sample,
+};
 use llamavid_train::{
     Example, FreezePlan, Optimizer, Parameters, Part, Stage, StageFiles, StageModel, StageSettings,
     VisionFiles, Visual, adamw_groups, gradients,
 };
 use llamavid_weights::Checkpoint;
-use serde::Deserialize;
+use llamavid_weights::pickle::read_features;
 use serde_json::{Map, Value};
 
 use crate::case::{ModelCases, Recorded, StageCase};
@@ -64,12 +66,6 @@ struct Step<'a> {
 struct Written {
     weights: Checkpoint,
     config: Map<String, Value>,
-}
-
-#[derive(Debug, Deserialize)]
-struct Record {
-    image: Option<String>,
-    video: Option<String>,
 }
 
 impl Step<'_> {
@@ -236,22 +232,27 @@ impl Step<'_> {
         assembled: &StageModel,
         report: &mut FolderReport,
     ) -> Result<Vec<Example>> {
-        let data = self.folder.join(self.argument("data_path").unwrap_or("data"));
-        let bytes = std::fs::read(&data).map_err(|error| format!("{}: {error}", data.display()))?;
-        let records: Vec<Record> = serde_json::from_slice(&bytes).map_err(text)?;
-        let samples = self.samples(&records, assembled, report)?;
+        let records =
+            RecordFile::open(&self.folder.join(self.argument("data_path").unwrap_or(""))).map_err(text)?;
+        let samples = self.samples(&records, settings, &assembled.tokenizer, report)?;
         let fit = if settings.image_aspect_ratio == "pad" { Fit::Pad } else { Fit::Crop };
         let size = assembled.model.options().config.visual.image_size();
         let mut examples = Vec::with_capacity(records.len());
-        for (record, sample) in records.iter().zip(samples) {
-            let visual = match (&record.image, &record.video) {
-                (Some(image), _) => {
+        for (index, sample) in samples.into_iter().enumerate() {
+            let visual = match records.record(index).map_err(text)?.media {
+                Media::Image(image) => {
                     let path = self.folder.join(self.argument("image_folder").unwrap_or("")).join(image);
                     pixels(&picture(&path)?, &Preprocessing::clip(size, fit))?
                 }
-                (None, Some(video)) => self.video(video, size)?,
+                Media::Video(video) => self.video(&video, size)?,
+                Media::Features(file) => {
+                    let feats = read_features(&self.video_path(&file)).map_err(text)?.feats;
+                    let rows = feats.dims3().map_err(text)?.1;
+                    let feats = feats.narrow(1, 1, rows - 1).and_then(|feats| feats.to_dtype(DType::F32));
+                    Visual::Features(feats.map_err(text)?, FeatureKind::Precomputed)
+                }
                 // The reference shows a black picture to samples of text alone, and records what it becomes.
-                (None, None) => {
+                Media::None => {
                     let black = Tensor::zeros((1, 3, size, size), DType::F32, &Device::Cpu).map_err(text)?;
                     Visual::Pixels(black)
                 }
@@ -261,40 +262,60 @@ impl Step<'_> {
         Ok(examples)
     }
 
+    /// The samples of the list, made as training makes them, against the recorded ones.
     fn samples(
         &self,
-        records: &[Record],
-        _assembled: &StageModel,
-        _report: &mut FolderReport,
+        records: &RecordFile,
+        settings: &StageSettings,
+        tokenizer: &LlamaTokenizer,
+        report: &mut FolderReport,
     ) -> Result<Vec<Sample>> {
+        let template = self.argument("version").unwrap_or_default();
+        let template = TrainingTemplate::by_name(template).map_err(text)?;
+        let options =
+            SampleOptions { max_length: settings.max_length, image_start_end: settings.image_start_end };
+        let mut coins = self.case.randint_draws.iter();
+        let mut coin = || coins.next() == Some(&1);
         let mut samples = Vec::with_capacity(records.len());
-        for (index, record) in records.iter().enumerate() {
-            let read = |what: &str| -> Result<Vec<i64>> {
-                let name = format!("{}/sample{index}/{what}", self.prefix);
-                let tensor = self.recorded.get(&name).ok_or(format!("`{name}` was not recorded"))?;
-                tensor.to_vec1().map_err(text)
+        for index in 0..records.len() {
+            let record = records.record(index).map_err(text)?;
+            let made = match &record.media {
+                Media::Features(file) => {
+                    let features = read_features(&self.video_path(file)).map_err(text)?;
+                    let tokens: usize = self.argument("video_token").unwrap_or("2").parse().unwrap_or(2);
+                    let movie = Movie {
+                        inputs: &features.inputs,
+                        frames: features.feats.dims3().map_err(text)?.0,
+                        tokens_per_frame: tokens,
+                    };
+                    movie_sample(&record, &movie, &template, tokenizer, &options)
+                }
+                _ => sample(&record, &template, tokenizer, &options, &mut coin),
             };
-            let features = record.video.as_ref().is_some_and(|video| video.ends_with(".pkl"));
-            samples.push(Sample {
-                id: index.to_string(),
-                ids: read("input_ids")?,
-                labels: read("labels")?,
-                prompts: self.case.prompts.get(index).cloned().unwrap_or_default(),
-                splice: if features { SpliceKind::PerToken } else { SpliceKind::PerPlaceholder },
-            });
+            let sample = made.map_err(text)?;
+            for (what, ours) in [("input_ids", &sample.ids), ("labels", &sample.labels)] {
+                let name = format!("sample{index}/{what}");
+                match self.recorded.get(&format!("{}/{name}", self.prefix)) {
+                    Some(expected) => report.equal(&name, ours, &expected.to_vec1().map_err(text)?),
+                    None => report.failed(&name, "was not recorded".to_owned()),
+                }
+            }
+            report.equal(
+                &format!("sample{index}/prompts"),
+                &Some(&sample.prompts),
+                &self.case.prompts.get(index),
+            );
+            samples.push(sample);
         }
         Ok(samples)
     }
 
-    /// The features of a long video, or the recorded frames of a short one: those of case `videoN` are `clipN.mp4`.
+    fn video_path(&self, file: &str) -> PathBuf {
+        self.folder.join(self.argument("video_folder").unwrap_or("")).join(file)
+    }
+
+    /// The recorded frames of a short video: those of case `videoN` are `clipN.mp4`.
     fn video(&self, file: &str, size: usize) -> Result<Visual> {
-        if file.ends_with(".pkl") {
-            let path = self.folder.join(self.argument("video_folder").unwrap_or("")).join(file);
-            let feats = llamavid_weights::pickle::read_features(&path).map_err(text)?.feats;
-            let rows = feats.dims3().map_err(text)?.1;
-            let feats = feats.narrow(1, 1, rows - 1).and_then(|feats| feats.to_dtype(DType::F32));
-            return Ok(Visual::Features(feats.map_err(text)?, FeatureKind::Precomputed));
-        }
         let id = file.replace("clip", "video").replace(".mp4", "");
         let case = self.cases.cases.iter().find(|case| case.id == id).ok_or(format!("no case `{id}`"))?;
         let frames = self.recorded.get(&format!("{id}/all_frames")).ok_or("no recorded frames")?;

@@ -116,6 +116,23 @@ impl StageModel {
         Self::assemble_with(parameters, files, settings, dtype)
     }
 
+    /// Sizes and tokenizer of the model that [`StageModel::assemble`] would build; of the weights only shapes are read.
+    ///
+    /// # Errors
+    /// As [`StageModel::assemble`], but for the weights.
+    pub fn configure(
+        files: &StageFiles,
+        settings: &StageSettings,
+    ) -> Result<(ModelConfig, LlamaTokenizer)> {
+        let mut config = configuration(read_object(&files.base.join("config.json"))?, settings);
+        let (tokenizer, _, new) = extended_tokenizer(&files.base, settings)?;
+        if new.count > 0 {
+            config.insert("vocab_size".into(), json!(tokenizer.vocab_size()));
+        }
+        let bytes = serde_json::to_vec(&config).map_err(|error| json_error(&files.base, error))?;
+        Ok((parse_config(&bytes, files)?, tokenizer))
+    }
+
     /// The same on parameters that may hold weights already, which count more than those of the files.
     ///
     /// # Errors

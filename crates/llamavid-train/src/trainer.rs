@@ -250,6 +250,13 @@ impl Trainer {
         Ok(report)
     }
 
+    /// Counts a step that had no examples: the schedule goes on, the weights stay. Gives the step's factor of the rates.
+    pub fn skip_step(&mut self) -> f64 {
+        let factor = self.options.schedule.factor(self.step);
+        self.step += 1;
+        factor
+    }
+
     /// What a summed loss of so many labels counts before the step's division.
     fn weight(&self, labels: usize) -> f64 {
         match self.options.accumulation {

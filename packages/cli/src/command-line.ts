@@ -7,8 +7,8 @@ import { chat } from './chat.js';
 import { type DataCheckFlags, dataCheck, dataPublished } from './data.js';
 import { type AskFlags, addAnswerFlags, addMediaFlags, addModelFlags, type ChatFlags } from './flags.js';
 import { reportFailure } from './report-failure.js';
-import { addWorldRender } from './world.js';
 import { addTrainFlags, type TrainFlags, train } from './train.js';
+import { addWorldRender } from './world.js';
 
 /** Runs one command and gives its exit code: 0 done, 1 failed, 2 wrong usage, 130 cancelled. */
 export async function runCommandLine(args: string[]): Promise<number> {
@@ -80,14 +80,20 @@ function createProgram(end: (exitCode: number) => void): Command {
     .argument('<list>', "records in LLaVA's JSON format")
     .option('--images <folder>', "folder of the records' pictures")
     .option('--videos <folder>', "folder of the records' videos and feature files")
-    .option('--skip-media', 'only look whether pictures and videos are there, do not open them')
+    .option('--skip-videos', 'only look whether videos are there, do not open them')
     .option('--json', 'write one JSON object to stdout instead of text')
     .option('--quiet', 'no progress on stderr')
     .action(async (list: string, flags: DataCheckFlags) => end(await dataCheck(list, flags)));
   command(data, 'published', 'What a folder lacks of the six published data lists and their media.')
-    .argument('<root>', 'folder that holds LLaMA-VID-Pretrain and LLaMA-VID-Finetune')
+    .argument('<root>', 'folder that holds data/ and model_zoo/')
     .option('--json', 'write one JSON object to stdout instead of text')
     .action(async (root: string, flags: { json?: boolean }) => end(await dataPublished(root, flags)));
+
+  const worldCommand = command(program, 'world', 'The toy world that the embedded model is trained on.');
+  addWorldRender(
+    command(worldCommand, 'render', 'Render its videos and pictures with their questions.'),
+    end,
+  );
 
   program.addHelpText(
     'after',
@@ -102,12 +108,8 @@ Examples:
   llamavid chat talk.mp4 --model models/llama-vid-7b
   llamavid train video-7b-stage1 --llm vicuna-7b-v1.5 --vision eva_vit_g.pth \\
     --query-model instruct_blip_vicuna7b_trimmed.pth --data pretrain.json --images images --videos videos -o stage1
-  llamavid data check pretrain.json --images images --videos videos`,
-  );
-  const worldCommand = command(program, 'world', 'The toy world that the embedded model is trained on.');
-  addWorldRender(
-    command(worldCommand, 'render', 'Render its videos and pictures with their questions.'),
-    end,
+  llamavid data check pretrain.json --images images --videos videos
+  llamavid world render world --count 20`,
   );
   return program;
 }
@@ -118,7 +120,7 @@ function command(program: Command, name: string, description: string): Command {
 
 function wrongUsage(error: CommanderError): LlamaVidError {
   const message =
-    error.code === 'commander.help' ? 'a command is missing: ask, chat, train or data' : error.message;
+    error.code === 'commander.help' ? 'a command is missing: ask, chat, train, data or world' : error.message;
   return new LlamaVidError('INVALID_ARGUMENT', message.replace(/^error: /, '').replaceAll('\n', ' '), {
     hint: '`llamavid --help` and `llamavid ask --help` list what there is.',
     cause: error,

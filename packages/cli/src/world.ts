@@ -4,6 +4,7 @@ import type { Command } from 'commander';
 import { oneOf, parseWholeNumber, wrong } from './flags.js';
 import { Interrupt } from './interrupt.js';
 import { Progress } from './progress.js';
+import { writeJson } from './write-answer.js';
 
 interface WorldRenderFlags {
   seed: number;
@@ -60,11 +61,12 @@ async function worldRender(folder: string, flags: WorldRenderFlags): Promise<num
     });
     progress.clear();
     const { files, lists, questions, seconds } = world;
-    process.stdout.write(
-      flags.json
-        ? `${JSON.stringify({ folder, seed, files, lists, questions, seconds })}\n`
-        : `${files.length} files, ${seconds} s of video, ${questions} questions: ${folder}\n`,
-    );
+    if (flags.json) writeJson({ folder, seed, files, lists, questions, seconds });
+    else {
+      process.stdout.write(
+        `${files.length} files, ${seconds} s of video, ${questions} questions: ${folder}\n`,
+      );
+    }
   } finally {
     progress.clear();
   }

@@ -1,5 +1,6 @@
 export type {
   ConversationTurn,
+  DataFinding,
   DecodedImage,
   GenerateRequest,
   GenerationDefaults,
@@ -10,14 +11,14 @@ export type {
   Preprocessing,
   PromptTokens,
   RgbFrame,
-  WorldQuestion,
-  WorldVideoOptions,
   TrainingBatch,
   TrainingFailure,
   TrainingSample,
   TrainingStep,
   Subtitle,
   Subtitles,
+  WorldQuestion,
+  WorldVideoOptions,
 } from './binding.js';
 export { callNative, callNativeAsync } from './call-native.js';
 export {
@@ -25,7 +26,7 @@ export {
   checkSubtitles,
   conversationStop,
   conversationTemplates,
-  DataList,
+  DataCheck,
   Device,
   decodeImage,
   errorCodes,

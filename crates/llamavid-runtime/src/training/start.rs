@@ -182,6 +182,10 @@ fn settings(
 /// The block `llamavid` of the configuration: that of the base model with the recipe's sizes in it.
 fn extension(recipe: &Recipe, config: &Map<String, Value>, has_processor: bool) -> Option<Value> {
     let mut block = config.get("llamavid").and_then(Value::as_object).cloned().unwrap_or_default();
+    // The table is written for the size of the pictures, whatever it was in the file.
+    if let Some(vision) = block.get_mut("vision").and_then(Value::as_object_mut) {
+        vision.remove("positionSide");
+    }
     let mut put = |group: &str, name: &str, value: &Value| {
         let group = block.entry(group).or_insert_with(|| json!({}));
         if let Some(group) = group.as_object_mut() {

@@ -68,11 +68,6 @@ impl StepPlan {
         step as f64 / self.steps_per_epoch as f64
     }
 
-    /// Batches of one step; the last step of an epoch may have fewer.
-    pub(crate) fn batches_per_step(&self) -> usize {
-        self.batches_per_step
-    }
-
     /// The batch behind a place, from the first one of the step after `done_steps`; none behind the last step.
     pub(crate) fn next(&self, last: Option<&Place>, done_steps: u64) -> Option<Place> {
         let (step, batch) = match last {
