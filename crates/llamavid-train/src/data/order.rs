@@ -101,7 +101,7 @@ fn by_length(
 /// is not full. A number that does not divide is dealt in turns.
 fn dealt(samples: &[usize], world: usize, length: impl Fn(&usize) -> u64) -> Vec<Vec<usize>> {
     let mut parts = vec![Vec::new(); world];
-    if samples.len() % world != 0 {
+    if !samples.len().is_multiple_of(world) {
         for (index, sample) in samples.iter().enumerate() {
             if let Some(part) = parts.get_mut(index % world) {
                 part.push(*sample);
