@@ -7,12 +7,12 @@ use std::path::{Component, Path, PathBuf};
 
 use candle_core::{DType, Device};
 use llamavid_models::config::{Extension, ModelConfig, Surroundings};
-use llamavid_models::language_model::{LanguageModel, LanguageModelConfig};
+use llamavid_models::language_model::{LanguageModel, LanguageModelConfig, LoraConfig};
 use llamavid_models::preprocess::{Fit, Preprocessing};
 use llamavid_models::token_generation::{FeatureKind, QueryKind, TokenGenerator};
 use llamavid_models::tokenizer::{LlamaTokenizer, WordPieceTokenizer};
 use llamavid_models::visual_encoder::{VisualEncoder, VisualEncoderConfig};
-use llamavid_weights::key_table::{CLIP, LANGUAGE, TOKENS, VISUAL};
+use llamavid_weights::key_table::{CLIP, LANGUAGE, LORA, TOKENS, VISUAL};
 use llamavid_weights::{Checkpoint, KeyTable, Loader};
 use serde::Deserialize;
 
@@ -201,8 +201,38 @@ impl ModelFolder {
         dtype: DType,
         device: &Device,
     ) -> Result<LanguageModel> {
-        let checkpoint = Checkpoint::open_folder(&self.root)?;
-        build(checkpoint, &LANGUAGE, dtype, device, |vb| LanguageModel::new(config, vb))
+        let build = |weights: Checkpoint| {
+            build(weights, &LANGUAGE, dtype, device, |vb| LanguageModel::new(config, vb))
+        };
+        let file = self.root.join("adapter_config.json");
+        let Some(bytes) = read_optional(&file)? else { return build(Checkpoint::open_folder(&self.root)?) };
+        let lora = LoraConfig::from_json(&bytes).map_err(|error| in_file(&file, error))?;
+        let model = build(self.adapted_weights(&file, &bytes)?)?;
+        let adapters = Checkpoint::open_file(&self.root.join("adapter_model.safetensors"))?;
+        self::build(adapters, &LORA, dtype, device, |vb| model.with_lora(&lora, vb))
+    }
+
+    /// The weights that the folder's adapters were trained beside: its own, or those of the base model that the adapters'
+    /// configuration names, in or beside the folder.
+    fn adapted_weights(&self, file: &Path, config: &[u8]) -> Result<Checkpoint> {
+        if let Ok(own) = Checkpoint::open_folder(&self.root) {
+            return Ok(own);
+        }
+        #[derive(Deserialize)]
+        struct Adapters {
+            base_model_name_or_path: String,
+        }
+        let Adapters { base_model_name_or_path: base } = parse_json(file, config)?;
+        for folder in candidates(&self.root, &base) {
+            if folder.is_dir() {
+                return Ok(Checkpoint::open_folder(&folder)?);
+            }
+        }
+        Err(Error::new(
+            ErrorCode::ModelFileMissing,
+            format!("{}: the base language model `{base}` is missing", self.root.display()),
+        )
+        .with_hint("Put its folder, or a link to it, beside the folder of the adapters."))
     }
 
     /// Reads the decoder's tokenizer.

@@ -19,8 +19,9 @@ use candle_core::{DType, Device as TensorDevice, Tensor};
 use llamavid_models::preprocess::Preprocessing;
 use llamavid_train::data::{Folders, RecordFile};
 use llamavid_train::{
-    Activations, Example, Optimizer, OutputOptions, ParameterGroup, Parameters, RateFactor, Schedule, Stage,
-    StageModel, StageOutput, Trainer, TrainerOptions, Update, Visual, adamw_groups, copy_side_files,
+    Activations, Example, LoraOutput, Optimizer, OutputOptions, ParameterGroup, Parameters, RateFactor,
+    Schedule, Stage, StageModel, StageOutput, Trainer, TrainerOptions, Update, Visual, adamw_groups,
+    copy_side_files,
 };
 use serde_json::json;
 
@@ -159,9 +160,13 @@ impl TrainingRun {
         let folders = Folders { images: config.inputs.images.clone(), videos: config.inputs.videos.clone() };
         let records = list.len();
         // As the reference: what was computed in half precision is written in it.
-        let options = OutputOptions { dtype, ..OutputOptions::default() };
-        let side_files =
-            (start.settings.stage != Stage::Alignment).then(|| (start.files.bert, start.files.processor));
+        let lora = match &recipe.lora {
+            Some(lora) if !lora.merge => LoraOutput::Apart,
+            _ => LoraOutput::Merged,
+        };
+        let options = OutputOptions { dtype, lora, ..OutputOptions::default() };
+        let side_files = (start.settings.stage != Stage::Alignment || recipe.lora.is_some())
+            .then(|| (start.files.bert, start.files.processor));
         let feed = Feed::new(recipe, list, folders, tokenizer, plan, facts.done_steps)?;
         Ok(Self {
             facts,
@@ -367,9 +372,9 @@ fn groups(parameters: &Parameters, recipe: &OptimizerRecipe) -> Vec<ParameterGro
     split.filter(|group| !group.variables.is_empty()).collect()
 }
 
-/// Whether a matrix lies between hidden states: not a table of rows, and not the head.
+/// Whether a matrix lies between hidden states: not a table of rows, not the head, not half of an adapter.
 fn is_hidden(name: &str) -> bool {
-    !["embed", "lm_head", "query_tokens"].iter().any(|table| name.contains(table))
+    !["embed", "lm_head", "query_tokens", "lora_"].iter().any(|table| name.contains(table))
 }
 
 /// A batch as the trainer takes it. Samples whose pixels are missing are left out.

@@ -33,7 +33,9 @@ export async function dataCheck(list: string, flags: DataCheckFlags): Promise<nu
       if (flags.json) findings.push(value);
       else {
         progress.clear();
-        writeAnswer(`${value.severity}: record ${value.index} (${value.id}): ${value.message} [${value.kind}]\n`);
+        writeAnswer(
+          `${value.severity}: record ${value.index} (${value.id}): ${value.message} [${value.kind}]\n`,
+        );
       }
     }
   } finally {

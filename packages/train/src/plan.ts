@@ -81,7 +81,7 @@ export function planText(plan: TrainingPlan, secondsPerStep?: number): string {
       `${recipe.compute.dtype}${recipe.compute.activationCheckpointing ? ', activations computed twice' : ''}`,
     ],
     ['tokens', `about ${countText(plan.tokens)} (a video counted as one frame)`],
-    ['work', `about ${(plan.multiplyAdds / 1e15).toPrecision(3)} peta multiply-adds in the language model`],
+    ['work', `about ${plan.multiplyAdds.toExponential(1)} multiply-adds in the language model`],
     ...(secondsPerStep === undefined
       ? []
       : [
