@@ -118,7 +118,7 @@ async function* run(
     reading.abort();
     const left = await ahead?.catch(() => undefined);
     if (left !== undefined) closeBatch(left);
-    native.close();
+    await callNativeAsync(() => native.close());
   }
 }
 

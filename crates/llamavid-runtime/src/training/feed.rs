@@ -266,3 +266,22 @@ impl From<llamavid_train::data::Error> for Error {
         Self { code, message, hint: hint.map(str::to_owned) }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn coins_depend_on_seed_epoch_and_record_alone() {
+        let toss = |seed, epoch, record| {
+            let mut coins = Coins::new(seed, epoch, record);
+            (0..64).fold(0u64, |bits, _| bits << 1 | u64::from(coins.next()))
+        };
+        assert_eq!(toss(1, 2, 3), toss(1, 2, 3));
+        let tossed = [toss(1, 2, 3), toss(2, 2, 3), toss(1, 3, 3), toss(1, 2, 4), toss(1, 3, 2)];
+        for (index, bits) in tossed.iter().enumerate() {
+            assert!((16..48).contains(&bits.count_ones()), "{bits:b}");
+            assert!(!tossed[..index].contains(bits));
+        }
+    }
+}
