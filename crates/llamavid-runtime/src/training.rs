@@ -166,7 +166,7 @@ impl TrainingRun {
         };
         let options = OutputOptions { dtype, lora, ..OutputOptions::default() };
         let side_files = (start.settings.stage != Stage::Alignment || recipe.lora.is_some())
-            .then(|| (start.files.bert, start.files.processor));
+            .then_some((start.files.bert, start.files.processor));
         let feed = Feed::new(recipe, list, folders, tokenizer, plan, facts.done_steps)?;
         Ok(Self {
             facts,
