@@ -5,7 +5,7 @@ use napi::Env;
 use napi::bindgen_prelude::{AsyncBlock, ClassInstance};
 use napi_derive::napi;
 
-use crate::arguments::whole;
+use crate::arguments::{size, whole};
 use crate::device::{Cancellation, Device, flag};
 use crate::handle::Handle;
 use crate::pixels::{Pixels, Preprocessing};
@@ -283,6 +283,33 @@ pub struct DataCheckPart {
     pub totals: Option<DataTotals>,
 }
 
+/// As what samples records are looked at too.
+#[napi(object, object_to_js = false)]
+pub struct DataCheckSamples {
+    /// The folder with the language model's tokenizer.
+    pub language_model: String,
+    /// Name of the stage's template.
+    pub template: String,
+    /// Most ids of a sample.
+    pub max_length: f64,
+    /// Whether `<im_start>` and `<im_end>` stand around a tag.
+    pub image_start_end: bool,
+    /// Visual tokens of a long video's frame.
+    pub tokens_per_frame: f64,
+}
+
+impl DataCheckSamples {
+    fn checked(self) -> runtime::Result<runtime::CheckedSamples> {
+        Ok(runtime::CheckedSamples {
+            language_model: self.language_model.into(),
+            template: self.template,
+            max_length: size("maxLength", self.max_length)?,
+            image_start_end: self.image_start_end,
+            tokens_per_frame: size("tokensPerFrame", self.tokens_per_frame)?,
+        })
+    }
+}
+
 /// The check of a data list, which goes on as far as its parts are asked for.
 #[napi]
 pub struct DataCheck {
@@ -298,10 +325,15 @@ impl DataCheck {
         list: String,
         images: Option<String>,
         videos: Option<String>,
+        samples: Option<DataCheckSamples>,
     ) -> napi::Result<AsyncBlock<DataCheck>> {
         promise(
             env,
-            || Ok(runtime::DataCheck::open(list.into(), images.map(Into::into), videos.map(Into::into))),
+            || {
+                let samples = samples.map(DataCheckSamples::checked).transpose()?;
+                let (images, videos) = (images.map(Into::into), videos.map(Into::into));
+                Ok(runtime::DataCheck::open(list.into(), images, videos, samples))
+            },
             |check| Self { handle: Handle::new("data check", check) },
         )
     }
