@@ -12,7 +12,7 @@ export declare class Cancellation {
 /** The check of a data list, which goes on as far as its parts are asked for. */
 export declare class DataCheck {
   /** Opens a list and begins. */
-  static open(list: string, images?: string | undefined | null, videos?: string | undefined | null): Promise<DataCheck>
+  static open(list: string, images?: string | undefined | null, videos?: string | undefined | null, samples?: DataCheckSamples | undefined | null): Promise<DataCheck>
   /** The next part; null behind the last. */
   next(): Promise<DataCheckPart | null>
   /** Ends the check. Closing twice does nothing. */
@@ -258,6 +258,20 @@ export interface DataCheckPart {
   total: number
   /** With the last part. */
   totals?: DataTotals
+}
+
+/** As what samples records are looked at too. */
+export interface DataCheckSamples {
+  /** The folder with the language model's tokenizer. */
+  languageModel: string
+  /** Name of the stage's template. */
+  template: string
+  /** Most ids of a sample. */
+  maxLength: number
+  /** Whether `<im_start>` and `<im_end>` stand around a tag. */
+  imageStartEnd: boolean
+  /** Visual tokens of a long video's frame. */
+  tokensPerFrame: number
 }
 
 /** Something wrong with a record. */
