@@ -3,6 +3,7 @@
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
+use llamavid_models::prompt::splice::SpliceKind;
 use llamavid_models::token_generation::FeatureKind;
 use llamavid_models::tokenizer::LlamaTokenizer;
 use llamavid_train::Visual;
@@ -205,7 +206,11 @@ impl Feed {
                 (made, (media == MediaKind::None).then_some(Visual::None))
             }
         };
-        let sample = made.map_err(named)?;
+        let mut sample = made.map_err(named)?;
+        // A long chat's later questions have lost their places, and the query model need not read them.
+        if sample.splice == SpliceKind::PerPlaceholder {
+            sample.prompts.truncate(sample.placeholders().max(1));
+        }
         let path = path.filter(|_| matches!(media, MediaKind::Image | MediaKind::Video));
         let shown = TrainingSample { id: record.id.clone(), media, path };
         Ok((shown, PreparedSample { sample, visual }))
