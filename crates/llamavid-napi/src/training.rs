@@ -1,6 +1,6 @@
 //! Training runs and the checking of their data.
 
-use llamavid_runtime::{self as runtime, MediaKind};
+use llamavid_runtime::{self as runtime, MediaKind, run_aside};
 use napi::Env;
 use napi::bindgen_prelude::{AsyncBlock, ClassInstance};
 use napi_derive::napi;
@@ -202,10 +202,17 @@ impl TrainingRun {
         promise(env, || Ok(self.handle.open()?.finish()), |()| ())
     }
 
-    /// Frees everything, behind what still runs. Closing twice does nothing.
+    /// Frees everything and unlocks the output folder, behind what still runs. Closing twice does nothing.
     #[napi]
-    pub fn close(&self) {
-        drop(self.handle.close());
+    pub fn close(&self, env: &Env) -> napi::Result<AsyncBlock<()>> {
+        promise(
+            env,
+            || match self.handle.close() {
+                Some(run) => Ok(run.close()),
+                None => Ok(run_aside("llamavid train", || Ok(()))),
+            },
+            |()| (),
+        )
     }
 }
 

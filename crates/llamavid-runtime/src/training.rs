@@ -34,7 +34,7 @@ use self::output_folder::OutputFolder;
 use self::start::Start;
 use self::step_plan::StepPlan;
 use self::step_stream::{BatchSender, batch_stream};
-use crate::{Cancellation, Device, Error, Pixels, Reply, Result, run_aside};
+use crate::{Cancellation, Device, Error, ErrorCode, Pixels, Reply, Result, run_aside};
 
 /// Where a run stands when it is opened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -82,7 +82,7 @@ pub struct TrainingRun {
     /// Batches that were given out and not taken back yet, in order.
     given: Arc<Mutex<VecDeque<Prepared>>>,
     /// Used by jobs of the device's thread alone.
-    course: Arc<Mutex<Course>>,
+    course: Arc<Mutex<Option<Course>>>,
     /// The step that is computed.
     step: Mutex<Option<RunningStep>>,
 }
@@ -166,7 +166,7 @@ impl TrainingRun {
         };
         let options = OutputOptions { dtype, lora, ..OutputOptions::default() };
         let side_files = (start.settings.stage != Stage::Alignment || recipe.lora.is_some())
-            .then(|| (start.files.bert, start.files.processor));
+            .then_some((start.files.bert, start.files.processor));
         let feed = Feed::new(recipe, list, folders, tokenizer, plan, facts.done_steps)?;
         Ok(Self {
             facts,
@@ -176,7 +176,14 @@ impl TrainingRun {
             learning_rate: recipe.optimizer.learning_rate,
             feed: Arc::new(Mutex::new(feed)),
             given: Arc::default(),
-            course: Arc::new(Mutex::new(Course { trainer, folder, records, output, options, side_files })),
+            course: Arc::new(Mutex::new(Some(Course {
+                trainer,
+                folder,
+                records,
+                output,
+                options,
+                side_files,
+            }))),
             step: Mutex::new(None),
         })
     }
@@ -254,7 +261,11 @@ impl TrainingRun {
         let (plan, learning_rate) = (self.plan, self.learning_rate);
         let job = self.device.run_once(&Cancellation::default(), move |_| {
             let mut stream = stream.peekable();
-            let trainer = &mut lock(&course).trainer;
+            let mut course = lock(&course);
+            let Some(Course { trainer, .. }) = &mut *course else {
+                waiting.answer(Err(closed()));
+                return Ok(());
+            };
             let result = if stream.peek().is_none() {
                 let rate_factor = trainer.skip_step();
                 Ok(TrainingStep {
@@ -289,9 +300,21 @@ impl TrainingRun {
     pub fn save(&self) -> Reply<PathBuf> {
         let course = self.course.clone();
         self.device.run_once(&Cancellation::default(), move |_| {
-            let Course { trainer, folder, records, .. } = &*lock(&course);
+            let course = lock(&course);
+            let Some(Course { trainer, folder, records, .. }) = &*course else { return Err(closed()) };
             let progress = json!({ "records": records });
             Ok(folder.checkpoints().save(trainer.steps(), |to| trainer.write_state(to, &progress))?)
+        })
+    }
+
+    /// Frees weights and optimizer state and unlocks the output folder, behind what still runs.
+    pub fn close(&self) -> Reply<()> {
+        // A step that waits for batches ends.
+        lock(&self.step).take();
+        let course = self.course.clone();
+        self.device.run_once(&Cancellation::default(), move |_| {
+            drop(lock(&course).take());
+            Ok(())
         })
     }
 
@@ -299,7 +322,9 @@ impl TrainingRun {
     pub fn finish(&self) -> Reply<()> {
         let course = self.course.clone();
         self.device.run_once(&Cancellation::default(), move |_| {
-            let Course { trainer, folder, output, options, side_files, .. } = &mut *lock(&course);
+            let mut course = lock(&course);
+            let Some(course) = &mut *course else { return Err(closed()) };
+            let Course { trainer, folder, output, options, side_files, .. } = course;
             if let Some((bert, processor)) = side_files {
                 copy_side_files(bert, processor.as_deref(), folder.path())?;
             }
@@ -315,6 +340,10 @@ impl Drop for TrainingRun {
         lock(&self.step).take();
         self.device.discard(self.course.clone());
     }
+}
+
+fn closed() -> Error {
+    Error::new(ErrorCode::HandleClosed, "this training run is closed")
 }
 
 /// The trainer at the beginning of a run.

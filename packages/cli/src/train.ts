@@ -116,7 +116,7 @@ export async function train(recipe: string, flags: TrainFlags): Promise<number> 
     ...{ queryTokenizer: flags.bert, device: flags.device, signal: interrupt.signal },
   };
   if (flags.plan) {
-    const plan = await planTraining(options);
+    const plan = await planTraining({ ...options, output });
     if (flags.json) writeJson(plan);
     else process.stdout.write(planText(plan));
     return 0;

@@ -151,8 +151,8 @@ export declare class TrainingRun {
   save(): Promise<string>
   /** Writes the stage's files in the reference's layout. */
   finish(): Promise<undefined>
-  /** Frees everything, behind what still runs. Closing twice does nothing. */
-  close(): void
+  /** Frees everything and unlocks the output folder, behind what still runs. Closing twice does nothing. */
+  close(): Promise<undefined>
 }
 
 /** The visual encoder of a model folder. Holds its weights until `close`. */
