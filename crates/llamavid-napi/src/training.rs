@@ -326,13 +326,14 @@ impl DataCheck {
         images: Option<String>,
         videos: Option<String>,
         samples: Option<DataCheckSamples>,
+        c: Option<&Cancellation>,
     ) -> napi::Result<AsyncBlock<DataCheck>> {
         promise(
             env,
             || {
                 let samples = samples.map(DataCheckSamples::checked).transpose()?;
                 let (images, videos) = (images.map(Into::into), videos.map(Into::into));
-                Ok(runtime::DataCheck::open(list.into(), images, videos, samples))
+                Ok(runtime::DataCheck::open(list.into(), images, videos, samples, flag(c)))
             },
             |check| Self { handle: Handle::new("data check", check) },
         )

@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 
 pub use llamavid_train::data::{CheckTotals, Finding, VideoReference};
 
-use crate::{Error, ErrorCode, Reply, Result, run_aside};
+use crate::{Cancellation, Error, ErrorCode, Reply, Result, run_aside};
 
 /// What was seen of the next records.
 #[derive(Debug, Default)]
@@ -64,16 +64,17 @@ pub struct DataCheck {
 }
 
 impl DataCheck {
-    /// Opens the list and begins, on a thread of its own.
+    /// Opens the list, which reads all of it and can be cancelled, and begins, on a thread of its own.
     pub fn open(
         list: PathBuf,
         images: Option<PathBuf>,
         videos: Option<PathBuf>,
         samples: Option<CheckedSamples>,
+        cancellation: Cancellation,
     ) -> Reply<Self> {
         run_aside("llamavid data check", move || {
             let samples = samples.map(CheckedSamples::prepare).transpose()?;
-            let list = RecordFile::open(&list)?;
+            let list = open_list(&list, &cancellation)?;
             let folders = Folders { images, videos };
             // One part waits while the next is looked at.
             let (sender, parts) = sync_channel(1);
@@ -93,6 +94,15 @@ impl DataCheck {
             part.ok().transpose()
         })
     }
+}
+
+/// Opens a list; all of it is read once, which takes a minute for one of 10 GB.
+pub(crate) fn open_list(list: &Path, cancellation: &Cancellation) -> Result<RecordFile> {
+    let going_on = || match cancellation.check() {
+        Ok(()) => ControlFlow::Continue(()),
+        Err(_) => ControlFlow::Break(()),
+    };
+    Ok(RecordFile::open_watched(list, |_, _| going_on())?)
 }
 
 fn check(

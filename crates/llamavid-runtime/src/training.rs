@@ -17,7 +17,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use candle_core::{DType, Device as TensorDevice, Tensor};
 use llamavid_models::preprocess::Preprocessing;
-use llamavid_train::data::{Folders, RecordFile};
+use llamavid_train::data::Folders;
 use llamavid_train::{
     Activations, Example, LoraOutput, Optimizer, OutputOptions, ParameterGroup, Parameters, RateFactor,
     Schedule, Stage, StageModel, StageOutput, Trainer, TrainerOptions, Update, Visual, adamw_groups,
@@ -34,6 +34,7 @@ use self::output_folder::OutputFolder;
 use self::start::Start;
 use self::step_plan::StepPlan;
 use self::step_stream::{BatchSender, batch_stream};
+use crate::data_check::open_list;
 use crate::{Cancellation, Device, Error, ErrorCode, Pixels, Reply, Result, run_aside};
 
 /// Where a run stands when it is opened.
@@ -120,7 +121,7 @@ impl TrainingRun {
         let recipe = &config.recipe;
         // First what is quick to find wrong.
         let start = Start::find(recipe, &config.inputs)?;
-        let list = RecordFile::open(&config.inputs.data)?;
+        let list = open_list(&config.inputs.data, cancellation)?;
         let plan = StepPlan::new(recipe, list.len())?;
         cancellation.check()?;
         let folder = OutputFolder::open(&config)?;

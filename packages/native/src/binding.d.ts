@@ -12,7 +12,7 @@ export declare class Cancellation {
 /** The check of a data list, which goes on as far as its parts are asked for. */
 export declare class DataCheck {
   /** Opens a list and begins. */
-  static open(list: string, images?: string | undefined | null, videos?: string | undefined | null, samples?: DataCheckSamples | undefined | null): Promise<DataCheck>
+  static open(list: string, images?: string | undefined | null, videos?: string | undefined | null, samples?: DataCheckSamples | undefined | null, c?: Cancellation | undefined | null): Promise<DataCheck>
   /** The next part; null behind the last. */
   next(): Promise<DataCheckPart | null>
   /** Ends the check. Closing twice does nothing. */

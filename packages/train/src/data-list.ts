@@ -1,6 +1,11 @@
 import { availableParallelism } from 'node:os';
 import { LlamaVidError } from '@llamavid/errors';
-import { callNativeAsync, DataCheck, publishedData as nativePublished } from '@llamavid/native';
+import {
+  callNativeAsync,
+  DataCheck,
+  publishedData as nativePublished,
+  withCancellation,
+} from '@llamavid/native';
 import { openMedia } from '@llamavid/video';
 import { checkRecipe, loadRecipe, type Recipe } from './recipe.js';
 
@@ -57,7 +62,9 @@ export async function* checkData(
   { images, videos, recipe, languageModel, skipVideos = false, onProgress, signal }: DataCheckOptions = {},
 ): AsyncGenerator<DataFinding, DataSummary, void> {
   const samples = samplesOf(recipe, languageModel);
-  const check = await callNativeAsync(() => DataCheck.open(list, images, videos, samples));
+  const check = await withCancellation(signal, (cancellation) =>
+    DataCheck.open(list, images, videos, samples, cancellation),
+  );
   // Many records may name one video.
   const seen = new Map<string, Promise<string | undefined>>();
   let badVideos = 0;

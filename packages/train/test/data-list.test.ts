@@ -125,6 +125,8 @@ describe('the check of a list', () => {
     const controller = new AbortController();
     const stopped = check(list, { signal: controller.signal, onProgress: () => controller.abort() });
     await expect(stopped).rejects.toMatchObject({ code: 'ABORTED' });
+    const aborted = check(list, { signal: AbortSignal.abort() });
+    await expect(aborted).rejects.toMatchObject({ code: 'ABORTED' });
     // Left half-way, it ends by itself.
     const records2 = records.map(({ image: _, ...record }) => record);
     for await (const finding of checkData(written('half.json', records2))) {

@@ -118,7 +118,8 @@ impl Feed {
         let order = if recipe.data.group_by_modality_length {
             Order::Grouped {
                 batch: NonZeroUsize::new(recipe.batch.per_device).unwrap_or(one),
-                world: NonZeroUsize::new(recipe.batch.per_step()).unwrap_or(one),
+                // Without accumulation, as in the reference.
+                world: NonZeroUsize::new(recipe.batch.devices).unwrap_or(one),
             }
         } else {
             Order::Shuffled
