@@ -126,7 +126,8 @@ impl StageModel {
     /// As [`StageModel::assemble`], but for the weights.
     pub fn configure(files: &StageFiles, settings: &StageSettings) -> Result<(ModelConfig, LlamaTokenizer)> {
         let mut config = configuration(read_object(&files.base.join("config.json"))?, settings);
-        let (tokenizer, _, new) = extended_tokenizer(&files.base, settings.image_patch, settings.image_start_end)?;
+        let (tokenizer, _, new) =
+            extended_tokenizer(&files.base, settings.image_patch, settings.image_start_end)?;
         if new.count > 0 {
             config.insert("vocab_size".into(), json!(tokenizer.vocab_size()));
         }
@@ -146,7 +147,8 @@ impl StageModel {
     ) -> Result<Self> {
         let base_config = read_object(&files.base.join("config.json"))?;
         let mut config = configuration(base_config, settings);
-        let (tokenizer, added_tokens, new) = extended_tokenizer(&files.base, settings.image_patch, settings.image_start_end)?;
+        let (tokenizer, added_tokens, new) =
+            extended_tokenizer(&files.base, settings.image_patch, settings.image_start_end)?;
         if new.count > 0 {
             config.insert("vocab_size".into(), json!(tokenizer.vocab_size()));
         }
