@@ -82,7 +82,10 @@ describe('packed packages', () => {
     it(`${name}: the README's example runs`, () => {
       const place = project(name);
       writeFileSync(join(place, 'example.ts'), example);
-      const args = { '@llamavid/pipeline': [clip, model], '@llamavid/video': [clip] }[name] ?? [model, clip];
+      // What an example writes goes to the project.
+      const args = { '@llamavid/pipeline': [clip, model], '@llamavid/video': [clip], '@llamavid/world': [] }[
+        name
+      ] ?? [model, clip];
       const printed = execFileSync(process.execPath, ['example.ts', ...args], {
         cwd: place,
         encoding: 'utf8',

@@ -3,16 +3,18 @@
 use candle_core::{CpuStorage, CustomOp1, DType, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 
-use crate::layer_norm::values;
+use crate::rows::{fusible, tensor, values, with_values};
+use crate::vector::{exp, widest};
 
 /// Values that one thread takes at a time.
 const BLOCK: usize = 4096;
 
 /// GELU with the error function, not its tanh approximation, in the dtype of `x`.
 pub fn gelu(x: &Tensor) -> Result<Tensor> {
-    if x.device().is_cpu() && !x.track_op() && x.dtype() != DType::F64 {
-        let single = x.to_dtype(DType::F32)?.contiguous()?;
-        single.apply_op1_no_bwd(&Gelu)?.to_dtype(x.dtype())
+    if fusible(&[x]) {
+        x.contiguous()?.apply_op1(Gelu)
+    } else if x.device().is_cpu() && !x.track_op() && x.dtype() != DType::F64 {
+        x.to_dtype(DType::F32)?.contiguous()?.apply_op1_no_bwd(&Gelu)?.to_dtype(x.dtype())
     } else {
         x.gelu_erf()
     }
@@ -32,36 +34,48 @@ impl CustomOp1 for Gelu {
         result.par_chunks_mut(BLOCK).zip(x.par_chunks(BLOCK)).for_each(|(result, x)| fill(x, result));
         Ok((CpuStorage::F32(result), layout.shape().clone()))
     }
-}
 
-/// Fills `result` with the widest vectors that this processor has.
-fn fill(x: &[f32], result: &mut [f32]) {
-    #[cfg(target_arch = "x86_64")]
-    {
-        #[target_feature(enable = "avx2,fma")]
-        fn wide(x: &[f32], result: &mut [f32]) {
-            fill_inline(x, result);
-        }
-        if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
-            // SAFETY: the processor has AVX2 and FMA.
-            return unsafe { wide(x, result) };
-        }
+    fn bwd(&self, x: &Tensor, _result: &Tensor, gradient: &Tensor) -> Result<Option<Tensor>> {
+        let of_x = with_values([x, gradient], |[x, gradient]| {
+            let mut of_x = vec![0f32; x.len()];
+            let tasks = of_x.par_chunks_mut(BLOCK).zip(x.par_chunks(BLOCK)).zip(gradient.par_chunks(BLOCK));
+            tasks.for_each(|((of_x, x), gradient)| differentiate(x, gradient, of_x));
+            Ok(of_x)
+        })?;
+        tensor(of_x, x.shape()).map(Some)
     }
-    fill_inline(x, result);
 }
 
 #[inline(always)]
-fn fill_inline(x: &[f32], result: &mut [f32]) {
+fn fill_inline<const FUSED: bool>(x: &[f32], result: &mut [f32]) {
     for (result, x) in result.iter_mut().zip(x) {
-        let x = f64::from(*x);
-        *result = (0.5 * x * (1.0 + error_function(x * std::f64::consts::FRAC_1_SQRT_2))) as f32;
+        *result = (f64::from(*x) * share(*x)) as f32;
     }
+}
+widest!(fn fill(x: &[f32], result: &mut [f32]) = fill_inline);
+
+#[inline(always)]
+fn differentiate_inline<const FUSED: bool>(x: &[f32], gradient: &[f32], of_x: &mut [f32]) {
+    /// 1 / √(2π), the density of the normal distribution at 0.
+    const DENSITY: f32 = 0.398_942_3;
+    for ((of_x, x), gradient) in of_x.iter_mut().zip(x).zip(gradient) {
+        let density = DENSITY * exp::<FUSED>(-0.5 * x * x);
+        *of_x = gradient * (share(*x) as f32 + x * density);
+    }
+}
+widest!(fn differentiate(x: &[f32], gradient: &[f32], of_x: &mut [f32]) = differentiate_inline);
+
+/// The share of the normal distribution below `x`.
+///
+/// In f64, because for negative `x` it is what is left of 1 less the error function.
+#[inline(always)]
+fn share(x: f32) -> f64 {
+    0.5 * (1.0 + error_function(f64::from(x) * std::f64::consts::FRAC_1_SQRT_2))
 }
 
 /// The error function to 2e-8, without a branch or a table, so that it runs in vectors.
 ///
-/// In f64, because for negative `x` the GELU is what is left of 1 less the error function. The polynomials are
-/// printed by `tools/reference/error_function.py`.
+/// The polynomials are printed by `tools/reference/error_function.py`.
 #[inline(always)]
 fn error_function(x: f64) -> f64 {
     const P: [f64; 7] = [

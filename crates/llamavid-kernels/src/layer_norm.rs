@@ -3,17 +3,22 @@
 use candle_core::{CpuStorage, CustomOp3, DType, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
+use crate::rows::{fusible, rows_of_a_task, sum_parts, tensor, values, width, with_values};
+use crate::vector::{sum_of, widest};
+
 /// Layer normalisation over the last dimension with `weight` and `bias` of that size.
 ///
 /// Half precision is normalised in f32, as the reference does.
 pub fn layer_norm(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64) -> Result<Tensor> {
+    let op = LayerNorm { eps: eps as f32 };
+    if fusible(&[x, weight, bias]) {
+        return x.contiguous()?.apply_op3(&weight.contiguous()?, &bias.contiguous()?, op);
+    }
     if x.track_op() || weight.track_op() || bias.track_op() || x.dtype() == DType::F64 {
         candle_nn::ops::layer_norm_slow(x, weight, bias, eps as f32)
     } else if x.device().is_cpu() {
         let single = |tensor: &Tensor| tensor.to_dtype(DType::F32)?.contiguous();
-        let normalised =
-            single(x)?.apply_op3_no_bwd(&single(weight)?, &single(bias)?, &LayerNorm { eps: eps as f32 })?;
-        normalised.to_dtype(x.dtype())
+        single(x)?.apply_op3_no_bwd(&single(weight)?, &single(bias)?, &op)?.to_dtype(x.dtype())
     } else {
         candle_nn::ops::layer_norm(&x.contiguous()?, weight, bias, eps as f32)
     }
@@ -25,30 +30,67 @@ struct LayerNorm {
     eps: f32,
 }
 
-impl LayerNorm {
-    fn row(&self, x: &[f32], weight: &[f32], bias: &[f32], result: &mut [f32]) {
-        let mean = sum(x, |value| value) / x.len() as f32;
-        let variance = sum(x, |value| (value - mean) * (value - mean)) / x.len() as f32;
-        let scale = (variance + self.eps).sqrt().recip();
+/// The mean of a row and the reciprocal of its standard deviation.
+#[inline(always)]
+fn moments(x: &[f32], eps: f32) -> (f32, f32) {
+    let mean = sum_of(x.len(), |place| x[place]) / x.len() as f32;
+    let variance = sum_of(x.len(), |place| (x[place] - mean) * (x[place] - mean)) / x.len() as f32;
+    (mean, (variance + eps).sqrt().recip())
+}
+
+#[inline(always)]
+fn normalise_inline<const FUSED: bool>(
+    x: &[f32],
+    weight: &[f32],
+    bias: &[f32],
+    eps: f32,
+    result: &mut [f32],
+) {
+    let width = weight.len();
+    for (result, x) in result.chunks_exact_mut(width).zip(x.chunks_exact(width)) {
+        let (mean, scale) = moments(x, eps);
         for (((result, value), weight), bias) in result.iter_mut().zip(x).zip(weight).zip(bias) {
             *result = (value - mean) * scale * weight + bias;
         }
     }
 }
+widest!(fn normalise(x: &[f32], weight: &[f32], bias: &[f32], eps: f32, result: &mut [f32]) = normalise_inline);
 
-/// A sum in several lanes: quicker than one after the other, and closer to the exact sum.
-fn sum(x: &[f32], term: impl Fn(f32) -> f32) -> f32 {
-    const LANES: usize = 16;
-    let mut sums = [0f32; LANES];
-    let blocks = x.chunks_exact(LANES);
-    let rest: f32 = blocks.remainder().iter().map(|value| term(*value)).sum();
-    for block in blocks {
-        for lane in 0..LANES {
-            sums[lane] += term(block[lane]);
+/// Writes the gradient of `x` and adds to those of weight and bias, one after the other in `of_others`.
+#[inline(always)]
+fn differentiate_inline<const FUSED: bool>(
+    x: &[f32],
+    weight: &[f32],
+    eps: f32,
+    gradient: &[f32],
+    of_x: &mut [f32],
+    of_others: &mut [f32],
+) {
+    let width = weight.len();
+    let (of_weight, of_bias) = of_others.split_at_mut(width);
+    for ((of_x, x), gradient) in
+        of_x.chunks_exact_mut(width).zip(x.chunks_exact(width)).zip(gradient.chunks_exact(width))
+    {
+        let (mean, scale) = moments(x, eps);
+        let level = sum_of(width, |place| gradient[place] * weight[place]) / width as f32;
+        let along = sum_of(width, |place| gradient[place] * weight[place] * (x[place] - mean)) / width as f32;
+        let along = along * scale * scale;
+        let places = of_x.iter_mut().zip(of_weight.iter_mut()).zip(of_bias.iter_mut()).zip(x).zip(gradient);
+        for (((((of_x, of_weight), of_bias), x), gradient), weight) in places.zip(weight) {
+            *of_x = scale * (gradient * weight - level - (x - mean) * along);
+            *of_weight += gradient * (x - mean) * scale;
+            *of_bias += gradient;
         }
     }
-    sums.iter().sum::<f32>() + rest
 }
+widest!(fn differentiate(
+    x: &[f32],
+    weight: &[f32],
+    eps: f32,
+    gradient: &[f32],
+    of_x: &mut [f32],
+    of_others: &mut [f32],
+) = differentiate_inline);
 
 impl CustomOp3 for LayerNorm {
     fn name(&self) -> &'static str {
@@ -67,7 +109,7 @@ impl CustomOp3 for LayerNorm {
         let weight = values(weight, weight_layout)?;
         let bias = values(bias, bias_layout)?;
         let shape = x_layout.shape();
-        let width = shape.dims().last().copied().unwrap_or(1);
+        let width = width(shape);
         if weight.len() != width || bias.len() != width {
             bail!(
                 "layer-norm of {shape:?} needs {width} weights and biases, not {} and {}",
@@ -77,18 +119,41 @@ impl CustomOp3 for LayerNorm {
         }
         let x = values(x, x_layout)?;
         let mut result = vec![0f32; x.len()];
-        if width > 0 {
-            let rows = result.par_chunks_mut(width).zip(x.par_chunks(width));
-            rows.for_each(|(result, x)| self.row(x, weight, bias, result));
-        }
+        let task = rows_of_a_task(width) * width.max(1);
+        let tasks = result.par_chunks_mut(task).zip(x.par_chunks(task));
+        tasks.for_each(|(result, x)| normalise(x, weight, bias, self.eps, result));
         Ok((CpuStorage::F32(result), shape.clone()))
     }
-}
 
-/// The values of a contiguous f32 tensor.
-pub(crate) fn values<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [f32]> {
-    match layout.contiguous_offsets() {
-        Some((start, end)) => Ok(&storage.as_slice::<f32>()?[start..end]),
-        None => bail!("a tensor of layout {layout:?} is not contiguous"),
+    fn bwd(
+        &self,
+        x: &Tensor,
+        weight: &Tensor,
+        bias: &Tensor,
+        _result: &Tensor,
+        gradient: &Tensor,
+    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
+        let width = width(x.shape());
+        let (of_x, of_others) = with_values([x, weight, gradient], |[x, weight, gradient]| {
+            let mut of_x = vec![0f32; x.len()];
+            let task = rows_of_a_task(width) * width.max(1);
+            let parts = of_x
+                .par_chunks_mut(task)
+                .zip(x.par_chunks(task))
+                .zip(gradient.par_chunks(task))
+                .map(|((of_x, x), gradient)| {
+                    let mut of_others = vec![0f32; 2 * width];
+                    differentiate(x, weight, self.eps, gradient, of_x, &mut of_others);
+                    of_others
+                })
+                .collect();
+            Ok((of_x, sum_parts(parts, 2 * width)))
+        })?;
+        let part = |of: &Tensor, from: usize| {
+            let gradient = || tensor(of_others[from..from + width].to_vec(), of.shape());
+            of.track_op().then(gradient).transpose()
+        };
+        let of_x = x.track_op().then(|| tensor(of_x, x.shape())).transpose()?;
+        Ok((of_x, part(weight, 0)?, part(bias, width)?))
     }
 }

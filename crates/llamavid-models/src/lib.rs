@@ -6,6 +6,7 @@
 pub mod config;
 pub mod error;
 pub mod language_model;
+mod linear;
 pub mod observer;
 pub mod preprocess;
 pub mod prompt;

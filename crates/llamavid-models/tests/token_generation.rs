@@ -304,7 +304,8 @@ fn frames_with_questions_of_their_own_equal_single_ones() {
             input_ids: both.input_ids.index_select(&choice, 0).unwrap(),
             attention_mask: both.attention_mask.index_select(&choice, 0).unwrap(),
         };
-        let paired = generator.generate_paired(&features, FeatureKind::Pixels, &questions).unwrap();
+        let paired =
+            generator.generate_paired(&features, FeatureKind::Pixels, &questions, &mut Blind).unwrap();
         for frame in 0..3 {
             let question = Questions {
                 input_ids: questions.input_ids.narrow(0, frame, 1).unwrap(),
@@ -314,7 +315,7 @@ fn frames_with_questions_of_their_own_equal_single_ones() {
             let alone = generator.generate(&one, FeatureKind::Pixels, &question, &mut Blind).unwrap();
             assert!(error(&paired.narrow(0, frame, 1).unwrap(), &alone) < 1e-5, "{kind:?} {frame}");
         }
-        assert!(generator.generate_paired(&features, FeatureKind::Pixels, &both).is_err());
+        assert!(generator.generate_paired(&features, FeatureKind::Pixels, &both, &mut Blind).is_err());
     }
 }
 

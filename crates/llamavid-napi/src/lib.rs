@@ -16,6 +16,7 @@ mod promise;
 mod subtitles;
 mod tokens;
 mod vision;
+mod world;
 
 use llamavid_runtime::ErrorCode;
 use napi_derive::napi;

@@ -1,6 +1,6 @@
 //! The format of a folder of recorded cases (`fixtures/oracle/README.md`).
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 
 use candle_core::{Device, Tensor};
@@ -14,6 +14,44 @@ pub struct ModelCases {
     pub sizes: Sizes,
     /// The cases.
     pub cases: Vec<Case>,
+    /// Training steps by stage, `stage1`.
+    #[serde(default)]
+    pub training: BTreeMap<String, StageCase>,
+}
+
+/// One training step of the reference.
+#[derive(Debug, Deserialize)]
+#[allow(missing_docs)]
+pub struct StageCase {
+    pub argv: Vec<String>,
+    pub trainable: Vec<String>,
+    pub frozen_prefixes: Vec<String>,
+    pub optimizer: OptimizerCase,
+    pub prompts: Vec<Vec<String>>,
+    /// Coins of the template: 0 puts the tag in front.
+    pub randint_draws: Vec<u32>,
+    pub loss: f64,
+    pub grad_norms: BTreeMap<String, f64>,
+    pub grad_norm_total: f64,
+    pub grad_none: Vec<String>,
+    pub lr_of_the_recorded_step: f64,
+    pub loss_after_step: f64,
+    pub tensors: Vec<String>,
+}
+
+/// The reference's optimiser.
+#[derive(Debug, Deserialize)]
+#[allow(missing_docs)]
+pub struct OptimizerCase {
+    pub groups: Vec<GroupCase>,
+}
+
+/// Weights that are updated alike.
+#[derive(Debug, Deserialize)]
+#[allow(missing_docs)]
+pub struct GroupCase {
+    pub lr: f64,
+    pub params: Vec<String>,
 }
 
 /// The sizes that are needed to build the parts.
@@ -55,6 +93,28 @@ impl Sizes {
             features: Some(if long_video { FeatureSource::Precomputed } else { FeatureSource::Pixels }),
             ..Extension::default()
         }
+    }
+}
+
+impl Sizes {
+    /// The block `llamavid` of a configuration with these sizes.
+    pub fn extension_block(&self) -> serde_json::Value {
+        serde_json::json!({
+            "vision": {
+                "imageSize": self.image_size,
+                "width": self.vit_dim,
+                "depth": self.vit_depth,
+                "heads": self.vit_heads,
+                "mlpWidth": self.vit_mlp_hidden,
+                "positionSide": self.pos_side,
+            },
+            "query": {
+                "width": self.bert_dim,
+                "layers": self.bert_layers,
+                "heads": self.bert_heads,
+                "mlpWidth": self.bert_inter,
+            },
+        })
     }
 }
 

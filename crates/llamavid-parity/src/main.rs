@@ -7,6 +7,7 @@ mod case;
 mod model;
 mod preprocess;
 mod report;
+mod training;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;

@@ -22,6 +22,7 @@ use llamavid_runtime::model_folder::ModelFolder;
 use crate::case::{Case, ModelCases, Recorded};
 use crate::preprocess;
 use crate::report::{FolderReport, PIXELS, TENSOR};
+use crate::training;
 
 /// Reasons that a case could not be run are told as text.
 type Result<T> = std::result::Result<T, String>;
@@ -44,10 +45,7 @@ pub fn compare(folder: &Path, cases: &ModelCases, recorded: &Recorded, report: &
             compare_one(name, case, recorded, &seen, report);
         }
     }
-    let training = recorded.keys().filter(|name| name.starts_with("train/")).count();
-    if training > 0 {
-        report.left_out.push(format!("{training} tensors of training steps: there is no trainer yet"));
-    }
+    training::compare(folder, cases, recorded, report);
 }
 
 /// A whole model in the dtype of the records.
@@ -268,7 +266,7 @@ fn compare_one(name: &str, case: &Case, recorded: &Recorded, seen: &Seen, report
 }
 
 /// A picture's bytes (1, H, W, 3).
-fn picture(path: &Path) -> Result<Tensor> {
+pub fn picture(path: &Path) -> Result<Tensor> {
     let bytes = std::fs::read(path).map_err(|error| format!("{}: {error}", path.display()))?;
     let image = llamavid_runtime::decode_picture(&bytes).map_err(text)?;
     Tensor::from_vec(image.data, (1, image.height, image.width, 3), &Device::Cpu).map_err(text)

@@ -44,6 +44,10 @@ pub struct FolderReport {
 pub const TENSOR: f64 = 1e-4;
 /// Pixels, which go through bytes and must be almost exact.
 pub const PIXELS: f64 = 1e-6;
+/// Losses, sums of thousands of numbers.
+pub const LOSS: f64 = 1e-5;
+/// Gradients, which have been through every layer twice.
+pub const GRADIENT: f64 = 2e-3;
 
 impl FolderReport {
     /// An empty report.
@@ -73,6 +77,37 @@ impl FolderReport {
             Ok(difference) => self.push(name, shape, Some(difference), tolerance, None),
             Err(error) => self.push(name, shape, None, tolerance, Some(error.to_string())),
         }
+    }
+
+    /// Compares two tensors whose numbers are of no account below `floor`.
+    pub fn tensor_above(
+        &mut self,
+        name: &str,
+        actual: &Tensor,
+        expected: &Tensor,
+        tolerance: f64,
+        floor: f64,
+    ) {
+        match difference(actual, expected) {
+            Ok((absolute, relative)) if actual.dims() == expected.dims() => {
+                let magnitude = if relative > 0.0 { absolute / relative } else { 0.0 };
+                let relative = relative.min(absolute / magnitude.max(floor).max(f64::MIN_POSITIVE));
+                self.push(name, expected.dims().to_vec(), Some((absolute, relative)), tolerance, None);
+            }
+            _ => self.tensor(name, actual, expected, tolerance),
+        }
+    }
+
+    /// Compares two numbers that are of no account below `floor`.
+    pub fn number(&mut self, name: &str, actual: f64, expected: f64, tolerance: f64, floor: f64) {
+        let absolute = (actual - expected).abs();
+        let relative = absolute / expected.abs().max(floor).max(f64::MIN_POSITIVE);
+        self.push(name, Vec::new(), Some((absolute, relative)), tolerance, None);
+    }
+
+    /// Records a difference that may be as large as `allowed`.
+    pub fn within(&mut self, name: &str, absolute: f64, allowed: f64) {
+        self.push(name, Vec::new(), Some((absolute, absolute / allowed)), 1.0, None);
     }
 
     /// Compares what must be equal.

@@ -41,8 +41,9 @@ error_codes! {
     OutOfMemory = "OUT_OF_MEMORY": "The device or the machine has no memory left.",
     DeviceUnavailable = "DEVICE_UNAVAILABLE": "The device does not exist or this build cannot use it.",
     StoreInvalid = "STORE_INVALID": "The feature store holds something else.",
-    StoreLocked = "STORE_LOCKED": "Another process writes to the feature store.",
+    StoreLocked = "STORE_LOCKED": "Another process writes to the feature store or to the output folder.",
     DataInvalid = "DATA_INVALID": "A data file or record is wrong.",
+    TrainingDiverged = "TRAINING_DIVERGED": "The loss or a gradient is no number any more.",
     DiskFull = "DISK_FULL": "The disk is full.",
     HubError = "HUB_ERROR": "The model hub did not answer as expected.",
     InvalidArgument = "INVALID_ARGUMENT": "An argument is outside its range.",
@@ -128,6 +129,29 @@ impl From<llamavid_models::Error> for Error {
             Model::ContextOverflow { .. } => Self::new(ErrorCode::ContextOverflow, message)
                 .with_hint("Take fewer frames, a shorter conversation, or a model with a longer context."),
         }
+    }
+}
+
+impl From<llamavid_train::Error> for Error {
+    fn from(error: llamavid_train::Error) -> Self {
+        use llamavid_train::Error as Train;
+        let (message, hint) = (error.to_string(), error.hint());
+        let code = match error {
+            Train::Tensor(error) => return error.into(),
+            Train::Model(error) => return error.into(),
+            Train::Weights(error) => return error.into(),
+            Train::Setting { .. } => ErrorCode::InvalidArgument,
+            Train::State { .. } => ErrorCode::ModelInvalid,
+            Train::NotFinite { .. } => ErrorCode::TrainingDiverged,
+            Train::DiskFull { .. } => ErrorCode::DiskFull,
+            Train::Io { ref source, .. } if source.kind() == std::io::ErrorKind::NotFound => {
+                ErrorCode::ModelFileMissing
+            }
+            Train::Io { .. } => ErrorCode::ModelInvalid,
+            Train::Locked { .. } => ErrorCode::StoreLocked,
+            Train::Cancelled { .. } => ErrorCode::Aborted,
+        };
+        Self { code, message, hint: hint.map(str::to_owned) }
     }
 }
 

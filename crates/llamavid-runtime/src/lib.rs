@@ -16,6 +16,7 @@ mod reply;
 mod session;
 mod subtitles;
 mod token_generator;
+mod training;
 mod visual_encoder;
 mod visual_features;
 mod visual_tokens;
@@ -38,12 +39,15 @@ pub use llamavid_models::{
     token_generation::FeatureKind,
 };
 pub use model_description::ModelDescription;
-pub use picture::{MAX_PICTURE_PIXELS, Picture, decode_picture};
+pub use picture::{MAX_PICTURE_PIXELS, Picture, decode_picture, encode_png};
 pub use pixels::{MAX_FRAME_SIZE, PixelChannel, Pixels};
 pub use reply::{Reply, catch_panic, run_aside};
 pub use session::{GenerateRequest, Piece, Session, Started};
 pub use subtitles::Subtitles;
 pub use token_generator::{Ablation, TokenGenerator};
+pub use training::{
+    MediaKind, TrainingBatch, TrainingFacts, TrainingFailure, TrainingRun, TrainingSample, TrainingStep,
+};
 pub use visual_encoder::VisualEncoder;
 pub use visual_features::VisualFeatures;
 pub use visual_tokens::VisualTokens;

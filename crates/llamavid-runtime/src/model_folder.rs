@@ -33,7 +33,7 @@ pub struct ModelFolder {
 
 /// Where the visual encoder's weights are.
 #[derive(Debug, Clone)]
-enum VisionWeights {
+pub(crate) enum VisionWeights {
     /// One EVA file.
     EvaFile(PathBuf),
     /// A folder of a CLIP model.
@@ -305,7 +305,7 @@ fn candidates(root: &Path, written: &str) -> Vec<PathBuf> {
     bases.into_iter().flatten().flat_map(|base| tails.iter().map(move |tail| base.join(tail))).collect()
 }
 
-fn find_vision(root: &Path, written: Option<&str>) -> Result<VisionWeights> {
+pub(crate) fn find_vision(root: &Path, written: Option<&str>) -> Result<VisionWeights> {
     let written = written.unwrap_or("eva_vit_g.pth");
     let places = candidates(root, written);
     for place in &places {
@@ -356,7 +356,7 @@ fn projected_width(root: &Path) -> Result<Option<usize>> {
     Ok(checkpoint.shape(KEY)?.first().copied())
 }
 
-fn find_query_folder(root: &Path, written: Option<&str>) -> Option<PathBuf> {
+pub(crate) fn find_query_folder(root: &Path, written: Option<&str>) -> Option<PathBuf> {
     let names = [written, Some("bert"), Some("bert-base-uncased")];
     let mut places: Vec<PathBuf> =
         names.into_iter().flatten().flat_map(|name| candidates(root, name)).collect();
@@ -364,7 +364,7 @@ fn find_query_folder(root: &Path, written: Option<&str>) -> Option<PathBuf> {
     places.into_iter().find(|place| place.join("vocab.txt").is_file())
 }
 
-fn find_processor(root: &Path, written: Option<&str>, vision: Option<&VisionWeights>) -> Option<PathBuf> {
+pub(crate) fn find_processor(root: &Path, written: Option<&str>, vision: Option<&VisionWeights>) -> Option<PathBuf> {
     let mut places: Vec<PathBuf> =
         [written, Some("processor")].into_iter().flatten().flat_map(|name| candidates(root, name)).collect();
     places.push(root.to_path_buf());
@@ -375,7 +375,7 @@ fn find_processor(root: &Path, written: Option<&str>, vision: Option<&VisionWeig
 }
 
 /// Reads a CLIP image processor's file; only what the reference's settings can express is accepted.
-fn read_processor(path: &Path) -> Result<Preprocessing> {
+pub(crate) fn read_processor(path: &Path) -> Result<Preprocessing> {
     #[derive(Deserialize)]
     #[serde(untagged)]
     enum Size {
@@ -429,14 +429,14 @@ fn read_processor(path: &Path) -> Result<Preprocessing> {
     Ok(Preprocessing { size, mean, std, fit: Fit::Crop })
 }
 
-fn read_required(path: &Path, what: &str) -> Result<Vec<u8>> {
+pub(crate) fn read_required(path: &Path, what: &str) -> Result<Vec<u8>> {
     read_optional(path)?.ok_or_else(|| {
         Error::new(ErrorCode::ModelFileMissing, format!("{}: {what} is missing", path.display()))
             .with_hint("Download the whole model again, or give another folder.")
     })
 }
 
-fn read_optional(path: &Path) -> Result<Option<Vec<u8>>> {
+pub(crate) fn read_optional(path: &Path) -> Result<Option<Vec<u8>>> {
     let failed = |error: std::io::Error| {
         Error::new(ErrorCode::ModelInvalid, format!("{}: cannot be read: {error}", path.display()))
     };
@@ -456,12 +456,12 @@ fn read_optional(path: &Path) -> Result<Option<Vec<u8>>> {
     std::fs::read(path).map(Some).map_err(failed)
 }
 
-fn parse_json<'a, T: Deserialize<'a>>(path: &Path, bytes: &'a [u8]) -> Result<T> {
+pub(crate) fn parse_json<'a, T: Deserialize<'a>>(path: &Path, bytes: &'a [u8]) -> Result<T> {
     serde_json::from_slice(bytes)
         .map_err(|error| Error::new(ErrorCode::ModelInvalid, format!("{}: {error}", path.display())))
 }
 
-fn in_file(path: &Path, error: llamavid_models::Error) -> Error {
+pub(crate) fn in_file(path: &Path, error: llamavid_models::Error) -> Error {
     let error = Error::from(error);
     Error { message: format!("{}: {}", path.display(), error.message), ..error }
 }

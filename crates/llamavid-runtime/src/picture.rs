@@ -1,9 +1,13 @@
-//! Picture files to rows of red, green and blue, with limits that hold before memory is taken.
+//! Picture files to rows of red, green and blue, with limits that hold before memory is taken, and back.
 
 use std::io::{Cursor, ErrorKind};
 
+use image::codecs::png::PngEncoder;
 use image::error::ImageError;
-use image::{DynamicImage, ImageBuffer, ImageDecoder, ImageFormat, ImageReader, Limits, Rgb, RgbImage};
+use image::{
+    DynamicImage, ExtendedColorType, ImageBuffer, ImageDecoder, ImageEncoder, ImageFormat, ImageReader,
+    Limits, Rgb, RgbImage,
+};
 
 use crate::{Error, ErrorCode, Result};
 
@@ -63,6 +67,25 @@ pub fn decode_picture(bytes: &[u8]) -> Result<Picture> {
     let picture = into_rgb(picture);
     let (width, height) = (picture.width() as usize, picture.height() as usize);
     Ok(Picture { data: picture.into_raw(), width, height })
+}
+
+/// Encodes `width * height` pixels, rows from top to bottom without gaps, three bytes a pixel, as a PNG file.
+///
+/// # Errors
+/// `INVALID_ARGUMENT` where the bytes are not those of such a picture.
+pub fn encode_png(pixels: &[u8], width: usize, height: usize) -> Result<Vec<u8>> {
+    let sides = u32::try_from(width).ok().zip(u32::try_from(height).ok());
+    let Some((wide, high)) = sides
+        .filter(|_| width.checked_mul(height).and_then(|area| area.checked_mul(3)) == Some(pixels.len()))
+    else {
+        let message = format!("{} bytes are no picture of {width} x {height} pixels", pixels.len());
+        return Err(Error::new(ErrorCode::InvalidArgument, message));
+    };
+    let mut file = Vec::new();
+    PngEncoder::new(&mut file).write_image(pixels, wide, high, ExtendedColorType::Rgb8).map_err(|error| {
+        Error::new(ErrorCode::InvalidArgument, format!("a picture of {width} x {height} pixels: {error}"))
+    })?;
+    Ok(file)
 }
 
 fn into_rgb(picture: DynamicImage) -> RgbImage {
@@ -168,6 +191,16 @@ mod tests {
     fn sixteen_bits_keep_the_high_byte() {
         let wide = ImageBuffer::<Luma<u16>, _>::from_raw(2, 1, vec![0x01FF, 0xFF00]).unwrap();
         assert_eq!(decode_picture(&encoded(wide, ImageFormat::Png)).unwrap().data, [1, 1, 1, 255, 255, 255]);
+    }
+
+    #[test]
+    fn a_png_is_decoded_to_the_pixels_it_was_encoded_from() {
+        let pixels: Vec<u8> = (0..5 * 4 * 3).map(|value| value * 3).collect();
+        let picture = decode_picture(&encode_png(&pixels, 5, 4).unwrap()).unwrap();
+        assert_eq!(picture, Picture { data: pixels.clone(), width: 5, height: 4 });
+        for (width, height) in [(4, 4), (0, 0), (usize::MAX, 3)] {
+            assert_eq!(encode_png(&pixels, width, height).unwrap_err().code, ErrorCode::InvalidArgument);
+        }
     }
 
     #[test]

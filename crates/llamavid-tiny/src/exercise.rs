@@ -75,7 +75,7 @@ pub fn choose(video: &Video, kind: MediaKind, rng: &mut impl Rng) -> Option<Ques
     let mut all = questions(video, kind, Phrasing::Trained, rng);
     let weight = |kind: QuestionType| match kind {
         QuestionType::Describe | QuestionType::Motion | QuestionType::Mover | QuestionType::Times => 1.6,
-        QuestionType::Exist | QuestionType::Order | QuestionType::Where | QuestionType::CountC => 1.4,
+        QuestionType::Exist | QuestionType::Order | QuestionType::Where | QuestionType::CountColour => 1.4,
         _ => 1.,
     };
     let mut types: Vec<QuestionType> = all.iter().map(|question| question.kind).collect();
@@ -138,7 +138,8 @@ pub fn exercise(
         ids.extend(std::iter::repeat_n(id, copies));
     }
     let mut labels = vec![-100; ids.len()];
-    let answer = tokenizer.encode(&question.answer, false).into_iter().chain([tokenizer.eos_id()]).map(i64::from);
+    let answer =
+        tokenizer.encode(&question.answer, false).into_iter().chain([tokenizer.eos_id()]).map(i64::from);
     for id in answer {
         ids.push(id);
         labels.push(id);

@@ -28,6 +28,11 @@ pub struct Reading {
     visual: Vec<Sum>,
 }
 
+/// Steps whose exercises are made together, so that each batch holds rows of similar length.
+const BLOCK: u64 = 8;
+/// Exercises of a step, on average.
+const EXERCISES: u64 = 64;
+
 /// The lesson of one step.
 pub struct LanguageLesson {
     /// Text to ids.
@@ -36,10 +41,8 @@ pub struct LanguageLesson {
     pub mix: fn(f64) -> Mix,
     /// Steps of the course.
     pub steps: u64,
-    /// Rows of a batch, padding included.
-    pub tokens: usize,
-    /// Batches that were made and not read yet.
-    pub waiting: Vec<Vec<Reading>>,
+    /// The batches of a block of steps, and the seed that they were made with.
+    pub block: (u64, Vec<Vec<Reading>>),
 }
 
 /// The language model as `vb` has it, below the name of its part.
@@ -60,10 +63,10 @@ pub fn symbol_table(vb: &VarBuilder) -> Result<Tensor> {
 }
 
 /// Sums of rows of `table` (symbols, D): (sums, D).
-pub fn sums(table: &Tensor, sums: &[Sum]) -> Result<Tensor> {
+pub fn sums(table: &Tensor, sums: &[&Sum]) -> Result<Tensor> {
     let mut weights = vec![0f32; sums.len() * SYMBOLS];
     for (row, sum) in weights.chunks_exact_mut(SYMBOLS).zip(sums) {
-        for (symbol, weight) in sum {
+        for (symbol, weight) in sum.iter() {
             row[usize::from(*symbol)] += weight;
         }
     }
@@ -72,23 +75,24 @@ pub fn sums(table: &Tensor, sums: &[Sum]) -> Result<Tensor> {
 
 impl Lesson for LanguageLesson {
     fn loss(&mut self, parameters: &Parameters, seed: u64) -> Result<(Tensor, Vec<(String, f64)>)> {
-        if self.waiting.is_empty() {
-            let share = (seed & 0xffff_ffff) as f64 / self.steps as f64;
-            self.waiting = self.read(seed, (self.mix)(share))?;
+        let (first, place) = (seed - seed % BLOCK, (seed % BLOCK) as usize);
+        if self.block.0 != first {
+            let share = (first & 0xffff_ffff) as f64 / self.steps as f64;
+            self.block = (first, self.read(first, (self.mix)(share))?);
         }
-        let readings = self.waiting.pop().unwrap_or_default();
+        let readings = &self.block.1[place];
         let vb = parameters.var_builder();
         let model = model(&vb, &self.tokenizer)?;
-        let (exercises, visual): (Vec<Exercise>, Vec<Vec<Sum>>) =
-            readings.into_iter().map(|reading| (reading.exercise, reading.visual)).unzip();
-        let visual = sums(&symbol_table(&vb)?, &visual.concat())?;
+        let exercises: Vec<&Exercise> = readings.iter().map(|reading| &reading.exercise).collect();
+        let visual: Vec<&Sum> = readings.iter().flat_map(|reading| &reading.visual).collect();
+        let visual = sums(&symbol_table(&vb)?, &visual)?;
         let answers = rows::answer(&model, &table(&vb, &self.tokenizer)?, &visual, &exercises)?;
         Ok((answers.loss, tally(&exercises, &answers.right)))
     }
 }
 
 /// The share of right answers for each type of question, and in all.
-pub fn tally(exercises: &[Exercise], right: &[bool]) -> Vec<(String, f64)> {
+pub fn tally(exercises: &[&Exercise], right: &[bool]) -> Vec<(String, f64)> {
     let mut by_type: BTreeMap<&str, (f64, f64)> = BTreeMap::new();
     for (exercise, right) in exercises.iter().zip(right) {
         for name in ["all", exercise.question.kind.name()] {
@@ -101,10 +105,9 @@ pub fn tally(exercises: &[Exercise], right: &[bool]) -> Vec<(String, f64)> {
 }
 
 impl LanguageLesson {
-    /// Several batches at once, so that each holds rows of similar length.
+    /// The batches of a block of steps.
     fn read(&self, seed: u64, mix: Mix) -> Result<Vec<Vec<Reading>>> {
-        const AT_ONCE: u64 = 512;
-        let readings: Vec<Reading> = (0..AT_ONCE)
+        let readings: Vec<Reading> = (0..BLOCK * EXERCISES)
             .into_par_iter()
             .map(|index| {
                 let mut rng = ChaCha8Rng::seed_from_u64(seed);
@@ -113,7 +116,7 @@ impl LanguageLesson {
             })
             .collect::<Result<_>>()?;
         let mut rng = ChaCha8Rng::seed_from_u64(seed ^ 0x5eed);
-        Ok(rows::batches(readings, |reading| reading.exercise.ids.len(), self.tokens, &mut rng))
+        Ok(rows::batches(readings, |reading| reading.exercise.ids.len(), BLOCK as usize, &mut rng))
     }
 }
 
@@ -121,7 +124,7 @@ fn reading(tokenizer: &LlamaTokenizer, mix: Mix, rng: &mut ChaCha8Rng) -> Result
     loop {
         let kind = mix.pick(rng);
         let options = WorldOptions { long_scenes: 8..=40, ..WorldOptions::default() };
-        let video = Video::random(kind, rng, &options);
+        let video = Video::random(rng, kind, &options);
         let Some(question) = exercise::choose(&video, kind, rng) else { continue };
         let phase = if rng.random_bool(0.5) { 0. } else { rng.random_range(0.0..1.0) };
         let moments = exercise::moments(&video, |_| phase);
@@ -131,7 +134,10 @@ fn reading(tokenizer: &LlamaTokenizer, mix: Mix, rng: &mut ChaCha8Rng) -> Result
             .iter()
             .flat_map(|&(scene, progress)| {
                 let scene = &video.scenes[scene];
-                [symbols::context(scene, &exercise.question.subject, progress), symbols::content(scene, progress)]
+                [
+                    symbols::context(scene, &exercise.question.subject, progress),
+                    symbols::content(scene, progress),
+                ]
             })
             .map(|sum| distort(sum, rng))
             .collect();
@@ -142,7 +148,8 @@ fn reading(tokenizer: &LlamaTokenizer, mix: Mix, rng: &mut ChaCha8Rng) -> Result
 /// Real tokens will be read with errors: each symbol is a little weaker or stronger, some are missing.
 fn distort(sum: Sum, rng: &mut impl Rng) -> Sum {
     sum.into_iter()
-        .filter(|_| !rng.random_bool(0.02))
-        .map(|(symbol, weight)| (symbol, weight * rng.random_range(0.75..1.25f32)))
+        .filter_map(|(symbol, weight)| {
+            (!rng.random_bool(0.02)).then(|| (symbol, weight * rng.random_range(0.75..1.25f32)))
+        })
         .collect()
 }

@@ -1,3 +1,268 @@
-//! Trains the embedded model from scratch on the toy world.
+//! Trains the embedded model from scratch on the toy world: `llamavid-tiny <folder> [part]`.
+//!
+//! First the parts that the published model starts from, each alone, then the paper's three stages. Every course can be
+//! interrupted and goes on where it was.
 
-fn main() {}
+mod course;
+mod exercise;
+mod export;
+mod language;
+mod pictures;
+mod query;
+mod rows;
+mod scenes;
+mod sizes;
+mod stages;
+mod symbols;
+mod tokenizers;
+mod vision;
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use candle_core::Device;
+use llamavid_models::tokenizer::{LlamaTokenizer, WordPieceTokenizer};
+use llamavid_train::{FreezePlan, Parameters};
+use llamavid_world::{
+    MediaKind, NeverTrainedPairs, Phrasing, Video, WorldOptions, questions, seeded, vocabulary,
+};
+
+use crate::course::Course;
+use crate::exercise::Mix;
+use crate::scenes::Studio;
+
+/// Steps allocate and free the same large tensors; the system's allocator gives them back to the kernel each time.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+/// Scenes that are filmed for the stages.
+const SCENES: usize = 9000;
+
+/// Any error: this program only reports them.
+type Result<T, E = Box<dyn std::error::Error + Send + Sync>> = std::result::Result<T, E>;
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let Some(folder) = arguments.first() else {
+        eprintln!(
+            "usage: llamavid-tiny <folder> [vision | language | query | stage1 | stage2 | stage3 | export]"
+        );
+        return ExitCode::from(2);
+    };
+    match train(&PathBuf::from(folder), arguments.get(1).map_or("export", String::as_str)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn train(folder: &Path, part: &str) -> Result<()> {
+    std::fs::create_dir_all(folder)?;
+    tokenizers::write(folder, &vocabulary(), &starters())?;
+    let tokenizer = tokenizer(folder)?;
+    match part {
+        "vision" => vision(folder).map(drop),
+        "language" => language(folder, &tokenizer).map(drop),
+        "query" | "stage1" | "stage2" | "stage3" | "export" => {
+            let query_tokenizer = query_tokenizer(folder)?;
+            let world = World::new(folder, &tokenizer, &query_tokenizer)?;
+            let mut parameters = world.query()?;
+            let stages = ["stage1", "stage2", "stage3"];
+            let count =
+                stages.iter().position(|stage| *stage == part).map_or(stages.len(), |place| place + 1);
+            for stage in stages.into_iter().take(if part == "query" { 0 } else { count }) {
+                parameters = world.stage(stage, parameters)?;
+            }
+            if part == "export" {
+                export::write(folder, &parameters, &world.vision, &tokenizer, &query_tokenizer)
+            } else {
+                Ok(())
+            }
+        }
+        other => Err(format!("there is no part `{other}`").into()),
+    }
+}
+
+/// The words that questions begin with.
+fn starters() -> Vec<String> {
+    let mut words = BTreeSet::new();
+    for seed in 0..400 {
+        let mut rng = seeded(seed);
+        let kind = MediaKind::ALL[seed as usize % 4];
+        let video =
+            Video::random(&mut rng, kind, &WorldOptions { long_scenes: 8..=16, ..WorldOptions::default() });
+        for phrasing in [Phrasing::Trained, Phrasing::Unseen] {
+            let asked = questions(&video, kind, phrasing, &mut rng);
+            words.extend(
+                asked.iter().filter_map(|question| Some(question.text.split(' ').next()?.to_owned())),
+            );
+        }
+    }
+    words.into_iter().collect()
+}
+
+fn tokenizer(folder: &Path) -> Result<LlamaTokenizer> {
+    let read = |name: &str| std::fs::read(folder.join(name));
+    Ok(LlamaTokenizer::from_bytes(
+        &read("tokenizer.model")?,
+        Some(&read("tokenizer_config.json")?),
+        None,
+        Some(&read("special_tokens_map.json")?),
+    )?)
+}
+
+fn query_tokenizer(folder: &Path) -> Result<WordPieceTokenizer> {
+    Ok(WordPieceTokenizer::from_vocab(&std::fs::read(folder.join("bert/vocab.txt"))?, true)?)
+}
+
+/// What the parts behind the visual encoder learn from.
+struct World<'a> {
+    folder: &'a Path,
+    tokenizer: &'a LlamaTokenizer,
+    query_tokenizer: &'a WordPieceTokenizer,
+    seen: Studio,
+    unseen: Studio,
+    vision: Parameters,
+    language: Parameters,
+}
+
+impl<'a> World<'a> {
+    fn new(
+        folder: &'a Path,
+        tokenizer: &'a LlamaTokenizer,
+        query_tokenizer: &'a WordPieceTokenizer,
+    ) -> Result<Self> {
+        let vision = vision(folder)?.with_plan(FreezePlan::nothing())?;
+        let language = language(folder, tokenizer)?.with_plan(FreezePlan::nothing())?;
+        let encoder = vision::encoder(&vision.var_builder())?;
+        let options = WorldOptions { long_scenes: 2..=2, ..WorldOptions::default() };
+        Ok(Self {
+            folder,
+            tokenizer,
+            query_tokenizer,
+            seen: Studio::new(&encoder, SCENES, 11, options.clone())?,
+            unseen: Studio::new(&encoder, SCENES / 16, 12, options)?,
+            vision,
+            language,
+        })
+    }
+
+    fn query(&self) -> Result<Parameters> {
+        let course = Course {
+            name: "query",
+            steps: 1500,
+            warmup: 60,
+            matrices: 0.02,
+            others: 2e-3,
+            plan: FreezePlan::only(["token_generator"]),
+            slower: &[],
+            seed: 3,
+        };
+        let mut lesson = query::QueryLesson {
+            studio: &self.seen,
+            tokenizer: self.query_tokenizer,
+            symbols: language::symbol_table(&self.language.var_builder())?,
+            mix: Mix { shares: [0.35, 0.3, 0.35, 0.] },
+            frames: 192,
+        };
+        let start = || Ok(Parameters::new(FreezePlan::everything(), 3, &Device::Cpu));
+        course.run(self.folder, start, &mut lesson)
+    }
+
+    /// One of the paper's stages, on the weights of the one before.
+    fn stage(&self, name: &str, before: Parameters) -> Result<Parameters> {
+        let short: fn(f64) -> Mix = |_| Mix { shares: [0.25, 0.35, 0.4, 0.] };
+        let tuned: fn(f64) -> Mix =
+            |share| Mix { shares: if share < 0.1 { [0.25, 0.45, 0.3, 0.] } else { [0.12, 0.33, 0.55, 0.] } };
+        let long: fn(f64) -> Mix = |_| Mix { shares: [0.08, 0.2, 0.27, 0.45] };
+        let (name, steps, rates, plan, mix, scenes, exercises) = match name {
+            "stage1" => ("stage1", 150, (0.01, 1e-3), FreezePlan::alignment(false), short, (8, 40), 48),
+            "stage2" => ("stage2", 2000, (0.008, 1e-3), FreezePlan::instruction(), tuned, (8, 40), 48),
+            _ => ("stage3", 300, (0.003, 4e-4), FreezePlan::long_video(), long, (20, 110), 24),
+        };
+        let course = Course {
+            name,
+            steps,
+            warmup: steps / 30 + 1,
+            matrices: rates.0,
+            others: rates.1,
+            plan,
+            slower: &[],
+            seed: 4,
+        };
+        let mut lesson = stages::StageLesson {
+            studio: &self.seen,
+            query: self.query_tokenizer,
+            tokenizer: self.tokenizer,
+            mix,
+            long: scenes,
+            steps,
+            exercises,
+            block: (u64::MAX, Vec::new()),
+        };
+        let start = || {
+            for (name, tensor) in self.language.tensors() {
+                if before.get(&name).is_none() && name.starts_with("language_model.") {
+                    before.set(&name, &tensor)?;
+                }
+            }
+            Ok(before)
+        };
+        let after = course.run(self.folder, start, &mut lesson)?;
+        eprintln!("{name}, unseen scenes: {:?}", self.measure(&after, mix(1.))?);
+        Ok(after)
+    }
+
+    fn measure(&self, parameters: &Parameters, mix: Mix) -> Result<Vec<(String, f64)>> {
+        stages::measure(&self.unseen, self.query_tokenizer, self.tokenizer, parameters, mix, 16)
+    }
+}
+
+fn vision(folder: &Path) -> Result<Parameters> {
+    let course = Course {
+        name: "vision",
+        steps: 900,
+        warmup: 60,
+        matrices: 0.02,
+        others: 2e-3,
+        plan: FreezePlan::everything(),
+        slower: &[],
+        seed: 1,
+    };
+    let start = || Ok(Parameters::new(FreezePlan::everything(), 1, &Device::Cpu));
+    let parameters = course.run(folder, start, &mut vision::VisionLesson { frames: 128 })?;
+    for (what, pairs) in
+        [("trained pairs", NeverTrainedPairs::Forbid), ("never trained pairs", NeverTrainedPairs::Only)]
+    {
+        let options = WorldOptions { never_trained_pairs: pairs, ..WorldOptions::default() };
+        eprintln!("vision, {what}: {:?}", vision::measure(&parameters, &options, 1024)?);
+    }
+    Ok(parameters)
+}
+
+fn language(folder: &Path, tokenizer: &LlamaTokenizer) -> Result<Parameters> {
+    let course = Course {
+        name: "language",
+        steps: 2000,
+        warmup: 60,
+        matrices: 0.02,
+        others: 2e-3,
+        plan: FreezePlan::everything(),
+        slower: &[],
+        seed: 2,
+    };
+    let mix = |share: f64| {
+        if share < 0.2 { Mix { shares: [0.3, 0.5, 0.2, 0.] } } else { Mix { shares: [0.1, 0.3, 0.48, 0.12] } }
+    };
+    let mut lesson = language::LanguageLesson {
+        tokenizer: tokenizer.clone(),
+        mix,
+        steps: course.steps,
+        block: (u64::MAX, Vec::new()),
+    };
+    let start = || Ok(Parameters::new(FreezePlan::everything(), 2, &Device::Cpu));
+    course.run(folder, start, &mut lesson)
+}

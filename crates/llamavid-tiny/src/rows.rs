@@ -1,7 +1,7 @@
 //! A batch of exercises for the language model: embeddings put together, loss and accuracy of the answers.
 
 use candle_core::{D, Device, Tensor};
-use candle_nn::loss::cross_entropy;
+use llamavid_kernels::{cross_entropy, embedding};
 use llamavid_models::language_model::LanguageModel;
 use llamavid_models::observer::Blind;
 use llamavid_models::prompt::placeholders::IMAGE_TOKEN;
@@ -20,29 +20,40 @@ pub struct Answers {
     pub right: Vec<bool>,
 }
 
-/// Splits what has `length` rows each into batches of similar lengths, of at most `tokens` rows with their padding, in
-/// random order.
-pub fn batches<T>(mut items: Vec<T>, length: impl Fn(&T) -> usize, tokens: usize, rng: &mut impl Rng) -> Vec<Vec<T>> {
+/// Splits what has `length` rows each into `count` batches of about as many rows, each of similar lengths, in random
+/// order.
+pub fn batches<T>(
+    mut items: Vec<T>,
+    length: impl Fn(&T) -> usize,
+    count: usize,
+    rng: &mut impl Rng,
+) -> Vec<Vec<T>> {
     items.sort_by_key(&length);
-    let mut batches: Vec<Vec<T>> = Vec::new();
+    let total: usize = items.iter().map(&length).sum();
+    let mut batches: Vec<Vec<T>> = std::iter::repeat_with(Vec::new).take(count).collect();
+    let mut before = 0;
     for item in items {
-        match batches.last_mut() {
-            Some(batch) if (batch.len() + 1) * length(&item) <= tokens => batch.push(item),
-            _ => batches.push(vec![item]),
-        }
+        let place = (before * count / total.max(1)).min(count - 1);
+        before += length(&item);
+        batches[place].push(item);
     }
     batches.shuffle(rng);
     batches
 }
 
 /// The language model's loss on `exercises`, whose visual tokens, one after the other, are `visual` (N, D).
-pub fn answer(model: &LanguageModel, table: &Tensor, visual: &Tensor, exercises: &[Exercise]) -> Result<Answers> {
+pub fn answer(
+    model: &LanguageModel,
+    table: &Tensor,
+    visual: &Tensor,
+    exercises: &[&Exercise],
+) -> Result<Answers> {
     let longest = exercises.iter().map(|exercise| exercise.ids.len()).max().unwrap_or(0);
     let (vocabulary, width) = table.dims2()?;
     let mut next_visual = vocabulary as u32;
     let mut rows: Vec<u32> = Vec::with_capacity(exercises.len() * longest);
     let mut positions: Vec<u32> = Vec::new();
-    let mut targets: Vec<u32> = Vec::new();
+    let mut targets: Vec<i64> = Vec::new();
     for (index, exercise) in exercises.iter().enumerate() {
         for id in &exercise.ids {
             rows.push(if *id == IMAGE_TOKEN {
@@ -56,17 +67,17 @@ pub fn answer(model: &LanguageModel, table: &Tensor, visual: &Tensor, exercises:
         rows.resize((index + 1) * longest, 0);
         for (position, label) in exercise.labels.iter().enumerate().filter(|(_, label)| **label >= 0) {
             positions.push((index * longest + position - 1) as u32);
-            targets.push(*label as u32);
+            targets.push(*label);
         }
     }
     let both = Tensor::cat(&[table, visual], 0)?;
-    let embeds = both.index_select(&Tensor::new(rows, &Device::Cpu)?, 0)?;
+    let embeds = embedding(&both, &Tensor::new(rows, &Device::Cpu)?)?;
     let embeds = embeds.reshape((exercises.len(), longest, width))?;
     let hidden = model.forward_uncached(&embeds, None, &mut Blind)?.flatten(0, 1)?;
-    let hidden = hidden.index_select(&Tensor::new(positions, &Device::Cpu)?, 0)?;
+    let hidden = embedding(&hidden, &Tensor::new(positions, &Device::Cpu)?)?;
     let logits = model.logits(&hidden, &mut Blind)?;
     let best: Vec<u32> = logits.argmax(D::Minus1)?.to_vec1()?;
-    let mut hits = best.iter().zip(&targets).map(|(best, target)| best == target);
+    let mut hits = best.iter().zip(&targets).map(|(best, target)| i64::from(*best) == *target);
     let right = exercises
         .iter()
         .map(|exercise| {

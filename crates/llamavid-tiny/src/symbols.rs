@@ -6,7 +6,7 @@
 //! the **context** token holds the objects that the question is about, the **content** token the whole frame. The
 //! language model learns to answer from such sums, and the Q-Former and the projectors learn to make them of patches.
 
-use llamavid_world::{Background, Colour, Object, Scene, Shape, Subject};
+use llamavid_world::{Background, Colour, Object, Pair, Scene, Shape, Subject};
 
 use crate::sizes::PATCH_SIDE;
 
@@ -106,17 +106,21 @@ fn radius_bin(radius: f64) -> usize {
     bin(radius, 0.05, 0.17, RADIUS_BINS)
 }
 
+/// How much of a pair an object has.
+fn likeness(object: &Object, pair: Pair) -> usize {
+    usize::from(object.colour == pair.colour) + usize::from(object.shape == pair.shape)
+}
+
 /// The objects that a question's subject draws attention to: those that fit it best, and all where none fits.
 pub fn attended<'a>(scene: &'a Scene, subject: &Subject, progress: f64) -> Vec<&'a Object> {
     let fit = |object: &Object| match subject {
-        Subject::Object(colour, shape) => {
-            usize::from(object.colour == *colour) + usize::from(object.shape == *shape)
-        }
+        Subject::Object(pair) => likeness(object, *pair),
+        Subject::Pairs(first, second) => likeness(object, *first).max(likeness(object, *second)),
         Subject::Colour(colour) => usize::from(object.colour == *colour),
         Subject::Shape(shape) => usize::from(object.shape == *shape),
         Subject::Cell(cell) => {
             let pose = object.pose(progress);
-            usize::from(third(pose.y) * 3 + third(pose.x) == *cell)
+            usize::from(third(pose.y) * 3 + third(pose.x) == cell.index())
         }
         _ => 0,
     };

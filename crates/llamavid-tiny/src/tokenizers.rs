@@ -44,9 +44,7 @@ pub fn write(folder: &Path, words: &[String], starters: &[String]) -> Result<()>
             "tokenizer_class": "LlamaTokenizer",
         }),
     )?;
-    let plain = |content: &str| {
-        json!({ "content": content, "lstrip": false, "normalized": true, "rstrip": false, "single_word": false })
-    };
+    let plain = |content: &str| json!({ "content": content, "lstrip": false, "normalized": true, "rstrip": false, "single_word": false });
     write_json(
         &folder.join("special_tokens_map.json"),
         &json!({ "bos_token": plain("<s>"), "eos_token": plain("</s>"), "pad_token": "<unk>",
@@ -70,7 +68,11 @@ fn sentence_piece(words: &[String], starters: &[String]) -> ModelProto {
     let mut spaced: BTreeSet<String> = BTreeSet::new();
     let template = TEMPLATE_TEXT.split_whitespace().map(|word| word.trim_matches(MARKS));
     let template = template.flat_map(|word| word.split('\'')).map(str::to_owned);
-    for word in words.iter().cloned().chain(template).chain(starters.iter().flat_map(|word| [word.clone(), capitalised(word)]))
+    for word in words
+        .iter()
+        .cloned()
+        .chain(template)
+        .chain(starters.iter().flat_map(|word| [word.clone(), capitalised(word)]))
     {
         let marked: Vec<char> = std::iter::once(SPACE_MARK).chain(word.chars()).collect();
         spaced.extend((2..=marked.len()).map(|end| marked[..end].iter().collect::<String>()));
@@ -129,7 +131,9 @@ fn sentence_piece(words: &[String], starters: &[String]) -> ModelProto {
 /// The word with its first letter in upper case, as a question may begin.
 pub fn capitalised(word: &str) -> String {
     let mut characters = word.chars();
-    characters.next().map_or_else(String::new, |first| first.to_ascii_uppercase().to_string() + characters.as_str())
+    characters
+        .next()
+        .map_or_else(String::new, |first| first.to_ascii_uppercase().to_string() + characters.as_str())
 }
 
 fn word_pieces(words: &[String]) -> Vec<String> {
@@ -143,4 +147,60 @@ fn word_pieces(words: &[String]) -> Vec<String> {
         }
     }
     pieces
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use llamavid_models::tokenizer::{LlamaTokenizer, WordPieceTokenizer};
+    use llamavid_world::vocabulary;
+
+    use super::*;
+
+    fn written() -> (tempfile::TempDir, LlamaTokenizer) {
+        let folder = tempfile::tempdir().unwrap();
+        write(folder.path(), &vocabulary(), &crate::starters()).unwrap();
+        let tokenizer = crate::tokenizer(folder.path()).unwrap();
+        (folder, tokenizer)
+    }
+
+    #[test]
+    fn each_word_of_the_world_is_one_piece() {
+        let (_folder, tokenizer) = written();
+        for word in vocabulary() {
+            assert_eq!(tokenizer.encode(&word, false).len(), 1, "{word}");
+            assert_eq!(tokenizer.decode(&tokenizer.encode(&word, false), true).trim(), word);
+        }
+    }
+
+    #[test]
+    fn a_question_behind_a_line_break_begins_with_one_piece() {
+        let (_folder, tokenizer) = written();
+        for word in crate::starters() {
+            for word in [capitalised(&word), word] {
+                // The space that every text begins with, the line break, the word.
+                assert_eq!(tokenizer.encode(&format!("\n{word}"), false).len(), 3, "{word}");
+            }
+        }
+    }
+
+    #[test]
+    fn other_text_survives() {
+        let (_folder, tokenizer) = written();
+        let text = "Wo ist der Rüssel? 象 {}";
+        assert_eq!(tokenizer.decode(&tokenizer.encode(text, false), true).trim(), text);
+    }
+
+    #[test]
+    fn the_query_model_knows_the_words() {
+        let (folder, _) = written();
+        let vocabulary_file = fs::read(folder.path().join("bert/vocab.txt")).unwrap();
+        let tokenizer = WordPieceTokenizer::from_vocab(&vocabulary_file, true).unwrap();
+        let words: Vec<String> = vocabulary();
+        let (ids, _) = tokenizer.encode_batch(&words).unwrap();
+        for (word, ids) in words.iter().zip(ids) {
+            // [CLS], the word, [SEP], padding.
+            assert!(ids.get(2) == Some(&3), "{word} {ids:?}");
+        }
+    }
 }

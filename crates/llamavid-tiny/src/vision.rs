@@ -69,7 +69,8 @@ impl Seer {
         let patches = rows.narrow(1, 1, rows_of_a_frame - 1)?.contiguous()?;
         let content = self.content.forward(&patches.mean(1)?)?;
         let all = self.object.forward(&patches.reshape((count * PATCHES, width))?)?;
-        let covered = all.index_select(&Tensor::new(frames.covered.as_slice(), &Device::Cpu)?, 0)?;
+        let covered =
+            llamavid_kernels::embedding(&all, &Tensor::new(frames.covered.as_slice(), &Device::Cpu)?)?;
         Ok((covered, all, content))
     }
 }
@@ -96,14 +97,19 @@ impl Lesson for VisionLesson {
             }
         }
         // A symbol is rare among all, so the sum over a frame's symbols counts and not their mean.
-        let content_loss = (binary_cross_entropy(&content, &frames.content)?.sum(D::Minus1)?.mean_all()? * 0.5)?;
+        let content_loss =
+            (binary_cross_entropy(&content, &frames.content)?.sum(D::Minus1)?.mean_all()? * 0.5)?;
         told.push(("content loss".into(), f64::from(content_loss.to_scalar::<f32>()?)));
         Ok(((loss + content_loss)?, told))
     }
 }
 
 /// Accuracy of each group on unseen frames.
-pub fn measure(parameters: &Parameters, options: &WorldOptions, frames_in_all: usize) -> Result<Vec<(String, f64)>> {
+pub fn measure(
+    parameters: &Parameters,
+    options: &WorldOptions,
+    frames_in_all: usize,
+) -> Result<Vec<(String, f64)>> {
     let seer = Seer::new(parameters)?;
     let mut sums = vec![0f64; OBJECT_GROUPS.len() + 1];
     let batches = frames_in_all.div_ceil(128);
@@ -133,7 +139,7 @@ fn frames(count: usize, seed: u64, options: &WorldOptions) -> Result<Frames> {
             let mut rng = ChaCha8Rng::seed_from_u64(seed);
             rng.set_stream(index as u64);
             let kind = if rng.random_bool(0.4) { MediaKind::Image } else { MediaKind::Clip };
-            let video = Video::random(kind, &mut rng, options);
+            let video = Video::random(&mut rng, kind, options);
             let scene = &video.scenes[0];
             let progress = if kind == MediaKind::Image { 0. } else { rng.random_range(0.0..1.0) };
             pictures::draw(scene, progress, &mut rng, pixels)?;
@@ -173,7 +179,8 @@ fn frames(count: usize, seed: u64, options: &WorldOptions) -> Result<Frames> {
 }
 
 fn cross_entropy(logits: &Tensor, values: &[u32]) -> Result<Tensor> {
-    Ok(candle_nn::loss::cross_entropy(&logits.contiguous()?, &Tensor::new(values, logits.device())?)?)
+    let labels: Vec<i64> = values.iter().map(|value| i64::from(*value)).collect();
+    Ok(llamavid_kernels::cross_entropy(&logits.contiguous()?, &Tensor::new(labels, logits.device())?)?)
 }
 
 /// log(1 + exp(x)) - y x, which does not overflow.

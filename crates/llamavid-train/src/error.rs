@@ -61,12 +61,12 @@ pub enum Error {
         source: std::io::Error,
     },
     /// Another run writes to the same folder.
-    #[error("{}: process {process} trains into this folder", folder.display())]
+    #[error("{}: {} trains into this folder", folder.display(), process.map_or("another process".to_owned(), |id| format!("process {id}")))]
     Locked {
         /// The output folder.
         folder: PathBuf,
-        /// Its process id.
-        process: u32,
+        /// Its process id, where it can be read.
+        process: Option<u32>,
     },
     /// The caller cancelled the work.
     #[error("training was cancelled at step {step}")]

@@ -7,6 +7,8 @@ use std::path::{Path, PathBuf};
 
 use candle_core::Tensor;
 use llamavid_weights::writer;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 
 use crate::error::{Error, Result};
 
@@ -48,6 +50,22 @@ fn temporary(path: &Path) -> PathBuf {
     let mut name = path.file_name().unwrap_or_default().to_os_string();
     name.push(format!(".{}.part", std::process::id()));
     path.with_file_name(name)
+}
+
+/// Writes JSON, indented.
+pub(crate) fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {
+    let mut bytes = serde_json::to_vec_pretty(value).map_err(|error| Error::io(path, error.into()))?;
+    bytes.push(b'\n');
+    write(path, &bytes)
+}
+
+/// Reads JSON.
+pub(crate) fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T> {
+    let bytes = fs::read(path).map_err(|error| Error::io(path, error))?;
+    serde_json::from_slice(&bytes).map_err(|error| Error::State {
+        file: path.to_path_buf(),
+        problem: format!("is not the JSON that is expected: {error}"),
+    })
 }
 
 /// Writes tensors by name, in their dtypes.

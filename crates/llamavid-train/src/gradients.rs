@@ -9,26 +9,35 @@ use crate::optimizer::in_place;
 /// Numbers whose squares are summed before the sums are.
 const BLOCK: usize = 1 << 14;
 
-/// Adds the gradients of `variables` in `more` to those in `sum`; other gradients in `more` are let go of.
+/// Adds the gradients of `variables` in `more` to those in `sum`, and lets go of all others: candle also keeps those
+/// of leaves that do not train.
 ///
 /// # Errors
 /// A device without memory.
-pub fn accumulate(
-    sum: &mut Option<GradStore>,
-    mut more: GradStore,
-    variables: &[(String, Var)],
-) -> Result<()> {
-    let Some(sum) = sum else {
-        *sum = Some(more);
-        return Ok(());
-    };
+pub fn accumulate(sum: &mut GradStore, mut more: GradStore, variables: &[(String, Var)]) -> Result<()> {
     for (_, var) in variables {
         let Some(gradient) = more.remove(var.as_tensor()) else { continue };
         let total = match sum.remove(var.as_tensor()) {
             Some(earlier) => (earlier + gradient)?.detach(),
-            None => gradient,
+            None => gradient.detach(),
         };
         sum.insert(var.as_tensor(), total);
+    }
+    Ok(())
+}
+
+/// Gives every variable without a gradient one of zeros.
+///
+/// A batch of text alone does not reach what makes visual tokens. In the reference it does, with gradients of zero, and
+/// they count: means of gradients fade, weights move on by what they remember.
+///
+/// # Errors
+/// A device without memory.
+pub fn fill_with_zeros(gradients: &mut GradStore, variables: &[(String, Var)]) -> Result<()> {
+    for (_, var) in variables {
+        if gradients.get(var.as_tensor()).is_none() {
+            gradients.insert(var.as_tensor(), var.as_tensor().zeros_like()?.detach());
+        }
     }
     Ok(())
 }

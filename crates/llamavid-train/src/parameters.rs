@@ -208,11 +208,13 @@ impl Parameters {
     /// of the same shape that trains; others have to be built anew.
     ///
     /// # Errors
-    /// Another shape than that of a weight that trains, which modules already have.
+    /// A device without memory.
     pub fn set(&self, name: &str, tensor: &Tensor) -> Result<()> {
         let mut state = self.state();
         match state.weights.get(name) {
-            Some(Weight::Trained(var)) => var.set(&tensor.to_dtype(DType::F32)?.contiguous()?)?,
+            Some(Weight::Trained(var)) if var.shape() == tensor.shape() => {
+                var.set(&tensor.to_dtype(DType::F32)?.contiguous()?)?
+            }
             _ => {
                 let tensor = tensor.to_device(&self.shared.device)?;
                 let weight = Weight::new(&tensor, self.shared.plan.trains(name), self.shared.frozen_dtype)?;
@@ -220,6 +222,16 @@ impl Parameters {
             }
         }
         Ok(())
+    }
+
+    /// Numbers as a weight of this name would begin with where no file has it, without making it a weight.
+    ///
+    /// # Errors
+    /// A device without memory.
+    pub fn create(&self, name: &str, shape: impl Into<Shape>, asked: Init) -> candle_core::Result<Tensor> {
+        let shape = shape.into();
+        let init = (self.shared.creation)(name, &shape, asked);
+        creation::create(self.shared.seed, name, &shape, init, &self.shared.device)
     }
 
     /// Forgets the weights below a name: heads that are thrown away after pre-training.
@@ -267,10 +279,7 @@ impl Parameters {
         if !state.weights.contains_key(name) {
             let tensor = match (state.read(name, asked.map(|(shape, _)| shape))?, asked) {
                 (Some(tensor), _) => tensor,
-                (None, Some((shape, init))) => {
-                    let init = (self.shared.creation)(name, shape, init);
-                    creation::create(self.shared.seed, name, shape, init, &self.shared.device)?
-                }
+                (None, Some((shape, init))) => self.create(name, shape, init)?,
                 (None, None) => bail!("weight `{name}` does not exist"),
             };
             let weight = Weight::new(&tensor, self.shared.plan.trains(name), self.shared.frozen_dtype)?;

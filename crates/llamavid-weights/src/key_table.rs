@@ -69,6 +69,14 @@ pub static CLIP: KeyTable = KeyTable {
     ],
 };
 
+/// The query model in the file of InstructBLIP that stage 1 starts from.
+pub static INSTRUCT_BLIP: KeyTable = KeyTable {
+    part: "query model",
+    renames: &[("query_norm", "ln_vision"), ("query_tokens", "query_tokens"), ("query_model", "Qformer")],
+    claims: Claims::Only(&["Qformer.", "ln_vision.", "query_tokens"]),
+    ignored: &[Ignored::Suffix(".position_ids"), Ignored::Prefix("Qformer.cls."), Ignored::Part(".pooler.")],
+};
+
 /// Query model, context attention and projector.
 pub static TOKENS: KeyTable = KeyTable {
     part: "token generation",

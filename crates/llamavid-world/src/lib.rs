@@ -19,6 +19,7 @@
 mod options;
 mod phrasing;
 mod question;
+mod recording;
 mod render;
 mod scene;
 mod video;
@@ -27,6 +28,7 @@ mod words;
 pub use options::{NeverTrainedPairs, WorldOptions};
 pub use phrasing::{Phrasing, QuestionType, vocabulary};
 pub use question::{Question, Subject, describe, questions};
+pub use recording::Recording;
 pub use scene::{Object, Pose, Scene};
 pub use video::{Fact, MediaKind, SpokenCue, Subtitle, Video};
 pub use words::{Background, Cell, Colour, Cue, FactKind, Motion, Pair, Shape, Size, number};
@@ -34,4 +36,11 @@ pub use words::{Background, Cell, Colour, Cue, FactKind, Motion, Pair, Shape, Si
 /// A generator that draws the same things for the same seed on every machine.
 pub fn seeded(seed: u64) -> rand_chacha::ChaCha8Rng {
     rand::SeedableRng::seed_from_u64(seed)
+}
+
+/// The generator of one of many videos of a seed: what it draws depends on no other video.
+pub fn seeded_item(seed: u64, kind: MediaKind, index: u32) -> rand_chacha::ChaCha8Rng {
+    let mut rng = seeded(seed);
+    rng.set_stream(((kind as u64 + 1) << 32) | u64::from(index));
+    rng
 }

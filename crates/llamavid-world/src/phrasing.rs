@@ -16,6 +16,8 @@ pub enum Phrasing {
     Trained,
     /// Those that training never uses: for measuring generalisation.
     Unseen,
+    /// Each question one of the trained or, a third of the time, of the unseen: what the published sample has.
+    Mixed,
 }
 
 words! {
@@ -75,8 +77,8 @@ impl QuestionType {
         self.word()
     }
 
-    /// The templates: "{}" stands for the words of the subject.
-    fn templates(self, phrasing: Phrasing) -> &'static [&'static str] {
+    /// The templates that training uses or never uses: "{}" stands for the words of the subject.
+    fn templates(self, is_unseen: bool) -> &'static [&'static str] {
         let (trained, unseen): (&[&str], &[&str]) = match self {
             Self::Colour => (
                 &[
@@ -337,7 +339,7 @@ impl QuestionType {
                     "what is the {} from the subtitles?",
                     "tell me which {} the speaker says.",
                 ],
-                &["tell me the {}.", "what does the speaker say about the {}?"],
+                &["tell me the {}.", "tell me the {} from the subtitles."],
             ),
             Self::Said => (
                 &[
@@ -355,26 +357,30 @@ impl QuestionType {
                 ],
             ),
         };
-        match phrasing {
-            Phrasing::Trained => trained,
-            Phrasing::Unseen => unseen,
-        }
+        if is_unseen { unseen } else { trained }
     }
 
-    /// Puts the question about `subject` into words.
-    pub(crate) fn phrase(self, phrasing: Phrasing, subject: &[&str], rng: &mut impl Rng) -> String {
-        let template = pick(rng, self.templates(phrasing));
-        let question = fill(template, subject);
-        if phrasing == Phrasing::Unseen {
-            return question;
-        }
-        let asks_politely = !question.ends_with('?') && rng.random_bool(0.25);
-        match rng.random_range(0..8) {
-            _ if asks_politely => format!("{PLEASE} {question}"),
-            0 => format!("{IN_THIS_VIDEO} {question}"),
-            1 => format!("{LOOK_AT_THE_VIDEO} {question}"),
-            _ => question,
-        }
+    /// Puts the question about `subject` into words. Says too whether training never uses these words.
+    pub(crate) fn phrase(self, phrasing: Phrasing, subject: &[&str], rng: &mut impl Rng) -> (String, bool) {
+        let is_unseen = match phrasing {
+            Phrasing::Trained => false,
+            Phrasing::Unseen => true,
+            Phrasing::Mixed => rng.random_bool(1.0 / 3.0),
+        };
+        let question = fill(pick(rng, self.templates(is_unseen)), subject);
+        (if is_unseen { question } else { introduced(question, rng) }, is_unseen)
+    }
+}
+
+/// Puts "please", "in this video ," or "look at the video ." in front of some questions.
+fn introduced(question: String, rng: &mut impl Rng) -> String {
+    if !question.ends_with('?') && rng.random_bool(0.25) {
+        return format!("{PLEASE} {question}");
+    }
+    match rng.random_range(0..8) {
+        0 => format!("{IN_THIS_VIDEO} {question}"),
+        1 => format!("{LOOK_AT_THE_VIDEO} {question}"),
+        _ => question,
     }
 }
 
@@ -396,8 +402,8 @@ pub fn vocabulary() -> Vec<String> {
         }
     };
     for kind in QuestionType::ALL {
-        for phrasing in [Phrasing::Trained, Phrasing::Unseen] {
-            kind.templates(phrasing).iter().for_each(|template| add(template));
+        for is_unseen in [false, true] {
+            kind.templates(is_unseen).iter().for_each(|template| add(template));
         }
     }
     sentences().for_each(&mut add);

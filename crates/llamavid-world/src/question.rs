@@ -122,8 +122,7 @@ impl<R: Rng> Asked<'_, R> {
             Subject::Cue(cue) => vec![cue.word().to_owned()],
         };
         let words: Vec<&str> = words.iter().map(String::as_str).collect();
-        let text = kind.phrase(self.phrasing, &words, self.rng);
-        let unseen_phrasing = self.phrasing == Phrasing::Unseen;
+        let (text, unseen_phrasing) = kind.phrase(self.phrasing, &words, self.rng);
         self.questions.push(Question { kind, subject, text, answer: answer.into(), unseen_phrasing });
     }
 

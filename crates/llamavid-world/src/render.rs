@@ -5,7 +5,7 @@ use crate::{Background, Object, Scene, Shape};
 /// The thickness of the outline in sides of the picture. It lies inside the shape.
 const OUTLINE: f32 = 1.0 / 84.0;
 const OUTLINE_GREY: f32 = 20.0;
-const BAR_GREY: u8 = 128;
+const BAR_GREY: u8 = 90;
 const HORIZON: f32 = 0.86;
 
 /// The stars of the night: rows `STAR_ROW` apart, every other row shifted by half of `STAR_COLUMN`.

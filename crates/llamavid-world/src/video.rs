@@ -167,7 +167,8 @@ impl Video {
         video
     }
 
-    fn silent(scenes: Vec<Scene>, options: &WorldOptions) -> Self {
+    /// A video of these scenes, of which there must be one or more, without subtitles.
+    pub fn silent(scenes: Vec<Scene>, options: &WorldOptions) -> Self {
         Self {
             scenes,
             subtitles: Vec::new(),
@@ -177,8 +178,8 @@ impl Video {
         }
     }
 
-    /// Draws the subtitles.
-    fn speak(&mut self, rng: &mut impl Rng) {
+    /// Draws the subtitles of a long video: facts, cues and fillers.
+    pub fn speak(&mut self, rng: &mut impl Rng) {
         let wanted = rng.random_range(3..=6usize);
         let mut facts = FactKind::ALL;
         facts.shuffle(rng);

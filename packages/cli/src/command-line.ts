@@ -1,10 +1,14 @@
 import { readFileSync } from 'node:fs';
 import { LlamaVidError } from '@llamavid/errors';
+import { recipeNames } from '@llamavid/train/recipes';
 import { Command, CommanderError } from 'commander';
 import { ask } from './ask.js';
 import { chat } from './chat.js';
+import { type DataCheckFlags, dataCheck, dataPublished } from './data.js';
 import { type AskFlags, addAnswerFlags, addMediaFlags, addModelFlags, type ChatFlags } from './flags.js';
 import { reportFailure } from './report-failure.js';
+import { addTrainFlags, type TrainFlags, train } from './train.js';
+import { addWorldRender } from './world.js';
 
 /** Runs one command and gives its exit code: 0 done, 1 failed, 2 wrong usage, 130 cancelled. */
 export async function runCommandLine(args: string[]): Promise<number> {
@@ -60,6 +64,37 @@ function createProgram(end: (exitCode: number) => void): Command {
   addMediaFlags(chatCommand);
   chatCommand.action(async (media: string[], flags: ChatFlags) => end(await chat(media, flags)));
 
+  const trainCommand = command(program, 'train', 'Train one stage, as a recipe says.')
+    .argument('<recipe>', 'name of a recipe (`llamavid train --help` lists them), or a file')
+    .usage('[options] <recipe> --data <file> -o <folder>')
+    .addHelpText('after', () => `\nRecipes:\n  ${recipeNames().join('\n  ')}`);
+  addTrainFlags(trainCommand);
+  trainCommand.action(async (recipe: string, flags: TrainFlags) => end(await train(recipe, flags)));
+
+  const data = command(program, 'data', 'Look at training data.');
+  command(
+    data,
+    'check',
+    'Name each bad record of a list: missing files, wrong tags, empty or unordered turns.',
+  )
+    .argument('<list>', "records in LLaVA's JSON format")
+    .option('--images <folder>', "folder of the records' pictures")
+    .option('--videos <folder>', "folder of the records' videos and feature files")
+    .option('--skip-media', 'only look whether pictures and videos are there, do not open them')
+    .option('--json', 'write one JSON object to stdout instead of text')
+    .option('--quiet', 'no progress on stderr')
+    .action(async (list: string, flags: DataCheckFlags) => end(await dataCheck(list, flags)));
+  command(data, 'published', 'What a folder lacks of the six published data lists and their media.')
+    .argument('<root>', 'folder that holds LLaMA-VID-Pretrain and LLaMA-VID-Finetune')
+    .option('--json', 'write one JSON object to stdout instead of text')
+    .action(async (root: string, flags: { json?: boolean }) => end(await dataPublished(root, flags)));
+
+  const worldCommand = command(program, 'world', 'The toy world that the embedded model is trained on.');
+  addWorldRender(
+    command(worldCommand, 'render', 'Render its videos and pictures with their questions.'),
+    end,
+  );
+
   program.addHelpText(
     'after',
     `
@@ -70,7 +105,11 @@ Examples:
   llamavid ask cooking.mp4 "What is added after the onions?" --model models/llama-vid-7b
   llamavid ask film.mp4 "Why does she leave?" --subtitles film.srt --model models/llama-vid-7b-long
   llamavid ask before.jpg after.jpg "What has changed?" --model models/llama-vid-7b --json
-  llamavid chat talk.mp4 --model models/llama-vid-7b`,
+  llamavid chat talk.mp4 --model models/llama-vid-7b
+  llamavid train video-7b-stage1 --llm vicuna-7b-v1.5 --vision eva_vit_g.pth \\
+    --query-model instruct_blip_vicuna7b_trimmed.pth --data pretrain.json --images images --videos videos -o stage1
+  llamavid data check pretrain.json --images images --videos videos
+  llamavid world render world --count 20`,
   );
   return program;
 }
@@ -80,7 +119,8 @@ function command(program: Command, name: string, description: string): Command {
 }
 
 function wrongUsage(error: CommanderError): LlamaVidError {
-  const message = error.code === 'commander.help' ? 'a command is missing: ask or chat' : error.message;
+  const message =
+    error.code === 'commander.help' ? 'a command is missing: ask, chat, train, data or world' : error.message;
   return new LlamaVidError('INVALID_ARGUMENT', message.replace(/^error: /, '').replaceAll('\n', ' '), {
     hint: '`llamavid --help` and `llamavid ask --help` list what there is.',
     cause: error,

@@ -128,7 +128,7 @@ export function wrong(message: string, hint?: string): LlamaVidError {
   return new LlamaVidError('INVALID_ARGUMENT', message, hint === undefined ? {} : { hint });
 }
 
-function device(value: string): string {
+export function device(value: string): string {
   if (/^(auto|cpu|cuda(:\d+)?)$/.test(value)) return value;
   if (value.includes(','))
     throw wrong(`--device ${value}: several devices are not supported yet`, 'Name one device.');
@@ -161,14 +161,14 @@ function none(flag: string): (value: string) => string {
   };
 }
 
-function oneOf(flag: string, values: readonly string[]): (value: string) => string {
+export function oneOf(flag: string, values: readonly string[]): (value: string) => string {
   return (value) => {
     if (values.includes(value)) return value;
     throw wrong(`${flag} ${value} is not one of ${values.join(', ')}`);
   };
 }
 
-function parseNumber(flag: string, least: number): (value: string) => number {
+export function parseNumber(flag: string, least: number): (value: string) => number {
   return (value) => {
     const number = value.trim() === '' ? Number.NaN : Number(value);
     if (Number.isFinite(number) && number >= least) return number;
@@ -176,7 +176,7 @@ function parseNumber(flag: string, least: number): (value: string) => number {
   };
 }
 
-function parseWholeNumber(flag: string, least: number): (value: string) => number {
+export function parseWholeNumber(flag: string, least: number): (value: string) => number {
   return (value) => {
     const number = value.trim() === '' ? Number.NaN : Number(value);
     if (Number.isSafeInteger(number) && number >= least) return number;
@@ -184,7 +184,7 @@ function parseWholeNumber(flag: string, least: number): (value: string) => numbe
   };
 }
 
-function positive(flag: string): (value: string) => number {
+export function positive(flag: string): (value: string) => number {
   return (value) => {
     const number = parseNumber(flag, 0)(value);
     if (number > 0) return number;

@@ -21,8 +21,13 @@ export class Progress {
 
   /** Frames done of all; elsewhere than on a terminal only the last one is worth a line. */
   frames(done: number, total: number): void {
+    this.count('encoding frames', done, total);
+  }
+
+  /** The same for anything that is counted. */
+  count(what: string, done: number, total: number): void {
     if (this.#quiet) return;
-    const text = `encoding frames: ${done} of ${total}`;
+    const text = `${what}: ${done} of ${total}`;
     if (this.#terminal) this.#replace(text);
     else if (done === total) process.stderr.write(`${text}\n`);
   }

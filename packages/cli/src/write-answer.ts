@@ -7,3 +7,8 @@ const CONTROL = /(?![\t\n\r])\p{Cc}/gu;
 export function writeAnswer(text: string): void {
   process.stdout.write(process.stdout.isTTY ? text.replace(CONTROL, '\ufffd') : text);
 }
+
+/** Writes the one object of `--json`. */
+export function writeJson(value: unknown): void {
+  process.stdout.write(`${JSON.stringify(value)}\n`);
+}

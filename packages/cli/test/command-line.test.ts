@@ -1,6 +1,6 @@
-import { spawn } from 'node:child_process';
 import { join } from 'node:path';
 import { describe, expect, it } from 'vitest';
+import { llamavid } from './llamavid.js';
 
 const fixtures = join(import.meta.dirname, '../../../fixtures');
 const model = join(fixtures, 'random-model');
@@ -9,37 +9,6 @@ const picture = join(fixtures, 'oracle/image-224/data/images/im0.png');
 const shapes = join(fixtures, 'world/media/multi-010.mp4');
 const long = join(fixtures, 'world/media/long-000.mp4');
 const said = join(fixtures, 'world/media/long-000.srt');
-const main = join(import.meta.dirname, '../dist/main.js');
-
-interface Run {
-  exitCode: number | null;
-  stdout: string;
-  stderr: string;
-}
-
-/** Runs the built command. `watch` sees what it writes, and may stop it. */
-function llamavid(
-  args: string[],
-  {
-    input = '',
-    watch,
-  }: { input?: string; watch?: (text: string, kill: (signal: NodeJS.Signals) => void) => void } = {},
-): Promise<Run> {
-  const child = spawn(process.execPath, [main, ...args], { stdio: 'pipe' });
-  const run: Run = { exitCode: null, stdout: '', stderr: '' };
-  for (const stream of ['stdout', 'stderr'] as const) {
-    child[stream].setEncoding('utf8').on('data', (text: string) => {
-      run[stream] += text;
-      watch?.(text, (signal) => child.kill(signal));
-    });
-  }
-  child.stdin.on('error', () => {});
-  child.stdin.end(input);
-  return new Promise((resolve, reject) => {
-    child.on('error', reject);
-    child.on('close', (exitCode) => resolve({ ...run, exitCode }));
-  });
-}
 
 const ask = (...args: string[]) => llamavid(['ask', ...args, '--device', 'cpu', '--dtype', 'f32']);
 

@@ -15,6 +15,7 @@ export const errorCodes = [
   'STORE_INVALID',
   'STORE_LOCKED',
   'DATA_INVALID',
+  'TRAINING_DIVERGED',
   'DISK_FULL',
   'HUB_ERROR',
   'INVALID_ARGUMENT',

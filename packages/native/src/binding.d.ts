@@ -166,6 +166,31 @@ export declare class VisualTokens {
   close(): void
 }
 
+/** A video of the toy world. */
+export declare class WorldVideo {
+  /** Draws a video and its questions. */
+  constructor(options: WorldVideoOptions)
+  /** Every question that can be asked about it. */
+  get questions(): Array<WorldQuestion>
+  /** Pixels in a row. */
+  get width(): number
+  /** Rows. */
+  get height(): number
+  /** Frames a second. */
+  get fps(): number
+  /** H.264's constant rate factor. */
+  get crf(): number
+  /** Frames at `fps`; 1 for a picture. */
+  get frameCount(): number
+  /** Frames that a model sees at one a second. */
+  get framesAtOneASecond(): number
+  /** The subtitles as a SubRip file; empty where there are none. */
+  get srt(): string
+  /** The frame of that number: rows of red, green and blue. */
+  renderFrame(index: number): Promise<Uint8Array>
+  /** The first frame as a PNG file. */
+  toPng(): Promise<Uint8Array>
+}
 /** Subtitles from elsewhere, made fit for a prompt. */
 export declare function checkSubtitles(subtitles: Array<Subtitle>): Subtitles
 
@@ -319,6 +344,57 @@ export interface RgbFrame {
   stride?: number
 }
 
+/** A question with its answer. */
+export interface WorldQuestion {
+  /** The name of its type: "colour", "countc", …. */
+  type: string
+  /** The question. */
+  question: string
+  /** The answer. */
+  answer: string
+  /** Whether training never uses this phrasing. */
+  unseenPhrasing: boolean
+}
+
+/** Which video of the world, and which questions. */
+export interface WorldVideoOptions {
+  /** Equal seeds give equal videos. */
+  seed: number
+  /** Which of the seed's videos of this kind. */
+  index: number
+  /** A picture, one scene, one to six scenes, or many scenes with subtitles. */
+  kind: 'image' | 'clip' | 'multi' | 'long'
+  /** Whether the pairs of colour and shape that training never shows may be shown, or nothing else. */
+  neverTrained: 'forbid' | 'allow' | 'only'
+  /** Phrasings that training uses, that it never uses, or both. */
+  phrasing: 'trained' | 'unseen' | 'mixed'
+}
+
+export declare class DataList {
+  static open(path: string, images?: string | undefined | null, videos?: string | undefined | null): Promise<DataList>
+  get length(): number
+  check(start: number, count: number): Promise<CheckedRecords>
+  close(): void
+}
+export interface CheckedRecords { records: Array<CheckedRecord>; problems: Array<RecordProblem> }
+export interface CheckedRecord { index: number; id: string; media: 'none' | 'image' | 'video' | 'features'; path?: string }
+export interface RecordProblem { index: number; id: string; kind: string; message: string }
+export declare function planTraining(config: string): Promise<string>
+export declare function publishedData(root: string): Promise<string>
+export interface TrainingFacts { steps: number; doneSteps: number; finished: boolean; records: number }
+export interface TrainingFailure { id: string; reason: string }
+export interface TrainingSample { id: string; media: 'none' | 'image' | 'video' | 'features'; path?: string }
+export interface TrainingBatch { number: number; samples: Array<TrainingSample>; failures: Array<TrainingFailure> }
+export interface TrainingStep { step: number; epoch: number; loss?: number; learningRate: number; gradientNorm?: number; samples: number; tokens: number; frames: number }
+export declare class TrainingRun {
+  static open(config: string, device: Device, c?: Cancellation | undefined | null): Promise<TrainingRun>
+  get facts(): TrainingFacts
+  get preprocessing(): Preprocessing
+  nextBatch(): Promise<TrainingBatch | null>
+  step(batch: number, pixels: Array<Array<Pixels> | undefined | null>): Promise<TrainingStep | null>
+  save(): Promise<string>
+  finish(): Promise<void>
+  close(): void
 /** A text and when it is spoken. */
 export interface Subtitle {
   /** Seconds. */

@@ -5,6 +5,8 @@ const addon = loadAddon();
 
 export const Cancellation = addon.Cancellation;
 export type Cancellation = Binding.Cancellation;
+export const DataList = addon.DataList;
+export type DataList = Binding.DataList;
 export const Device = addon.Device;
 export type Device = Binding.Device;
 export const LanguageModel = addon.LanguageModel;
@@ -19,12 +21,16 @@ export const Session = addon.Session;
 export type Session = Binding.Session;
 export const TokenGenerator = addon.TokenGenerator;
 export type TokenGenerator = Binding.TokenGenerator;
+export const TrainingRun = addon.TrainingRun;
+export type TrainingRun = Binding.TrainingRun;
 export const VisualEncoder = addon.VisualEncoder;
 export type VisualEncoder = Binding.VisualEncoder;
 export const VisualFeatures = addon.VisualFeatures;
 export type VisualFeatures = Binding.VisualFeatures;
 export const VisualTokens = addon.VisualTokens;
 export type VisualTokens = Binding.VisualTokens;
+export const WorldVideo = addon.WorldVideo;
+export type WorldVideo = Binding.WorldVideo;
 
 export const {
   checkSubtitles,
@@ -32,6 +38,8 @@ export const {
   conversationTemplates,
   decodeImage,
   errorCodes,
+  planTraining,
+  publishedData,
   movieQuestion,
   parseSubtitles,
   renderConversation,
@@ -39,12 +47,14 @@ export const {
 
 /** What holds memory until it is closed; `using` closes it too. */
 const closable = [
+  DataList,
   Device,
   LanguageModel,
   PixelChannel,
   Pixels,
   Session,
   TokenGenerator,
+  TrainingRun,
   VisualEncoder,
   VisualFeatures,
   VisualTokens,
@@ -58,12 +68,14 @@ for (const { prototype } of closable) {
 }
 
 declare module './binding.js' {
+  interface DataList extends Disposable {}
   interface Device extends Disposable {}
   interface LanguageModel extends Disposable {}
   interface PixelChannel extends Disposable {}
   interface Pixels extends Disposable {}
   interface Session extends Disposable {}
   interface TokenGenerator extends Disposable {}
+  interface TrainingRun extends Disposable {}
   interface VisualEncoder extends Disposable {}
   interface VisualFeatures extends Disposable {}
   interface VisualTokens extends Disposable {}

@@ -10,8 +10,14 @@ export type {
   Preprocessing,
   PromptTokens,
   RgbFrame,
+  TrainingBatch,
+  TrainingFailure,
+  TrainingSample,
+  TrainingStep,
   Subtitle,
   Subtitles,
+  WorldQuestion,
+  WorldVideoOptions,
 } from './binding.js';
 export { callNative, callNativeAsync } from './call-native.js';
 export {
@@ -19,6 +25,7 @@ export {
   checkSubtitles,
   conversationStop,
   conversationTemplates,
+  DataList,
   Device,
   decodeImage,
   errorCodes,
@@ -27,13 +34,17 @@ export {
   movieQuestion,
   PixelChannel,
   Pixels,
+  planTraining,
+  publishedData,
   parseSubtitles,
   renderConversation,
   Session,
   TokenGenerator,
+  TrainingRun,
   VisualEncoder,
   VisualFeatures,
   VisualTokens,
+  WorldVideo,
 } from './handles.js';
 export { memoryUsage } from './memory-usage.js';
 export { nativeHandle } from './native-handle.js';

@@ -9,3 +9,10 @@ export type {
   SamplingReport,
 } from './media.js';
 export { type MediaSource, type OpenMediaOptions, openMedia } from './open-media.js';
+export {
+  type VideoPreset,
+  videoPresets,
+  type WriteVideoOptions,
+  type WrittenVideo,
+  writeVideo,
+} from './write-video.js';

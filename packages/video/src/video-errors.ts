@@ -38,6 +38,33 @@ export function aborted(name: string, cause: unknown): LlamaVidError {
   return new LlamaVidError('ABORTED', `Reading ${name} was aborted.`, { cause });
 }
 
+export function writingAborted(name: string, cause: unknown): LlamaVidError {
+  return new LlamaVidError('ABORTED', `Writing ${name} was aborted.`, { cause });
+}
+
+/** What Node says when a file cannot be made or renamed. */
+export function unwritable(name: string, cause: unknown): LlamaVidError {
+  const { code, message } = cause as NodeJS.ErrnoException;
+  if (code === 'ENOSPC' || code === 'EDQUOT') return diskFull(name, cause);
+  if (code === 'ENOENT') {
+    return new LlamaVidError('MEDIA_NOT_FOUND', `${name} cannot be written: there is no such folder.`, {
+      hint: 'Make the folder first.',
+      cause,
+    });
+  }
+  return new LlamaVidError('INVALID_ARGUMENT', `${name} cannot be written: ${message}.`, {
+    hint: 'Choose a path that this user may write to.',
+    cause,
+  });
+}
+
+export function diskFull(name: string, cause?: unknown): LlamaVidError {
+  return new LlamaVidError('DISK_FULL', `There is no room for ${name}.`, {
+    hint: 'Free some space, or write to another disk.',
+    cause,
+  });
+}
+
 export function invalidRange(
   name: string,
   sampling: { start?: number | undefined; end?: number | undefined },

@@ -2,12 +2,13 @@
 //!
 //! Letters: B batch, S new positions, T all positions, H query heads, K key heads, G = H / K.
 
-use candle_core::{D, DType, Device, Module, Tensor};
-use candle_nn::{Linear, VarBuilder, linear_no_bias};
-use llamavid_kernels::{rotary_embedding, softmax};
+use candle_core::{D, DType, Device, Tensor};
+use candle_nn::VarBuilder;
+use llamavid_kernels::{Heads, Mask, multi_head_attention, rotary_embedding, softmax};
 
 use super::config::LanguageModelConfig;
 use super::kv_cache::KvCache;
+use crate::linear::{Linear, linear_no_bias};
 use crate::{Error, Result};
 
 /// Rows of queries scored at once.
@@ -54,9 +55,20 @@ impl SelfAttention {
         let split = |projected: Tensor, heads: usize| {
             projected.reshape((batch, count, heads, self.head_dim))?.transpose(1, 2)
         };
-        let queries = split(self.q_proj.forward(x)?, self.heads)?; // (B, H, S, head)
-        let keys = split(self.k_proj.forward(x)?, self.kv_heads)?; // (B, K, S, head)
-        let values = split(self.v_proj.forward(x)?, self.kv_heads)?;
+        let (queries, keys, values) =
+            (self.q_proj.forward(x)?, self.k_proj.forward(x)?, self.v_proj.forward(x)?);
+        if plan.fused {
+            let options = Heads {
+                key_heads: self.kv_heads,
+                mask: Mask::Causal { padding: plan.padding.as_ref() },
+                angles: Some((cosines, sines)),
+                ..Heads::new(self.heads, self.head_dim)
+            };
+            return Ok(self.o_proj.forward(&multi_head_attention(&queries, &keys, &values, &options)?)?);
+        }
+        let queries = split(queries, self.heads)?; // (B, H, S, head)
+        let keys = split(keys, self.kv_heads)?; // (B, K, S, head)
+        let values = split(values, self.kv_heads)?;
         let queries = rotary_embedding(&queries, cosines, sines)?;
         let keys = rotary_embedding(&keys, cosines, sines)?;
         let (keys, values) = match cache {
@@ -115,6 +127,8 @@ pub(super) struct AttentionPlan {
     /// The bias of a pass of one block, shared by the layers. Those of many blocks together would be as
     /// large as the scores that the blocks avoid, so each layer makes them again.
     shared_bias: Option<Tensor>,
+    /// Whole sequences in one operation, which needs neither blocks nor a bias.
+    fused: bool,
 }
 
 /// `rows` queries from `start` of the new positions; they see the first `visible` of all positions at most.
@@ -142,14 +156,26 @@ impl AttentionPlan {
         Self::with_rows(rows, batch, past, count, padding, device)
     }
 
-    /// As one block: what the backward pass keeps anyway, without the cost of putting blocks together.
+    /// Whole sequences, differentiable. In one operation where there is a fused one; elsewhere as one block: what
+    /// the backward pass keeps anyway, without the cost of putting blocks together.
     pub(super) fn whole(
         batch: usize,
         count: usize,
         padding: Option<&Tensor>,
+        dtype: DType,
         device: &Device,
     ) -> Result<Self> {
-        Self::with_rows(count, batch, 0, count, padding, device)
+        if !device.is_cpu() || dtype != DType::F32 {
+            return Self::with_rows(count, batch, 0, count, padding, device);
+        }
+        expect_padding(padding, batch, count)?;
+        Ok(Self {
+            blocks: Vec::new(),
+            padding: padding.cloned(),
+            device: device.clone(),
+            shared_bias: None,
+            fused: true,
+        })
     }
 
     fn with_rows(
@@ -160,15 +186,7 @@ impl AttentionPlan {
         padding: Option<&Tensor>,
         device: &Device,
     ) -> Result<Self> {
-        if let Some(padding) = padding
-            && padding.dims() != [batch, past + count]
-        {
-            return Err(Error::Argument(format!(
-                "the attention mask has shape {:?}, the sequences need {:?}",
-                padding.dims(),
-                [batch, past + count]
-            )));
-        }
+        expect_padding(padding, batch, past + count)?;
         let blocks: Vec<_> = (0..count)
             .step_by(rows.max(1))
             .map(|start| {
@@ -180,7 +198,7 @@ impl AttentionPlan {
             [whole] => bias(whole, padding, device)?,
             _ => None,
         };
-        Ok(Self { blocks, padding: padding.cloned(), device: device.clone(), shared_bias })
+        Ok(Self { blocks, padding: padding.cloned(), device: device.clone(), shared_bias, fused: false })
     }
 
     fn bias(&self, block: &QueryBlock) -> Result<Option<Tensor>> {
@@ -188,6 +206,17 @@ impl AttentionPlan {
             1 => Ok(self.shared_bias.clone()),
             _ => bias(block, self.padding.as_ref(), &self.device),
         }
+    }
+}
+
+fn expect_padding(padding: Option<&Tensor>, batch: usize, positions: usize) -> Result<()> {
+    match padding {
+        Some(padding) if padding.dims() != [batch, positions] => Err(Error::Argument(format!(
+            "the attention mask has shape {:?}, the sequences need {:?}",
+            padding.dims(),
+            [batch, positions]
+        ))),
+        _ => Ok(()),
     }
 }
 

@@ -3,14 +3,15 @@
 //! Paper: LLaMA 2 (arXiv 2307.09288). Reference: `LlamaModel`, `LlamaForCausalLM` of transformers 4.31.
 //! Letters: B batch, S new positions, T all positions, D language width.
 
-use candle_core::{DType, Device, Module, Tensor};
-use candle_nn::{Embedding, Init, Linear, VarBuilder, embedding, linear_no_bias};
-use llamavid_kernels::rms_norm;
+use candle_core::{DType, Device, Tensor};
+use candle_nn::{Init, VarBuilder};
+use llamavid_kernels::{embedding, rms_norm, swiglu};
 
 use super::attention::{AttentionPlan, SelfAttention};
 use super::config::LanguageModelConfig;
 use super::kv_cache::KvCache;
 use super::rotary::Rotary;
+use crate::linear::{Linear, linear_no_bias};
 use crate::observer::Observer;
 use crate::{Error, Result};
 
@@ -22,7 +23,8 @@ use crate::{Error, Result};
 #[derive(Debug, Clone)]
 pub struct LanguageModel {
     config: LanguageModelConfig,
-    embed_tokens: Embedding,
+    /// (vocabulary, D).
+    embed_tokens: Tensor,
     layers: Vec<DecoderLayer>,
     norm: RmsNorm,
     lm_head: Linear,
@@ -35,19 +37,21 @@ impl LanguageModel {
     /// Reads `embed_tokens`, `layers.N`, `norm` and, unless tied to the embeddings, `lm_head` below `vb`.
     pub fn new(config: &LanguageModelConfig, vb: VarBuilder) -> Result<Self> {
         config.validate()?;
-        let embed_tokens = embedding(config.vocab_size, config.hidden_size, vb.pp("embed_tokens"))?;
+        let shape = (config.vocab_size, config.hidden_size);
+        let embed_tokens =
+            vb.pp("embed_tokens").get_with_hints(shape, "weight", Init::Randn { mean: 0., stdev: 1. })?;
         let layers = (0..config.layers)
             .map(|layer| DecoderLayer::new(config, vb.pp("layers").pp(layer)))
             .collect::<Result<Vec<_>>>()?;
         let lm_head = if config.tie_word_embeddings {
-            Linear::new(embed_tokens.embeddings().clone(), None)
+            Linear::new(embed_tokens.clone(), None)
         } else {
             linear_no_bias(config.hidden_size, config.vocab_size, vb.pp("lm_head"))?
         };
         Ok(Self {
             norm: RmsNorm::new(config, vb.pp("norm"))?,
             rotary: Rotary::new(config),
-            dtype: embed_tokens.embeddings().dtype(),
+            dtype: embed_tokens.dtype(),
             device: vb.device().clone(),
             config: config.clone(),
             embed_tokens,
@@ -85,7 +89,7 @@ impl LanguageModel {
         if ids.is_empty() {
             return Ok(Tensor::zeros((0, self.config.hidden_size), self.dtype, &self.device)?);
         }
-        Ok(self.embed_tokens.forward(&Tensor::new(ids, &self.device)?)?)
+        Ok(embedding(&self.embed_tokens, &Tensor::new(ids, &self.device)?)?)
     }
 
     /// An empty cache with room for `capacity_hint` positions; it grows up to the context.
@@ -132,8 +136,39 @@ impl LanguageModel {
     ) -> Result<Tensor> {
         let (batch, count) = self.expect_embeds(embeds)?;
         self.new_cache(0).reserve(count)?;
-        let plan = AttentionPlan::whole(batch, count, mask, &self.device)?;
+        let plan = AttentionPlan::whole(batch, count, mask, self.dtype, &self.device)?;
         self.decode(embeds, 0, &plan, None, observer)
+    }
+
+    /// What the layers of [`LanguageModel::forward_uncached`] share, for a caller that runs them one by one: gradient
+    /// checkpointing computes each layer twice and keeps only what lies between them.
+    ///
+    /// # Errors
+    /// As [`LanguageModel::forward_uncached`].
+    pub fn pass(&self, embeds: &Tensor, mask: Option<&Tensor>) -> Result<Pass> {
+        let (batch, count) = self.expect_embeds(embeds)?;
+        self.new_cache(0).reserve(count)?;
+        let plan = AttentionPlan::whole(batch, count, mask, self.dtype, &self.device)?;
+        Ok(Pass { plan, angles: self.rotary.angles(0, count, self.dtype, &self.device)? })
+    }
+
+    /// One layer of a pass: (B, S, D) gives (B, S, D). The first one reads embeddings.
+    ///
+    /// # Errors
+    /// No such layer.
+    pub fn layer(&self, index: usize, hidden: &Tensor, pass: &Pass) -> Result<Tensor> {
+        let Some(layer) = self.layers.get(index) else {
+            return Err(Error::Argument(format!("layer {index} of {}", self.layers.len())));
+        };
+        layer.forward(hidden, (&pass.angles.0, &pass.angles.1), &pass.plan, None)
+    }
+
+    /// The norm behind the last layer: (B, S, D) gives (B, S, D).
+    ///
+    /// # Errors
+    /// A device without memory.
+    pub fn last_norm(&self, hidden: &Tensor) -> Result<Tensor> {
+        self.norm.forward(hidden)
     }
 
     /// Logits in f32 of `hidden` (…, D) as the forward passes give it: (…, vocabulary). Observed: `llm.logits`.
@@ -188,6 +223,13 @@ impl LanguageModel {
     }
 }
 
+/// Masks and positions of a pass over whole sequences, shared by its layers.
+#[derive(Debug)]
+pub struct Pass {
+    plan: AttentionPlan,
+    angles: (Tensor, Tensor),
+}
+
 /// One decoder layer, pre-norm.
 #[derive(Debug, Clone)]
 struct DecoderLayer {
@@ -239,7 +281,7 @@ impl SwiGlu {
     }
 
     fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let gated = (self.gate_proj.forward(x)?.silu()? * self.up_proj.forward(x)?)?;
+        let gated = swiglu(&self.gate_proj.forward(x)?, &self.up_proj.forward(x)?)?;
         Ok(self.down_proj.forward(&gated)?)
     }
 }

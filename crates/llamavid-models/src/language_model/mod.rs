@@ -16,6 +16,6 @@ mod stop_rule;
 pub use config::{LanguageModelConfig, RopeScaling};
 pub use generation::{FinishReason, Generation, GenerationOptions, PREFILL_CHUNK, Prefill, Prompt, Token};
 pub use kv_cache::KvCache;
-pub use llama::LanguageModel;
+pub use llama::{LanguageModel, Pass};
 pub use sampling::{Sampler, SamplingOptions};
 pub use stop_rule::{Keyword, StopRule};

@@ -3,11 +3,12 @@
 //! Letters: B pairs, R rows, F frames, N rows of a frame, h width of the query model.
 
 use candle_core::{Result, Tensor};
-use candle_nn::{Init, Linear, Module, VarBuilder, linear};
-use llamavid_kernels::{attention, layer_norm};
+use candle_nn::{Init, VarBuilder};
+use llamavid_kernels::{Heads, Mask, gelu, layer_norm, multi_head_attention};
 
 use super::config::QueryModelConfig;
 use super::pairs;
+use crate::linear::{Linear, linear};
 
 /// BERT's epsilon; in f32 it only keeps a row of equal numbers from a division by zero.
 const EPSILON: f64 = 1e-12;
@@ -82,17 +83,14 @@ impl Attention {
     }
 
     fn attend(&self, rows: &Tensor, source: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
-        let query = self.split_heads(&self.query.forward(rows)?)?;
-        let key = self.split_heads(&self.key.forward(source)?)?;
-        let value = self.split_heads(&self.value.forward(source)?)?;
-        let scale = (self.head_width as f64).powf(-0.5);
-        attention(&query, &key, &value, scale, bias)?.transpose(1, 2)?.flatten_from(2)
-    }
-
-    /// (B, R, h) gives (B, heads, R, head width).
-    fn split_heads(&self, x: &Tensor) -> Result<Tensor> {
-        let (batch, rows, _width) = x.dims3()?;
-        x.reshape((batch, rows, self.heads, self.head_width))?.transpose(1, 2)
+        let options =
+            Heads { mask: bias.map_or(Mask::All, Mask::Bias), ..Heads::new(self.heads, self.head_width) };
+        multi_head_attention(
+            &self.query.forward(rows)?,
+            &self.key.forward(source)?,
+            &self.value.forward(source)?,
+            &options,
+        )
     }
 }
 
@@ -117,7 +115,7 @@ impl FeedForward {
     }
 
     pub(super) fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let inner = self.intermediate.forward(x)?.gelu_erf()?;
+        let inner = gelu(&self.intermediate.forward(x)?)?;
         self.norm.forward(&(self.output.forward(&inner)? + x)?)
     }
 }

@@ -4,13 +4,14 @@
 //! Letters: P questions, F frames, N patches, Q text queries, V visual width, D language width.
 
 use candle_core::{DType, Tensor};
-use candle_nn::{Linear, Module, VarBuilder, linear};
+use candle_nn::VarBuilder;
 use llamavid_kernels::softmax;
 
 use super::block_observer::BlockObserver;
 use super::config::TokenGenerationConfig;
 use super::pairs;
 use crate::Result;
+use crate::linear::{Linear, linear};
 
 /// Pools the patches that the text queries attend to into one context token a frame.
 #[derive(Debug, Clone)]

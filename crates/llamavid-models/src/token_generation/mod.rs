@@ -17,7 +17,7 @@ mod raw_bert;
 mod word_embedding;
 
 use candle_core::{DType, Tensor};
-use candle_nn::{Linear, Module, VarBuilder, linear};
+use candle_nn::VarBuilder;
 
 pub use self::config::{
     Compression, FeatureKind, Projector, QueryKind, QueryModelConfig, TokenGenerationConfig, TokenRows,
@@ -29,7 +29,8 @@ use self::context_attention::ContextAttention;
 use self::projector::ContentProjector;
 use self::q_former::QFormer;
 use self::raw_bert::RawBert;
-use crate::observer::{Blind, Observer};
+use crate::linear::{Linear, linear};
+use crate::observer::Observer;
 use crate::{Error, Result};
 
 /// Pairs of a question and a frame that are computed at once. Bounds memory; the numbers do not depend on it.
@@ -131,6 +132,7 @@ impl TokenGenerator {
         features: &Tensor,
         kind: FeatureKind,
         questions: &Questions,
+        observer: &mut dyn Observer,
     ) -> Result<Tensor> {
         self.check_questions(questions)?;
         self.check_features(features, kind)?;
@@ -141,10 +143,11 @@ impl TokenGenerator {
                 "{frame_count} frames with {question_count} questions are no pairs"
             )));
         }
-        let mut blind = Blind;
-        let mut observer = BlockObserver::new(&mut blind, 1);
+        let mut observer = BlockObserver::new(observer, 1);
         let tokens = self.generate_block(&features.to_dtype(self.dtype)?, questions, 1, &mut observer)?;
-        Ok(tokens.flatten(0, 1)?)
+        let tokens = tokens.flatten(0, 1)?;
+        observer.finish(&tokens)?;
+        Ok(tokens)
     }
 
     /// Frames (F, R, V) give (P, frames of each question, 1 + n, D): all F frames to each question, or one.

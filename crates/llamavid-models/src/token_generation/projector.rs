@@ -1,9 +1,11 @@
 //! Projectors from the visual width V to the language width D.
 
 use candle_core::{Result, Tensor};
-use candle_nn::{Linear, Module, VarBuilder, linear};
+use candle_nn::VarBuilder;
+use llamavid_kernels::gelu;
 
 use super::config::{Projector, TokenGenerationConfig};
+use crate::linear::{Linear, linear};
 
 /// Linear layers with an exact GELU between each two; none at all for `identity`.
 #[derive(Debug, Clone)]
@@ -30,7 +32,7 @@ impl ContentProjector {
         let mut x = x.clone();
         for (index, layer) in self.layers.iter().enumerate() {
             if index > 0 {
-                x = x.gelu_erf()?;
+                x = gelu(&x)?;
             }
             x = layer.forward(&x)?;
         }

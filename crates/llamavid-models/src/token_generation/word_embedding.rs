@@ -2,6 +2,7 @@
 
 use candle_core::{Result, Tensor};
 use candle_nn::{Init, VarBuilder};
+use llamavid_kernels::embedding;
 
 use super::config::QueryModelConfig;
 
@@ -27,9 +28,7 @@ impl WordEmbedding {
 
     /// Ids (P, L) give (P, L, h). The first word piece has position 0.
     pub(super) fn forward(&self, ids: &Tensor) -> Result<Tensor> {
-        let (questions, words) = ids.dims2()?;
-        let (_vocabulary, width) = self.words.dims2()?;
-        let embedded = self.words.index_select(&ids.flatten_all()?, 0)?.reshape((questions, words, width))?;
-        embedded.broadcast_add(&self.positions.narrow(0, 0, words)?)
+        let (_questions, words) = ids.dims2()?;
+        embedding(&self.words, ids)?.broadcast_add(&self.positions.narrow(0, 0, words)?)
     }
 }

@@ -14,6 +14,4 @@ pub use llama::LlamaTokenizer;
 pub use stream::StreamDecoder;
 pub use word_piece::{MAX_QUERY_IDS, QueryRows, WordPieceTokenizer};
 
-pub use white_space::strip;
-
-pub(crate) use white_space::is_white_space;
+pub use white_space::{is_white_space, strip};

@@ -3,12 +3,14 @@
 //! Paper: "Learning Transferable Visual Models From Natural Language Supervision" (arXiv 2103.00020).
 //! Letters: F frames, P patches, V visual width.
 
-use candle_core::{D, Result, Tensor};
-use candle_nn::{Linear, Module, VarBuilder, linear, ops::sigmoid};
+use candle_core::{Result, Tensor};
+use candle_nn::{VarBuilder, ops::sigmoid};
+use llamavid_kernels::{Heads, multi_head_attention};
 
 use super::ClipConfig;
 use super::layer_norm::LayerNorm;
 use super::patch_embedding::PatchEmbedding;
+use crate::linear::{Linear, linear};
 use crate::observer::Observer;
 use crate::{Error, Result as ModelResult};
 
@@ -45,6 +47,10 @@ impl ClipTower {
                 .collect::<Result<_>>()?,
             class_token: config.class_token,
         })
+    }
+
+    pub fn positions(&self) -> &Tensor {
+        &self.positions
     }
 
     /// `pixels` (F, 3, S, S) give (F, P+1, V), or (F, P, V) without the class row.
@@ -138,19 +144,13 @@ impl Attention {
     }
 
     fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let (frames, rows, width) = x.dims3()?;
-        let head_width = width / self.heads;
-        let heads = |proj: &Linear| {
-            proj.forward(x)?.reshape((frames, rows, self.heads, head_width))?.transpose(1, 2) // (F, heads, P+1, head width)
-        };
-        let scale = (head_width as f64).powf(-0.5);
-        let attended = llamavid_kernels::attention(
-            &heads(&self.q_proj)?,
-            &heads(&self.k_proj)?,
-            &heads(&self.v_proj)?,
-            scale,
-            None,
+        let (_frames, _rows, width) = x.dims3()?;
+        let attended = multi_head_attention(
+            &self.q_proj.forward(x)?,
+            &self.k_proj.forward(x)?,
+            &self.v_proj.forward(x)?,
+            &Heads::new(self.heads, width / self.heads),
         )?;
-        self.out_proj.forward(&attended.transpose(1, 2)?.flatten_from(D::Minus2)?)
+        self.out_proj.forward(&attended)
     }
 }

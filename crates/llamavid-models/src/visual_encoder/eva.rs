@@ -4,13 +4,15 @@
 //! Reference: upstream's `eva_vit.py`. Returns the last block's output, without a final norm.
 //! Letters: F frames, P patches, V visual width.
 
-use candle_core::{D, DType, Result, Tensor};
-use candle_nn::{Linear, Module, VarBuilder, linear};
+use candle_core::{DType, Result, Tensor};
+use candle_nn::VarBuilder;
+use llamavid_kernels::{Heads, gelu, linear as apply_linear, packed_attention};
 
 use super::EvaConfig;
 use super::layer_norm::LayerNorm;
 use super::patch_embedding::PatchEmbedding;
 use super::position_table;
+use crate::linear::{Linear, linear};
 use crate::observer::Observer;
 
 const EPS: f64 = 1e-6;
@@ -45,6 +47,10 @@ impl EvaTower {
                 .map(|index| Block::new(config, blocks.pp(index)))
                 .collect::<Result<_>>()?,
         })
+    }
+
+    pub fn positions(&self) -> &Tensor {
+        &self.positions
     }
 
     /// `pixels` (F, 3, S, S) give (F, P+1, V).
@@ -86,14 +92,16 @@ impl Block {
 
     fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let x = (x + self.attn.forward(&self.norm1.forward(x)?)?)?;
-        let hidden = llamavid_kernels::gelu(&self.fc1.forward(&self.norm2.forward(&x)?)?)?;
+        let hidden = gelu(&self.fc1.forward(&self.norm2.forward(&x)?)?)?;
         x + self.fc2.forward(&hidden)?
     }
 }
 
 #[derive(Debug, Clone)]
 struct Attention {
-    qkv: Linear,
+    qkv: Tensor,
+    query_bias: Tensor,
+    value_bias: Tensor,
     proj: Linear,
     heads: usize,
 }
@@ -101,27 +109,21 @@ struct Attention {
 impl Attention {
     fn new(config: &EvaConfig, vb: VarBuilder) -> Result<Self> {
         let width = config.width;
-        let query_bias = vb.get(width, "q_bias")?;
-        let value_bias = vb.get(width, "v_bias")?;
-        // Softmax would cancel a bias on the keys, so the file has none.
-        let bias = Tensor::cat(&[&query_bias, &query_bias.zeros_like()?, &value_bias], 0)?;
         Ok(Self {
-            qkv: Linear::new(vb.get((3 * width, width), "qkv.weight")?, Some(bias)),
+            qkv: vb.get((3 * width, width), "qkv.weight")?,
+            query_bias: vb.get(width, "q_bias")?,
+            value_bias: vb.get(width, "v_bias")?,
             proj: linear(width, width, vb.pp("proj"))?,
             heads: config.heads,
         })
     }
 
     fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let (frames, rows, width) = x.dims3()?;
-        let head_width = width / self.heads;
-        let qkv = self
-            .qkv
-            .forward(x)?
-            .reshape((frames, rows, 3, self.heads, head_width))?
-            .permute((2, 0, 3, 1, 4))?; // (3, F, heads, P+1, head width)
-        let scale = (head_width as f64).powf(-0.5);
-        let attended = llamavid_kernels::attention(&qkv.get(0)?, &qkv.get(1)?, &qkv.get(2)?, scale, None)?;
-        self.proj.forward(&attended.transpose(1, 2)?.flatten_from(D::Minus2)?)
+        let (_frames, _rows, width) = x.dims3()?;
+        // Softmax would cancel a bias on the keys, so the file has none.
+        let bias = Tensor::cat(&[&self.query_bias, &self.query_bias.zeros_like()?, &self.value_bias], 0)?;
+        let packed = apply_linear(x, &self.qkv, Some(&bias))?; // (F, P+1, 3 V)
+        let attended = packed_attention(&packed, &Heads::new(self.heads, width / self.heads))?;
+        self.proj.forward(&attended)
     }
 }

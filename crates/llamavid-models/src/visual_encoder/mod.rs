@@ -104,6 +104,14 @@ impl VisualEncoder {
         &self.config
     }
 
+    /// The position table (1, P+1, V) as it is used, resized where the file's was for another grid; CLIP's is (P+1, V).
+    pub fn positions(&self) -> &Tensor {
+        match &self.tower {
+            Tower::Eva(tower) => tower.positions(),
+            Tower::Clip(tower) => tower.positions(),
+        }
+    }
+
     /// `pixels` (F, 3, S, S) of any float dtype give (F, P+1, V), class row first; CLIP without its class row (F, P, V).
     ///
     /// # Errors

@@ -1,7 +1,9 @@
 //! Patches of a picture as rows of features.
 
 use candle_core::{Result, Tensor};
-use candle_nn::{Linear, Module, VarBuilder};
+use candle_nn::VarBuilder;
+
+use crate::linear::Linear;
 
 /// A convolution whose stride is its kernel, written as the matrix product that it is.
 #[derive(Debug, Clone)]

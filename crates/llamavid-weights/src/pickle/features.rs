@@ -1,5 +1,6 @@
 //! Feature files of long videos: a pickled dict with a numpy array `feats` (F, P+1, V) and a text `inputs`.
 
+use std::borrow::Cow;
 use std::path::Path;
 
 use candle_core::Tensor;
@@ -18,18 +19,52 @@ pub struct Features {
     pub inputs: String,
 }
 
+/// What a feature file holds, without its numbers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FeatureSummary {
+    /// Shape of `feats`, (F, P+1, V) as published.
+    pub shape: Vec<usize>,
+    /// Text of the video: one `<image>` a frame, subtitles between them.
+    pub inputs: String,
+}
+
 /// Reads a feature file as data: numpy arrays and strings only, whatever else the pickle names.
 ///
 /// # Errors
 /// A file that is missing, damaged, not a dict with `feats` and `inputs`, or with values that are not finite.
 pub fn read_features(path: &Path) -> Result<Features> {
     let file = MappedFile::open(path)?;
+    let pickle = Pickle::parse(file.bytes()).map_err(|fault| fault.in_file(path))?;
+    let (feats, inputs) = fields(&pickle, path)?;
+    let feats = array(&pickle, feats)
+        .and_then(|array| array.tensor())
+        .map_err(|fault| fault.in_tensor(path, "feats"))?;
+    if let Some((index, value)) = elements::first_not_finite(&feats) {
+        let (file, key) = (path.to_path_buf(), "feats".to_string());
+        return Err(Error::NotFinite { file, key, index, value, overflows: None });
+    }
+    Ok(Features { feats, inputs: inputs.to_string() })
+}
+
+/// Reads a feature file as [`read_features`] does, but for its numbers, which it does not touch.
+///
+/// # Errors
+/// As [`read_features`]; values that are not finite are not seen.
+pub fn summarise_features(path: &Path) -> Result<FeatureSummary> {
+    let file = MappedFile::open(path)?;
+    let pickle = Pickle::parse(file.bytes()).map_err(|fault| fault.in_file(path))?;
+    let (feats, inputs) = fields(&pickle, path)?;
+    let array = array(&pickle, feats).map_err(|fault| fault.in_tensor(path, "feats"))?;
+    Ok(FeatureSummary { shape: array.shape, inputs: inputs.to_string() })
+}
+
+/// `feats` and `inputs` of the pickled dict.
+fn fields<'a>(pickle: &Pickle<'a>, path: &Path) -> Result<(Value, &'a str)> {
     let fault = |fault: Fault| fault.in_file(path);
-    let pickle = Pickle::parse(file.bytes()).map_err(fault)?;
     let Some(pairs) = pickle.pairs(pickle.root) else {
         return Err(fault(Fault::invalid(format!(
             "expected a pickled dict with `feats` and `inputs`, found something else{}",
-            mentioned(&pickle)
+            mentioned(pickle)
         ))));
     };
     // The last pair of a name counts, as in Python.
@@ -43,12 +78,7 @@ pub fn read_features(path: &Path) -> Result<Features> {
     let inputs = find("inputs").ok_or_else(|| missing("inputs"))?;
     let inputs = pickle.text(inputs).ok_or_else(|| fault(Fault::invalid("`inputs`: expected text")))?;
     let feats = find("feats").ok_or_else(|| missing("feats"))?;
-    let feats = array(&pickle, feats).map_err(|fault| fault.in_tensor(path, "feats"))?;
-    if let Some((index, value)) = elements::first_not_finite(&feats) {
-        let (file, key) = (path.to_path_buf(), "feats".to_string());
-        return Err(Error::NotFinite { file, key, index, value, overflows: None });
-    }
-    Ok(Features { feats, inputs: inputs.to_string() })
+    Ok((feats, inputs))
 }
 
 /// Says which names a pickle mentions, as they are the best clue to what it is.
@@ -69,8 +99,23 @@ enum Order {
     Axes(Vec<usize>),
 }
 
+/// A numpy array whose data fits its shape.
+struct Array<'a> {
+    shape: Vec<usize>,
+    element: ElementType,
+    layout: Layout,
+    data: Cow<'a, [u8]>,
+}
+
+impl Array<'_> {
+    fn tensor(&self) -> Result<Tensor, Fault> {
+        elements::tensor(&self.data, self.element, &self.layout)
+            .map_err(|error| Fault::invalid(error.to_string()))
+    }
+}
+
 /// A numpy array, in either of the two forms that numpy writes.
-fn array(pickle: &Pickle, value: Value) -> Result<Tensor, Fault> {
+fn array<'a>(pickle: &Pickle<'a>, value: Value) -> Result<Array<'a>, Fault> {
     let not_an_array = || Fault::invalid(format!("expected a numpy array{}", mentioned(pickle)));
     let (shape, dtype, order, data) = match pickle.call(value).ok_or_else(not_an_array)? {
         // Protocols 2 to 4: an empty array, then its state (version, shape, dtype, column by column, data).
@@ -114,7 +159,7 @@ fn array(pickle: &Pickle, value: Value) -> Result<Tensor, Fault> {
         Order::Columns => Layout::column_major(shape, count)?,
         Order::Axes(axes) => Layout::permuted(shape, &axes, count)?,
     };
-    elements::tensor(&data, element, &layout).map_err(|error| Fault::invalid(error.to_string()))
+    Ok(Array { shape: layout.shape().to_vec(), element, layout, data })
 }
 
 /// `numpy.dtype('f2', False, True)` with its state (version, byte order, …).

@@ -7,5 +7,5 @@ mod features;
 mod machine;
 mod value;
 
-pub use features::{Features, read_features};
+pub use features::{FeatureSummary, Features, read_features, summarise_features};
 pub(crate) use value::{Object, Pickle, Value};

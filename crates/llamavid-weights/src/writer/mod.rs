@@ -1,8 +1,10 @@
 //! Weight files written: safetensors, and torch's zip format, which the reference reads.
 //!
-//! A writer fills any stream and keeps one tensor in memory at a time beside those it is given.
+//! A writer fills a stream and keeps no copy of the tensors.
 
 mod numbers;
 mod safetensors_writer;
+mod torch_writer;
 
 pub use safetensors_writer::write_safetensors;
+pub use torch_writer::write_torch;

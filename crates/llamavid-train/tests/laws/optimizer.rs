@@ -1,5 +1,4 @@
 //! Updates against numbers worked out another way, and their state on the way to disk and back.
-#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 use candle_core::{DType, Device, Tensor, Var};
 use candle_nn::Init;

@@ -1,0 +1,214 @@
+use std::collections::BTreeMap;
+
+use candle_core::backprop::GradStore;
+use candle_core::{DType, Tensor};
+use llamavid_train::{
+    Accumulation, Activations, Error, Example, Schedule, Stage, StepReport, Trainer, TrainerOptions, Visual,
+    gradients, loss_and_gradients,
+};
+use serde_json::json;
+
+use crate::model::{at, examples, trainer};
+
+fn options() -> TrainerOptions {
+    TrainerOptions::new(Schedule::Cosine { warmup: 2, total: 20 })
+}
+
+fn bits(tensor: &Tensor) -> Vec<u32> {
+    let tensor = tensor.flatten_all().unwrap().to_dtype(DType::F32).unwrap();
+    tensor.to_vec1::<f32>().unwrap().into_iter().map(f32::to_bits).collect()
+}
+
+fn weights(trainer: &Trainer) -> BTreeMap<String, Vec<u32>> {
+    trainer.parameters().tensors().iter().map(|(name, tensor)| (name.clone(), bits(tensor))).collect()
+}
+
+/// Largest difference of two gradients over the largest number of the second.
+fn apart(left: &Tensor, right: &Tensor) -> f32 {
+    let largest = |tensor: Tensor| {
+        tensor.abs().unwrap().flatten_all().unwrap().max(0).unwrap().to_scalar::<f32>().unwrap()
+    };
+    largest((left - right).unwrap()) / largest(right.clone()).max(1e-6)
+}
+
+#[test]
+fn what_trains_gets_a_gradient_and_moves_and_nothing_else_does() {
+    for stage in Stage::ALL {
+        let model = at(stage, DType::F32);
+        let trainable = model.parameters.trainable();
+        let store = model.model.loss(&examples(1)).unwrap().sum.backward().unwrap();
+        for (name, var) in &trainable {
+            assert!(model.parameters.plan().trains(name));
+            assert!(store.get(var.as_tensor()).is_some(), "{stage:?}: no gradient for {name}");
+        }
+        let frozen =
+            model.parameters.names().into_iter().filter(|name| !model.parameters.plan().trains(name));
+        for name in frozen {
+            let weight = model.parameters.var_builder().get_unchecked(&name).unwrap();
+            assert!(!weight.is_variable() && !weight.track_op(), "{stage:?}: {name} would get a gradient");
+        }
+
+        let mut trainer = trainer(model, 1e-2, TrainerOptions::new(Schedule::Constant { warmup: 0 }));
+        let before = weights(&trainer);
+        trainer.step(&[examples(1)]).unwrap();
+        for (name, value) in weights(&trainer) {
+            // Nothing reads the words of the Q-Former's last layer: their gradient is there and zero.
+            let trains = trainer.parameters().plan().trains(&name);
+            let still = name.contains("layer.3.intermediate.dense") || name.contains("layer.3.output.");
+            assert_eq!(
+                value != before[&name],
+                trains && !(still && value == before[&name]),
+                "{stage:?}: {name}"
+            );
+        }
+    }
+}
+
+#[test]
+fn micro_batches_equal_one_batch() {
+    let all = examples(2);
+    let cut: Vec<Vec<Example>> = vec![all[..1].to_vec(), all[1..4].to_vec(), all[4..].to_vec()];
+    let run = |batches: &[Vec<Example>], accumulation| {
+        let options = TrainerOptions { accumulation, ..options() };
+        trainer(at(Stage::Instruction, DType::F32), 1e-3, options).step(batches).unwrap()
+    };
+    let near = |left: f64, right: f64| (left - right).abs() < 1e-5 * right.abs();
+    let whole = run(std::slice::from_ref(&all), Accumulation::EveryLabel);
+    let parts = run(&cut, Accumulation::EveryLabel);
+    assert!(near(parts.loss, whole.loss) && near(parts.gradient_norm, whole.gradient_norm));
+    assert_eq!((parts.labels, parts.tokens, parts.samples), (whole.labels, whole.tokens, whole.samples));
+
+    // The reference's way: the mean of the batches' means, whatever their number of labels.
+    let means = cut.iter().map(|batch| run(std::slice::from_ref(batch), Accumulation::EveryBatch).loss);
+    let mean = means.sum::<f64>() / cut.len() as f64;
+    let parts = run(&cut, Accumulation::EveryBatch);
+    assert!(near(parts.loss, mean) && !near(parts.loss, whole.loss));
+}
+
+#[test]
+fn gradients_of_micro_batches_add_up_to_those_of_one_batch() {
+    let model = at(Stage::Instruction, DType::F32);
+    let (all, trainable) = (examples(3), model.parameters.trainable());
+    let of = |batches: &[&[Example]], activations| {
+        let mut sum = GradStore::default();
+        for batch in batches {
+            loss_and_gradients(&model.model, batch, &trainable, activations, |_| 1., &mut sum).unwrap();
+        }
+        sum
+    };
+    let whole = of(&[&all], Activations::Kept);
+    for other in [
+        of(&[&all[..2], &all[2..]], Activations::Kept),
+        of(&[&all], Activations::Recomputed),
+        of(&[&all[..4], &all[4..]], Activations::Recomputed),
+    ] {
+        for (name, var) in &trainable {
+            let (other, whole) = (other.get(var.as_tensor()).unwrap(), whole.get(var.as_tensor()).unwrap());
+            // The biases of keys have no gradient but rounding.
+            if gradients::norm(whole).unwrap() > 1e-5 {
+                assert!(apart(other, whole) < 1e-4, "{name}: {}", apart(other, whole));
+            }
+        }
+    }
+}
+
+#[test]
+fn a_resumed_run_is_the_same_run() {
+    for (dtype, activations) in [(DType::F32, Activations::Kept), (DType::BF16, Activations::Recomputed)] {
+        let start = || {
+            let options = TrainerOptions { activations, clip_norm: Some(1.), ..options() };
+            trainer(at(Stage::Instruction, dtype), 1e-3, options)
+        };
+        let run = |trainer: &mut Trainer, steps: std::ops::Range<u64>| -> Vec<StepReport> {
+            steps.map(|step| trainer.step(&[examples(step), examples(step + 100)]).unwrap()).collect()
+        };
+        let mut straight = start();
+        let expected = run(&mut straight, 0..6);
+
+        let folder = tempfile::tempdir().unwrap();
+        let mut first = start();
+        let mut reports = run(&mut first, 0..3);
+        first.write_state(folder.path(), &json!({ "epoch": 3 })).unwrap();
+        drop(first);
+        let mut second = start();
+        assert_eq!(second.read_state(folder.path()).unwrap(), json!({ "epoch": 3 }));
+        assert_eq!(second.steps(), 3);
+        reports.extend(run(&mut second, 3..6));
+        assert_eq!(reports, expected);
+        assert_eq!(weights(&second), weights(&straight));
+        assert!(expected[5].loss < expected[0].loss * 1.5);
+    }
+}
+
+#[test]
+fn state_of_another_run_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    trainer(at(Stage::Alignment, DType::F32), 1e-3, options())
+        .write_state(folder.path(), &json!(null))
+        .unwrap();
+    let mut other = trainer(at(Stage::Instruction, DType::F32), 1e-3, options());
+    let before = weights(&other);
+    let error = other.read_state(folder.path()).unwrap_err();
+    assert!(
+        matches!(&error, Error::State { problem, .. } if problem.contains("other weights train")),
+        "{error}"
+    );
+    assert_eq!(weights(&other), before);
+}
+
+#[test]
+fn a_number_that_is_none_stops_before_anything_changes() {
+    let mut trainer = trainer(at(Stage::Instruction, DType::F32), 1e-3, options());
+    trainer.step(&[examples(1)]).unwrap();
+    let before = weights(&trainer);
+    let mut poisoned = examples(2);
+    if let Visual::Pixels(pixels) = &mut poisoned[1].visual {
+        *pixels = (pixels.clone() * f64::NAN).unwrap();
+    }
+    let error = trainer.step(&[examples(3), poisoned]).unwrap_err();
+    match error {
+        Error::NotFinite { step, ids, quantity, .. } => {
+            assert_eq!((step, quantity), (1, "loss"));
+            assert!(ids.contains(&"sample-2-1".to_owned()) && !ids.contains(&"sample-3-0".to_owned()));
+        }
+        other => panic!("{other}"),
+    }
+    assert_eq!(weights(&trainer), before);
+    assert_eq!(trainer.steps(), 1);
+    // The run can go on with other samples.
+    trainer.step(&[examples(3)]).unwrap();
+}
+
+#[test]
+fn a_cancelled_step_changes_nothing() {
+    let mut trainer = trainer(at(Stage::Alignment, DType::F32), 1e-3, options());
+    let before = weights(&trainer);
+    trainer.cancellation().store(true, std::sync::atomic::Ordering::Relaxed);
+    assert!(matches!(trainer.step(&[examples(1)]), Err(Error::Cancelled { step: 0 })));
+    assert_eq!(weights(&trainer), before);
+}
+
+#[test]
+fn text_alone_lets_the_rest_fade_as_in_the_reference() {
+    let mut trainer = trainer(
+        at(Stage::Instruction, DType::F32),
+        1e-2,
+        TrainerOptions::new(Schedule::Constant { warmup: 0 }),
+    );
+    trainer.step(&[examples(1)]).unwrap();
+    let name = "token_generator.projector.0.weight";
+    let before = bits(&trainer.parameters().get(name).unwrap());
+    let report = trainer.step(&[examples(1)[4..].to_vec()]).unwrap();
+    assert_eq!((report.frames, report.labels, report.samples), (0, 3, 1));
+    // AdamW moves on by the mean of the step before.
+    assert_ne!(bits(&trainer.parameters().get(name).unwrap()), before);
+}
+
+#[test]
+fn losses_fall_in_bf16_with_f32_masters() {
+    let options = TrainerOptions::new(Schedule::Constant { warmup: 0 });
+    let mut trainer = trainer(at(Stage::Instruction, DType::BF16), 1e-3, options);
+    let losses: Vec<f64> = (0..8).map(|_| trainer.step(&[examples(1)]).unwrap().loss).collect();
+    assert!(losses[7] < 0.8 * losses[0], "{losses:?}");
+    assert!(trainer.parameters().trainable().iter().all(|(_, var)| var.dtype() == DType::F32));
+}
