@@ -11,6 +11,10 @@ use llamavid_models::language_model::{LanguageModel, LanguageModelConfig};
 use llamavid_models::observer::Blind;
 use llamavid_models::visual_encoder::{EvaConfig, VisualEncoder, VisualEncoderConfig};
 
+/// As the training programs have it: the system's gives large blocks back and takes them again page by page.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 const VOCABULARY: usize = 273;
 
 fn main() -> std::result::Result<(), Box<dyn std::error::Error>> {

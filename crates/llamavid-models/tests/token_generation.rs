@@ -320,6 +320,26 @@ fn frames_with_questions_of_their_own_equal_single_ones() {
 }
 
 #[test]
+fn dropout_is_only_what_its_seed_says() {
+    for name in ["video-mean", "raw-bert"] {
+        let oracle = Oracle::open(name);
+        let (features, kind, questions) = oracle.input(&oracle.cases[0]);
+        let generator = oracle.generator(DType::F32);
+        let tokens =
+            |generator: &TokenGenerator| generator.generate(&features, kind, &questions, &mut Blind).unwrap();
+        let dropping = |rate, seed| tokens(&generator.with_dropout(rate, seed).unwrap());
+        let plain = tokens(&generator);
+        assert_eq!(error(&dropping(0.0, 1), &plain), 0.0);
+        assert!(error(&dropping(0.1, 1), &plain) > 1e-3);
+        assert_eq!(error(&dropping(0.1, 1), &dropping(0.1, 1)), 0.0);
+        assert!(error(&dropping(0.1, 1), &dropping(0.1, 2)) > 1e-3);
+        for wrong in [-0.1, 1.0, f32::NAN] {
+            assert!(matches!(generator.with_dropout(wrong, 1), Err(Error::Argument(_))));
+        }
+    }
+}
+
+#[test]
 fn grid_of_one_equals_mean() {
     let oracle = Oracle::open("video-mean");
     let (features, kind, questions) = oracle.input(&oracle.cases[0]);

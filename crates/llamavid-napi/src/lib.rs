@@ -15,6 +15,7 @@ mod pixels;
 mod promise;
 mod subtitles;
 mod tokens;
+mod training;
 mod vision;
 mod world;
 

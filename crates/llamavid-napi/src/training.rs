@@ -169,7 +169,9 @@ impl TrainingRun {
             || {
                 let pixels = pixels
                     .iter()
-                    .map(|parts| parts.as_ref().map(|parts| parts.iter().map(|part| part.get()).collect()).transpose())
+                    .map(|parts| {
+                        parts.as_ref().map(|parts| parts.iter().map(|part| part.get()).collect()).transpose()
+                    })
                     .collect::<runtime::Result<_>>()?;
                 self.handle.open()?.step(whole("batch", batch)?, pixels)
             },
@@ -211,4 +213,145 @@ impl TrainingRun {
 #[napi]
 pub fn plan_training(env: &Env, config: String) -> napi::Result<AsyncBlock<String>> {
     promise(env, || Ok(runtime::plan_training(config)), |plan| plan)
+}
+
+/// Something wrong with a record.
+#[napi(object, object_from_js = false)]
+pub struct DataFinding {
+    /// The record's place in the list, from 0.
+    pub index: f64,
+    /// Its id, or `#` and its place.
+    pub id: String,
+    /// Whether it cannot be trained on, or is so in part.
+    #[napi(ts_type = "'error' | 'warning'")]
+    pub severity: &'static str,
+    /// What kind of fault it is.
+    pub kind: &'static str,
+    /// What is wrong and where.
+    pub message: String,
+}
+
+/// A video that is there, for the caller to open.
+#[napi(object, object_from_js = false)]
+pub struct DataVideo {
+    /// The record's place in the list, from 0.
+    pub index: f64,
+    /// Its id, or `#` and its place.
+    pub id: String,
+    /// The file.
+    pub path: String,
+}
+
+/// Numbers of a list.
+#[napi(object, object_from_js = false)]
+pub struct DataTotals {
+    /// Records.
+    pub records: f64,
+    /// Of them about a picture.
+    pub images: f64,
+    /// About a video file.
+    pub videos: f64,
+    /// About features.
+    pub features: f64,
+    /// Text alone.
+    pub texts: f64,
+    /// With an error.
+    pub bad_records: f64,
+    /// With warnings and no error.
+    pub warned_records: f64,
+}
+
+/// What was seen of the next records.
+#[napi(object, object_from_js = false)]
+pub struct DataCheckPart {
+    /// What is wrong, in the list's order.
+    pub findings: Vec<DataFinding>,
+    /// Videos that are there.
+    pub videos: Vec<DataVideo>,
+    /// Records so far.
+    pub records: f64,
+    /// Records of the list.
+    pub total: f64,
+    /// With the last part.
+    pub totals: Option<DataTotals>,
+}
+
+/// The check of a data list, which goes on as far as its parts are asked for.
+#[napi]
+pub struct DataCheck {
+    handle: Handle<runtime::DataCheck>,
+}
+
+#[napi]
+impl DataCheck {
+    /// Opens a list and begins.
+    #[napi]
+    pub fn open(
+        env: &Env,
+        list: String,
+        images: Option<String>,
+        videos: Option<String>,
+    ) -> napi::Result<AsyncBlock<DataCheck>> {
+        promise(
+            env,
+            || Ok(runtime::DataCheck::open(list.into(), images.map(Into::into), videos.map(Into::into))),
+            |check| Self { handle: Handle::new("data check", check) },
+        )
+    }
+
+    /// The next part; null behind the last.
+    #[napi(ts_return_type = "Promise<DataCheckPart | null>")]
+    pub fn next(&self, env: &Env) -> napi::Result<AsyncBlock<Option<DataCheckPart>>> {
+        promise(env, || Ok(self.handle.open()?.next()), |part| part.map(DataCheckPart::from))
+    }
+
+    /// Ends the check. Closing twice does nothing.
+    #[napi]
+    pub fn close(&self) {
+        drop(self.handle.close());
+    }
+}
+
+impl From<runtime::CheckedPart> for DataCheckPart {
+    fn from(part: runtime::CheckedPart) -> Self {
+        Self {
+            findings: part
+                .findings
+                .into_iter()
+                .map(|finding| DataFinding {
+                    index: finding.record as f64,
+                    id: finding.id,
+                    severity: finding.severity.name(),
+                    kind: finding.fault.code.name(),
+                    message: finding.fault.to_string(),
+                })
+                .collect(),
+            videos: part
+                .videos
+                .into_iter()
+                .map(|video| DataVideo {
+                    index: video.record as f64,
+                    id: video.id,
+                    path: video.path.to_string_lossy().into_owned(),
+                })
+                .collect(),
+            records: part.records as f64,
+            total: part.total as f64,
+            totals: part.totals.map(|totals| DataTotals {
+                records: totals.records as f64,
+                images: totals.images as f64,
+                videos: totals.videos as f64,
+                features: totals.features as f64,
+                texts: totals.texts as f64,
+                bad_records: totals.bad_records as f64,
+                warned_records: totals.warned_records as f64,
+            }),
+        }
+    }
+}
+
+/// The published lists and weights, and which of them are under `root`, as JSON.
+#[napi]
+pub fn published_data(env: &Env, root: String) -> napi::Result<AsyncBlock<String>> {
+    promise(env, || Ok(runtime::published_data(root.into())), |found| found)
 }

@@ -151,6 +151,7 @@ impl Step<'_> {
             vision_name: text("vision_tower", ""),
             processor_name: text("image_processor", ""),
             extension: Some(self.cases.sizes.extension_block()),
+            lora: None,
         })
     }
 

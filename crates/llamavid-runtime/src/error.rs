@@ -135,7 +135,11 @@ impl From<llamavid_models::Error> for Error {
 impl From<llamavid_train::Error> for Error {
     fn from(error: llamavid_train::Error) -> Self {
         use llamavid_train::Error as Train;
-        let (message, hint) = (error.to_string(), error.hint());
+        let (mut message, hint) = (error.to_string(), error.hint());
+        if let Train::NotFinite { step, quantity, value, ids } = &error {
+            // Reports count steps from 1.
+            message = format!("step {}: the {quantity} is {value}; records: {}", step + 1, ids.join(", "));
+        }
         let code = match error {
             Train::Tensor(error) => return error.into(),
             Train::Model(error) => return error.into(),

@@ -4,6 +4,7 @@
 //! comes as a [`Reply`], which Node's side awaits and a Rust program waits for.
 
 mod cancellation;
+mod data_check;
 mod device;
 mod dtype;
 mod error;
@@ -22,6 +23,7 @@ mod visual_features;
 mod visual_tokens;
 
 pub use cancellation::Cancellation;
+pub use data_check::{CheckTotals, CheckedPart, DataCheck, Finding, VideoReference, published_data};
 pub use device::{Device, DeviceKind};
 pub use dtype::Dtype;
 pub use error::{Error, ErrorCode, Result};
@@ -47,6 +49,7 @@ pub use subtitles::Subtitles;
 pub use token_generator::{Ablation, TokenGenerator};
 pub use training::{
     MediaKind, TrainingBatch, TrainingFacts, TrainingFailure, TrainingRun, TrainingSample, TrainingStep,
+    plan_training,
 };
 pub use visual_encoder::VisualEncoder;
 pub use visual_features::VisualFeatures;

@@ -364,7 +364,11 @@ pub(crate) fn find_query_folder(root: &Path, written: Option<&str>) -> Option<Pa
     places.into_iter().find(|place| place.join("vocab.txt").is_file())
 }
 
-pub(crate) fn find_processor(root: &Path, written: Option<&str>, vision: Option<&VisionWeights>) -> Option<PathBuf> {
+pub(crate) fn find_processor(
+    root: &Path,
+    written: Option<&str>,
+    vision: Option<&VisionWeights>,
+) -> Option<PathBuf> {
     let mut places: Vec<PathBuf> =
         [written, Some("processor")].into_iter().flatten().flat_map(|name| candidates(root, name)).collect();
     places.push(root.to_path_buf());

@@ -6,6 +6,7 @@
 mod config;
 mod feed;
 mod output_folder;
+mod plan;
 mod start;
 mod step_plan;
 mod step_stream;
@@ -16,15 +17,15 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use candle_core::{DType, Device as TensorDevice, Tensor};
 use llamavid_models::preprocess::Preprocessing;
-use llamavid_models::visual_encoder::VisualEncoderConfig;
 use llamavid_train::data::{Folders, RecordFile};
 use llamavid_train::{
-    Accumulation, Activations, Example, Optimizer, ParameterGroup, Parameters, RateFactor, Schedule, StageModel,
-    Trainer, TrainerOptions, Update, Visual, adamw_groups,
+    Activations, Example, Optimizer, OutputOptions, ParameterGroup, Parameters, RateFactor, Schedule, Stage,
+    StageModel, StageOutput, Trainer, TrainerOptions, Update, Visual, adamw_groups, copy_side_files,
 };
 use serde_json::json;
 
 pub use feed::{MediaKind, TrainingBatch, TrainingFailure, TrainingSample};
+pub use plan::plan_training;
 
 use self::config::{ComputeDtype, OptimizerKind, OptimizerRecipe, Recipe, ScheduleKind, TrainingConfig};
 use self::feed::{Feed, Prepared, PreparedSample};
@@ -32,7 +33,7 @@ use self::output_folder::OutputFolder;
 use self::start::Start;
 use self::step_plan::StepPlan;
 use self::step_stream::{BatchSender, batch_stream};
-use crate::{Cancellation, Device, Error, ErrorCode, Pixels, Reply, Result, run_aside};
+use crate::{Cancellation, Device, Error, Pixels, Reply, Result, run_aside};
 
 /// Where a run stands when it is opened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -100,6 +101,10 @@ struct Course {
     trainer: Trainer,
     folder: OutputFolder,
     records: usize,
+    output: StageOutput,
+    options: OutputOptions,
+    /// The query model's vocabulary and the image processor, which the written model needs beside it.
+    side_files: Option<(PathBuf, Option<PathBuf>)>,
 }
 
 impl TrainingRun {
@@ -123,16 +128,13 @@ impl TrainingRun {
             ComputeDtype::F32 => DType::F32,
             ComputeDtype::Bf16 => DType::BF16,
         };
-        let stage = StageModel::assemble(&start.files, &start.settings, dtype, recipe.seed, device.tensors())?;
+        let stage =
+            StageModel::assemble(&start.files, &start.settings, dtype, recipe.seed, device.tensors())?;
         cancellation.check()?;
-        let size = match &stage.model.options().config.visual {
-            VisualEncoderConfig::Eva(eva) => eva.image_size,
-            VisualEncoderConfig::Clip(clip) => clip.image_size,
-        };
-        let preprocessing = start.preprocessing(size)?;
-        let tokenizer = stage.tokenizer.clone();
-        let mut trainer = trainer(stage, recipe, &plan)?;
-        let done_steps = match folder.latest()? {
+        let preprocessing = start.preprocessing(stage.model.options().config.visual.image_size())?;
+        let (tokenizer, output) = (stage.tokenizer.clone(), stage.output.clone());
+        let mut trainer = trainer(&stage, recipe, &plan)?;
+        let done_steps = match folder.checkpoints().latest()? {
             Some(checkpoint) => {
                 let progress = trainer.read_state(&checkpoint)?;
                 if progress.get("records") != Some(&json!(list.len())) {
@@ -156,6 +158,10 @@ impl TrainingRun {
         };
         let folders = Folders { images: config.inputs.images.clone(), videos: config.inputs.videos.clone() };
         let records = list.len();
+        // As the reference: what was computed in half precision is written in it.
+        let options = OutputOptions { dtype, ..OutputOptions::default() };
+        let side_files =
+            (start.settings.stage != Stage::Alignment).then(|| (start.files.bert, start.files.processor));
         let feed = Feed::new(recipe, list, folders, tokenizer, plan, facts.done_steps)?;
         Ok(Self {
             facts,
@@ -165,7 +171,7 @@ impl TrainingRun {
             learning_rate: recipe.optimizer.learning_rate,
             feed: Arc::new(Mutex::new(feed)),
             given: Arc::default(),
-            course: Arc::new(Mutex::new(Course { trainer, folder, records })),
+            course: Arc::new(Mutex::new(Course { trainer, folder, records, output, options, side_files })),
             step: Mutex::new(None),
         })
     }
@@ -278,8 +284,9 @@ impl TrainingRun {
     pub fn save(&self) -> Reply<PathBuf> {
         let course = self.course.clone();
         self.device.run_once(&Cancellation::default(), move |_| {
-            let Course { trainer, folder, records } = &*lock(&course);
-            folder.save(trainer.steps(), |to| trainer.write_state(to, &json!({ "records": records })))
+            let Course { trainer, folder, records, .. } = &*lock(&course);
+            let progress = json!({ "records": records });
+            Ok(folder.checkpoints().save(trainer.steps(), |to| trainer.write_state(to, &progress))?)
         })
     }
 
@@ -287,8 +294,11 @@ impl TrainingRun {
     pub fn finish(&self) -> Reply<()> {
         let course = self.course.clone();
         self.device.run_once(&Cancellation::default(), move |_| {
-            let Course { trainer, folder, .. } = &mut *lock(&course);
-            trainer.write_stage(folder.path())?;
+            let Course { trainer, folder, output, options, side_files, .. } = &mut *lock(&course);
+            if let Some((bert, processor)) = side_files {
+                copy_side_files(bert, processor.as_deref(), folder.path())?;
+            }
+            output.write(folder.path(), trainer.parameters(), trainer.model(), options)?;
             folder.set_finished()
         })
     }
@@ -317,6 +327,9 @@ fn trainer(stage: &StageModel, recipe: &Recipe, plan: &StepPlan) -> Result<Train
             true => Activations::Recomputed,
             false => Activations::Kept,
         },
+        query_dropout: recipe.compute.query_dropout as f32,
+        lora_dropout: recipe.lora.as_ref().map_or(0., |lora| lora.dropout as f32),
+        seed: recipe.seed,
         ..TrainerOptions::new(schedule)
     };
     Ok(Trainer::new(stage.parameters.clone(), stage.model.clone(), optimizer, options)?)

@@ -17,6 +17,7 @@ use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
 use crate::error::{Error, Result};
+use crate::lora::LoraSettings;
 use crate::model::{Model, ModelOptions};
 use crate::output::StageOutput;
 use crate::parameters::{Missing, Parameters};
@@ -82,6 +83,8 @@ pub struct StageSettings {
     pub processor_name: String,
     /// The block `llamavid` of the configuration: sizes that the reference has in its code.
     pub extension: Option<Value>,
+    /// Adapters of the language model, which then does not train itself.
+    pub lora: Option<LoraSettings>,
 }
 
 /// A model at the beginning of a stage.
@@ -112,8 +115,23 @@ impl StageModel {
         device: &Device,
     ) -> Result<Self> {
         let plan = settings.stage.plan(settings.image_start_end);
+        let plan = if settings.lora.is_some() { plan.with_lora() } else { plan };
         let parameters = Parameters::new(plan, seed, device).with_frozen_dtype(dtype);
         Self::assemble_with(parameters, files, settings, dtype)
+    }
+
+    /// Sizes and tokenizer of the model that [`StageModel::assemble`] would build; of the weights only shapes are read.
+    ///
+    /// # Errors
+    /// As [`StageModel::assemble`], but for the weights.
+    pub fn configure(files: &StageFiles, settings: &StageSettings) -> Result<(ModelConfig, LlamaTokenizer)> {
+        let mut config = configuration(read_object(&files.base.join("config.json"))?, settings);
+        let (tokenizer, _, new) = extended_tokenizer(&files.base, settings)?;
+        if new.count > 0 {
+            config.insert("vocab_size".into(), json!(tokenizer.vocab_size()));
+        }
+        let bytes = serde_json::to_vec(&config).map_err(|error| json_error(&files.base, error))?;
+        Ok((parse_config(&bytes, files)?, tokenizer))
     }
 
     /// The same on parameters that may hold weights already, which count more than those of the files.
@@ -144,6 +162,7 @@ impl StageModel {
             pad_id: tokenizer.pad_id(),
             max_length: settings.max_length,
             embedding_gradient: settings.stage.embedding_gradient(&model_config),
+            lora: settings.lora.as_ref().map(|lora| lora.config.clone()),
             config: model_config,
         };
         let model = Model::new(&parameters, Arc::new(options), query_tokenizer.clone(), true)?;
@@ -154,6 +173,7 @@ impl StageModel {
             added_tokens,
             base: files.base.clone(),
             max_length: settings.max_length,
+            lora: settings.lora.clone(),
         };
         Ok(Self { parameters, model, output, tokenizer, query_tokenizer })
     }

@@ -50,6 +50,14 @@ impl FreezePlan {
         Self::only(["token_generator.projector", "language_model"])
     }
 
+    /// The same with adapters of the language model in its place. Embeddings that a plan names by themselves stay.
+    #[must_use]
+    pub fn with_lora(mut self) -> Self {
+        self.trained.retain(|name| name != "language_model");
+        self.trained.push(crate::lora::PREFIX.to_owned());
+        self
+    }
+
     /// Whether the weight of this name trains.
     pub fn trains(&self, name: &str) -> bool {
         let below = |prefix: &String| match name.strip_prefix(prefix.as_str()) {

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use candle_core::{D, DType, Tensor};
 use llamavid_models::config::ModelConfig;
-use llamavid_models::language_model::{LanguageModel, LanguageModelConfig};
+use llamavid_models::language_model::{LanguageModel, LanguageModelConfig, LoraConfig};
 use llamavid_models::observer::{Blind, Observer};
 use llamavid_models::token_generation::TokenGenerator;
 use llamavid_models::tokenizer::WordPieceTokenizer;
@@ -17,6 +17,7 @@ use crate::batch::{Batch, EmbeddingGradient};
 use crate::data::Sample;
 use crate::error::Result;
 use crate::example::Example;
+use crate::lora;
 use crate::parameters::Parameters;
 use crate::part::Part;
 use crate::visual_tokens::VisualPath;
@@ -37,6 +38,19 @@ pub struct ModelOptions {
     pub max_length: usize,
     /// Which input embeddings learn.
     pub embedding_gradient: EmbeddingGradient,
+    /// Adapters of the language model.
+    pub lora: Option<LoraConfig>,
+}
+
+/// What a training step drops at random, as the reference does. The same seed drops the same values.
+#[derive(Debug, Clone, Copy)]
+pub struct TrainingDropout {
+    /// Share of the query model's values, whether it trains or not (SPEC quirk 14: 0.1).
+    pub query: f32,
+    /// Share of what adapters read.
+    pub lora: f32,
+    /// Decides which.
+    pub seed: u64,
 }
 
 /// The parts of the model, and how a batch goes through them.
@@ -48,6 +62,8 @@ pub struct Model {
     encoder: Option<VisualEncoder>,
     token_generator: TokenGenerator,
     language_model: LanguageModel,
+    /// Share that is dropped, and a seed from which each part of a batch makes its own.
+    query_dropout: Option<(f32, u64)>,
 }
 
 /// The loss of a batch.
@@ -92,12 +108,17 @@ impl Model {
         let token_generator = TokenGenerator::new(&config.tokens, builder.pp(Part::TokenGenerator.name()));
         let language = LanguageModelConfig { max_positions: MOST_POSITIONS, ..config.language.clone() };
         let language_model = LanguageModel::new(&language, builder.pp(Part::LanguageModel.name()));
+        let mut language_model = language_model.map_err(explain)?;
+        if let Some(lora) = &options.lora {
+            language_model = language_model.with_lora(lora, builder.pp(lora::PREFIX)).map_err(explain)?;
+        }
         Ok(Self {
             encoder,
             token_generator: token_generator.map_err(explain)?,
-            language_model: language_model.map_err(explain)?,
+            language_model,
             options,
             query_tokenizer,
+            query_dropout: None,
         })
     }
 
@@ -108,6 +129,16 @@ impl Model {
     /// A device without memory.
     pub fn refreshed(&self, parameters: &Parameters) -> Result<Self> {
         Self::new(parameters, self.options.clone(), self.query_tokenizer.clone(), self.encoder.is_some())
+    }
+
+    /// The same, which drops values as in training.
+    pub fn with_dropout(&self, dropout: &TrainingDropout) -> Self {
+        let mut changed = self.clone();
+        changed.query_dropout = (dropout.query > 0.).then_some((dropout.query, dropout.seed));
+        if self.options.lora.is_some() {
+            changed.language_model = self.language_model.with_lora_dropout(dropout.lora, dropout.seed);
+        }
+        changed
     }
 
     /// What it was built with.
@@ -160,6 +191,7 @@ impl Model {
             encoder: self.encoder.as_ref(),
             generator: &self.token_generator,
             query_tokenizer: &self.query_tokenizer,
+            dropout: self.query_dropout,
         };
         let visual = path.tokens(examples, observer)?;
         let samples: Vec<&Sample> = examples.iter().map(|example| &example.sample).collect();

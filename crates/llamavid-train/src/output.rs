@@ -16,6 +16,7 @@ use serde_json::{Map, Value, json};
 
 use crate::error::{Error, Result};
 use crate::files;
+use crate::lora::{self, LoraSettings};
 use crate::model::Model;
 use crate::parameters::Parameters;
 use crate::part::Part;
@@ -49,12 +50,19 @@ pub struct OutputOptions {
     pub format: WeightFormat,
     /// Bytes of a shard at most, unless one tensor is larger.
     pub shard_bytes: usize,
+    /// What becomes of adapters.
+    pub lora: LoraOutput,
 }
 
 impl Default for OutputOptions {
     fn default() -> Self {
         // transformers' usual size of a shard.
-        Self { dtype: DType::F32, format: WeightFormat::default(), shard_bytes: 10_000_000_000 }
+        Self {
+            dtype: DType::F32,
+            format: WeightFormat::default(),
+            shard_bytes: 10_000_000_000,
+            lora: LoraOutput::default(),
+        }
     }
 }
 
@@ -69,11 +77,25 @@ pub struct StageOutput {
     /// The folder that the tokenizer's files are copied from.
     pub(crate) base: PathBuf,
     pub(crate) max_length: usize,
+    pub(crate) lora: Option<LoraSettings>,
+}
+
+/// What becomes of adapters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum LoraOutput {
+    /// They are added to the language model, which is written as any.
+    #[default]
+    Merged,
+    /// They are written by themselves in PEFT's format, beside what makes visual tokens ([`ADAPTER`]). The base language
+    /// model is needed again to run them.
+    Apart,
 }
 
 impl StageOutput {
-    /// Writes what the reference's stage writes into `folder`: stage 1 [`ADAPTER`] and `config.json`, the others a whole
-    /// model. Each file is whole or not there, and the configuration comes last.
+    /// Writes what the reference's stage writes into `folder`: stage 1 [`ADAPTER`] and `config.json`, the others, and a
+    /// stage 1 with adapters that are merged, a whole model. Each file is whole or not there, and the configuration comes
+    /// last.
     ///
     /// # Errors
     /// [`Error::DiskFull`], [`Error::Io`].
@@ -85,7 +107,19 @@ impl StageOutput {
         options: &OutputOptions,
     ) -> Result<()> {
         fs::create_dir_all(folder).map_err(|error| Error::io(folder, error))?;
+        if let (Some(lora), LoraOutput::Apart) = (&self.lora, options.lora) {
+            if !self.added_tokens.is_empty() {
+                let problem = "new tokens change the base model's tables: write the model merged".to_owned();
+                return Err(Error::Setting { name: "lora", problem });
+            }
+            let base = self.base.display().to_string();
+            lora::write(folder, parameters, lora, &base, options.dtype)?;
+            self.write_tokenizer(folder)?;
+            return self.write_adapter(folder, parameters, model, options.dtype);
+        }
         match self.stage {
+            // An adapter of stage 1 would be lost beside a file that holds no language model.
+            Stage::Alignment if self.lora.is_some() => self.write_model(folder, parameters, model, options),
             Stage::Alignment => self.write_adapter(folder, parameters, model, options.dtype),
             Stage::Instruction | Stage::LongVideo => self.write_model(folder, parameters, model, options),
         }
@@ -229,7 +263,11 @@ fn published(parameters: &Parameters, model: &Model) -> Result<BTreeMap<String, 
     let config = &model.options().config;
     let clip = matches!(config.visual, VisualEncoderConfig::Clip(_));
     let mut tensors = BTreeMap::new();
-    for (name, tensor) in parameters.tensors() {
+    let mut weights = parameters.tensors();
+    if let Some(config) = &model.options().lora {
+        weights.extend(lora::merged(parameters, config)?);
+    }
+    for (name, tensor) in weights {
         let published = match Part::split(&name) {
             Some((Part::VisualEncoder, rest)) if clip => {
                 CLIP.upstream(rest).map(|rest| format!("{VISION_TOWER}{rest}"))

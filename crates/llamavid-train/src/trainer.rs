@@ -10,15 +10,17 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use candle_core::backprop::GradStore;
 use candle_core::{DType, Device, Tensor, Var};
 use llamavid_weights::Checkpoint;
+use rand::RngCore;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::backward::{Activations, loss_and_gradients};
+use crate::creation;
 use crate::error::{Error, Result};
 use crate::example::Example;
 use crate::files;
 use crate::gradients::{clip_factor, fill_with_zeros, global_norm};
-use crate::model::Model;
+use crate::model::{Model, TrainingDropout};
 use crate::optimizer::Optimizer;
 use crate::parameters::Parameters;
 use crate::schedule::Schedule;
@@ -46,6 +48,12 @@ pub struct TrainerOptions {
     pub accumulation: Accumulation,
     /// What is kept for the backward pass.
     pub activations: Activations,
+    /// Share of the query model's values that is dropped. The reference drops 0.1 in all stages.
+    pub query_dropout: f32,
+    /// Share of what adapters read that is dropped.
+    pub lora_dropout: f32,
+    /// Decides what is dropped, together with the number of the step.
+    pub seed: u64,
 }
 
 impl TrainerOptions {
@@ -56,6 +64,9 @@ impl TrainerOptions {
             clip_norm: None,
             accumulation: Accumulation::default(),
             activations: Activations::default(),
+            query_dropout: 0.1,
+            lora_dropout: 0.,
+            seed: 0,
         }
     }
 }
@@ -138,6 +149,16 @@ impl Trainer {
             let problem = format!("{norm} is not a positive number");
             return Err(Error::Setting { name: "clip_norm", problem });
         }
+        for (name, share) in
+            [("query_dropout", options.query_dropout), ("lora_dropout", options.lora_dropout)]
+        {
+            if !(0. ..1.).contains(&share) {
+                return Err(Error::Setting {
+                    name,
+                    problem: format!("{share} is not at least 0 and below 1"),
+                });
+            }
+        }
         // The visual encoder prepares weights when it is built; casts copy them.
         let encoder_trains = trainable.iter().any(|(name, _)| name.starts_with("visual_encoder."));
         let copies = model.options().dtype != DType::F32 || encoder_trains;
@@ -202,15 +223,20 @@ impl Trainer {
         let mut ids = Vec::new();
         // What the summed losses and gradients are divided by.
         let mut divisor = 0.;
-        for batch in micro_batches {
+        for (number, batch) in micro_batches.into_iter().enumerate() {
             if self.cancelled.load(Ordering::Relaxed) {
                 return Err(Error::Cancelled { step: self.step });
             }
             let batch = batch?;
             let examples = batch.as_ref();
             ids.extend(examples.iter().map(|example| example.sample.id.clone()));
+            let model = self.model.with_dropout(&TrainingDropout {
+                query: self.options.query_dropout,
+                lora: self.options.lora_dropout,
+                seed: self.seed_of(number),
+            });
             let loss = loss_and_gradients(
-                &self.model,
+                &model,
                 examples,
                 &self.trainable,
                 self.options.activations,
@@ -248,6 +274,19 @@ impl Trainer {
             self.model = self.model.refreshed(&self.parameters)?;
         }
         Ok(report)
+    }
+
+    /// Counts a step that had no examples: the schedule goes on, the weights stay. Gives the step's factor of the rates.
+    pub fn skip_step(&mut self) -> f64 {
+        let factor = self.options.schedule.factor(self.step);
+        self.step += 1;
+        factor
+    }
+
+    /// A seed for a micro batch of this step, whatever was drawn before: a resumed run draws the same.
+    fn seed_of(&self, micro_batch: usize) -> u64 {
+        let place = (self.step << 16).wrapping_add(micro_batch as u64);
+        creation::stream(self.options.seed, &format!("dropout {place}")).next_u64()
     }
 
     /// What a summed loss of so many labels counts before the step's division.

@@ -3,6 +3,8 @@
 //! Letters: F frames of a sample, P questions of a sample, R rows of a frame, n content tokens, D language width,
 //! S side of a picture.
 
+use std::borrow::Cow;
+
 use candle_core::Tensor;
 use llamavid_models::observer::{Blind, Observer};
 use llamavid_models::token_generation::{FeatureKind, Questions, TokenGenerator};
@@ -26,6 +28,8 @@ pub(crate) struct VisualPath<'a> {
     pub encoder: Option<&'a VisualEncoder>,
     pub generator: &'a TokenGenerator,
     pub query_tokenizer: &'a WordPieceTokenizer,
+    /// Share of the query model's values that is dropped, and the seed of the batch.
+    pub dropout: Option<(f32, u64)>,
 }
 
 /// A sample's features (F, R, V).
@@ -45,13 +49,15 @@ impl VisualPath<'_> {
                 continue;
             }
             let mut numbered = Numbered { observer: &mut *observer, index };
-            tokens[index] = self.alone(&example.sample, features, &mut numbered)?;
+            tokens[index] = self.alone(&example.sample, features, index, &mut numbered)?;
         }
-        for group in groups(&together, &features)? {
+        for (number, group) in groups(&together, &features)?.into_iter().enumerate() {
             let samples: Vec<&Sample> = group.iter().map(|index| &examples[*index].sample).collect();
             let features: Vec<&Features> =
                 group.iter().filter_map(|index| features[*index].as_ref()).collect();
-            for (index, made) in group.iter().zip(self.paired(&samples, &features)?) {
+            for (index, made) in
+                group.iter().zip(self.paired(&samples, &features, examples.len() + number)?)
+            {
                 tokens[*index] = vec![made];
             }
         }
@@ -107,10 +113,11 @@ impl VisualPath<'_> {
         &self,
         sample: &Sample,
         (features, kind): &Features,
+        number: usize,
         observer: &mut dyn Observer,
     ) -> Result<Vec<Tensor>> {
         let questions = self.questions(&sample.prompts, features)?;
-        let tokens = self.generator.generate(features, *kind, &questions, observer)?;
+        let tokens = self.generator(number)?.generate(features, *kind, &questions, observer)?;
         let count = tokens.dims3()?.0;
         Ok((0..count).map(|index| tokens.get(index)).collect::<candle_core::Result<_>>()?)
     }
@@ -119,7 +126,7 @@ impl VisualPath<'_> {
     ///
     /// Their questions are padded to the longest of all of them. That changes no number: padding is hidden so far away
     /// that its share is exactly zero.
-    fn paired(&self, samples: &[&Sample], features: &[&Features]) -> Result<Vec<Tensor>> {
+    fn paired(&self, samples: &[&Sample], features: &[&Features], number: usize) -> Result<Vec<Tensor>> {
         let prompts: Vec<String> = samples.iter().flat_map(|sample| sample.prompts.iter().cloned()).collect();
         let Some((first, kind)) = features.first() else { return Ok(Vec::new()) };
         let questions = self.questions(&prompts, first)?;
@@ -133,7 +140,8 @@ impl VisualPath<'_> {
             attention_mask: questions.attention_mask.index_select(&of_frame, 0)?,
         };
         let all = features.iter().map(|(features, _)| features).collect::<Vec<_>>();
-        let tokens = self.generator.generate_paired(&Tensor::cat(&all, 0)?, *kind, &questions, &mut Blind)?;
+        let tokens =
+            self.generator(number)?.generate_paired(&Tensor::cat(&all, 0)?, *kind, &questions, &mut Blind)?;
         let mut start = 0;
         let mut made = Vec::with_capacity(counts.len());
         for count in counts {
@@ -141,6 +149,17 @@ impl VisualPath<'_> {
             start += count;
         }
         Ok(made)
+    }
+
+    /// The generator for a part of the batch: equal seeds would drop the same values in every part.
+    fn generator(&self, number: usize) -> Result<Cow<'_, TokenGenerator>> {
+        Ok(match self.dropout {
+            Some((rate, seed)) => {
+                let seed = seed.wrapping_add((number as u64).wrapping_mul(0xd1b5_4a32_d192_ed03));
+                Cow::Owned(self.generator.with_dropout(rate, seed)?)
+            }
+            None => Cow::Borrowed(self.generator),
+        })
     }
 
     fn questions(&self, prompts: &[String], features: &Tensor) -> Result<Questions> {

@@ -111,6 +111,14 @@ pub static LANGUAGE: KeyTable = KeyTable {
     ignored: &[Ignored::Suffix(".rotary_emb.inv_freq")],
 };
 
+/// Adapters of the language model in the PEFT library's files; ours are the names of the projections.
+pub static LORA: KeyTable = KeyTable {
+    part: "adapter",
+    renames: &[("layers", "base_model.model.model.layers")],
+    claims: Claims::All,
+    ignored: &[],
+};
+
 /// Where the shards of a whole model hold the visual encoder; for [`Checkpoint::under`](crate::Checkpoint::under).
 pub const VISION_TOWER: &str = "model.vision_tower.vision_tower.";
 

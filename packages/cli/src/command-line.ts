@@ -80,12 +80,12 @@ function createProgram(end: (exitCode: number) => void): Command {
     .argument('<list>', "records in LLaVA's JSON format")
     .option('--images <folder>', "folder of the records' pictures")
     .option('--videos <folder>', "folder of the records' videos and feature files")
-    .option('--skip-media', 'only look whether pictures and videos are there, do not open them')
+    .option('--skip-videos', 'only look whether videos are there, do not open them')
     .option('--json', 'write one JSON object to stdout instead of text')
     .option('--quiet', 'no progress on stderr')
     .action(async (list: string, flags: DataCheckFlags) => end(await dataCheck(list, flags)));
   command(data, 'published', 'What a folder lacks of the six published data lists and their media.')
-    .argument('<root>', 'folder that holds LLaMA-VID-Pretrain and LLaMA-VID-Finetune')
+    .argument('<root>', 'folder that holds data/ and model_zoo/')
     .option('--json', 'write one JSON object to stdout instead of text')
     .action(async (root: string, flags: { json?: boolean }) => end(await dataPublished(root, flags)));
 

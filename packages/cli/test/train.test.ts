@@ -271,7 +271,7 @@ describe('llamavid data', () => {
   it('checks a list', async () => {
     const good = await llamavid(['data', 'check', list(1), ...media, '--json', '--quiet']);
     expect(good.exitCode, good.stdout).toBe(0);
-    expect(JSON.parse(good.stdout)).toMatchObject({ records: 12, images: 10, videos: 2, problems: [] });
+    expect(JSON.parse(good.stdout)).toMatchObject({ records: 12, images: 10, videos: 2, findings: [] });
     const records = JSON.parse(readFileSync(list(1), 'utf8'));
     records[0].conversations[0].value = 'no tag';
     records[1].image = 'nowhere.png';
@@ -282,13 +282,13 @@ describe('llamavid data', () => {
     writeFileSync(data, JSON.stringify(records));
     const bad = await llamavid(['data', 'check', data, ...media, '--quiet']);
     expect(bad.exitCode).toBe(1);
-    for (const id of ['a0', 'a1', 'a2', 'a5']) expect(bad.stdout).toMatch(new RegExp(`^record \\d+ \\(${id}\\): `, 'm'));
-    expect(bad.stdout).toContain('4 problems');
+    for (const id of ['a0', 'a1', 'a2', 'a5']) expect(bad.stdout).toMatch(new RegExp(`^error: record \\d+ \\(${id}\\): `, 'm'));
+    expect(bad.stdout).toContain('4 cannot be trained on');
   });
 
   it('tells what is missing of the published lists', async () => {
     const root = join(work, 'published');
-    mkdirSync(join(root, 'LLaMA-VID-Pretrain/images'), { recursive: true });
+    mkdirSync(join(root, 'data/LLaMA-VID-Pretrain/images'), { recursive: true });
     const run = await llamavid(['data', 'published', root, '--json']);
     expect(run.exitCode).toBe(1);
     const { lists, complete } = JSON.parse(run.stdout);

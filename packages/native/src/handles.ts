@@ -5,8 +5,8 @@ const addon = loadAddon();
 
 export const Cancellation = addon.Cancellation;
 export type Cancellation = Binding.Cancellation;
-export const DataList = addon.DataList;
-export type DataList = Binding.DataList;
+export const DataCheck = addon.DataCheck;
+export type DataCheck = Binding.DataCheck;
 export const Device = addon.Device;
 export type Device = Binding.Device;
 export const LanguageModel = addon.LanguageModel;
@@ -47,7 +47,7 @@ export const {
 
 /** What holds memory until it is closed; `using` closes it too. */
 const closable = [
-  DataList,
+  DataCheck,
   Device,
   LanguageModel,
   PixelChannel,
@@ -68,7 +68,7 @@ for (const { prototype } of closable) {
 }
 
 declare module './binding.js' {
-  interface DataList extends Disposable {}
+  interface DataCheck extends Disposable {}
   interface Device extends Disposable {}
   interface LanguageModel extends Disposable {}
   interface PixelChannel extends Disposable {}

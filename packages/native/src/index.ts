@@ -1,5 +1,6 @@
 export type {
   ConversationTurn,
+  DataFinding,
   DecodedImage,
   GenerateRequest,
   GenerationDefaults,
@@ -25,7 +26,7 @@ export {
   checkSubtitles,
   conversationStop,
   conversationTemplates,
-  DataList,
+  DataCheck,
   Device,
   decodeImage,
   errorCodes,

@@ -1,15 +1,17 @@
 import { availableParallelism } from 'node:os';
 import { LlamaVidError } from '@llamavid/errors';
-import { callNative, callNativeAsync, DataList, publishedData as nativePublished } from '@llamavid/native';
+import { callNativeAsync, DataCheck, publishedData as nativePublished } from '@llamavid/native';
 import { openMedia } from '@llamavid/video';
 
 /** Something wrong with a record. */
-export interface DataProblem {
+export interface DataFinding {
   /** The record's place in the list, from 0. */
   index: number;
-  /** The record's `id`, or its place (`#12`) where it has none. */
+  /** The record's `id`, or `#` and its place where it has none. */
   id: string;
-  /** What kind of problem, for programs: `missing-file`, `unreadable-media`, `image-tags`, `turn-order`, …. */
+  /** `error`: it cannot be trained on, or would teach something wrong. `warning`: it is trained on, in part or without effect. */
+  severity: 'error' | 'warning';
+  /** What kind of fault it is: `missing_file`, `unreadable_video`, `tag_mismatch`, `wrong_order`, …. */
   kind: string;
   message: string;
 }
@@ -21,7 +23,10 @@ export interface DataSummary {
   videos: number;
   features: number;
   texts: number;
-  problems: number;
+  /** Records with an error. */
+  badRecords: number;
+  /** Records with warnings and no error. */
+  warnedRecords: number;
 }
 
 export interface DataCheckOptions {
@@ -29,56 +34,59 @@ export interface DataCheckOptions {
   images?: string | undefined;
   /** Folder of the records' videos and feature files. */
   videos?: string | undefined;
-  /** Pictures and videos are only looked for and not opened. */
-  skipMedia?: boolean | undefined;
+  /** Videos are only looked for and not opened. */
+  skipVideos?: boolean | undefined;
   onProgress?: ((done: number, total: number) => void) | undefined;
   signal?: AbortSignal | undefined;
 }
 
-/** Records that are read at once. */
-const CHUNK = 256;
+/** Videos that are opened side by side. */
 const READERS = Math.min(availableParallelism(), 4);
 
-/** Names each bad record of a list, in the list's order; returns what the list holds. */
+/** Finds what is wrong with the records of a list, in the list's order; returns what the list holds. */
 export async function* checkData(
   list: string,
-  { images, videos, skipMedia = false, onProgress, signal }: DataCheckOptions = {},
-): AsyncGenerator<DataProblem, DataSummary, void> {
-  const native = await callNativeAsync(() => DataList.open(list, images, videos));
+  { images, videos, skipVideos = false, onProgress, signal }: DataCheckOptions = {},
+): AsyncGenerator<DataFinding, DataSummary, void> {
+  const check = await callNativeAsync(() => DataCheck.open(list, images, videos));
+  // Many records may name one video.
+  const seen = new Map<string, Promise<string | undefined>>();
+  let badVideos = 0;
   try {
-    const records = callNative(() => native.length);
-    const summary: DataSummary = { records, images: 0, videos: 0, features: 0, texts: 0, problems: 0 };
-    const kinds = { image: 'images', video: 'videos', features: 'features', none: 'texts' } as const;
-    for (let start = 0; start < records; start += CHUNK) {
-      if (signal?.aborted)
+    for (;;) {
+      if (signal?.aborted) {
         throw new LlamaVidError('ABORTED', 'the check was cancelled', { cause: signal.reason });
-      const checked = await callNativeAsync(() => native.check(start, Math.min(CHUNK, records - start)));
-      for (const { media } of checked.records) summary[kinds[media]] += 1;
-      const problems: DataProblem[] = [...checked.problems];
-      if (!skipMedia) {
-        const broken = new Set(problems.map(({ index }) => index));
-        const waiting = checked.records.values();
+      }
+      const part = await callNativeAsync(() => check.next());
+      if (part === null) throw new LlamaVidError('INTERNAL', 'the check ended without its numbers');
+      const findings: DataFinding[] = [...part.findings];
+      if (!skipVideos) {
+        const waiting = part.videos.values();
         const look = async () => {
-          for (const { index, id, media, path } of waiting) {
-            if (path === undefined || media === 'features' || media === 'none' || broken.has(index)) continue;
-            const message = await problemOf(path, signal);
-            if (message !== undefined) problems.push({ index, id, kind: 'unreadable-media', message });
+          for (const { index, id, path } of waiting) {
+            const problem = seen.get(path) ?? problemOf(path, signal);
+            seen.set(path, problem);
+            const message = await problem;
+            if (message === undefined) continue;
+            // The record has no error so far, or its video would not have been named.
+            badVideos += 1;
+            findings.push({ index, id, severity: 'error', kind: 'unreadable_video', message });
           }
         };
         await Promise.all(Array.from({ length: READERS }, look));
       }
-      problems.sort((a, b) => a.index - b.index);
-      summary.problems += problems.length;
-      yield* problems;
-      onProgress?.(Math.min(start + CHUNK, records), records);
+      yield* findings.sort((a, b) => a.index - b.index);
+      if (part.totals !== undefined) {
+        return { ...part.totals, badRecords: part.totals.badRecords + badVideos };
+      }
+      onProgress?.(part.records, part.total);
     }
-    return summary;
   } finally {
-    native.close();
+    check.close();
   }
 }
 
-/** Opens a file and decodes its first frame. */
+/** Opens a video and decodes its first frame. */
 async function problemOf(path: string, signal: AbortSignal | undefined): Promise<string | undefined> {
   try {
     await using media = await openMedia(path, { fps: 1, decoderThreads: 1, signal });
@@ -90,20 +98,29 @@ async function problemOf(path: string, signal: AbortSignal | undefined): Promise
   }
 }
 
-/** One of the six published lists and what a folder lacks of it. */
+/** What is there of the published data. */
+export interface PublishedData {
+  /** The six lists. */
+  lists: PublishedList[];
+  /** Weights that training starts from. */
+  weights: { path: string; stages: number[]; found: boolean }[];
+  complete: boolean;
+}
+
+/** A published list and the folders that its records name files in. */
 export interface PublishedList {
-  /** File name of the list. */
   name: string;
-  /** Stage that it belongs to. */
   stage: number;
-  /** Where the list should be. */
+  /** `image`, `short video` or `long video`. */
+  setting: string;
+  about: string;
   path: string;
   found: boolean;
-  /** Folders of media that its records name. */
+  /** An empty folder is as good as none. */
   folders: { path: string; found: boolean }[];
 }
 
-/** Looks for the published data under `root`, which holds `LLaMA-VID-Pretrain` and `LLaMA-VID-Finetune`. */
-export async function publishedData(root: string): Promise<PublishedList[]> {
+/** Looks for the published data under `root`, the folder that holds `data` and `model_zoo`. */
+export async function publishedData(root: string): Promise<PublishedData> {
   return JSON.parse(await callNativeAsync(() => nativePublished(root)));
 }

@@ -1,8 +1,9 @@
 export {
   checkData,
   type DataCheckOptions,
-  type DataProblem,
+  type DataFinding,
   type DataSummary,
+  type PublishedData,
   type PublishedList,
   publishedData,
 } from './data-list.js';

@@ -19,10 +19,10 @@ const SCORES_AT_ONCE: usize = 1 << 26;
 /// Self-attention of one decoder layer.
 #[derive(Debug, Clone)]
 pub(super) struct SelfAttention {
-    q_proj: Linear,
-    k_proj: Linear,
-    v_proj: Linear,
-    o_proj: Linear,
+    pub(super) q_proj: Linear,
+    pub(super) k_proj: Linear,
+    pub(super) v_proj: Linear,
+    pub(super) o_proj: Linear,
     heads: usize,
     kv_heads: usize,
     head_dim: usize,

@@ -5,11 +5,12 @@
 
 use candle_core::{DType, Device, Tensor};
 use candle_nn::{Init, VarBuilder};
-use llamavid_kernels::{embedding, rms_norm, swiglu};
+use llamavid_kernels::{Dropout, embedding, rms_norm, swiglu};
 
 use super::attention::{AttentionPlan, SelfAttention};
 use super::config::LanguageModelConfig;
 use super::kv_cache::KvCache;
+use super::lora::{LoraConfig, LoraTarget};
 use super::rotary::Rotary;
 use crate::linear::{Linear, linear_no_bias};
 use crate::observer::Observer;
@@ -58,6 +59,52 @@ impl LanguageModel {
             layers,
             lm_head,
         })
+    }
+
+    /// The same model with adapters, read below `vb` by the names of the projections beside which they stand
+    /// (`layers.0.self_attn.q_proj.lora_A.weight`).
+    ///
+    /// # Errors
+    /// [`Error::Config`] for numbers that make no adapter; [`Error::Tensor`] names a missing weight.
+    pub fn with_lora(&self, lora: &LoraConfig, vb: VarBuilder) -> Result<Self> {
+        lora.validate()?;
+        let mut adapted = self.clone();
+        for (index, layer) in adapted.layers.iter_mut().enumerate() {
+            for target in &lora.targets {
+                let vb = vb.pp("layers").pp(index).pp(target.path());
+                layer.projection(*target).adapt(lora.rank, lora.scale(), vb)?;
+            }
+        }
+        Ok(adapted)
+    }
+
+    /// The same model, whose adapters drop a share `rate` of what they read, as in training. The same seed drops the
+    /// same values.
+    pub fn with_lora_dropout(&self, rate: f32, seed: u64) -> Self {
+        let mut changed = self.clone();
+        let mut number = seed;
+        for layer in &mut changed.layers {
+            for target in LoraTarget::ALL {
+                number = number.wrapping_add(0x9e37_79b9_7f4a_7c15);
+                let dropout = (rate > 0.).then_some(Dropout { rate, seed: number });
+                layer.projection(target).set_adapter_dropout(dropout);
+            }
+        }
+        changed
+    }
+
+    /// The same model with its adapters added to its weights: as quick as without, and the weights no longer shared.
+    ///
+    /// # Errors
+    /// A device without memory.
+    pub fn with_merged_lora(&self) -> Result<Self> {
+        let mut merged = self.clone();
+        for layer in &mut merged.layers {
+            for target in LoraTarget::ALL {
+                layer.projection(target).merge_adapter()?;
+            }
+        }
+        Ok(merged)
     }
 
     /// Sizes and constants.
@@ -259,6 +306,20 @@ impl DecoderLayer {
         let x = (x + self.self_attn.forward(&self.input_layernorm.forward(x)?, angles, plan, cache)?)?;
         let fed = self.mlp.forward(&self.post_attention_layernorm.forward(&x)?)?;
         Ok((x + fed)?)
+    }
+}
+
+impl DecoderLayer {
+    fn projection(&mut self, target: LoraTarget) -> &mut Linear {
+        match target {
+            LoraTarget::QueryProj => &mut self.self_attn.q_proj,
+            LoraTarget::KeyProj => &mut self.self_attn.k_proj,
+            LoraTarget::ValueProj => &mut self.self_attn.v_proj,
+            LoraTarget::OutputProj => &mut self.self_attn.o_proj,
+            LoraTarget::GateProj => &mut self.mlp.gate_proj,
+            LoraTarget::UpProj => &mut self.mlp.up_proj,
+            LoraTarget::DownProj => &mut self.mlp.down_proj,
+        }
     }
 }
 

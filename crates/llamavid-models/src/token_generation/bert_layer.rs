@@ -7,6 +7,7 @@ use candle_nn::{Init, VarBuilder};
 use llamavid_kernels::{Heads, Mask, gelu, layer_norm, multi_head_attention};
 
 use super::config::QueryModelConfig;
+use super::dropout::Dropouts;
 use super::pairs;
 use crate::linear::{Linear, linear};
 
@@ -68,23 +69,37 @@ impl Attention {
     }
 
     /// Rows (B, R, h) see each other, with `bias` added to the scores; gives (B, R, h).
-    pub(super) fn attend_rows(&self, rows: &Tensor, bias: &Tensor) -> Result<Tensor> {
-        let attended = self.attend(rows, rows, Some(bias))?;
-        self.norm.forward(&(self.dense.forward(&attended)? + rows)?)
+    pub(super) fn attend_rows(&self, rows: &Tensor, bias: &Tensor, dropouts: &Dropouts) -> Result<Tensor> {
+        let attended = self.attend(rows, rows, Some(bias), dropouts)?;
+        self.norm.forward(&(dropouts.apply(self.dense.forward(&attended)?)? + rows)?)
     }
 
     /// Rows of pairs (P * F, R, h) see all rows of their frame (F, N, V); gives (P * F, R, h).
-    pub(super) fn attend_frames(&self, rows: &Tensor, frames: &Tensor) -> Result<Tensor> {
+    pub(super) fn attend_frames(
+        &self,
+        rows: &Tensor,
+        frames: &Tensor,
+        dropouts: &Dropouts,
+    ) -> Result<Tensor> {
         let (pair_count, _rows, _width) = rows.dims3()?;
         let (frame_count, _frame_rows, _visual_width) = frames.dims3()?;
-        let attended = self.attend(&pairs::rows_by_frame(rows, frame_count)?, frames, None)?;
+        let attended = self.attend(&pairs::rows_by_frame(rows, frame_count)?, frames, None, dropouts)?;
         let attended = pairs::rows_by_pair(&attended, pair_count / frame_count)?;
-        self.norm.forward(&(self.dense.forward(&attended)? + rows)?)
+        self.norm.forward(&(dropouts.apply(self.dense.forward(&attended)?)? + rows)?)
     }
 
-    fn attend(&self, rows: &Tensor, source: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
-        let options =
-            Heads { mask: bias.map_or(Mask::All, Mask::Bias), ..Heads::new(self.heads, self.head_width) };
+    fn attend(
+        &self,
+        rows: &Tensor,
+        source: &Tensor,
+        bias: Option<&Tensor>,
+        dropouts: &Dropouts,
+    ) -> Result<Tensor> {
+        let options = Heads {
+            mask: bias.map_or(Mask::All, Mask::Bias),
+            dropout: dropouts.next(),
+            ..Heads::new(self.heads, self.head_width)
+        };
         multi_head_attention(
             &self.query.forward(rows)?,
             &self.key.forward(source)?,
@@ -114,8 +129,8 @@ impl FeedForward {
         })
     }
 
-    pub(super) fn forward(&self, x: &Tensor) -> Result<Tensor> {
+    pub(super) fn forward(&self, x: &Tensor, dropouts: &Dropouts) -> Result<Tensor> {
         let inner = gelu(&self.intermediate.forward(x)?)?;
-        self.norm.forward(&(self.output.forward(&inner)? + x)?)
+        self.norm.forward(&(dropouts.apply(self.output.forward(&inner)?)? + x)?)
     }
 }

@@ -10,6 +10,7 @@ mod block_observer;
 mod config;
 mod content_pooling;
 mod context_attention;
+mod dropout;
 mod pairs;
 mod projector;
 mod q_former;
@@ -26,6 +27,7 @@ pub use self::config::{
 use self::bert_layer::LayerNorm;
 use self::block_observer::BlockObserver;
 use self::context_attention::ContextAttention;
+use self::dropout::{DropoutPlan, Dropouts};
 use self::projector::ContentProjector;
 use self::q_former::QFormer;
 use self::raw_bert::RawBert;
@@ -56,6 +58,7 @@ pub struct TokenGenerator {
     context: ContextAttention,
     projector: ContentProjector,
     dtype: DType,
+    dropout: Option<DropoutPlan>,
 }
 
 #[derive(Debug, Clone)]
@@ -77,8 +80,24 @@ impl TokenGenerator {
             context: ContextAttention::new(config, vb.pp("context"))?,
             projector: ContentProjector::new(config, vb.pp("projector"))?,
             dtype: vb.dtype(),
+            dropout: None,
             config: config.clone(),
         })
+    }
+
+    /// The same generator, which drops a share `rate` of the query model's values, as BERT does in training: after its
+    /// first norm, of the shares of attention, and of what each layer adds. A rate of 0 drops nothing.
+    ///
+    /// The same seed drops the same values in each call, so every step of a training needs its own.
+    ///
+    /// # Errors
+    /// `Error::Argument` for a rate that is not from 0 up to less than 1.
+    pub fn with_dropout(&self, rate: f32, seed: u64) -> Result<Self> {
+        if !(0.0..1.0).contains(&rate) {
+            return Err(Error::Argument(format!("a dropout of {rate} is not from 0 up to less than 1")));
+        }
+        let dropout = (rate > 0.0).then_some(DropoutPlan { rate, seed });
+        Ok(Self { dropout, ..self.clone() })
     }
 
     /// What this generator is made of.
@@ -108,12 +127,13 @@ impl TokenGenerator {
         observer.see("qf.input_ids", &questions.input_ids);
         observer.see("qf.attention_mask", &questions.attention_mask);
         let mut blocks = BlockObserver::new(observer, question_count);
+        let dropouts = Dropouts::new(self.dropout);
         let frames_in_a_block = (PAIRS_IN_A_BLOCK / question_count).max(1);
         let mut tokens = Vec::with_capacity(frame_count.div_ceil(frames_in_a_block));
         for start in (0..frame_count).step_by(frames_in_a_block) {
             let count = frames_in_a_block.min(frame_count - start);
             let frames = features.narrow(0, start, count)?.contiguous()?.to_dtype(self.dtype)?;
-            tokens.push(self.generate_block(&frames, questions, count, &mut blocks)?);
+            tokens.push(self.generate_block(&frames, questions, count, &dropouts, &mut blocks)?);
         }
         let tokens = Tensor::cat(&tokens, 1)?.flatten(1, 2)?; // (P, F * (1 + n), D)
         blocks.finish(&tokens)?;
@@ -144,7 +164,9 @@ impl TokenGenerator {
             )));
         }
         let mut observer = BlockObserver::new(observer, 1);
-        let tokens = self.generate_block(&features.to_dtype(self.dtype)?, questions, 1, &mut observer)?;
+        let dropouts = Dropouts::new(self.dropout);
+        let frames = features.to_dtype(self.dtype)?;
+        let tokens = self.generate_block(&frames, questions, 1, &dropouts, &mut observer)?;
         let tokens = tokens.flatten(0, 1)?;
         observer.finish(&tokens)?;
         Ok(tokens)
@@ -156,6 +178,7 @@ impl TokenGenerator {
         frames: &Tensor,
         questions: &Questions,
         frames_each: usize,
+        dropouts: &Dropouts,
         observer: &mut BlockObserver,
     ) -> Result<Tensor> {
         let (frame_count, rows, _visual_width) = frames.dims3()?;
@@ -163,7 +186,8 @@ impl TokenGenerator {
         let cut = self.config.rows.cut(rows);
         let patches = frames.narrow(1, cut, rows - cut)?.contiguous()?; // (F, N, V)
 
-        let query_rows = self.query_model.forward(frames, &patches, questions, frames_each, observer)?;
+        let query_rows =
+            self.query_model.forward(frames, &patches, questions, frames_each, dropouts, observer)?;
         observer.see("qf.out", &query_rows);
         let context = self.context.forward(&query_rows, &patches, observer)?; // (P * F, 1, D)
 
@@ -245,6 +269,7 @@ impl QueryModel {
         patches: &Tensor,
         questions: &Questions,
         frames_each: usize,
+        dropouts: &Dropouts,
         observer: &mut BlockObserver,
     ) -> Result<Tensor> {
         match self {
@@ -258,12 +283,12 @@ impl QueryModel {
                     rows = visual_norm.forward(&rows)?;
                     observer.see_frames("qf.ln_vision", &rows)?;
                 }
-                model.forward(questions, &rows, frames_each, observer)
+                model.forward(questions, &rows, frames_each, dropouts, observer)
             }
             Self::RawBert { bert_proj, model } => {
                 let rows = bert_proj.forward(patches)?;
                 observer.see_frames("qf.bert_proj", &rows)?;
-                model.forward(questions, &rows, frames_each, observer)
+                model.forward(questions, &rows, frames_each, dropouts, observer)
             }
         }
     }

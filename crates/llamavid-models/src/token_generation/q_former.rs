@@ -10,6 +10,7 @@ use candle_nn::VarBuilder;
 use super::bert_layer::{Attention, FeedForward, LayerNorm};
 use super::block_observer::BlockObserver;
 use super::config::QueryModelConfig;
+use super::dropout::Dropouts;
 use super::word_embedding::{INITIAL_DEVIATION, WordEmbedding};
 use super::{Questions, pairs};
 use crate::Result;
@@ -61,6 +62,7 @@ impl QFormer {
         questions: &Questions,
         frames: &Tensor,
         frames_each: usize,
+        dropouts: &Dropouts,
         observer: &mut BlockObserver,
     ) -> Result<Tensor> {
         let words = self.words.forward(&questions.input_ids)?;
@@ -69,7 +71,7 @@ impl QFormer {
 
         let queries = self.queries.broadcast_as((question_count, query_count, width))?;
         let rows = self.norm.forward(&Tensor::cat(&[&queries, &words], 1)?)?; // (P, Q + L, h)
-        let mut rows = pairs::repeat_questions(&rows, frames_each)?; // (P * F, Q + L, h)
+        let mut rows = dropouts.apply(pairs::repeat_questions(&rows, frames_each)?)?; // (P * F, Q + L, h)
         observer.see("qf.embeddings", &rows);
 
         let bias = pairs::repeat_questions(&self.bias(&questions.attention_mask)?, frames_each)?;
@@ -78,7 +80,7 @@ impl QFormer {
             // Nothing reads the words of the last layer. In training they are still computed, as in the
             // reference, so that its word weights have a gradient (of zero) like all others.
             let with_words = index < last || rows.track_op() || observer.wants();
-            rows = layer.forward(&rows, query_count, frames, &bias, with_words)?;
+            rows = layer.forward(&rows, query_count, frames, &bias, with_words, dropouts)?;
             observer.see(&format!("qf.layer{index}"), &rows);
         }
         Ok(rows.narrow(1, 0, query_count)?.contiguous()?)
@@ -124,18 +126,19 @@ impl QFormerLayer {
         frames: &Tensor,
         bias: &Tensor,
         with_words: bool,
+        dropouts: &Dropouts,
     ) -> Result<Tensor> {
-        let rows = self.attention.attend_rows(rows, bias)?;
+        let rows = self.attention.attend_rows(rows, bias, dropouts)?;
         let (_pairs, row_count, _width) = rows.dims3()?;
         let mut queries = rows.narrow(1, 0, query_count)?.contiguous()?;
         if let Some(cross_attention) = &self.cross_attention {
-            queries = cross_attention.attend_frames(&queries, frames)?;
+            queries = cross_attention.attend_frames(&queries, frames, dropouts)?;
         }
-        let queries = self.queries.forward(&queries)?;
+        let queries = self.queries.forward(&queries, dropouts)?;
         if !with_words {
             return Ok(queries);
         }
         let words = rows.narrow(1, query_count, row_count - query_count)?.contiguous()?;
-        Ok(Tensor::cat(&[&queries, &self.words.forward(&words)?], 1)?)
+        Ok(Tensor::cat(&[&queries, &self.words.forward(&words, dropouts)?], 1)?)
     }
 }

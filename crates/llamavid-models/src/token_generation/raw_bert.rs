@@ -10,6 +10,7 @@ use candle_nn::VarBuilder;
 use super::bert_layer::{Attention, FeedForward, LayerNorm};
 use super::block_observer::BlockObserver;
 use super::config::QueryModelConfig;
+use super::dropout::Dropouts;
 use super::word_embedding::{INITIAL_DEVIATION, WordEmbedding};
 use super::{Questions, pairs};
 use crate::Result;
@@ -49,15 +50,17 @@ impl RawBert {
         questions: &Questions,
         frames: &Tensor,
         frames_each: usize,
+        dropouts: &Dropouts,
         observer: &mut BlockObserver,
     ) -> Result<Tensor> {
         let words = self.words.forward(&questions.input_ids)?.broadcast_add(&self.token_type)?;
-        let mut rows = pairs::repeat_questions(&self.norm.forward(&words)?, frames_each)?; // (P * F, L, h)
+        let rows = pairs::repeat_questions(&self.norm.forward(&words)?, frames_each)?; // (P * F, L, h)
+        let mut rows = dropouts.apply(rows)?;
         observer.see("qf.embeddings", &rows);
 
         let bias = pairs::repeat_questions(&causal_bias(&questions.attention_mask)?, frames_each)?;
         for (index, layer) in self.layers.iter().enumerate() {
-            rows = layer.forward(&rows, frames, &bias)?;
+            rows = layer.forward(&rows, frames, &bias, dropouts)?;
             observer.see(&format!("qf.layer{index}"), &rows);
         }
         Ok(rows)
@@ -92,9 +95,9 @@ impl RawBertLayer {
         })
     }
 
-    fn forward(&self, rows: &Tensor, frames: &Tensor, bias: &Tensor) -> Result<Tensor> {
-        let rows = self.attention.attend_rows(rows, bias)?;
-        let rows = self.cross_attention.attend_frames(&rows, frames)?;
-        Ok(self.feed_forward.forward(&rows)?)
+    fn forward(&self, rows: &Tensor, frames: &Tensor, bias: &Tensor, dropouts: &Dropouts) -> Result<Tensor> {
+        let rows = self.attention.attend_rows(rows, bias, dropouts)?;
+        let rows = self.cross_attention.attend_frames(&rows, frames, dropouts)?;
+        Ok(self.feed_forward.forward(&rows, dropouts)?)
     }
 }

@@ -5,6 +5,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
+use llamavid_models::language_model::LoraTarget;
 use serde::{Deserialize, Serialize};
 
 use crate::{Error, ErrorCode, Result};
@@ -195,6 +196,12 @@ impl TrainingConfig {
         if !(epochs.is_finite() && *epochs > 0.0) {
             return wrong(format!("{epochs} epochs"));
         }
+        if let Some(lora) = &config.recipe.lora
+            && let Some(name) = lora.targets.iter().find(|name| LoraTarget::by_name(name).is_none())
+        {
+            let known: Vec<_> = LoraTarget::ALL.iter().map(|target| target.name()).collect();
+            return wrong(format!("LoRA target `{name}` is none of {}", known.join(", ")));
+        }
         if batch.per_device == 0 || batch.accumulation == 0 || batch.devices == 0 {
             return wrong("a batch without records".to_owned());
         }
@@ -228,7 +235,8 @@ mod tests {
     #[test]
     fn rates_that_train_nothing_are_refused() {
         let recipe = std::fs::read_to_string(
-            std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../packages/train/recipes/tiny-stage1.json"),
+            std::path::Path::new(env!("CARGO_MANIFEST_DIR"))
+                .join("../../packages/train/recipes/tiny-stage1.json"),
         )
         .unwrap();
         for rate in ["0", "-0.1", "null", "1e999"] {

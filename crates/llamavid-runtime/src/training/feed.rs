@@ -3,7 +3,6 @@
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
-use candle_core::DType;
 use llamavid_models::token_generation::FeatureKind;
 use llamavid_models::tokenizer::LlamaTokenizer;
 use llamavid_train::Visual;
@@ -187,7 +186,7 @@ impl Feed {
         let record = self.list.record(index).map_err(|error| unusable(None, error))?;
         let named = |error| unusable(Some(record.id.clone()), error);
         let media = MediaKind::from(&record.media);
-        let path = self.folders.resolve(&record.media).map_err(named)?;
+        let path = self.folders.resolve(&record).map_err(named)?;
         let mut coins = Coins::new(self.seed, epoch, index as u64);
         let (template, tokenizer, options) = (&self.template, &self.tokenizer, &self.options);
         let (made, visual) = match (&path, media) {

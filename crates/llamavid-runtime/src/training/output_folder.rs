@@ -109,9 +109,7 @@ fn read_run(folder: &Path) -> Result<Option<Map<String, Value>>> {
             .with_hint("Give another output folder.")
     };
     match fs::read(&path) {
-        Ok(bytes) => {
-            serde_json::from_slice(&bytes).map(Some).map_err(|error| invalid(error.to_string()))
-        }
+        Ok(bytes) => serde_json::from_slice(&bytes).map(Some).map_err(|error| invalid(error.to_string())),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(invalid(format!("cannot be read: {error}"))),
     }
@@ -129,9 +127,16 @@ fn check_same(folder: &Path, run: &Map<String, Value>, told: &Map<String, Value>
         }
         let group = |value: Option<&Value>| value.and_then(Value::as_object).cloned();
         let (inner_before, inner_now) = (group(before), group(now));
-        let names = inner_now.as_ref().unwrap_or(&empty).keys().chain(inner_before.as_ref().unwrap_or(&empty).keys());
+        let names =
+            inner_now.as_ref().unwrap_or(&empty).keys().chain(inner_before.as_ref().unwrap_or(&empty).keys());
         let inner = names
-            .map(|inner| (inner, inner_before.as_ref().and_then(|g| g.get(inner)), inner_now.as_ref().and_then(|g| g.get(inner))))
+            .map(|inner| {
+                (
+                    inner,
+                    inner_before.as_ref().and_then(|g| g.get(inner)),
+                    inner_now.as_ref().and_then(|g| g.get(inner)),
+                )
+            })
             .find(|(_, before, now)| before != now);
         let (field, before, now) = match inner {
             Some((inner, before, now)) if inner_before.is_some() && inner_now.is_some() => {
@@ -155,8 +160,10 @@ fn check_same(folder: &Path, run: &Map<String, Value>, told: &Map<String, Value>
 fn is_empty(folder: &Path) -> Result<bool> {
     let ours = ["training.lock", PART];
     match fs::read_dir(folder) {
-        Ok(mut entries) => Ok(entries
-            .all(|entry| entry.is_ok_and(|entry| ours.iter().any(|name| entry.file_name() == *name)))),
+        Ok(mut entries) => {
+            Ok(entries
+                .all(|entry| entry.is_ok_and(|entry| ours.iter().any(|name| entry.file_name() == *name))))
+        }
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(true),
         Err(error) => Err(write_error(folder, &error)),
     }

@@ -3,8 +3,9 @@
 use std::path::{Path, PathBuf};
 
 use llamavid_models::config::ModelConfig;
+use llamavid_models::language_model::{LoraConfig, LoraTarget};
 use llamavid_models::preprocess::{Fit, Preprocessing};
-use llamavid_train::{Stage, StageFiles, StageSettings, VisionFiles};
+use llamavid_train::{LoraSettings, Stage, StageFiles, StageSettings, VisionFiles};
 use serde_json::{Map, Value, json};
 
 use super::config::{AspectRatio, Inputs, Recipe};
@@ -81,7 +82,9 @@ impl Start {
                             base.display()
                         ),
                     )
-                    .with_hint("Put it into a folder `bert` beside the model, or name it with --bert <folder>.")
+                    .with_hint(
+                        "Put it into a folder `bert` beside the model, or name it with --bert <folder>.",
+                    )
                 })?,
         };
         let preprocessing = processor.as_deref().map(model_folder::read_processor).transpose()?;
@@ -90,7 +93,8 @@ impl Start {
             let beside = base.join("mm_projector.bin");
             (stage != Stage::Alignment && beside.is_file()).then_some(beside)
         });
-        let files = StageFiles { base, vision, query_model: inputs.query_model.clone(), adapter, bert, processor };
+        let files =
+            StageFiles { base, vision, query_model: inputs.query_model.clone(), adapter, bert, processor };
         Ok(Self { files, settings, processor: preprocessing })
     }
 
@@ -176,12 +180,25 @@ fn settings(
         vision_name,
         processor_name,
         extension: extension(recipe, config, processor.is_some()),
+        lora: recipe.lora.as_ref().map(|lora| LoraSettings {
+            config: LoraConfig {
+                rank: lora.rank,
+                alpha: lora.alpha,
+                // `TrainingConfig::parse` knows all of them.
+                targets: lora.targets.iter().filter_map(|name| LoraTarget::by_name(name)).collect(),
+            },
+            dropout: lora.dropout as f32,
+        }),
     }
 }
 
 /// The block `llamavid` of the configuration: that of the base model with the recipe's sizes in it.
 fn extension(recipe: &Recipe, config: &Map<String, Value>, has_processor: bool) -> Option<Value> {
     let mut block = config.get("llamavid").and_then(Value::as_object).cloned().unwrap_or_default();
+    // The table is written for the size of the pictures, whatever it was in the file.
+    if let Some(vision) = block.get_mut("vision").and_then(Value::as_object_mut) {
+        vision.remove("positionSide");
+    }
     let mut put = |group: &str, name: &str, value: &Value| {
         let group = block.entry(group).or_insert_with(|| json!({}));
         if let Some(group) = group.as_object_mut() {

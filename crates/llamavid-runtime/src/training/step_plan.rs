@@ -42,7 +42,8 @@ impl StepPlan {
         let (per_batch, batches_per_step) = (recipe.batch.per_device, recipe.batch.per_step());
         let batches = records.div_ceil(per_batch);
         // A device's share of an epoch, cut to whole steps: as in the reference, what does not fill one takes no part.
-        let steps_per_epoch = (batches.div_ceil(recipe.batch.devices) / recipe.batch.accumulation).max(1) as u64;
+        let steps_per_epoch =
+            (batches.div_ceil(recipe.batch.devices) / recipe.batch.accumulation).max(1) as u64;
         let steps = match recipe.max_steps {
             Some(steps) => steps,
             None => (recipe.epochs * steps_per_epoch as f64).ceil() as u64,
@@ -66,11 +67,6 @@ impl StepPlan {
     /// Epochs that are done with a step.
     pub(crate) fn epoch(&self, step: u64) -> f64 {
         step as f64 / self.steps_per_epoch as f64
-    }
-
-    /// Batches of one step; the last step of an epoch may have fewer.
-    pub(crate) fn batches_per_step(&self) -> usize {
-        self.batches_per_step
     }
 
     /// The batch behind a place, from the first one of the step after `done_steps`; none behind the last step.
@@ -108,9 +104,15 @@ mod tests {
     use super::*;
     use crate::training::config::TrainingConfig;
 
-    fn step_plan(records: usize, batch: (usize, usize, usize), epochs: f64, max_steps: Option<u64>) -> StepPlan {
+    fn step_plan(
+        records: usize,
+        batch: (usize, usize, usize),
+        epochs: f64,
+        max_steps: Option<u64>,
+    ) -> StepPlan {
         let recipe = std::fs::read_to_string(
-            std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../../packages/train/recipes/tiny-stage1.json"),
+            std::path::Path::new(env!("CARGO_MANIFEST_DIR"))
+                .join("../../packages/train/recipes/tiny-stage1.json"),
         )
         .unwrap();
         let json = format!(r#"{{"recipe": {recipe}, "inputs": {{"data": "list.json"}}}}"#);
@@ -130,7 +132,9 @@ mod tests {
 
     #[test]
     fn an_epoch_takes_each_record_once() {
-        for (records, batch) in [(3, (16, 1, 8)), (100, (4, 1, 1)), (101, (4, 1, 1)), (64, (4, 4, 2)), (1, (1, 1, 1))] {
+        for (records, batch) in
+            [(3, (16, 1, 8)), (100, (4, 1, 1)), (101, (4, 1, 1)), (64, (4, 4, 2)), (1, (1, 1, 1))]
+        {
             let plan = step_plan(records, batch, 1.0, None);
             let places = places(&plan, 0);
             let taken: Vec<usize> = places.iter().flat_map(|place| place.records.clone()).collect();
@@ -152,8 +156,18 @@ mod tests {
         let plan = step_plan(10, (2, 2, 1), 2.0, None);
         assert_eq!(plan.steps(), 4);
         let places = places(&plan, 0);
-        let ranges: Vec<_> = places.iter().map(|place| (place.step, place.epoch, place.records.clone(), place.last)).collect();
-        assert_eq!(ranges[..5], [(1, 0, 0..2, false), (1, 0, 2..4, true), (2, 0, 4..6, false), (2, 0, 6..8, true), (3, 1, 0..2, false)]);
+        let ranges: Vec<_> =
+            places.iter().map(|place| (place.step, place.epoch, place.records.clone(), place.last)).collect();
+        assert_eq!(
+            ranges[..5],
+            [
+                (1, 0, 0..2, false),
+                (1, 0, 2..4, true),
+                (2, 0, 4..6, false),
+                (2, 0, 6..8, true),
+                (3, 1, 0..2, false)
+            ]
+        );
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! A step's batches on their way to the device's thread: each is computed as it comes, so that one is in memory at a
 //! time however many make a step.
 
+use std::fmt;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -46,6 +47,12 @@ pub(crate) fn batch_stream<T>(step: u64) -> (BatchSender<T>, BatchStream<T>) {
     let (sender, messages) = channel();
     let waiting = Waiting(Arc::new(Mutex::new(None)));
     (BatchSender(sender), BatchStream { messages, ended: false, step, waiting })
+}
+
+impl<T> fmt::Debug for BatchSender<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("BatchSender").finish_non_exhaustive()
+    }
 }
 
 impl<T> BatchSender<T> {

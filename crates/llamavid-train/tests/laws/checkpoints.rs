@@ -120,13 +120,14 @@ fn survives_kill() {
     let options = TrainerOptions::new(Schedule::Constant { warmup: 0 });
     let mut last = 0;
     for round in 0..10u64 {
+        // Before the run begins: opening removes what no run is writing.
+        let checkpoints = Checkpoints::open(folder.path(), None).unwrap();
         let mut child = Command::new(std::env::current_exe().unwrap())
             .args(["--exact", "checkpoints::trains_until_killed"])
             .env(FOLDER, folder.path())
             .stdout(Stdio::null())
             .spawn()
             .unwrap();
-        let checkpoints = Checkpoints::open(folder.path(), None).unwrap();
         // Until it has gone on, then a moment more, so that the kill comes anywhere.
         while checkpoints.list().unwrap().last().is_none_or(|(step, _)| *step <= last) {
             assert!(child.try_wait().unwrap().is_none(), "the run ended by itself");

@@ -8,8 +8,8 @@ use llamavid_models::prompt::splice::SpliceKind;
 use llamavid_models::token_generation::FeatureKind;
 use llamavid_train::data::Sample;
 use llamavid_train::{
-    Example, Optimizer, Stage, StageFiles, StageModel, StageSettings, Trainer, TrainerOptions, VisionFiles,
-    Visual, adamw_groups,
+    Example, LoraSettings, Optimizer, Stage, StageFiles, StageModel, StageSettings, Trainer, TrainerOptions,
+    VisionFiles, Visual, adamw_groups,
 };
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -20,16 +20,25 @@ pub fn oracle(folder: &str) -> PathBuf {
 
 /// The recorded model `video-mean` at the beginning of a stage. Stage 3 starts from what stage 2 wrote.
 pub fn at(stage: Stage, dtype: DType) -> StageModel {
+    at_with(stage, dtype, None)
+}
+
+/// The same with adapters.
+pub fn at_with(stage: Stage, dtype: DType, lora: Option<LoraSettings>) -> StageModel {
+    let settings = StageSettings { lora, ..settings(stage) };
+    StageModel::assemble(&files(stage), &settings, dtype, 1, &Device::Cpu).unwrap()
+}
+
+pub fn files(stage: Stage) -> StageFiles {
     let folder = oracle("video-mean");
-    let files = StageFiles {
+    StageFiles {
         base: folder.join(if stage == Stage::LongVideo { "model" } else { "llm" }),
         vision: VisionFiles::Eva(folder.join("eva_vit_g.pth")),
         query_model: Some(folder.join("instruct_blip_vicuna7b_trimmed.pth")),
         adapter: (stage == Stage::Instruction).then(|| folder.join("mm_projector.bin")),
         bert: folder.join("bert"),
         processor: Some(folder.join("processor")),
-    };
-    StageModel::assemble(&files, &settings(stage), dtype, 1, &Device::Cpu).unwrap()
+    }
 }
 
 pub fn settings(stage: Stage) -> StageSettings {
@@ -47,6 +56,7 @@ pub fn settings(stage: Stage) -> StageSettings {
         extension: Some(serde_json::json!({
             "vision": { "imageSize": 84, "width": 32, "depth": 2, "heads": 2, "mlpWidth": 139 },
         })),
+        lora: None,
     }
 }
 

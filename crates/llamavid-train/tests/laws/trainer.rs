@@ -2,13 +2,15 @@ use std::collections::BTreeMap;
 
 use candle_core::backprop::GradStore;
 use candle_core::{DType, Tensor};
+use llamavid_models::language_model::LanguageModel;
+use llamavid_models::observer::Blind;
 use llamavid_train::{
-    Accumulation, Activations, Error, Example, Schedule, Stage, StepReport, Trainer, TrainerOptions, Visual,
-    gradients, loss_and_gradients,
+    Accumulation, Activations, Error, Example, LoraSettings, Schedule, Stage, StepReport, Trainer,
+    TrainerOptions, Visual, gradients, loss_and_gradients,
 };
 use serde_json::json;
 
-use crate::model::{at, examples, trainer};
+use crate::model::{at, at_with, examples, trainer};
 
 fn options() -> TrainerOptions {
     TrainerOptions::new(Schedule::Cosine { warmup: 2, total: 20 })
@@ -69,7 +71,7 @@ fn micro_batches_equal_one_batch() {
     let all = examples(2);
     let cut: Vec<Vec<Example>> = vec![all[..1].to_vec(), all[1..4].to_vec(), all[4..].to_vec()];
     let run = |batches: &[Vec<Example>], accumulation| {
-        let options = TrainerOptions { accumulation, ..options() };
+        let options = TrainerOptions { accumulation, query_dropout: 0., ..options() };
         trainer(at(Stage::Instruction, DType::F32), 1e-3, options).step(batches).unwrap()
     };
     let near = |left: f64, right: f64| (left - right).abs() < 1e-5 * right.abs();
@@ -211,4 +213,78 @@ fn losses_fall_in_bf16_with_f32_masters() {
     let losses: Vec<f64> = (0..8).map(|_| trainer.step(&[examples(1)]).unwrap().loss).collect();
     assert!(losses[7] < 0.8 * losses[0], "{losses:?}");
     assert!(trainer.parameters().trainable().iter().all(|(_, var)| var.dtype() == DType::F32));
+}
+
+#[test]
+fn dropout_is_another_in_each_step_and_the_same_in_each_run() {
+    let run = |query_dropout, seed| {
+        let options = TrainerOptions { query_dropout, seed, ..options() };
+        // A rate so low that only dropout changes the loss.
+        let mut trainer = trainer(at(Stage::Instruction, DType::F32), 1e-30, options);
+        [0, 1].map(|_| trainer.step(&[examples(1)]).unwrap().loss)
+    };
+    let (none, some) = (run(0., 1), run(0.1, 1));
+    assert_eq!(none[0], none[1]);
+    assert!(some[0] != some[1] && some[0] != none[0]);
+    assert_eq!(some, run(0.1, 1));
+    assert_ne!(some, run(0.1, 2));
+}
+
+fn lora() -> LoraSettings {
+    LoraSettings::everywhere(4, 8., 0.)
+}
+
+#[test]
+fn adapters_change_nothing_at_first_and_train_in_place_of_the_language_model() {
+    for stage in Stage::ALL {
+        let plain = at(stage, DType::F32).model.loss(&examples(1)).unwrap().sum;
+        let adapted = at_with(stage, DType::F32, Some(lora()));
+        let loss = adapted.model.loss(&examples(1)).unwrap().sum;
+        assert_eq!(loss.to_scalar::<f32>().unwrap(), plain.to_scalar::<f32>().unwrap());
+
+        let mut trainer = trainer(adapted, 1e-2, TrainerOptions::new(Schedule::Constant { warmup: 0 }));
+        let before = weights(&trainer);
+        let first = trainer.step(&[examples(1)]).unwrap().loss;
+        let last = (0..10).map(|_| trainer.step(&[examples(1)]).unwrap().loss).last().unwrap();
+        assert!(last < first, "{stage:?}: {first} {last}");
+        let after = weights(&trainer);
+        let moved: Vec<_> = after.iter().filter(|(name, value)| **value != before[*name]).collect();
+        assert!(moved.iter().any(|(name, _)| name.starts_with("lora.layers.1.mlp.down_proj.")));
+        assert!(!moved.iter().any(|(name, _)| name.starts_with("language_model.")));
+    }
+}
+
+#[test]
+fn merged_adapters_equal_adapters() {
+    let mut trainer = trainer(
+        at_with(Stage::Instruction, DType::F32, Some(lora())),
+        1e-2,
+        TrainerOptions::new(Schedule::Constant { warmup: 0 }),
+    );
+    (0..5).for_each(|step| drop(trainer.step(&[examples(step)]).unwrap()));
+    let language_model = trainer.model().language_model();
+    let merged = language_model.with_merged_lora().unwrap();
+    let embeds = language_model.embed(&[5, 6, 7, 8, 9]).unwrap().unsqueeze(0).unwrap();
+    let hidden = |model: &LanguageModel| model.forward_uncached(&embeds, None, &mut Blind).unwrap();
+    assert!(apart(&hidden(&merged), &hidden(language_model)) < 1e-5);
+}
+
+#[test]
+fn adapters_train_with_dropout_recomputed_or_not() {
+    let settings = LoraSettings { dropout: 0.3, ..lora() };
+    let run = |activations| {
+        let options = TrainerOptions {
+            activations,
+            lora_dropout: settings.dropout,
+            clip_norm: Some(0.5),
+            ..TrainerOptions::new(Schedule::Constant { warmup: 0 })
+        };
+        let mut trainer =
+            trainer(at_with(Stage::Instruction, DType::F32, Some(settings.clone())), 1e-3, options);
+        (0..3).map(|step| trainer.step(&[examples(step)]).unwrap()).collect::<Vec<_>>()
+    };
+    for (kept, recomputed) in run(Activations::Kept).iter().zip(run(Activations::Recomputed)) {
+        assert!((kept.loss - recomputed.loss).abs() < 1e-4 * kept.loss, "{kept:?} {recomputed:?}");
+        assert!((kept.gradient_norm - recomputed.gradient_norm).abs() < 1e-3 * kept.gradient_norm);
+    }
 }
