@@ -1,6 +1,7 @@
+import { spawn } from 'node:child_process';
 import { join } from 'node:path';
 import { describe, expect, it } from 'vitest';
-import { llamavid } from './llamavid.js';
+import { llamavid, main } from './llamavid.js';
 
 const fixtures = join(import.meta.dirname, '../../../fixtures');
 const model = join(fixtures, 'random-model');
