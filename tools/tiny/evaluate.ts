@@ -185,7 +185,7 @@ const percent = (value: number | null | undefined) =>
   value === null || value === undefined ? '–' : `${(value * 100).toFixed(1)}`;
 const extra = ways.filter((way) => way !== 'whole' && way !== 'blind');
 const header = [
-  '',
+  'type',
   'questions',
   'right %',
   'seen',
