@@ -4,7 +4,7 @@
 //! product; the backward pass computes them again. Letters: B batch, H query heads, G query heads of a key head,
 //! Q query rows, K key rows, d head width.
 
-use candle_core::{CpuStorage, CustomOp1, CustomOp3, D, DType, Layout, Result, Shape, Storage, Tensor, bail};
+use candle_core::{CpuStorage, CustomOp1, CustomOp3, DType, Layout, Result, Shape, Storage, Tensor, bail};
 use rayon::prelude::*;
 
 use crate::dropout::{Dropout, keep_row};
@@ -111,7 +111,7 @@ pub fn packed_attention(packed: &Tensor, options: &Heads) -> Result<Tensor> {
         bail!("rows of {width} do not hold queries, keys and values of {} heads", options.heads);
     }
     if let Some(op) = fused(&[packed], options)? {
-        return last_contiguous(packed)?.apply_op1(Packed(op));
+        return packed.contiguous()?.apply_op1(Packed(op));
     }
     let part = |index: usize| packed.narrow(2, index * width / 3, width / 3)?.contiguous();
     multi_head_attention(&part(0)?, &part(1)?, &part(2)?, options)
@@ -163,7 +163,7 @@ fn causal_bias(scores: &Tensor, padding: Option<&Tensor>) -> Result<Tensor> {
 }
 
 /// The fused operation, where it takes these inputs and this mask.
-fn fused(inputs: &[&Tensor], options: &Heads) -> Result<Option<Attention>> {
+pub(crate) fn fused(inputs: &[&Tensor], options: &Heads) -> Result<Option<Attention>> {
     if options.heads == 0 || options.key_heads == 0 || !options.heads.is_multiple_of(options.key_heads) {
         bail!("{} query heads do not divide among {} key heads", options.heads, options.key_heads);
     }
@@ -212,7 +212,7 @@ enum FusedMask {
     },
 }
 
-struct Attention {
+pub(crate) struct Attention {
     /// Whether inputs are (B, heads, rows, d) and not (B, rows, heads · d).
     split: bool,
     heads: usize,
@@ -247,14 +247,8 @@ struct Input<'a> {
     places: Places,
 }
 
-impl<'a> Input<'a> {
-    fn row(&self, batch: usize, head: usize, row: usize, width: usize) -> &'a [f32] {
-        let start = self.places.of(batch, head, row);
-        &self.values[start..start + width]
-    }
-}
-
 /// Rows of heads that several threads write, each the rows of its own heads.
+#[derive(Clone, Copy)]
 struct Output {
     values: *mut f32,
     length: usize,
@@ -289,9 +283,23 @@ struct Sizes {
     width: usize,
 }
 
+/// Some sequences of a batch, for self-attention.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Sequences {
+    /// The first one's number.
+    pub(crate) first: usize,
+    pub(crate) count: usize,
+    /// Sequences of the whole batch.
+    pub(crate) whole: usize,
+    /// Rows of each.
+    pub(crate) rows: usize,
+}
+
 /// What the tasks read besides queries, keys and values.
 struct Context<'a> {
     sizes: Sizes,
+    /// Number of the first sequence in the batch.
+    first: usize,
     angles: Option<(&'a [f32], &'a [f32])>,
     bias: Option<(&'a [f32], [usize; 4])>,
 }
@@ -323,7 +331,8 @@ impl Attention {
         }
     }
 
-    fn sizes(&self, q: &Shape, k: &Shape, v: &Shape) -> Result<Sizes> {
+    /// `whole` is how many sequences the batch has, if these are only some of them.
+    fn sizes(&self, q: &Shape, k: &Shape, v: &Shape, whole: Option<usize>) -> Result<Sizes> {
         let (batch, queries, width, _) = self.shape_of(q, self.heads)?;
         let (key_batch, keys, key_width, _) = self.shape_of(k, self.key_heads)?;
         if k != v || key_batch != batch || key_width != width {
@@ -333,7 +342,7 @@ impl Attention {
             bail!("attention: {queries} causal rows over {keys} keys");
         }
         if let FusedMask::Causal { padding: Some(padding) } = &self.mask
-            && padding.len() != batch * keys
+            && padding.len() != whole.unwrap_or(batch) * keys
         {
             bail!("attention: a padding of {} for {batch} x {keys} keys", padding.len());
         }
@@ -352,10 +361,15 @@ impl Attention {
     }
 
     /// Runs `compute` with angles and bias at hand.
-    fn with_context<T>(&self, sizes: Sizes, compute: impl FnOnce(&Context) -> Result<T>) -> Result<T> {
+    fn with_context<T>(
+        &self,
+        sizes: Sizes,
+        (first, whole): (usize, usize),
+        compute: impl FnOnce(&Context) -> Result<T>,
+    ) -> Result<T> {
         let bias = match &self.mask {
             FusedMask::Bias(bias) => {
-                Some(bias.broadcast_as((sizes.batch, self.heads, sizes.queries, sizes.keys))?)
+                Some(bias.broadcast_as((whole, self.heads, sizes.queries, sizes.keys))?)
             }
             FusedMask::All | FusedMask::Causal { .. } => None,
         };
@@ -371,9 +385,9 @@ impl Attention {
         };
         match &self.angles {
             Some((cos, sin)) => with_values([cos, sin], |[cos, sin]| {
-                compute(&Context { sizes, angles: Some((cos, sin)), bias })
+                compute(&Context { sizes, first, angles: Some((cos, sin)), bias })
             }),
-            None => compute(&Context { sizes, angles: None, bias }),
+            None => compute(&Context { sizes, first, angles: None, bias }),
         }
     }
 
@@ -387,15 +401,9 @@ impl Attention {
         result: &mut [f32],
     ) {
         let width = context.sizes.width;
-        for (row, result) in result.chunks_exact_mut(width.max(1)).enumerate() {
-            let values = input.row(place.0, place.1, row, width);
-            match context.angles {
-                Some((cos, sin)) => {
-                    let angles = row * width / 2..(row + 1) * width / 2;
-                    rotate(values, &cos[angles.clone()], &sin[angles], 1.0, scale, result);
-                }
-                None => copy_scaled(values, scale, result),
-            }
+        if !result.is_empty() {
+            let start = input.places.of(place.0, place.1, 0);
+            gather(&input.values[start..], input.places.row, width, context.angles, scale, result);
         }
     }
 
@@ -435,6 +443,7 @@ impl Attention {
         scores: &mut [f32],
     ) {
         let sizes = context.sizes;
+        let batch = context.first + batch;
         for (index, row) in scores.chunks_exact_mut(visible.max(1)).enumerate() {
             match (&self.mask, context.bias) {
                 (FusedMask::Causal { padding }, _) => {
@@ -464,8 +473,8 @@ impl Attention {
     }
 
     /// The number of a row among all of (B, H, Q), by which dropout tells rows apart.
-    fn row_number(&self, sizes: Sizes, (batch, head): (usize, usize), row: usize) -> usize {
-        (batch * self.heads + head) * sizes.queries + row
+    fn row_number(&self, context: &Context, (batch, head): (usize, usize), row: usize) -> usize {
+        ((context.first + batch) * self.heads + head) * context.sizes.queries + row
     }
 
     fn forward(&self, context: &Context, q: Input, k: Input, v: Input, result: &Output) {
@@ -488,7 +497,7 @@ impl Attention {
                     multiply(block, seen.transposed(), scores, false, false);
                     self.normalise(context, (batch, head), start, visible, scores);
                     if let Some(dropout) = self.dropout {
-                        let first = self.row_number(context.sizes, (batch, head), start);
+                        let first = self.row_number(context, (batch, head), start);
                         drop_rows(dropout, first, visible, scores);
                     }
                     let attended = &mut attended[..rows * width];
@@ -532,7 +541,7 @@ impl Attention {
                     multiply(gradient, values.rows(visible).transposed(), of_shares, false, false);
                     let of_values = &mut of_values[..visible * width];
                     if let Some(dropout) = self.dropout {
-                        let first = self.row_number(context.sizes, (batch, head), start);
+                        let first = self.row_number(context, (batch, head), start);
                         let kept = &mut kept[..rows * visible];
                         kept.copy_from_slice(shares);
                         drop_rows(dropout, first, visible, kept);
@@ -611,6 +620,36 @@ widest!(fn rotate(
     result: &mut [f32],
 ) = rotate_inline);
 
+#[inline(always)]
+fn gather_inline<const FUSED: bool>(
+    values: &[f32],
+    row_stride: usize,
+    width: usize,
+    angles: Option<(&[f32], &[f32])>,
+    scale: f32,
+    result: &mut [f32],
+) {
+    for (row, result) in result.chunks_exact_mut(width).enumerate() {
+        let values = &values[row * row_stride..row * row_stride + width];
+        match angles {
+            Some((cos, sin)) => {
+                let angles = row * width / 2..(row + 1) * width / 2;
+                rotate_inline::<FUSED>(values, &cos[angles.clone()], &sin[angles], 1.0, scale, result);
+            }
+            None => copy_scaled(values, scale, result),
+        }
+    }
+}
+widest!(fn gather(
+    values: &[f32],
+    row_stride: usize,
+    width: usize,
+    angles: Option<(&[f32], &[f32])>,
+    scale: f32,
+    result: &mut [f32],
+) = gather_inline);
+
+#[inline(always)]
 fn copy_scaled(row: &[f32], scale: f32, result: &mut [f32]) {
     for (result, value) in result.iter_mut().zip(row) {
         *result = value * scale;
@@ -665,13 +704,13 @@ impl CustomOp3 for Attention {
         v: &CpuStorage,
         v_layout: &Layout,
     ) -> Result<(CpuStorage, Shape)> {
-        let sizes = self.sizes(q_layout.shape(), k_layout.shape(), v_layout.shape())?;
+        let sizes = self.sizes(q_layout.shape(), k_layout.shape(), v_layout.shape(), None)?;
         let mut result = vec![0f32; q_layout.shape().elem_count()];
         let input = |storage, layout| self.input(storage, layout, sizes.width);
         let (q, k, v) = (input(q, q_layout)?, input(k, k_layout)?, input(v, v_layout)?);
         let (_, _, _, places) = self.shape_of(q_layout.shape(), self.heads)?;
         let output = Output::new(&mut result, places);
-        self.with_context(sizes, |context| {
+        self.with_context(sizes, (0, sizes.batch), |context| {
             self.forward(context, q, k, v, &output);
             Ok(())
         })?;
@@ -686,7 +725,7 @@ impl CustomOp3 for Attention {
         _result: &Tensor,
         gradient: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
-        let sizes = self.sizes(q.shape(), k.shape(), v.shape())?;
+        let sizes = self.sizes(q.shape(), k.shape(), v.shape(), None)?;
         let (_, _, _, query_places) = self.shape_of(q.shape(), self.heads)?;
         let (_, _, _, key_places) = self.shape_of(k.shape(), self.key_heads)?;
         let mut of_q = vec![0f32; q.elem_count()];
@@ -694,7 +733,7 @@ impl CustomOp3 for Attention {
         with_values([q, k, v, gradient], |[q, k, v, gradient]| {
             let query = |values| Input { values, places: query_places };
             let key = |values| Input { values, places: key_places };
-            self.with_context(sizes, |context| {
+            self.with_context(sizes, (0, sizes.batch), |context| {
                 let outputs = [
                     &Output::new(&mut of_q, query_places),
                     &Output::new(&mut of_k, key_places),
@@ -715,15 +754,73 @@ impl Attention {
     }
 }
 
-impl Packed {
-    /// Sizes, and where queries, keys and values are among the packed rows of one piece.
-    fn sizes(&self, shape: &Shape) -> Result<(Sizes, [Places; 3], Places)> {
-        let (batch, rows, all) = shape.dims3()?;
-        let one = Shape::from((batch, rows, all / 3));
-        let sizes = self.0.sizes(&one, &one, &one)?;
-        let (_, _, width, result) = self.0.shape_of(&one, self.0.heads)?;
-        let part = |index: usize| Places { batch: rows * all, head: width, row: all, start: index * all / 3 };
-        Ok((sizes, [part(0), part(1), part(2)], result))
+impl Attention {
+    /// Sizes, and where the heads of queries, keys and values and of the result are, for self-attention of
+    /// (`batch`, `rows`): of rows that hold all three, or of three tensors.
+    fn arrange(&self, sequences: Sequences, sources: &[&[f32]]) -> Result<(Sizes, [Places; 3], Places)> {
+        let Sequences { count: batch, whole, rows, .. } = sequences;
+        let width =
+            |index: usize| sources.get(index).map_or(0, |source| source.len() / (batch * rows).max(1));
+        match sources.len() {
+            1 => {
+                let all = width(0);
+                let one = Shape::from((batch, rows, all / 3));
+                let sizes = self.sizes(&one, &one, &one, Some(whole))?;
+                let (_, _, width, result) = self.shape_of(&one, self.heads)?;
+                let part = |index: usize| Places {
+                    batch: rows * all,
+                    head: width,
+                    row: all,
+                    start: index * all / 3,
+                };
+                Ok((sizes, [part(0), part(1), part(2)], result))
+            }
+            _ => {
+                let [q, k, v] = [0, 1, 2].map(|index| Shape::from((batch, rows, width(index))));
+                let sizes = self.sizes(&q, &k, &v, Some(whole))?;
+                let (_, _, _, query) = self.shape_of(&q, self.heads)?;
+                let (_, _, _, key) = self.shape_of(&k, self.key_heads)?;
+                Ok((sizes, [query, key, key], query))
+            }
+        }
+    }
+
+    /// Self-attention of `sequences`: `sources` are queries, keys and values, or one slice of rows that hold all
+    /// three.
+    pub(crate) fn attend(&self, sequences: Sequences, sources: &[&[f32]]) -> Result<Vec<f32>> {
+        let (sizes, places, result_places) = self.arrange(sequences, sources)?;
+        let mut result = vec![0f32; sizes.batch * sizes.queries * self.heads * sizes.width];
+        let output = Output::new(&mut result, result_places);
+        let last = sources.len() - 1;
+        let input = |index: usize| Input { values: sources[index.min(last)], places: places[index] };
+        self.with_context(sizes, (sequences.first, sequences.whole), |context| {
+            self.forward(context, input(0), input(1), input(2), &output);
+            Ok(())
+        })?;
+        Ok(result)
+    }
+
+    /// The gradients of `sources` as given to [`Attention::attend`].
+    pub(crate) fn differentiate(
+        &self,
+        sequences: Sequences,
+        sources: &[&[f32]],
+        gradient: &[f32],
+    ) -> Result<Vec<Vec<f32>>> {
+        let (sizes, places, result_places) = self.arrange(sequences, sources)?;
+        let mut of_sources: Vec<_> = sources.iter().map(|source| vec![0f32; source.len()]).collect();
+        let last = sources.len() - 1;
+        let input = |index: usize| Input { values: sources[index.min(last)], places: places[index] };
+        // Three views of one slice have disjoint rows.
+        let outputs: Vec<Output> =
+            of_sources.iter_mut().map(|of_source| Output::new(of_source, result_places)).collect();
+        let [q, k, v] = [0, 1, 2].map(|index| Output { places: places[index], ..outputs[index.min(last)] });
+        let gradient = Input { values: gradient, places: result_places };
+        self.with_context(sizes, (sequences.first, sequences.whole), |context| {
+            self.backward(context, [input(0), input(1), input(2)], gradient, [&q, &k, &v]);
+            Ok(())
+        })?;
+        Ok(of_sources)
     }
 }
 
@@ -733,34 +830,21 @@ impl CustomOp1 for Packed {
     }
 
     fn cpu_fwd(&self, packed: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        let values = crate::rows::values(packed, layout)?;
-        let (sizes, parts, result_places) = self.sizes(layout.shape())?;
-        let mut result = vec![0f32; values.len() / 3];
-        let output = Output::new(&mut result, result_places);
-        let [q, k, v] = parts.map(|places| Input { values, places });
-        self.0.with_context(sizes, |context| {
-            self.0.forward(context, q, k, v, &output);
-            Ok(())
-        })?;
         let (batch, rows, all) = layout.shape().dims3()?;
+        let sequences = Sequences { first: 0, count: batch, whole: batch, rows };
+        let result = self.0.attend(sequences, &[crate::rows::values(packed, layout)?])?;
         Ok((CpuStorage::F32(result), Shape::from((batch, rows, all / 3))))
     }
 
-    fn bwd(&self, packed: &Tensor, result: &Tensor, gradient: &Tensor) -> Result<Option<Tensor>> {
-        debug_assert_eq!(packed.dim(D::Minus1)?, 3 * result.dim(D::Minus1)?);
-        let (sizes, parts, result_places) = self.sizes(packed.shape())?;
-        let mut of_packed = vec![0f32; packed.elem_count()];
-        with_values([packed, gradient], |[values, gradient]| {
-            let inputs = parts.map(|places| Input { values, places });
-            let gradient = Input { values: gradient, places: result_places };
-            self.0.with_context(sizes, |context| {
-                // Three views of one slice; their rows are disjoint.
-                let base = Output::new(&mut of_packed, parts[0]);
-                let [q, k, v] = parts.map(|places| Output { places, ..base });
-                self.0.backward(context, inputs, gradient, [&q, &k, &v]);
-                Ok(())
-            })
+    fn bwd(&self, packed: &Tensor, _result: &Tensor, gradient: &Tensor) -> Result<Option<Tensor>> {
+        let (batch, rows, _all) = packed.dims3()?;
+        let mut of_packed = with_values([packed, gradient], |[packed, gradient]| {
+            self.0.differentiate(
+                Sequences { first: 0, count: batch, whole: batch, rows },
+                &[packed],
+                gradient,
+            )
         })?;
-        tensor(of_packed, packed.shape()).map(Some)
+        of_packed.pop().map(|of_packed| tensor(of_packed, packed.shape())).transpose()
     }
 }

@@ -9,6 +9,9 @@ use crate::vector::{exp, widest};
 /// Values that one thread takes at a time.
 const BLOCK: usize = 4096;
 
+/// 1 / √(2π), the density of the normal distribution at 0.
+const DENSITY: f32 = 0.398_942_3;
+
 /// GELU with the error function, not its tanh approximation, in the dtype of `x`.
 pub fn gelu(x: &Tensor) -> Result<Tensor> {
     if fusible(&[x]) {
@@ -29,21 +32,28 @@ impl CustomOp1 for Gelu {
     }
 
     fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        let x = values(x, layout)?;
-        let mut result = vec![0f32; x.len()];
-        result.par_chunks_mut(BLOCK).zip(x.par_chunks(BLOCK)).for_each(|(result, x)| fill(x, result));
-        Ok((CpuStorage::F32(result), layout.shape().clone()))
+        Ok((CpuStorage::F32(activated(values(x, layout)?)), layout.shape().clone()))
     }
 
     fn bwd(&self, x: &Tensor, _result: &Tensor, gradient: &Tensor) -> Result<Option<Tensor>> {
-        let of_x = with_values([x, gradient], |[x, gradient]| {
-            let mut of_x = vec![0f32; x.len()];
-            let tasks = of_x.par_chunks_mut(BLOCK).zip(x.par_chunks(BLOCK)).zip(gradient.par_chunks(BLOCK));
-            tasks.for_each(|((of_x, x), gradient)| differentiate(x, gradient, of_x));
-            Ok(of_x)
-        })?;
+        let of_x = with_values([x, gradient], |[x, gradient]| Ok(differentiated(x, gradient)))?;
         tensor(of_x, x.shape()).map(Some)
     }
+}
+
+/// The GELU of each value.
+pub(crate) fn activated(x: &[f32]) -> Vec<f32> {
+    let mut result = vec![0f32; x.len()];
+    result.par_chunks_mut(BLOCK).zip(x.par_chunks(BLOCK)).for_each(|(result, x)| fill(x, result));
+    result
+}
+
+/// The gradient of each value.
+pub(crate) fn differentiated(x: &[f32], gradient: &[f32]) -> Vec<f32> {
+    let mut of_x = vec![0f32; x.len()];
+    let tasks = of_x.par_chunks_mut(BLOCK).zip(x.par_chunks(BLOCK)).zip(gradient.par_chunks(BLOCK));
+    tasks.for_each(|((of_x, x), gradient)| differentiate(x, gradient, of_x));
+    of_x
 }
 
 #[inline(always)]
@@ -56,14 +66,34 @@ widest!(fn fill(x: &[f32], result: &mut [f32]) = fill_inline);
 
 #[inline(always)]
 fn differentiate_inline<const FUSED: bool>(x: &[f32], gradient: &[f32], of_x: &mut [f32]) {
-    /// 1 / √(2π), the density of the normal distribution at 0.
-    const DENSITY: f32 = 0.398_942_3;
     for ((of_x, x), gradient) in of_x.iter_mut().zip(x).zip(gradient) {
         let density = DENSITY * exp::<FUSED>(-0.5 * x * x);
         *of_x = gradient * (share(*x) as f32 + x * density);
     }
 }
 widest!(fn differentiate(x: &[f32], gradient: &[f32], of_x: &mut [f32]) = differentiate_inline);
+
+/// Writes the result and the gradient.
+#[inline(always)]
+fn both_inline<const FUSED: bool>(x: &[f32], gradient: &[f32], result: &mut [f32], of_x: &mut [f32]) {
+    for (((result, of_x), x), gradient) in result.iter_mut().zip(of_x.iter_mut()).zip(x).zip(gradient) {
+        let density = DENSITY * exp::<FUSED>(-0.5 * x * x);
+        let share = share(*x);
+        *result = (f64::from(*x) * share) as f32;
+        *of_x = gradient * (share as f32 + x * density);
+    }
+}
+widest!(fn both(x: &[f32], gradient: &[f32], result: &mut [f32], of_x: &mut [f32]) = both_inline);
+
+/// The GELU again, and the gradient of each value.
+pub(crate) fn activated_and_differentiated(x: &[f32], gradient: &[f32]) -> [Vec<f32>; 2] {
+    let mut results = [(); 2].map(|()| vec![0f32; x.len()]);
+    let [result, of_x] = &mut results;
+    let outputs = result.par_chunks_mut(BLOCK).zip(of_x.par_chunks_mut(BLOCK));
+    let inputs = x.par_chunks(BLOCK).zip(gradient.par_chunks(BLOCK));
+    outputs.zip(inputs).for_each(|((result, of_x), (x, gradient))| both(x, gradient, result, of_x));
+    results
+}
 
 /// The share of the normal distribution below `x`.
 ///

@@ -56,7 +56,7 @@ fn normalise_inline<const FUSED: bool>(
 }
 widest!(fn normalise(x: &[f32], weight: &[f32], bias: &[f32], eps: f32, result: &mut [f32]) = normalise_inline);
 
-/// Writes the gradient of `x` and adds to those of weight and bias, one after the other in `of_others`.
+/// Adds to the gradient of `x` and to those of weight and bias, one after the other in `of_others`.
 #[inline(always)]
 fn differentiate_inline<const FUSED: bool>(
     x: &[f32],
@@ -77,7 +77,7 @@ fn differentiate_inline<const FUSED: bool>(
         let along = along * scale * scale;
         let places = of_x.iter_mut().zip(of_weight.iter_mut()).zip(of_bias.iter_mut()).zip(x).zip(gradient);
         for (((((of_x, of_weight), of_bias), x), gradient), weight) in places.zip(weight) {
-            *of_x = scale * (gradient * weight - level - (x - mean) * along);
+            *of_x += scale * (gradient * weight - level - (x - mean) * along);
             *of_weight += gradient * (x - mean) * scale;
             *of_bias += gradient;
         }
@@ -91,6 +91,36 @@ widest!(fn differentiate(
     of_x: &mut [f32],
     of_others: &mut [f32],
 ) = differentiate_inline);
+
+/// Normalised rows.
+pub(crate) fn normalised(x: &[f32], weight: &[f32], bias: &[f32], eps: f32) -> Vec<f32> {
+    let mut result = vec![0f32; x.len()];
+    let task = rows_of_a_task(weight.len()) * weight.len().max(1);
+    let tasks = result.par_chunks_mut(task).zip(x.par_chunks(task));
+    tasks.for_each(|(result, x)| normalise(x, weight, bias, eps, result));
+    result
+}
+
+/// Adds the gradient of `x` to `of_x` and gives those of weight and bias, one after the other.
+pub(crate) fn differentiated(
+    x: &[f32],
+    weight: &[f32],
+    eps: f32,
+    gradient: &[f32],
+    of_x: &mut [f32],
+) -> Vec<f32> {
+    let width = weight.len();
+    let task = rows_of_a_task(width) * width.max(1);
+    let tasks = of_x.par_chunks_mut(task).zip(x.par_chunks(task)).zip(gradient.par_chunks(task));
+    let parts = tasks
+        .map(|((of_x, x), gradient)| {
+            let mut of_others = vec![0f32; 2 * width];
+            differentiate(x, weight, eps, gradient, of_x, &mut of_others);
+            of_others
+        })
+        .collect();
+    sum_parts(parts, 2 * width)
+}
 
 impl CustomOp3 for LayerNorm {
     fn name(&self) -> &'static str {
@@ -118,11 +148,7 @@ impl CustomOp3 for LayerNorm {
             );
         }
         let x = values(x, x_layout)?;
-        let mut result = vec![0f32; x.len()];
-        let task = rows_of_a_task(width) * width.max(1);
-        let tasks = result.par_chunks_mut(task).zip(x.par_chunks(task));
-        tasks.for_each(|(result, x)| normalise(x, weight, bias, self.eps, result));
-        Ok((CpuStorage::F32(result), shape.clone()))
+        Ok((CpuStorage::F32(normalised(x, weight, bias, self.eps)), shape.clone()))
     }
 
     fn bwd(
@@ -136,18 +162,8 @@ impl CustomOp3 for LayerNorm {
         let width = width(x.shape());
         let (of_x, of_others) = with_values([x, weight, gradient], |[x, weight, gradient]| {
             let mut of_x = vec![0f32; x.len()];
-            let task = rows_of_a_task(width) * width.max(1);
-            let parts = of_x
-                .par_chunks_mut(task)
-                .zip(x.par_chunks(task))
-                .zip(gradient.par_chunks(task))
-                .map(|((of_x, x), gradient)| {
-                    let mut of_others = vec![0f32; 2 * width];
-                    differentiate(x, weight, self.eps, gradient, of_x, &mut of_others);
-                    of_others
-                })
-                .collect();
-            Ok((of_x, sum_parts(parts, 2 * width)))
+            let of_others = differentiated(x, weight, self.eps, gradient, &mut of_x);
+            Ok((of_x, of_others))
         })?;
         let part = |of: &Tensor, from: usize| {
             let gradient = || tensor(of_others[from..from + width].to_vec(), of.shape());

@@ -5,12 +5,14 @@
 //! operations when a gradient can flow through them, and are candle-nn's when none can.
 
 mod attention;
+mod blocks;
 mod cross_entropy;
 mod dropout;
 mod embedding;
 mod gelu;
 mod layer_norm;
 mod linear;
+mod many_inputs;
 mod matrix;
 mod rms_norm;
 mod rotary;
@@ -20,6 +22,7 @@ mod swiglu;
 mod vector;
 
 pub use attention::{Heads, Mask, attention, multi_head_attention, packed_attention};
+pub use blocks::{Norm, Projection, attention_block, gelu_block, swiglu_block};
 pub use cross_entropy::{IGNORED, cross_entropy, cross_entropy_sum};
 pub use dropout::Dropout;
 pub use embedding::embedding;

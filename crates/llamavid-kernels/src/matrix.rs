@@ -28,6 +28,14 @@ impl<'a> Matrix<'a> {
         Self { rows: self.columns, columns: self.rows, row: self.column, column: self.row, ..self }
     }
 
+    pub(crate) fn rows(&self) -> usize {
+        self.rows
+    }
+
+    pub(crate) fn columns(&self) -> usize {
+        self.columns
+    }
+
     /// Whether each element lies within the slice.
     fn fits(&self) -> bool {
         let last = (self.rows.max(1) - 1) * self.row + (self.columns.max(1) - 1) * self.column;

@@ -38,7 +38,7 @@ fn normalise_inline<const FUSED: bool>(x: &[f32], weight: &[f32], eps: f32, resu
 }
 widest!(fn normalise(x: &[f32], weight: &[f32], eps: f32, result: &mut [f32]) = normalise_inline);
 
-/// Writes the gradient of `x` and adds to that of the weight.
+/// Adds to the gradients of `x` and of the weight.
 #[inline(always)]
 fn differentiate_inline<const FUSED: bool>(
     x: &[f32],
@@ -57,7 +57,7 @@ fn differentiate_inline<const FUSED: bool>(
         let along = along * scale * scale;
         let places = of_x.iter_mut().zip(of_weight.iter_mut()).zip(x).zip(gradient).zip(weight);
         for ((((of_x, of_weight), x), gradient), weight) in places {
-            *of_x = scale * (gradient * weight - x * along);
+            *of_x += scale * (gradient * weight - x * along);
             *of_weight += gradient * x * scale;
         }
     }
@@ -70,6 +70,36 @@ widest!(fn differentiate(
     of_x: &mut [f32],
     of_weight: &mut [f32],
 ) = differentiate_inline);
+
+/// Normalised rows.
+pub(crate) fn normalised(x: &[f32], weight: &[f32], eps: f32) -> Vec<f32> {
+    let mut result = vec![0f32; x.len()];
+    let task = rows_of_a_task(weight.len()) * weight.len().max(1);
+    let tasks = result.par_chunks_mut(task).zip(x.par_chunks(task));
+    tasks.for_each(|(result, x)| normalise(x, weight, eps, result));
+    result
+}
+
+/// Adds the gradient of `x` to `of_x` and gives that of the weight.
+pub(crate) fn differentiated(
+    x: &[f32],
+    weight: &[f32],
+    eps: f32,
+    gradient: &[f32],
+    of_x: &mut [f32],
+) -> Vec<f32> {
+    let width = weight.len();
+    let task = rows_of_a_task(width) * width.max(1);
+    let tasks = of_x.par_chunks_mut(task).zip(x.par_chunks(task)).zip(gradient.par_chunks(task));
+    let parts = tasks
+        .map(|((of_x, x), gradient)| {
+            let mut of_weight = vec![0f32; width];
+            differentiate(x, weight, eps, gradient, of_x, &mut of_weight);
+            of_weight
+        })
+        .collect();
+    sum_parts(parts, width)
+}
 
 impl CustomOp2 for RmsNorm {
     fn name(&self) -> &'static str {
@@ -89,11 +119,7 @@ impl CustomOp2 for RmsNorm {
         if weight.len() != width {
             bail!("rms-norm of {shape:?} needs {width} weights, not {}", weight.len());
         }
-        let mut result = vec![0f32; x.len()];
-        let task = rows_of_a_task(width) * width.max(1);
-        let tasks = result.par_chunks_mut(task).zip(x.par_chunks(task));
-        tasks.for_each(|(result, x)| normalise(x, weight, self.eps, result));
-        Ok((CpuStorage::F32(result), shape.clone()))
+        Ok((CpuStorage::F32(normalised(x, weight, self.eps)), shape.clone()))
     }
 
     fn bwd(
@@ -103,21 +129,10 @@ impl CustomOp2 for RmsNorm {
         _result: &Tensor,
         gradient: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        let width = width(x.shape());
         let (of_x, of_weight) = with_values([x, weight, gradient], |[x, weight, gradient]| {
             let mut of_x = vec![0f32; x.len()];
-            let task = rows_of_a_task(width) * width.max(1);
-            let parts = of_x
-                .par_chunks_mut(task)
-                .zip(x.par_chunks(task))
-                .zip(gradient.par_chunks(task))
-                .map(|((of_x, x), gradient)| {
-                    let mut of_weight = vec![0f32; width];
-                    differentiate(x, weight, self.eps, gradient, of_x, &mut of_weight);
-                    of_weight
-                })
-                .collect();
-            Ok((of_x, sum_parts(parts, width)))
+            let of_weight = differentiated(x, weight, self.eps, gradient, &mut of_x);
+            Ok((of_x, of_weight))
         })?;
         let of_x = x.track_op().then(|| tensor(of_x, x.shape())).transpose()?;
         let of_weight = weight.track_op().then(|| tensor(of_weight, weight.shape())).transpose()?;

@@ -83,7 +83,10 @@ fn add_rows_inline<const FUSED: bool>(rows: &[f32], sums: &mut [f32]) {
         }
     }
 }
-widest!(fn add_rows(rows: &[f32], sums: &mut [f32]) = add_rows_inline);
+widest!(
+    /// Adds each column of rows as wide as `sums`.
+    pub(crate) fn add_rows(rows: &[f32], sums: &mut [f32]) = add_rows_inline
+);
 
 /// Adds up what the tasks found, in their order.
 pub(crate) fn sum_parts(parts: Vec<Vec<f32>>, width: usize) -> Vec<f32> {

@@ -28,6 +28,35 @@ fn forward_inline<const FUSED: bool>(gate: &[f32], up: &[f32], result: &mut [f32
 }
 widest!(fn forward(gate: &[f32], up: &[f32], result: &mut [f32]) = forward_inline);
 
+/// Writes the result, and the gradients of gate and up.
+#[inline(always)]
+fn both_inline<const FUSED: bool>(
+    gate: &[f32],
+    up: &[f32],
+    gradient: &[f32],
+    result: &mut [f32],
+    of_gate: &mut [f32],
+    of_up: &mut [f32],
+) {
+    let results = result.iter_mut().zip(of_gate.iter_mut()).zip(of_up.iter_mut());
+    for ((((result, of_gate), of_up), (gate, up)), gradient) in results.zip(gate.iter().zip(up)).zip(gradient)
+    {
+        let sigmoid = sigmoid::<FUSED>(*gate);
+        let silu = gate * sigmoid;
+        *result = silu * up;
+        *of_up = gradient * silu;
+        *of_gate = gradient * up * (sigmoid + silu * (1.0 - sigmoid));
+    }
+}
+widest!(fn both(
+    gate: &[f32],
+    up: &[f32],
+    gradient: &[f32],
+    result: &mut [f32],
+    of_gate: &mut [f32],
+    of_up: &mut [f32],
+) = both_inline);
+
 #[inline(always)]
 fn backward_inline<const FUSED: bool>(
     gate: &[f32],
@@ -52,6 +81,38 @@ widest!(fn backward(
     of_up: &mut [f32],
 ) = backward_inline);
 
+/// `silu(gate) · up` of each place.
+pub(crate) fn activated(gate: &[f32], up: &[f32]) -> Vec<f32> {
+    let mut result = vec![0f32; gate.len()];
+    let tasks = result.par_chunks_mut(BLOCK).zip(gate.par_chunks(BLOCK)).zip(up.par_chunks(BLOCK));
+    tasks.for_each(|((result, gate), up)| forward(gate, up, result));
+    result
+}
+
+/// `silu(gate) · up` again, and the gradients of gate and up.
+pub(crate) fn activated_and_differentiated(gate: &[f32], up: &[f32], gradient: &[f32]) -> [Vec<f32>; 3] {
+    let mut results = [(); 3].map(|()| vec![0f32; gate.len()]);
+    let [result, of_gate, of_up] = &mut results;
+    let inputs = gate.par_chunks(BLOCK).zip(up.par_chunks(BLOCK)).zip(gradient.par_chunks(BLOCK));
+    let outputs =
+        result.par_chunks_mut(BLOCK).zip(of_gate.par_chunks_mut(BLOCK)).zip(of_up.par_chunks_mut(BLOCK));
+    outputs.zip(inputs).for_each(|(((result, of_gate), of_up), ((gate, up), gradient))| {
+        both(gate, up, gradient, result, of_gate, of_up);
+    });
+    results
+}
+
+/// The gradients of gate and up.
+pub(crate) fn differentiated(gate: &[f32], up: &[f32], gradient: &[f32]) -> (Vec<f32>, Vec<f32>) {
+    let (mut of_gate, mut of_up) = (vec![0f32; gate.len()], vec![0f32; gate.len()]);
+    let inputs = gate.par_chunks(BLOCK).zip(up.par_chunks(BLOCK)).zip(gradient.par_chunks(BLOCK));
+    let tasks = of_gate.par_chunks_mut(BLOCK).zip(of_up.par_chunks_mut(BLOCK)).zip(inputs);
+    tasks.for_each(|((of_gate, of_up), ((gate, up), gradient))| {
+        backward(gate, up, gradient, of_gate, of_up);
+    });
+    (of_gate, of_up)
+}
+
 impl CustomOp2 for SwiGlu {
     fn name(&self) -> &'static str {
         "swiglu"
@@ -69,10 +130,7 @@ impl CustomOp2 for SwiGlu {
             bail!("swiglu of a gate {shape:?} and values {:?}", up_layout.shape());
         }
         let (gate, up) = (values(gate, gate_layout)?, values(up, up_layout)?);
-        let mut result = vec![0f32; gate.len()];
-        let tasks = result.par_chunks_mut(BLOCK).zip(gate.par_chunks(BLOCK)).zip(up.par_chunks(BLOCK));
-        tasks.for_each(|((result, gate), up)| forward(gate, up, result));
-        Ok((CpuStorage::F32(result), shape.clone()))
+        Ok((CpuStorage::F32(activated(gate, up)), shape.clone()))
     }
 
     fn bwd(
@@ -83,15 +141,8 @@ impl CustomOp2 for SwiGlu {
         gradient: &Tensor,
     ) -> Result<(Option<Tensor>, Option<Tensor>)> {
         let shape = gate.shape();
-        let (of_gate, of_up) = with_values([gate, up, gradient], |[gate, up, gradient]| {
-            let (mut of_gate, mut of_up) = (vec![0f32; gate.len()], vec![0f32; gate.len()]);
-            let inputs = gate.par_chunks(BLOCK).zip(up.par_chunks(BLOCK)).zip(gradient.par_chunks(BLOCK));
-            let tasks = of_gate.par_chunks_mut(BLOCK).zip(of_up.par_chunks_mut(BLOCK)).zip(inputs);
-            tasks.for_each(|((of_gate, of_up), ((gate, up), gradient))| {
-                backward(gate, up, gradient, of_gate, of_up);
-            });
-            Ok((of_gate, of_up))
-        })?;
+        let (of_gate, of_up) =
+            with_values([gate, up, gradient], |[gate, up, gradient]| Ok(differentiated(gate, up, gradient)))?;
         let of_gate = gate.track_op().then(|| tensor(of_gate, shape)).transpose()?;
         let of_up = up.track_op().then(|| tensor(of_up, shape)).transpose()?;
         Ok((of_gate, of_up))

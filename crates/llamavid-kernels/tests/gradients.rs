@@ -3,8 +3,9 @@
 
 use candle_core::{DType, Device, Result, Shape, Tensor, Var};
 use llamavid_kernels::{
-    Dropout, Heads, IGNORED, Mask, attention, cross_entropy, cross_entropy_sum, embedding, gelu, layer_norm,
-    linear, multi_head_attention, packed_attention, rms_norm, rotary_embedding, softmax, swiglu,
+    Dropout, Heads, IGNORED, Mask, Norm, Projection, attention, attention_block, cross_entropy,
+    cross_entropy_sum, embedding, gelu, gelu_block, layer_norm, linear, multi_head_attention,
+    packed_attention, rms_norm, rotary_embedding, softmax, swiglu, swiglu_block,
 };
 
 /// Largest error, relative to the largest value.
@@ -338,6 +339,173 @@ fn embeddings() {
     check("embedding", &[numbers(1, (7, 33))], |i| embedding(&i[0], &ids));
     let outside = Tensor::new(&[7u32], &Device::Cpu).unwrap();
     assert!(embedding(&numbers(1, (7, 3)), &outside).unwrap_err().to_string().contains("row 7"));
+}
+
+/// The same with a third of the numbers' size, as weights are.
+fn weights(seed: usize, shape: impl Into<Shape>) -> Tensor {
+    (numbers(seed, shape) / 3.0).unwrap()
+}
+
+#[test]
+fn blocks_of_a_language_model() {
+    for (rows, heads, key_heads) in [(1, 2, 2), (70, 2, 2), (20, 4, 2)] {
+        let (width, head_width) = (24, 8);
+        let (queries, keys) = (heads * head_width, key_heads * head_width);
+        let angles = numbers(9, (rows, head_width / 2));
+        let inputs = [
+            numbers(1, (3, rows, width)),
+            numbers(2, width),
+            weights(3, (queries, width)),
+            weights(4, (keys, width)),
+            weights(5, (keys, width)),
+            weights(6, (width, queries)),
+        ];
+        // A row on its own has no gradient of queries and keys to compare.
+        if rows > 1 {
+            check(&format!("attention block, {heads} over {key_heads} heads"), &inputs, |i| {
+                let angles = angles.to_dtype(i[0].dtype())?;
+                let options = Heads {
+                    key_heads,
+                    mask: Mask::Causal { padding: None },
+                    angles: Some((&angles.cos()?, &angles.sin()?)),
+                    ..Heads::new(heads, head_width)
+                };
+                let norm = Norm { weight: &i[1], bias: None, eps: 1e-5 };
+                let layer = |index: usize| Projection { weight: &i[index], bias: None };
+                attention_block(&i[0], norm, &[layer(2), layer(3), layer(4)], layer(5), &options)
+            });
+        }
+        let inputs = [
+            numbers(1, (3, rows, width)),
+            numbers(2, width),
+            weights(3, (37, width)),
+            weights(4, (37, width)),
+            weights(5, (width, 37)),
+        ];
+        check("feed-forward block", &inputs, |i| {
+            let norm = Norm { weight: &i[1], bias: None, eps: 1e-5 };
+            let layer = |index: usize| Projection { weight: &i[index], bias: None };
+            swiglu_block(&i[0], norm, layer(2), layer(3), layer(4))
+        });
+    }
+}
+
+#[test]
+fn blocks_of_a_visual_encoder() {
+    let (width, heads) = (24, 3);
+    let inputs = [
+        numbers(1, (3, 17, width)),
+        numbers(2, width),
+        numbers(3, width),
+        weights(4, (3 * width, width)),
+        weights(5, 3 * width),
+        weights(6, (width, width)),
+        weights(7, width),
+    ];
+    let layer = |i: &[Tensor], index: usize| (i[index].clone(), i[index + 1].clone());
+    check("packed attention block", &inputs, |i| {
+        let (packed, output) = (layer(i, 3), layer(i, 5));
+        let norm = Norm { weight: &i[1], bias: Some(&i[2]), eps: 1e-5 };
+        let packed = Projection { weight: &packed.0, bias: Some(&packed.1) };
+        let output = Projection { weight: &output.0, bias: Some(&output.1) };
+        attention_block(&i[0], norm, &[packed], output, &Heads::new(heads, width / heads))
+    });
+    let inputs = [
+        numbers(1, (3, 17, width)),
+        numbers(2, width),
+        numbers(3, width),
+        weights(4, (50, width)),
+        weights(5, 50),
+        weights(6, (width, 50)),
+        weights(7, width),
+    ];
+    check("feed-forward block", &inputs, |i| {
+        let (first, second) = (layer(i, 3), layer(i, 5));
+        let norm = Norm { weight: &i[1], bias: Some(&i[2]), eps: 1e-5 };
+        let first = Projection { weight: &first.0, bias: Some(&first.1) };
+        gelu_block(&i[0], norm, first, Projection { weight: &second.0, bias: Some(&second.1) })
+    });
+}
+
+/// Enough rows to be split into parts, whose last one is shorter; padding, biases and dropout depend on the sequence.
+#[test]
+fn blocks_of_many_sequences() {
+    let (batch, rows, width, heads) = (53, 37, 12, 2);
+    let inputs = [
+        numbers(1, (batch, rows, width)),
+        numbers(2, width),
+        weights(3, (width, width)),
+        weights(4, (width, width)),
+        weights(5, (width, width)),
+        weights(6, (width, width)),
+        weights(7, width),
+    ];
+    let seen: Vec<u8> =
+        (0..batch * rows).map(|place| u8::from(place % rows <= place / rows % rows)).collect();
+    let padding = Tensor::from_vec(seen, (batch, rows), &Device::Cpu).unwrap();
+    let bias = numbers(8, (batch, 1, 1, rows));
+    let angles = numbers(9, (rows, width / heads / 2));
+    for choice in 0..3 {
+        check(&format!("attention block of many sequences, mask {choice}"), &inputs, |i| {
+            let (angles, bias) = (angles.to_dtype(i[0].dtype())?, bias.to_dtype(i[0].dtype())?);
+            let (cos, sin) = (angles.cos()?, angles.sin()?);
+            let mut options = Heads::new(heads, width / heads);
+            match choice {
+                0 => options.mask = Mask::Causal { padding: Some(&padding) },
+                1 => options.mask = Mask::Bias(&bias),
+                _ => options.dropout = Some(Dropout { rate: 0.2, seed: 5 }),
+            }
+            options.angles = Some((&cos, &sin));
+            let norm = Norm { weight: &i[1], bias: None, eps: 1e-5 };
+            let layer = |index: usize| Projection { weight: &i[index], bias: None };
+            let output = Projection { weight: &i[5], bias: Some(&i[6]) };
+            attention_block(&i[0], norm, &[layer(2), layer(3), layer(4)], output, &options)
+        });
+    }
+    let inputs = [
+        numbers(1, (batch, rows, width)),
+        numbers(2, width),
+        numbers(3, width),
+        weights(4, (50, width)),
+        weights(5, 50),
+        weights(6, (width, 50)),
+        weights(7, width),
+    ];
+    check("feed-forward block of many rows", &inputs, |i| {
+        let norm = Norm { weight: &i[1], bias: Some(&i[2]), eps: 1e-5 };
+        let first = Projection { weight: &i[3], bias: Some(&i[4]) };
+        gelu_block(&i[0], norm, first, Projection { weight: &i[5], bias: Some(&i[6]) })
+    });
+}
+
+#[test]
+fn blocks_refuse_weights_that_do_not_go_together() {
+    let x = numbers(1, (2, 3, 8));
+    let weight = numbers(2, 8);
+    let norm = Norm { weight: &weight, bias: None, eps: 1e-5 };
+    let layer = |output: usize, input: usize| weights(3, (output, input));
+    for (gate, up, down) in [
+        (layer(5, 8), layer(6, 8), layer(8, 5)),
+        (layer(5, 7), layer(5, 8), layer(8, 5)),
+        (layer(5, 8), layer(5, 8), layer(7, 5)),
+        (layer(5, 8), layer(5, 8), layer(8, 4)),
+    ] {
+        let [gate, up, down] = [&gate, &up, &down].map(|weight| Projection { weight, bias: None });
+        assert!(swiglu_block(&x, norm, gate, up, down).is_err());
+    }
+}
+
+#[test]
+fn chains_of_blocks_share_their_inputs() {
+    let inputs = [numbers(1, (2, 5, 8)), numbers(2, 8), weights(3, (16, 8)), weights(4, (8, 16))];
+    check("a block after itself", &inputs, |i| {
+        let norm = Norm { weight: &i[1], bias: None, eps: 1e-5 };
+        let block = |x: &Tensor| {
+            let inner = Projection { weight: &i[2], bias: None };
+            swiglu_block(x, norm, inner, inner, Projection { weight: &i[3], bias: None })
+        };
+        block(&block(&i[0])?)
+    });
 }
 
 #[test]

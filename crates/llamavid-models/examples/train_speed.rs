@@ -55,12 +55,12 @@ fn language(
         }
     }
     let ids: Vec<u32> = (0..batch * length).map(|place| (place * 7919 % VOCABULARY) as u32).collect();
-    let targets = Tensor::new(ids.as_slice(), &Device::Cpu)?;
+    let targets = Tensor::new(ids.as_slice(), &Device::Cpu)?.to_dtype(DType::I64)?;
     report("language", batch * length, "tokens", steps, &map, || {
         let embeds = model.embed(&ids).map_err(candle_core::Error::wrap)?.reshape((batch, length, width))?;
         let hidden = model.forward_uncached(&embeds, None, &mut Blind).map_err(candle_core::Error::wrap)?;
         let logits = model.logits(&hidden, &mut Blind).map_err(candle_core::Error::wrap)?.flatten(0, 1)?;
-        candle_nn::loss::cross_entropy(&logits, &targets)
+        llamavid_kernels::cross_entropy(&logits, &targets)
     })
 }
 

@@ -2,7 +2,7 @@
 
 use candle_core::{Result, Tensor};
 use candle_nn::{Init, VarBuilder};
-use llamavid_kernels::Dropout;
+use llamavid_kernels::{Dropout, Projection};
 
 /// A linear layer with its weights: `x` (…, in) gives (…, out).
 #[derive(Debug, Clone)]
@@ -28,6 +28,14 @@ struct LowRank {
 impl Linear {
     pub(crate) fn new(weight: Tensor, bias: Option<Tensor>) -> Self {
         Self { weight, bias, adapter: None }
+    }
+
+    /// Its weights, for an operation that it is a part of; none when an adapter makes it more than its weights.
+    pub(crate) fn projection(&self) -> Option<Projection<'_>> {
+        match &self.adapter {
+            Some(_) => None,
+            None => Some(Projection { weight: &self.weight, bias: self.bias.as_ref() }),
+        }
     }
 
     pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor> {

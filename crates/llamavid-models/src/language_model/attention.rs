@@ -4,10 +4,11 @@
 
 use candle_core::{D, DType, Device, Tensor};
 use candle_nn::VarBuilder;
-use llamavid_kernels::{Heads, Mask, multi_head_attention, rotary_embedding, softmax};
+use llamavid_kernels::{Heads, Mask, attention_block, multi_head_attention, rotary_embedding, softmax};
 
 use super::config::LanguageModelConfig;
 use super::kv_cache::KvCache;
+use super::llama::RmsNorm;
 use crate::linear::{Linear, linear_no_bias};
 use crate::{Error, Result};
 
@@ -43,6 +44,29 @@ impl SelfAttention {
         })
     }
 
+    /// Norm, self-attention of whole sequences and residual in one operation: `x` (B, S, D) gives (B, S, D).
+    pub(super) fn forward_whole(
+        &self,
+        x: &Tensor,
+        norm: &RmsNorm,
+        angles: (&Tensor, &Tensor),
+        padding: Option<&Tensor>,
+    ) -> Result<Tensor> {
+        let options = Heads {
+            key_heads: self.kv_heads,
+            mask: Mask::Causal { padding },
+            angles: Some(angles),
+            ..Heads::new(self.heads, self.head_dim)
+        };
+        let layers = [&self.q_proj, &self.k_proj, &self.v_proj, &self.o_proj];
+        if let [Some(q), Some(k), Some(v), Some(output)] = layers.map(|layer| layer.projection()) {
+            return Ok(attention_block(x, norm.norm(), &[q, k, v], output, &options)?);
+        }
+        let normed = norm.forward(x)?;
+        let [q, k, v] = [&self.q_proj, &self.k_proj, &self.v_proj].map(|layer| layer.forward(&normed));
+        Ok((x + self.o_proj.forward(&multi_head_attention(&q?, &k?, &v?, &options)?)?)?)
+    }
+
     /// `x` (B, S, D) gives (B, S, D). `cache` is the layer's place in the cache, if there is one.
     pub(super) fn forward(
         &self,
@@ -55,20 +79,9 @@ impl SelfAttention {
         let split = |projected: Tensor, heads: usize| {
             projected.reshape((batch, count, heads, self.head_dim))?.transpose(1, 2)
         };
-        let (queries, keys, values) =
-            (self.q_proj.forward(x)?, self.k_proj.forward(x)?, self.v_proj.forward(x)?);
-        if plan.fused {
-            let options = Heads {
-                key_heads: self.kv_heads,
-                mask: Mask::Causal { padding: plan.padding.as_ref() },
-                angles: Some((cosines, sines)),
-                ..Heads::new(self.heads, self.head_dim)
-            };
-            return Ok(self.o_proj.forward(&multi_head_attention(&queries, &keys, &values, &options)?)?);
-        }
-        let queries = split(queries, self.heads)?; // (B, H, S, head)
-        let keys = split(keys, self.kv_heads)?; // (B, K, S, head)
-        let values = split(values, self.kv_heads)?;
+        let queries = split(self.q_proj.forward(x)?, self.heads)?; // (B, H, S, head)
+        let keys = split(self.k_proj.forward(x)?, self.kv_heads)?; // (B, K, S, head)
+        let values = split(self.v_proj.forward(x)?, self.kv_heads)?;
         let queries = rotary_embedding(&queries, cosines, sines)?;
         let keys = rotary_embedding(&keys, cosines, sines)?;
         let (keys, values) = match cache {
@@ -140,6 +153,11 @@ struct QueryBlock {
 }
 
 impl AttentionPlan {
+    /// Whether whole sequences go through [`SelfAttention::forward_whole`], and then with which padding.
+    pub(super) fn whole_padding(&self) -> Option<Option<&Tensor>> {
+        self.fused.then_some(self.padding.as_ref())
+    }
+
     /// In blocks of rows, so that the scores of a long sequence never exist as a whole.
     ///
     /// `padding` (B, T) u8 is 0 where a position is padding.

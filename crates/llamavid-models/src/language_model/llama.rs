@@ -5,7 +5,7 @@
 
 use candle_core::{DType, Device, Tensor};
 use candle_nn::{Init, VarBuilder};
-use llamavid_kernels::{Dropout, embedding, rms_norm, swiglu};
+use llamavid_kernels::{Dropout, Norm, embedding, rms_norm, swiglu, swiglu_block};
 
 use super::attention::{AttentionPlan, SelfAttention};
 use super::config::LanguageModelConfig;
@@ -303,9 +303,15 @@ impl DecoderLayer {
         plan: &AttentionPlan,
         cache: Option<(&mut KvCache, usize)>,
     ) -> Result<Tensor> {
-        let x = (x + self.self_attn.forward(&self.input_layernorm.forward(x)?, angles, plan, cache)?)?;
-        let fed = self.mlp.forward(&self.post_attention_layernorm.forward(&x)?)?;
-        Ok((x + fed)?)
+        let x = match (plan.whole_padding(), cache) {
+            (Some(padding), None) => {
+                self.self_attn.forward_whole(x, &self.input_layernorm, angles, padding)?
+            }
+            (_, cache) => {
+                (x + self.self_attn.forward(&self.input_layernorm.forward(x)?, angles, plan, cache)?)?
+            }
+        };
+        self.mlp.forward(&x, &self.post_attention_layernorm)
     }
 }
 
@@ -323,7 +329,7 @@ impl DecoderLayer {
     }
 }
 
-/// Gated feed-forward layer: `down(silu(gate(x)) · up(x))`.
+/// Gated feed-forward layer, `down(silu(gate(x)) · up(x))`, with its norm and residual.
 #[derive(Debug, Clone)]
 struct SwiGlu {
     gate_proj: Linear,
@@ -341,14 +347,20 @@ impl SwiGlu {
         })
     }
 
-    fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let gated = swiglu(&self.gate_proj.forward(x)?, &self.up_proj.forward(x)?)?;
-        Ok(self.down_proj.forward(&gated)?)
+    fn forward(&self, x: &Tensor, norm: &RmsNorm) -> Result<Tensor> {
+        let [gate, up, down] =
+            [&self.gate_proj, &self.up_proj, &self.down_proj].map(|layer| layer.projection());
+        if let (Some(gate), Some(up), Some(down)) = (gate, up, down) {
+            return Ok(swiglu_block(x, norm.norm(), gate, up, down)?);
+        }
+        let normed = norm.forward(x)?;
+        let inner = swiglu(&self.gate_proj.forward(&normed)?, &self.up_proj.forward(&normed)?)?;
+        Ok((x + self.down_proj.forward(&inner)?)?)
     }
 }
 
 #[derive(Debug, Clone)]
-struct RmsNorm {
+pub(super) struct RmsNorm {
     weight: Tensor,
     eps: f64,
 }
@@ -359,7 +371,11 @@ impl RmsNorm {
         Ok(Self { weight, eps: config.rms_norm_eps })
     }
 
-    fn forward(&self, x: &Tensor) -> Result<Tensor> {
+    pub(super) fn norm(&self) -> Norm<'_> {
+        Norm { weight: &self.weight, bias: None, eps: self.eps }
+    }
+
+    pub(super) fn forward(&self, x: &Tensor) -> Result<Tensor> {
         Ok(rms_norm(x, &self.weight, self.eps)?)
     }
 }

@@ -6,7 +6,9 @@
 
 use candle_core::{DType, Result, Tensor};
 use candle_nn::VarBuilder;
-use llamavid_kernels::{Heads, gelu, linear as apply_linear, packed_attention};
+use llamavid_kernels::{
+    Heads, Projection, attention_block, gelu, gelu_block, linear as linear_of, packed_attention,
+};
 
 use super::EvaConfig;
 use super::layer_norm::LayerNorm;
@@ -91,12 +93,16 @@ impl Block {
     }
 
     fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let x = (x + self.attn.forward(&self.norm1.forward(x)?)?)?;
+        let x = self.attn.forward(x, &self.norm1)?;
+        if let (Some(first), Some(second)) = (self.fc1.projection(), self.fc2.projection()) {
+            return gelu_block(&x, self.norm2.norm(), first, second);
+        }
         let hidden = gelu(&self.fc1.forward(&self.norm2.forward(&x)?)?)?;
         x + self.fc2.forward(&hidden)?
     }
 }
 
+/// Self-attention with its norm and residual.
 #[derive(Debug, Clone)]
 struct Attention {
     qkv: Tensor,
@@ -118,12 +124,16 @@ impl Attention {
         })
     }
 
-    fn forward(&self, x: &Tensor) -> Result<Tensor> {
+    fn forward(&self, x: &Tensor, norm: &LayerNorm) -> Result<Tensor> {
         let (_frames, _rows, width) = x.dims3()?;
         // Softmax would cancel a bias on the keys, so the file has none.
         let bias = Tensor::cat(&[&self.query_bias, &self.query_bias.zeros_like()?, &self.value_bias], 0)?;
-        let packed = apply_linear(x, &self.qkv, Some(&bias))?; // (F, P+1, 3 V)
-        let attended = packed_attention(&packed, &Heads::new(self.heads, width / self.heads))?;
-        self.proj.forward(&attended)
+        let packed = Projection { weight: &self.qkv, bias: Some(&bias) }; // (F, P+1, 3 V)
+        let heads = Heads::new(self.heads, width / self.heads);
+        if let Some(output) = self.proj.projection() {
+            return attention_block(x, norm.norm(), &[packed], output, &heads);
+        }
+        let packed = linear_of(&norm.forward(x)?, packed.weight, packed.bias)?;
+        x + self.proj.forward(&packed_attention(&packed, &heads)?)?
     }
 }

@@ -2,6 +2,7 @@
 
 use candle_core::{Result, Tensor};
 use candle_nn::VarBuilder;
+use llamavid_kernels::Norm;
 
 /// Layer normalisation over the last dimension, with a backward pass.
 #[derive(Debug, Clone)]
@@ -14,6 +15,11 @@ pub(super) struct LayerNorm {
 impl LayerNorm {
     pub fn new(width: usize, eps: f64, vb: VarBuilder) -> Result<Self> {
         Ok(Self { weight: vb.get(width, "weight")?, bias: vb.get(width, "bias")?, eps })
+    }
+
+    /// Its weights, for an operation that it is a part of.
+    pub fn norm(&self) -> Norm<'_> {
+        Norm { weight: &self.weight, bias: Some(&self.bias), eps: self.eps }
     }
 
     pub fn forward(&self, x: &Tensor) -> Result<Tensor> {

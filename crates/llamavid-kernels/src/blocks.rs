@@ -1,0 +1,674 @@
+//! Whole sub-layers of a transformer as one operation each: norm, what comes in between, and the residual.
+//!
+//! What an autograd engine costs beside the products is traffic: a gradient for every tensor in between, begun with
+//! zeros and added to. A sub-layer has one input and one result; gradients in between stay within it and are added
+//! up by the products themselves. Letters: B batch, S rows, D width.
+
+use candle_core::{Result, Shape, Storage, Tensor, bail};
+use rayon::prelude::*;
+
+use crate::attention::{Attention, Sequences, fused};
+use crate::many_inputs::{Differentiable, record};
+use crate::matrix::{Matrix, multiply};
+use crate::rows::{add_rows, column_sums, fusible, rows_of_a_task, tensor, values};
+use crate::{Heads, gelu, layer_norm, linear, multi_head_attention, packed_attention, rms_norm, swiglu};
+
+/// Normalisation over the last dimension: of layers with a bias, of root mean squares without one.
+#[derive(Debug, Clone, Copy)]
+pub struct Norm<'a> {
+    /// (D).
+    pub weight: &'a Tensor,
+    /// (D).
+    pub bias: Option<&'a Tensor>,
+    /// Added to the variance, or to the mean of the squares.
+    pub eps: f64,
+}
+
+impl Norm<'_> {
+    fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        match self.bias {
+            Some(bias) => layer_norm(x, self.weight, bias, self.eps),
+            None => rms_norm(x, self.weight, self.eps),
+        }
+    }
+}
+
+/// A linear layer.
+#[derive(Debug, Clone, Copy)]
+pub struct Projection<'a> {
+    /// (out, in).
+    pub weight: &'a Tensor,
+    /// (out).
+    pub bias: Option<&'a Tensor>,
+}
+
+impl Projection<'_> {
+    fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        linear(x, self.weight, self.bias)
+    }
+}
+
+/// Self-attention with norm and residual, `x + output(attention(norm(x)))`: `x` (B, S, D) gives (B, S, D).
+///
+/// `sources` make queries, keys and values, or one of them all three (see [`packed_attention`]).
+pub fn attention_block(
+    x: &Tensor,
+    norm: Norm,
+    sources: &[Projection],
+    output: Projection,
+    heads: &Heads,
+) -> Result<Tensor> {
+    let kind = match sources.len() {
+        1 => Kind::Packed,
+        3 => Kind::Attention,
+        count => bail!("attention of {count} sources, not of one or three"),
+    };
+    let inputs = Inputs::new(kind, x, norm, sources.iter().copied().chain([output]));
+    let fused = if inputs.fusible() { fused(&[x], heads)? } else { None };
+    if let Some(attention) = fused {
+        let (batch, rows, _width) = x.dims3()?;
+        let inner = SelfAttention { attention, sources: sources.len(), batch, rows };
+        return inputs.compute(inner, rows.max(1));
+    }
+    let normed = norm.forward(x)?;
+    let sources: Vec<_> = sources.iter().map(|source| source.forward(&normed)).collect::<Result<_>>()?;
+    let attended = match sources.as_slice() {
+        [q, k, v] => multi_head_attention(q, k, v, heads)?,
+        sources => packed_attention(&sources[0], heads)?,
+    };
+    x + output.forward(&attended)?
+}
+
+/// LLaMA's feed-forward layer with norm and residual, `x + down(silu(gate(norm(x))) · up(norm(x)))`: (…, D) gives (…, D).
+pub fn swiglu_block(
+    x: &Tensor,
+    norm: Norm,
+    gate: Projection,
+    up: Projection,
+    down: Projection,
+) -> Result<Tensor> {
+    let inputs = Inputs::new(Kind::FeedForward, x, norm, [gate, up, down]);
+    if inputs.fusible() {
+        return inputs.compute(SwiGlu, 1);
+    }
+    let normed = norm.forward(x)?;
+    x + down.forward(&swiglu(&gate.forward(&normed)?, &up.forward(&normed)?)?)?
+}
+
+/// BERT's and the vision transformers' feed-forward layer with norm and residual, `x + second(gelu(first(norm(x))))`:
+/// (…, D) gives (…, D).
+pub fn gelu_block(x: &Tensor, norm: Norm, first: Projection, second: Projection) -> Result<Tensor> {
+    let inputs = Inputs::new(Kind::FeedForward, x, norm, [first, second]);
+    if inputs.fusible() {
+        return inputs.compute(Gelu, 1);
+    }
+    x + second.forward(&gelu(&first.forward(&norm.forward(x)?)?)?)?
+}
+
+/// What the projections are for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    /// One makes queries, keys and values.
+    Packed,
+    /// Three make them.
+    Attention,
+    FeedForward,
+}
+
+/// Which of the inputs is what: `x`, the norm, and the projections in their order, each with its bias behind it.
+#[derive(Debug, Clone, Copy)]
+struct Form {
+    kind: Kind,
+    eps: f32,
+    norm_bias: bool,
+    /// Whether each projection has a bias.
+    biases: [bool; 4],
+}
+
+impl Form {
+    /// Number of a projection's weight among the inputs.
+    fn weight(&self, layer: usize) -> usize {
+        let biases = self.biases[..layer].iter().filter(|bias| **bias).count();
+        2 + usize::from(self.norm_bias) + layer + biases
+    }
+}
+
+/// The tensors of a sub-layer in the order of their gradients.
+struct Inputs {
+    tensors: Vec<Tensor>,
+    form: Form,
+}
+
+impl Inputs {
+    fn new<'a>(
+        kind: Kind,
+        x: &Tensor,
+        norm: Norm,
+        projections: impl IntoIterator<Item = Projection<'a>>,
+    ) -> Self {
+        let mut form =
+            Form { kind, eps: norm.eps as f32, norm_bias: norm.bias.is_some(), biases: [false; 4] };
+        let mut tensors = vec![x.clone(), norm.weight.clone()];
+        tensors.extend(norm.bias.cloned());
+        for (bias, projection) in form.biases.iter_mut().zip(projections) {
+            *bias = projection.bias.is_some();
+            tensors.push(projection.weight.clone());
+            tensors.extend(projection.bias.cloned());
+        }
+        Self { tensors, form }
+    }
+
+    /// Whether all are f32 on a CPU, and there is something in a row.
+    fn fusible(&self) -> bool {
+        self.tensors.iter().all(|tensor| fusible(&[tensor]) && tensor.rank() > 0)
+            && crate::rows::width(self.tensors[0].shape()) > 0
+    }
+
+    /// The sub-layer's result. `unit` rows belong together.
+    fn compute<I: Inner>(self, inner: I, unit: usize) -> Result<Tensor> {
+        let tensors: Vec<Tensor> = self.tensors.iter().map(Tensor::contiguous).collect::<Result<_>>()?;
+        let shape = self.tensors[0].shape().clone();
+        let (result, block) = with_slices(&tensors, self.form, |slices| {
+            let width = slices.width();
+            let split = Split::new(slices, unit);
+            let mut result = vec![0f32; slices.x().len()];
+            let tasks = result.par_chunks_mut(split.part_rows * width);
+            let saved = tasks
+                .zip(slices.x().par_chunks(split.part_rows * width))
+                .enumerate()
+                .map(|(index, (result, x))| {
+                    result.copy_from_slice(x);
+                    let part = split.part(index, x.len() / width);
+                    inner.forward(slices, part, &slices.normed(x), result)
+                })
+                .collect::<Result<Vec<_>>>()?;
+            Ok((result, Block { form: self.form, inner, split, saved }))
+        })?;
+        record(tensors, result, shape, block)
+    }
+}
+
+/// Rows that are computed from the norm to the residual before the next ones, so that what is in between stays in
+/// the cache of a core.
+const PART_ROWS: usize = 192;
+/// Weights up to which a sub-layer is split into parts. Above, its products are large enough to be split themselves, and
+/// sums of weights' gradients for each group would take more than they save.
+const SPLIT_WEIGHTS: usize = 1 << 19;
+/// Groups of parts at most, each with sums of its own of the weights' gradients.
+const GROUPS: usize = 8;
+
+/// How rows are split. It depends on the shapes only, and with it the order of every sum.
+#[derive(Debug, Clone, Copy)]
+struct Split {
+    part_rows: usize,
+    group_parts: usize,
+    /// One part, whose products take all threads.
+    whole: bool,
+}
+
+/// Some rows.
+#[derive(Debug, Clone, Copy)]
+struct Part {
+    first: usize,
+    rows: usize,
+    /// Whether products take all threads, because there are no other parts.
+    parallel: bool,
+}
+
+impl Split {
+    fn new(slices: &Slices, unit: usize) -> Self {
+        let rows = slices.x().len() / slices.width();
+        let weights: usize = slices.values[1..].iter().map(|values| values.len()).sum();
+        let part_rows = (PART_ROWS / unit).max(1) * unit;
+        let parts = rows.div_ceil(part_rows);
+        if weights > SPLIT_WEIGHTS || parts < GROUPS {
+            return Self { part_rows: rows.max(1), group_parts: 1, whole: true };
+        }
+        Self { part_rows, group_parts: parts.div_ceil(GROUPS), whole: false }
+    }
+
+    fn part(&self, index: usize, rows: usize) -> Part {
+        Part { first: index * self.part_rows, rows, parallel: self.whole }
+    }
+}
+
+/// The values of the inputs.
+struct Slices<'a> {
+    values: Vec<&'a [f32]>,
+    shapes: Vec<&'a Shape>,
+    form: Form,
+}
+
+/// Runs `read` on the values of contiguous f32 tensors.
+fn with_slices<T>(tensors: &[Tensor], form: Form, read: impl FnOnce(&Slices) -> Result<T>) -> Result<T> {
+    let storages: Vec<_> = tensors.iter().map(Tensor::storage_and_layout).collect();
+    let values = storages
+        .iter()
+        .map(|(storage, layout)| match &**storage {
+            Storage::Cpu(storage) => values(storage, layout),
+            _ => bail!("a tensor of another device than the CPU"),
+        })
+        .collect::<Result<_>>()?;
+    let slices = Slices { values, shapes: tensors.iter().map(Tensor::shape).collect(), form };
+    slices.check()?;
+    read(&slices)
+}
+
+impl<'a> Slices<'a> {
+    /// Weights of shapes that go together, so that the products do not have to ask.
+    fn check(&self) -> Result<()> {
+        let width = self.width();
+        let norm = &self.shapes[1..2 + usize::from(self.form.norm_bias)];
+        if norm.iter().any(|shape| shape.dims() != [width]) {
+            bail!("a norm of shape {:?} does not go with rows of shape {:?}", self.shapes[1], self.shapes[0]);
+        }
+        let mut layers = Vec::new(); // (output, input)
+        let mut index = 1 + norm.len();
+        while index < self.shapes.len() {
+            let sizes = self.shapes[index].dims2()?;
+            index += 1;
+            if self.form.biases[layers.len()] {
+                if self.shapes[index].dims() != [sizes.0] {
+                    bail!("a bias of shape {:?} for {} outputs", self.shapes[index], sizes.0);
+                }
+                index += 1;
+            }
+            layers.push(sizes);
+        }
+        let (Some((output, inner)), Some(&(first, _))) = (layers.pop(), layers.first()) else {
+            bail!("a block of fewer than two projections")
+        };
+        let reads_width = layers.iter().all(|(_output, input)| *input == width);
+        let same_inner = match self.form.kind {
+            Kind::Packed => first == 3 * inner,
+            // How many key heads there are is for the attention to check.
+            Kind::Attention => first == inner,
+            Kind::FeedForward => layers.iter().all(|(output, _input)| *output == inner),
+        };
+        if output != width || !reads_width || !same_inner {
+            bail!("projections {:?} do not go together for rows of {width}", &self.shapes[1..]);
+        }
+        Ok(())
+    }
+
+    fn x(&self) -> &'a [f32] {
+        self.values[0]
+    }
+
+    fn width(&self) -> usize {
+        crate::rows::width(self.shapes[0])
+    }
+
+    /// Rows of `x` after the norm.
+    fn normed(&self, x: &[f32]) -> Vec<f32> {
+        match self.form.norm_bias {
+            true => crate::layer_norm::normalised(x, self.values[1], self.values[2], self.form.eps),
+            false => crate::rms_norm::normalised(x, self.values[1], self.form.eps),
+        }
+    }
+
+    /// A projection's weight.
+    fn weight(&self, layer: usize) -> Matrix<'a> {
+        let index = self.form.weight(layer);
+        let (output, input) = self.shapes[index].dims2().unwrap_or((0, 0));
+        Matrix::new(self.values[index], output, input)
+    }
+
+    /// What a projection makes of rows.
+    fn project(&self, layer: usize, part: Part, rows: &[f32]) -> Vec<f32> {
+        let mut result = vec![0f32; part.rows * self.weight(layer).rows()];
+        self.add_projected(layer, part, rows, &mut result, false);
+        result
+    }
+
+    /// Writes what a projection makes of rows, or adds it to what is there.
+    fn add_projected(&self, layer: usize, part: Part, rows: &[f32], result: &mut [f32], add: bool) {
+        let weight = self.weight(layer);
+        let biased = self.form.biases[layer] && weight.rows() > 0;
+        if biased {
+            let bias = self.values[self.form.weight(layer) + 1];
+            let tasks = result.par_chunks_mut(rows_of_a_task(bias.len()) * bias.len());
+            tasks.for_each(|rows| {
+                for row in rows.chunks_exact_mut(bias.len()) {
+                    if add {
+                        add_rows(bias, row);
+                    } else {
+                        row.copy_from_slice(bias);
+                    }
+                }
+            });
+        }
+        let rows = Matrix::new(rows, part.rows, weight.columns());
+        multiply(rows, weight.transposed(), result, add || biased, part.parallel);
+    }
+
+    /// The gradient of a projection's input.
+    fn through(&self, layer: usize, part: Part, gradient: &[f32]) -> Vec<f32> {
+        let mut result = vec![0f32; part.rows * self.weight(layer).columns()];
+        self.add_through(layer, part, gradient, &mut result, false);
+        result
+    }
+
+    /// Writes the gradient of a projection's input, or adds it to what is there.
+    fn add_through(&self, layer: usize, part: Part, gradient: &[f32], result: &mut [f32], add: bool) {
+        let weight = self.weight(layer);
+        multiply(Matrix::new(gradient, part.rows, weight.rows()), weight, result, add, part.parallel);
+    }
+}
+
+/// What a sub-layer does between its norm and its residual, with some rows.
+trait Inner: Send + Sync + 'static {
+    const NAME: &'static str;
+    /// What the backward pass needs of the rows.
+    type Saved: Send + Sync;
+
+    /// Adds what it makes of `normed` to `result`.
+    fn forward(&self, slices: &Slices, part: Part, normed: &[f32], result: &mut [f32])
+    -> Result<Self::Saved>;
+
+    /// Adds gradients of its projections to `sums`, and gives those of what its first projections made of `normed`;
+    /// none at all when nothing before its last projection wants one.
+    fn backward(
+        &self,
+        slices: &Slices,
+        part: Part,
+        saved: &Self::Saved,
+        normed: &[f32],
+        gradient: &[f32],
+        sums: &mut Sums,
+    ) -> Result<Vec<Vec<f32>>>;
+}
+
+/// A sub-layer that was computed.
+struct Block<I: Inner> {
+    form: Form,
+    inner: I,
+    split: Split,
+    /// By parts.
+    saved: Vec<I::Saved>,
+}
+
+impl<I: Inner> Differentiable for Block<I> {
+    fn name(&self) -> &'static str {
+        I::NAME
+    }
+
+    fn gradients(&self, inputs: &[Tensor], gradient: &Tensor) -> Result<Vec<Option<Tensor>>> {
+        with_slices(inputs, self.form, |slices| {
+            crate::rows::with_values([gradient], |[gradient]| self.differentiate(inputs, slices, gradient))
+        })
+    }
+}
+
+impl<I: Inner> Block<I> {
+    fn differentiate(
+        &self,
+        inputs: &[Tensor],
+        slices: &Slices,
+        gradient: &[f32],
+    ) -> Result<Vec<Option<Tensor>>> {
+        let width = slices.width();
+        let (part, group) = (self.split.part_rows * width, self.split.group_parts);
+        let reaches_x = inputs[..self.form.weight(0)].iter().any(Tensor::track_op);
+        let mut of_x = vec![0f32; if reaches_x { slices.x().len() } else { 0 }];
+        // Without a gradient of `x` each group gets an empty slice.
+        let mut of_groups: Vec<&mut [f32]> = match reaches_x {
+            true => of_x.chunks_mut(part * group).collect(),
+            false => self.saved.chunks(group).map(|_| &mut [] as &mut [f32]).collect(),
+        };
+        let groups = of_groups
+            .par_iter_mut()
+            .zip(slices.x().par_chunks(part * group))
+            .zip(gradient.par_chunks(part * group))
+            .zip(self.saved.par_chunks(group))
+            .enumerate()
+            .map(|(index, (((of_x, x), gradient), saved))| {
+                let mut sums = Sums::new(inputs, self.form);
+                for (place, saved) in saved.iter().enumerate() {
+                    let range = place * part..((place + 1) * part).min(x.len());
+                    let rows = self.split.part(index * group + place, range.len() / width);
+                    let normed = slices.normed(&x[range.clone()]);
+                    let of_projected = self.inner.backward(
+                        slices,
+                        rows,
+                        saved,
+                        &normed,
+                        &gradient[range.clone()],
+                        &mut sums,
+                    )?;
+                    if reaches_x && !of_projected.is_empty() {
+                        let of_x = &mut of_x[range.clone()];
+                        sums.norm(slices, rows, &x[range.clone()], &gradient[range], &of_projected, of_x);
+                    }
+                }
+                Ok(sums)
+            })
+            .collect::<Result<Vec<_>>>()?;
+        let mut groups = groups.into_iter();
+        let mut sums = groups.next().unwrap_or_else(|| Sums::new(inputs, self.form));
+        for group in groups {
+            sums.add(&group);
+        }
+        let mut result = Vec::with_capacity(inputs.len());
+        for (input, sum) in inputs.iter().zip(sums.values) {
+            result.push(sum.map(|sum| tensor(sum, input.shape())).transpose()?);
+        }
+        if inputs[0].track_op() {
+            result[0] = Some(tensor(of_x, inputs[0].shape())?);
+        }
+        Ok(result)
+    }
+}
+
+/// Sums of the gradients of norm and projections over some rows, for those that track.
+struct Sums {
+    form: Form,
+    /// Whether `x` tracks.
+    x: bool,
+    /// By inputs; that of `x` is no sum.
+    values: Vec<Option<Vec<f32>>>,
+}
+
+impl Sums {
+    fn new(inputs: &[Tensor], form: Form) -> Self {
+        let sum = |input: &Tensor| input.track_op().then(|| vec![0f32; input.elem_count()]);
+        let values = [None].into_iter().chain(inputs[1..].iter().map(sum)).collect();
+        Self { form, x: inputs[0].track_op(), values }
+    }
+
+    fn add(&mut self, other: &Self) {
+        for (sum, other) in self.values.iter_mut().zip(&other.values) {
+            if let (Some(sum), Some(other)) = (sum, other)
+                && !sum.is_empty()
+            {
+                add_rows(other, sum);
+            }
+        }
+    }
+
+    /// Adds the gradients of a projection's weight and bias from its input and the gradient of its result.
+    fn projection(&mut self, slices: &Slices, layer: usize, part: Part, rows: &[f32], gradient: &[f32]) {
+        let weight = slices.weight(layer);
+        let index = self.form.weight(layer);
+        if let Some(sum) = &mut self.values[index] {
+            let gradient = Matrix::new(gradient, part.rows, weight.rows());
+            let rows = Matrix::new(rows, part.rows, weight.columns());
+            multiply(gradient.transposed(), rows, sum, true, part.parallel);
+        }
+        if self.form.biases[layer]
+            && let Some(sum) = &mut self.values[index + 1]
+            && !sum.is_empty()
+        {
+            match part.parallel {
+                true => add_rows(&column_sums(gradient, weight.rows()), sum),
+                false => add_rows(gradient, sum),
+            }
+        }
+    }
+
+    /// Writes the gradient of `x` and adds that of the norm, from the gradients of the result and of what the first
+    /// projections made of the norm.
+    fn norm(
+        &mut self,
+        slices: &Slices,
+        part: Part,
+        x: &[f32],
+        gradient: &[f32],
+        of_projected: &[Vec<f32>],
+        of_x: &mut [f32],
+    ) {
+        let mut of_normed = vec![0f32; x.len()];
+        for (layer, of_projected) in of_projected.iter().enumerate() {
+            slices.add_through(layer, part, of_projected, &mut of_normed, layer > 0);
+        }
+        of_x.copy_from_slice(gradient);
+        let (weight, eps) = (slices.values[1], self.form.eps);
+        let of_norm = match self.form.norm_bias {
+            true => crate::layer_norm::differentiated(x, weight, eps, &of_normed, of_x),
+            false => crate::rms_norm::differentiated(x, weight, eps, &of_normed, of_x),
+        };
+        for (sum, of_norm) in self.values[1..].iter_mut().zip(of_norm.chunks_exact(weight.len())) {
+            if let Some(sum) = sum {
+                add_rows(of_norm, sum);
+            }
+        }
+    }
+
+    /// Whether anything before a projection wants a gradient.
+    fn wants_before(&self, layer: usize) -> bool {
+        self.x || self.values[1..self.form.weight(layer)].iter().any(Option::is_some)
+    }
+}
+
+struct SelfAttention {
+    attention: Attention,
+    /// One of packed rows, or three.
+    sources: usize,
+    batch: usize,
+    /// Of a sequence.
+    rows: usize,
+}
+
+impl SelfAttention {
+    fn sequences(&self, part: Part) -> Sequences {
+        let rows = self.rows.max(1);
+        Sequences { first: part.first / rows, count: part.rows / rows, whole: self.batch, rows: self.rows }
+    }
+}
+
+struct Attended {
+    sources: Vec<Vec<f32>>,
+    attended: Vec<f32>,
+}
+
+fn slices_of(parts: &[Vec<f32>]) -> Vec<&[f32]> {
+    parts.iter().map(Vec::as_slice).collect()
+}
+
+impl Inner for SelfAttention {
+    const NAME: &'static str = "attention-block";
+    type Saved = Attended;
+
+    fn forward(&self, slices: &Slices, part: Part, normed: &[f32], result: &mut [f32]) -> Result<Attended> {
+        let sources: Vec<_> = (0..self.sources).map(|layer| slices.project(layer, part, normed)).collect();
+        let attended = self.attention.attend(self.sequences(part), &slices_of(&sources))?;
+        slices.add_projected(self.sources, part, &attended, result, true);
+        Ok(Attended { sources, attended })
+    }
+
+    fn backward(
+        &self,
+        slices: &Slices,
+        part: Part,
+        saved: &Attended,
+        normed: &[f32],
+        gradient: &[f32],
+        sums: &mut Sums,
+    ) -> Result<Vec<Vec<f32>>> {
+        let output = self.sources;
+        sums.projection(slices, output, part, &saved.attended, gradient);
+        if !sums.wants_before(output) {
+            return Ok(Vec::new());
+        }
+        let of_attended = slices.through(output, part, gradient);
+        let sources = slices_of(&saved.sources);
+        let of_sources = self.attention.differentiate(self.sequences(part), &sources, &of_attended)?;
+        for (layer, of_source) in of_sources.iter().enumerate() {
+            sums.projection(slices, layer, part, normed, of_source);
+        }
+        Ok(of_sources)
+    }
+}
+
+struct SwiGlu;
+
+impl Inner for SwiGlu {
+    const NAME: &'static str = "swiglu-block";
+    /// Gate and up.
+    type Saved = [Vec<f32>; 2];
+
+    fn forward(
+        &self,
+        slices: &Slices,
+        part: Part,
+        normed: &[f32],
+        result: &mut [f32],
+    ) -> Result<Self::Saved> {
+        let [gate, up] = [0, 1].map(|layer| slices.project(layer, part, normed));
+        slices.add_projected(2, part, &crate::swiglu::activated(&gate, &up), result, true);
+        Ok([gate, up])
+    }
+
+    fn backward(
+        &self,
+        slices: &Slices,
+        part: Part,
+        [gate, up]: &Self::Saved,
+        normed: &[f32],
+        gradient: &[f32],
+        sums: &mut Sums,
+    ) -> Result<Vec<Vec<f32>>> {
+        let of_inner = slices.through(2, part, gradient);
+        let [inner, of_gate, of_up] = crate::swiglu::activated_and_differentiated(gate, up, &of_inner);
+        sums.projection(slices, 2, part, &inner, gradient);
+        if !sums.wants_before(2) {
+            return Ok(Vec::new());
+        }
+        sums.projection(slices, 0, part, normed, &of_gate);
+        sums.projection(slices, 1, part, normed, &of_up);
+        Ok(vec![of_gate, of_up])
+    }
+}
+
+struct Gelu;
+
+impl Inner for Gelu {
+    const NAME: &'static str = "gelu-block";
+    /// What goes into the GELU.
+    type Saved = Vec<f32>;
+
+    fn forward(&self, slices: &Slices, part: Part, normed: &[f32], result: &mut [f32]) -> Result<Vec<f32>> {
+        let hidden = slices.project(0, part, normed);
+        slices.add_projected(1, part, &crate::gelu::activated(&hidden), result, true);
+        Ok(hidden)
+    }
+
+    fn backward(
+        &self,
+        slices: &Slices,
+        part: Part,
+        hidden: &Vec<f32>,
+        normed: &[f32],
+        gradient: &[f32],
+        sums: &mut Sums,
+    ) -> Result<Vec<Vec<f32>>> {
+        let of_inner = slices.through(1, part, gradient);
+        let [inner, of_hidden] = crate::gelu::activated_and_differentiated(hidden, &of_inner);
+        sums.projection(slices, 1, part, &inner, gradient);
+        if !sums.wants_before(1) {
+            return Ok(Vec::new());
+        }
+        sums.projection(slices, 0, part, normed, &of_hidden);
+        Ok(vec![of_hidden])
+    }
+}
