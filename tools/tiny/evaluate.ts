@@ -85,9 +85,11 @@ for (const [index, group] of files.entries()) {
     for (const way of ways) answers[way] = await ask(clip, row, way);
     measured.push({ row, answers });
   }
-  process.stderr.write(`\r${index + 1} of ${files.length} files, ${measured.length} questions`);
+  const done = `${index + 1} of ${files.length} files, ${measured.length} questions`;
+  if (process.stderr.isTTY) process.stderr.write(`\r${done}`);
+  else if ((index + 1) % 50 === 0) process.stderr.write(`${done}\n`);
 }
-process.stderr.write('\n');
+if (process.stderr.isTTY) process.stderr.write('\n');
 const seconds = (performance.now() - began) / 1000;
 
 async function ask(clip: Clip, row: Row, way: Way): Promise<string> {
@@ -183,7 +185,7 @@ const percent = (value: number | null | undefined) =>
   value === null || value === undefined ? '–' : `${(value * 100).toFixed(1)}`;
 const extra = ways.filter((way) => way !== 'whole' && way !== 'blind');
 const header = [
-  '',
+  'type',
   'questions',
   'right %',
   'seen',

@@ -1,11 +1,11 @@
 //! Training runs and the checking of their data.
 
-use llamavid_runtime::{self as runtime, MediaKind};
+use llamavid_runtime::{self as runtime, MediaKind, run_aside};
 use napi::Env;
 use napi::bindgen_prelude::{AsyncBlock, ClassInstance};
 use napi_derive::napi;
 
-use crate::arguments::whole;
+use crate::arguments::{size, whole};
 use crate::device::{Cancellation, Device, flag};
 use crate::handle::Handle;
 use crate::pixels::{Pixels, Preprocessing};
@@ -202,10 +202,17 @@ impl TrainingRun {
         promise(env, || Ok(self.handle.open()?.finish()), |()| ())
     }
 
-    /// Frees everything, behind what still runs. Closing twice does nothing.
+    /// Frees everything and unlocks the output folder, behind what still runs. Closing twice does nothing.
     #[napi]
-    pub fn close(&self) {
-        drop(self.handle.close());
+    pub fn close(&self, env: &Env) -> napi::Result<AsyncBlock<()>> {
+        promise(
+            env,
+            || match self.handle.close() {
+                Some(run) => Ok(run.close()),
+                None => Ok(run_aside("llamavid train", || Ok(()))),
+            },
+            |()| (),
+        )
     }
 }
 
@@ -276,6 +283,33 @@ pub struct DataCheckPart {
     pub totals: Option<DataTotals>,
 }
 
+/// As what samples records are looked at too.
+#[napi(object, object_to_js = false)]
+pub struct DataCheckSamples {
+    /// The folder with the language model's tokenizer.
+    pub language_model: String,
+    /// Name of the stage's template.
+    pub template: String,
+    /// Most ids of a sample.
+    pub max_length: f64,
+    /// Whether `<im_start>` and `<im_end>` stand around a tag.
+    pub image_start_end: bool,
+    /// Visual tokens of a long video's frame.
+    pub tokens_per_frame: f64,
+}
+
+impl DataCheckSamples {
+    fn checked(self) -> runtime::Result<runtime::CheckedSamples> {
+        Ok(runtime::CheckedSamples {
+            language_model: self.language_model.into(),
+            template: self.template,
+            max_length: size("maxLength", self.max_length)?,
+            image_start_end: self.image_start_end,
+            tokens_per_frame: size("tokensPerFrame", self.tokens_per_frame)?,
+        })
+    }
+}
+
 /// The check of a data list, which goes on as far as its parts are asked for.
 #[napi]
 pub struct DataCheck {
@@ -291,10 +325,16 @@ impl DataCheck {
         list: String,
         images: Option<String>,
         videos: Option<String>,
+        samples: Option<DataCheckSamples>,
+        c: Option<&Cancellation>,
     ) -> napi::Result<AsyncBlock<DataCheck>> {
         promise(
             env,
-            || Ok(runtime::DataCheck::open(list.into(), images.map(Into::into), videos.map(Into::into))),
+            || {
+                let samples = samples.map(DataCheckSamples::checked).transpose()?;
+                let (images, videos) = (images.map(Into::into), videos.map(Into::into));
+                Ok(runtime::DataCheck::open(list.into(), images, videos, samples, flag(c)))
+            },
             |check| Self { handle: Handle::new("data check", check) },
         )
     }

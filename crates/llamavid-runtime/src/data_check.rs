@@ -6,12 +6,15 @@ use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use llamavid_train::data::published::{self, PUBLISHED_LISTS, STARTING_WEIGHTS};
-use llamavid_train::data::{CheckEvent, Folders, RecordFile, check_each};
+use llamavid_train::data::{
+    CheckEvent, Folders, RecordFile, SampleCheck, SampleOptions, TrainingTemplate, check_each,
+};
+use llamavid_train::stage_tokenizer;
 use serde_json::{Value, json};
 
 pub use llamavid_train::data::{CheckTotals, Finding, VideoReference};
 
-use crate::{Error, ErrorCode, Reply, Result, run_aside};
+use crate::{Cancellation, Error, ErrorCode, Reply, Result, run_aside};
 
 /// What was seen of the next records.
 #[derive(Debug, Default)]
@@ -28,6 +31,32 @@ pub struct CheckedPart {
     pub totals: Option<CheckTotals>,
 }
 
+/// As what samples the records are looked at too, so that those are found that are cut or teach nothing.
+#[derive(Debug, Clone)]
+pub struct CheckedSamples {
+    /// The folder with the language model's tokenizer.
+    pub language_model: PathBuf,
+    /// Name of the stage's template.
+    pub template: String,
+    /// Most ids of a sample.
+    pub max_length: usize,
+    /// Whether `<im_start>` and `<im_end>` stand around a tag.
+    pub image_start_end: bool,
+    /// Visual tokens of a long video's frame.
+    pub tokens_per_frame: usize,
+}
+
+impl CheckedSamples {
+    fn prepare(self) -> Result<SampleCheck> {
+        Ok(SampleCheck {
+            template: TrainingTemplate::by_name(&self.template)?,
+            tokenizer: stage_tokenizer(&self.language_model, false, self.image_start_end)?,
+            options: SampleOptions { max_length: self.max_length, image_start_end: self.image_start_end },
+            tokens_per_frame: self.tokens_per_frame,
+        })
+    }
+}
+
 /// A check that goes on as far as its parts are asked for.
 #[derive(Debug)]
 pub struct DataCheck {
@@ -35,16 +64,23 @@ pub struct DataCheck {
 }
 
 impl DataCheck {
-    /// Opens the list and begins, on a thread of its own.
-    pub fn open(list: PathBuf, images: Option<PathBuf>, videos: Option<PathBuf>) -> Reply<Self> {
+    /// Opens the list, which reads all of it and can be cancelled, and begins, on a thread of its own.
+    pub fn open(
+        list: PathBuf,
+        images: Option<PathBuf>,
+        videos: Option<PathBuf>,
+        samples: Option<CheckedSamples>,
+        cancellation: Cancellation,
+    ) -> Reply<Self> {
         run_aside("llamavid data check", move || {
-            let list = RecordFile::open(&list)?;
+            let samples = samples.map(CheckedSamples::prepare).transpose()?;
+            let list = open_list(&list, &cancellation)?;
             let folders = Folders { images, videos };
             // One part waits while the next is looked at.
             let (sender, parts) = sync_channel(1);
             std::thread::Builder::new()
                 .name("llamavid data check".to_owned())
-                .spawn(move || check(&list, &folders, &sender))
+                .spawn(move || check(&list, &folders, samples.as_ref(), &sender))
                 .map_err(|error| Error::new(ErrorCode::OutOfMemory, format!("no thread: {error}")))?;
             Ok(Self { parts: Arc::new(Mutex::new(parts)) })
         })
@@ -60,9 +96,23 @@ impl DataCheck {
     }
 }
 
-fn check(list: &RecordFile, folders: &Folders, sender: &SyncSender<Result<CheckedPart>>) {
+/// Opens a list; all of it is read once, which takes a minute for one of 10 GB.
+pub(crate) fn open_list(list: &Path, cancellation: &Cancellation) -> Result<RecordFile> {
+    let going_on = || match cancellation.check() {
+        Ok(()) => ControlFlow::Continue(()),
+        Err(_) => ControlFlow::Break(()),
+    };
+    Ok(RecordFile::open_watched(list, |_, _| going_on())?)
+}
+
+fn check(
+    list: &RecordFile,
+    folders: &Folders,
+    samples: Option<&SampleCheck>,
+    sender: &SyncSender<Result<CheckedPart>>,
+) {
     let mut part = CheckedPart::default();
-    let totals = check_each(list, folders, None, |event| {
+    let totals = check_each(list, folders, samples, |event| {
         match event {
             CheckEvent::Finding(finding) => part.findings.push(finding),
             CheckEvent::Video(video) => part.videos.push(video),

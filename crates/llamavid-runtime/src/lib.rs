@@ -23,7 +23,9 @@ mod visual_features;
 mod visual_tokens;
 
 pub use cancellation::Cancellation;
-pub use data_check::{CheckTotals, CheckedPart, DataCheck, Finding, VideoReference, published_data};
+pub use data_check::{
+    CheckTotals, CheckedPart, CheckedSamples, DataCheck, Finding, VideoReference, published_data,
+};
 pub use device::{Device, DeviceKind};
 pub use dtype::Dtype;
 pub use error::{Error, ErrorCode, Result};

@@ -17,10 +17,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use candle_core::{DType, Device as TensorDevice, Tensor};
 use llamavid_models::preprocess::Preprocessing;
-use llamavid_train::data::{Folders, RecordFile};
+use llamavid_train::data::Folders;
 use llamavid_train::{
-    Activations, Example, Optimizer, OutputOptions, ParameterGroup, Parameters, RateFactor, Schedule, Stage,
-    StageModel, StageOutput, Trainer, TrainerOptions, Update, Visual, adamw_groups, copy_side_files,
+    Activations, Example, LoraOutput, Optimizer, OutputOptions, ParameterGroup, Parameters, RateFactor,
+    Schedule, Stage, StageModel, StageOutput, Trainer, TrainerOptions, Update, Visual, adamw_groups,
+    copy_side_files,
 };
 use serde_json::json;
 
@@ -33,7 +34,8 @@ use self::output_folder::OutputFolder;
 use self::start::Start;
 use self::step_plan::StepPlan;
 use self::step_stream::{BatchSender, batch_stream};
-use crate::{Cancellation, Device, Error, Pixels, Reply, Result, run_aside};
+use crate::data_check::open_list;
+use crate::{Cancellation, Device, Error, ErrorCode, Pixels, Reply, Result, run_aside};
 
 /// Where a run stands when it is opened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -81,7 +83,7 @@ pub struct TrainingRun {
     /// Batches that were given out and not taken back yet, in order.
     given: Arc<Mutex<VecDeque<Prepared>>>,
     /// Used by jobs of the device's thread alone.
-    course: Arc<Mutex<Course>>,
+    course: Arc<Mutex<Option<Course>>>,
     /// The step that is computed.
     step: Mutex<Option<RunningStep>>,
 }
@@ -119,7 +121,7 @@ impl TrainingRun {
         let recipe = &config.recipe;
         // First what is quick to find wrong.
         let start = Start::find(recipe, &config.inputs)?;
-        let list = RecordFile::open(&config.inputs.data)?;
+        let list = open_list(&config.inputs.data, cancellation)?;
         let plan = StepPlan::new(recipe, list.len())?;
         cancellation.check()?;
         let folder = OutputFolder::open(&config)?;
@@ -159,9 +161,13 @@ impl TrainingRun {
         let folders = Folders { images: config.inputs.images.clone(), videos: config.inputs.videos.clone() };
         let records = list.len();
         // As the reference: what was computed in half precision is written in it.
-        let options = OutputOptions { dtype, ..OutputOptions::default() };
-        let side_files =
-            (start.settings.stage != Stage::Alignment).then_some((start.files.bert, start.files.processor));
+        let lora = match &recipe.lora {
+            Some(lora) if !lora.merge => LoraOutput::Apart,
+            _ => LoraOutput::Merged,
+        };
+        let options = OutputOptions { dtype, lora, ..OutputOptions::default() };
+        let side_files = (start.settings.stage != Stage::Alignment || recipe.lora.is_some())
+            .then_some((start.files.bert, start.files.processor));
         let feed = Feed::new(recipe, list, folders, tokenizer, plan, facts.done_steps)?;
         Ok(Self {
             facts,
@@ -171,7 +177,14 @@ impl TrainingRun {
             learning_rate: recipe.optimizer.learning_rate,
             feed: Arc::new(Mutex::new(feed)),
             given: Arc::default(),
-            course: Arc::new(Mutex::new(Course { trainer, folder, records, output, options, side_files })),
+            course: Arc::new(Mutex::new(Some(Course {
+                trainer,
+                folder,
+                records,
+                output,
+                options,
+                side_files,
+            }))),
             step: Mutex::new(None),
         })
     }
@@ -249,7 +262,11 @@ impl TrainingRun {
         let (plan, learning_rate) = (self.plan, self.learning_rate);
         let job = self.device.run_once(&Cancellation::default(), move |_| {
             let mut stream = stream.peekable();
-            let trainer = &mut lock(&course).trainer;
+            let mut course = lock(&course);
+            let Some(Course { trainer, .. }) = &mut *course else {
+                waiting.answer(Err(closed()));
+                return Ok(());
+            };
             let result = if stream.peek().is_none() {
                 let rate_factor = trainer.skip_step();
                 Ok(TrainingStep {
@@ -284,9 +301,21 @@ impl TrainingRun {
     pub fn save(&self) -> Reply<PathBuf> {
         let course = self.course.clone();
         self.device.run_once(&Cancellation::default(), move |_| {
-            let Course { trainer, folder, records, .. } = &*lock(&course);
+            let course = lock(&course);
+            let Some(Course { trainer, folder, records, .. }) = &*course else { return Err(closed()) };
             let progress = json!({ "records": records });
             Ok(folder.checkpoints().save(trainer.steps(), |to| trainer.write_state(to, &progress))?)
+        })
+    }
+
+    /// Frees weights and optimizer state and unlocks the output folder, behind what still runs.
+    pub fn close(&self) -> Reply<()> {
+        // A step that waits for batches ends.
+        lock(&self.step).take();
+        let course = self.course.clone();
+        self.device.run_once(&Cancellation::default(), move |_| {
+            drop(lock(&course).take());
+            Ok(())
         })
     }
 
@@ -294,7 +323,9 @@ impl TrainingRun {
     pub fn finish(&self) -> Reply<()> {
         let course = self.course.clone();
         self.device.run_once(&Cancellation::default(), move |_| {
-            let Course { trainer, folder, output, options, side_files, .. } = &mut *lock(&course);
+            let mut course = lock(&course);
+            let Some(course) = &mut *course else { return Err(closed()) };
+            let Course { trainer, folder, output, options, side_files, .. } = course;
             if let Some((bert, processor)) = side_files {
                 copy_side_files(bert, processor.as_deref(), folder.path())?;
             }
@@ -310,6 +341,10 @@ impl Drop for TrainingRun {
         lock(&self.step).take();
         self.device.discard(self.course.clone());
     }
+}
+
+fn closed() -> Error {
+    Error::new(ErrorCode::HandleClosed, "this training run is closed")
 }
 
 /// The trainer at the beginning of a run.
@@ -367,9 +402,9 @@ fn groups(parameters: &Parameters, recipe: &OptimizerRecipe) -> Vec<ParameterGro
     split.filter(|group| !group.variables.is_empty()).collect()
 }
 
-/// Whether a matrix lies between hidden states: not a table of rows, and not the head.
+/// Whether a matrix lies between hidden states: not a table of rows, not the head, not half of an adapter.
 fn is_hidden(name: &str) -> bool {
-    !["embed", "lm_head", "query_tokens"].iter().any(|table| name.contains(table))
+    !["embed", "lm_head", "query_tokens", "lora_"].iter().any(|table| name.contains(table))
 }
 
 /// A batch as the trainer takes it. Samples whose pixels are missing are left out.

@@ -37,7 +37,7 @@ use crate::scenes::Studio;
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 /// Scenes that are filmed for the stages.
-const SCENES: usize = 9000;
+const SCENES: usize = 4800;
 
 /// Any error: this program only reports them.
 type Result<T, E = Box<dyn std::error::Error + Send + Sync>> = std::result::Result<T, E>;
@@ -126,7 +126,6 @@ struct World<'a> {
     seen: Studio,
     unseen: Studio,
     vision: Parameters,
-    language: Parameters,
 }
 
 impl<'a> World<'a> {
@@ -136,7 +135,6 @@ impl<'a> World<'a> {
         query_tokenizer: &'a WordPieceTokenizer,
     ) -> Result<Self> {
         let vision = vision(folder)?.with_plan(FreezePlan::nothing())?;
-        let language = language(folder, tokenizer)?.with_plan(FreezePlan::nothing())?;
         let encoder = vision::encoder(&vision.var_builder())?;
         let options = WorldOptions { long_scenes: 2..=2, ..WorldOptions::default() };
         Ok(Self {
@@ -146,14 +144,13 @@ impl<'a> World<'a> {
             seen: Studio::new(&encoder, SCENES, 11, options.clone())?,
             unseen: Studio::new(&encoder, SCENES / 16, 12, options)?,
             vision,
-            language,
         })
     }
 
     fn query(&self) -> Result<Parameters> {
         let course = Course {
             name: "query",
-            steps: 1500,
+            steps: 500,
             warmup: 60,
             matrices: 0.02,
             others: 2e-3,
@@ -161,10 +158,11 @@ impl<'a> World<'a> {
             slower: &[],
             seed: 3,
         };
+        let symbols = symbols(self.folder, self.tokenizer)?.with_plan(FreezePlan::nothing())?;
         let mut lesson = query::QueryLesson {
             studio: &self.seen,
             tokenizer: self.query_tokenizer,
-            symbols: language::symbol_table(&self.language.var_builder())?,
+            symbols: language::symbol_table(&symbols.var_builder())?,
             mix: Mix { shares: [0.35, 0.3, 0.35, 0.] },
             frames: 192,
         };
@@ -179,9 +177,9 @@ impl<'a> World<'a> {
             |share| Mix { shares: if share < 0.1 { [0.25, 0.45, 0.3, 0.] } else { [0.12, 0.33, 0.55, 0.] } };
         let long: fn(f64) -> Mix = |_| Mix { shares: [0.08, 0.2, 0.27, 0.45] };
         let (name, steps, rates, plan, mix, scenes, exercises) = match name {
-            "stage1" => ("stage1", 150, (0.01, 1e-3), FreezePlan::alignment(false), short, (8, 40), 48),
-            "stage2" => ("stage2", 2000, (0.008, 1e-3), FreezePlan::instruction(), tuned, (8, 40), 48),
-            _ => ("stage3", 300, (0.003, 4e-4), FreezePlan::long_video(), long, (20, 110), 24),
+            "stage1" => ("stage1", 40, (0.01, 1e-3), FreezePlan::alignment(false), short, (8, 40), 48),
+            "stage2" => ("stage2", 420, (0.01, 1e-3), FreezePlan::instruction(), tuned, (8, 40), 48),
+            _ => ("stage3", 50, (0.005, 5e-4), FreezePlan::long_video(), long, (20, 110), 24),
         };
         let course = Course {
             name,
@@ -204,7 +202,7 @@ impl<'a> World<'a> {
             block: (u64::MAX, Vec::new()),
         };
         let start = || {
-            for (name, tensor) in self.language.tensors() {
+            for (name, tensor) in language(self.folder, self.tokenizer)?.tensors() {
                 if before.get(&name).is_none() && name.starts_with("language_model.") {
                     before.set(&name, &tensor)?;
                 }
@@ -224,7 +222,7 @@ impl<'a> World<'a> {
 fn vision(folder: &Path) -> Result<Parameters> {
     let course = Course {
         name: "vision",
-        steps: 900,
+        steps: 650,
         warmup: 60,
         matrices: 0.02,
         others: 2e-3,
@@ -243,26 +241,42 @@ fn vision(folder: &Path) -> Result<Parameters> {
     Ok(parameters)
 }
 
-fn language(folder: &Path, tokenizer: &LlamaTokenizer) -> Result<Parameters> {
+/// The symbols' vectors are found with the language model's first steps and stay from then on, so that the Q-Former can
+/// be taught them while the language model still learns.
+fn symbols(folder: &Path, tokenizer: &LlamaTokenizer) -> Result<Parameters> {
     let course = Course {
-        name: "language",
-        steps: 2000,
-        warmup: 60,
+        name: "symbols",
+        steps: 240,
+        warmup: 30,
         matrices: 0.02,
         others: 2e-3,
         plan: FreezePlan::everything(),
         slower: &[],
         seed: 2,
     };
-    let mix = |share: f64| {
-        if share < 0.2 { Mix { shares: [0.3, 0.5, 0.2, 0.] } } else { Mix { shares: [0.1, 0.3, 0.48, 0.12] } }
-    };
-    let mut lesson = language::LanguageLesson {
-        tokenizer: tokenizer.clone(),
-        mix,
-        steps: course.steps,
-        block: (u64::MAX, Vec::new()),
-    };
+    // Pictures first: in a video a question's answer hangs on more than can be learned at once.
+    let mut lesson = reading(tokenizer, |_| Mix { shares: [1., 0., 0., 0.] }, course.steps);
     let start = || Ok(Parameters::new(FreezePlan::everything(), 2, &Device::Cpu));
     course.run(folder, start, &mut lesson)
+}
+
+fn language(folder: &Path, tokenizer: &LlamaTokenizer) -> Result<Parameters> {
+    let course = Course {
+        name: "language",
+        steps: 520,
+        warmup: 20,
+        matrices: 0.02,
+        others: 2e-3,
+        plan: FreezePlan::everything().except(["symbols"]),
+        slower: &[],
+        seed: 5,
+    };
+    let mix =
+        |share: f64| Mix { shares: if share < 0.4 { [0.25, 0.75, 0., 0.] } else { [0.1, 0.35, 0.55, 0.] } };
+    let mut lesson = reading(tokenizer, mix, course.steps);
+    course.run(folder, || symbols(folder, tokenizer), &mut lesson)
+}
+
+fn reading(tokenizer: &LlamaTokenizer, mix: fn(f64) -> Mix, steps: u64) -> language::LanguageLesson {
+    language::LanguageLesson { tokenizer: tokenizer.clone(), mix, steps, block: (u64::MAX, Vec::new()) }
 }

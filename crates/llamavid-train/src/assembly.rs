@@ -141,7 +141,8 @@ impl StageModel {
     /// As [`StageModel::assemble`], but for the weights.
     pub fn configure(files: &StageFiles, settings: &StageSettings) -> Result<(ModelConfig, LlamaTokenizer)> {
         let mut config = configuration(read_object(&files.base.join("config.json"))?, settings);
-        let (tokenizer, _, new) = extended_tokenizer(&files.base, settings)?;
+        let (tokenizer, _, new) =
+            extended_tokenizer(&files.base, settings.image_patch, settings.image_start_end)?;
         if new.count > 0 {
             config.insert("vocab_size".into(), json!(tokenizer.vocab_size()));
         }
@@ -161,7 +162,8 @@ impl StageModel {
     ) -> Result<Self> {
         let base_config = read_object(&files.base.join("config.json"))?;
         let mut config = configuration(base_config, settings);
-        let (tokenizer, added_tokens, new) = extended_tokenizer(&files.base, settings)?;
+        let (tokenizer, added_tokens, new) =
+            extended_tokenizer(&files.base, settings.image_patch, settings.image_start_end)?;
         if new.count > 0 {
             config.insert("vocab_size".into(), json!(tokenizer.vocab_size()));
         }
@@ -238,6 +240,14 @@ fn rope_factor(config: &Map<String, Value>, max_length: usize) -> Option<f64> {
     (max_length as f64 > reached).then(|| (max_length as f64 / reached).ceil())
 }
 
+/// The tokenizer of a base language model's folder, with the tokens that a stage adds to it.
+///
+/// # Errors
+/// A file that is missing or damaged.
+pub fn stage_tokenizer(base: &Path, image_patch: bool, image_start_end: bool) -> Result<LlamaTokenizer> {
+    extended_tokenizer(base, image_patch, image_start_end).map(|(tokenizer, ..)| tokenizer)
+}
+
 /// Tokens that a stage adds.
 #[derive(Debug, Clone, Copy)]
 struct NewTokens {
@@ -250,7 +260,8 @@ struct NewTokens {
 /// The base's tokenizer with the tokens that the settings ask for, all its added tokens, and how many are new.
 fn extended_tokenizer(
     base: &Path,
-    settings: &StageSettings,
+    patch: bool,
+    start_end: bool,
 ) -> Result<(LlamaTokenizer, Map<String, Value>, NewTokens)> {
     let added_file = base.join("added_tokens.json");
     let mut added = if added_file.is_file() { read_object(&added_file)? } else { Map::new() };
@@ -265,7 +276,6 @@ fn extended_tokenizer(
         Ok(LlamaTokenizer::from_bytes(&model, config.as_deref(), Some(&added), map.as_deref())?)
     };
     let mut tokenizer = read(&added)?;
-    let (patch, start_end) = (settings.image_patch, settings.image_start_end);
     let wanted = [(patch, IMAGE_PATCH), (start_end, IMAGE_START), (start_end, IMAGE_END)];
     let mut new = NewTokens { count: 0, averaged: 0 };
     for (_, token) in wanted.into_iter().filter(|(wanted, _)| *wanted) {

@@ -25,7 +25,7 @@ mod stage;
 mod trainer;
 mod visual_tokens;
 
-pub use assembly::{StageFiles, StageModel, StageSettings, VisionFiles};
+pub use assembly::{StageFiles, StageModel, StageSettings, VisionFiles, stage_tokenizer};
 pub use backward::{Activations, loss_and_gradients};
 pub use batch::{Batch, EmbeddingGradient};
 pub use checkpoints::{Checkpoints, OutputLock};

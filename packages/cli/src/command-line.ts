@@ -80,6 +80,11 @@ function createProgram(end: (exitCode: number) => void): Command {
     .argument('<list>', "records in LLaVA's JSON format")
     .option('--images <folder>', "folder of the records' pictures")
     .option('--videos <folder>', "folder of the records' videos and feature files")
+    .option(
+      '--recipe <recipe>',
+      'also name records that this recipe cuts or learns nothing from (with --llm)',
+    )
+    .option('--llm <folder>', 'base language model, whose tokenizer makes the samples')
     .option('--skip-videos', 'only look whether videos are there, do not open them')
     .option('--json', 'write one JSON object to stdout instead of text')
     .option('--quiet', 'no progress on stderr')

@@ -7,6 +7,8 @@ import { writeAnswer, writeJson } from './write-answer.js';
 export interface DataCheckFlags {
   images?: string;
   videos?: string;
+  recipe?: string;
+  llm?: string;
   skipVideos?: boolean;
   json?: boolean;
   quiet?: boolean;
@@ -17,9 +19,12 @@ export async function dataCheck(list: string, flags: DataCheckFlags): Promise<nu
   using interrupt = new Interrupt();
   const { checkData } = await import('@llamavid/train');
   const progress = new Progress(flags.quiet ?? false);
-  const { images, videos, skipVideos } = flags;
+  const { images, videos, recipe, llm, skipVideos } = flags;
   const onProgress = (done: number, total: number) => progress.count('records', done, total);
-  const check = checkData(list, { images, videos, skipVideos, onProgress, signal: interrupt.signal });
+  const check = checkData(list, {
+    ...{ images, videos, recipe, languageModel: llm, skipVideos },
+    ...{ onProgress, signal: interrupt.signal },
+  });
   const findings: DataFinding[] = [];
   try {
     for (;;) {
@@ -33,7 +38,9 @@ export async function dataCheck(list: string, flags: DataCheckFlags): Promise<nu
       if (flags.json) findings.push(value);
       else {
         progress.clear();
-        writeAnswer(`${value.severity}: record ${value.index} (${value.id}): ${value.message} [${value.kind}]\n`);
+        writeAnswer(
+          `${value.severity}: record ${value.index} (${value.id}): ${value.message} [${value.kind}]\n`,
+        );
       }
     }
   } finally {

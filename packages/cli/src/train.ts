@@ -35,6 +35,7 @@ export interface TrainFlags {
   loraAlpha?: number;
   loraDropout?: number;
   loraTargets?: string[];
+  loraApart?: boolean;
   failureLimit?: number;
   set: RecipeChanges;
   json?: boolean;
@@ -86,6 +87,7 @@ export function addTrainFlags(command: Command): void {
     .option('--lora-alpha <n>', 'their scale (default: twice the rank)', positive('--lora-alpha'))
     .option('--lora-dropout <p>', 'their dropout (default: 0.05)', share('--lora-dropout'))
     .option('--lora-targets <names>', 'projections that get one, by commas (default: all seven)', list)
+    .option('--lora-apart', "write them by themselves in PEFT's format, instead of adding them to the model")
     .option(
       '--failure-limit <share>',
       'share of records that may fail (default: 0.1)',
@@ -114,7 +116,7 @@ export async function train(recipe: string, flags: TrainFlags): Promise<number> 
     ...{ queryTokenizer: flags.bert, device: flags.device, signal: interrupt.signal },
   };
   if (flags.plan) {
-    const plan = await planTraining(options);
+    const plan = await planTraining({ ...options, output });
     if (flags.json) writeJson(plan);
     else process.stdout.write(planText(plan));
     return 0;
@@ -168,9 +170,11 @@ function changes(flags: TrainFlags): RecipeChanges {
 }
 
 /** The usual choices where a flag is silent. */
-function lora({ lora, loraAlpha, loraDropout, loraTargets }: TrainFlags): { lora?: Lora } {
+function lora({ lora, loraAlpha, loraDropout, loraTargets, loraApart }: TrainFlags): { lora?: Lora } {
   if (lora === undefined) {
-    if (loraAlpha ?? loraDropout ?? loraTargets) throw wrong('LoRA’s settings need LoRA', '--lora [rank]');
+    if ([loraAlpha, loraDropout, loraTargets, loraApart].some((setting) => setting !== undefined)) {
+      throw wrong('LoRA’s settings need LoRA', '--lora [rank]');
+    }
     return {};
   }
   const rank = lora === true ? 64 : lora;
@@ -181,6 +185,7 @@ function lora({ lora, loraAlpha, loraDropout, loraTargets }: TrainFlags): { lora
       alpha: loraAlpha ?? 2 * rank,
       dropout: loraDropout ?? 0.05,
       targets: loraTargets ?? targets,
+      merge: loraApart !== true,
     },
   };
 }

@@ -1,6 +1,7 @@
+import { spawn } from 'node:child_process';
 import { join } from 'node:path';
 import { describe, expect, it } from 'vitest';
-import { llamavid } from './llamavid.js';
+import { llamavid, main } from './llamavid.js';
 
 const fixtures = join(import.meta.dirname, '../../../fixtures');
 const model = join(fixtures, 'random-model');
@@ -218,7 +219,7 @@ describe('llamavid ask', () => {
     const args = [long, 'what is the prize?', '--subtitles', said, '--quiet'];
     const { stdout } = await ask(...args, '--json');
     const { subtitles, usage } = JSON.parse(stdout);
-    expect(subtitles).toEqual({ path: said, count: 15, notes: [] });
+    expect(subtitles).toEqual({ path: said, count: 28, notes: [] });
 
     const [text, json] = await Promise.all([ask(...args, '--dry-run'), ask(...args, '--dry-run', '--json')]);
     expect([text.exitCode, json.exitCode]).toEqual([0, 0]);

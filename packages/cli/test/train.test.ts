@@ -1,5 +1,14 @@
 // The three stages on a small set in the reference's format, at the toy sizes of a recorded case, as a user runs them.
-import { cpSync, existsSync, mkdirSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import {
+  cpSync,
+  existsSync,
+  mkdirSync,
+  mkdtempSync,
+  readdirSync,
+  readFileSync,
+  rmSync,
+  writeFileSync,
+} from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
@@ -23,7 +32,8 @@ beforeAll(() => {
   }
   const talk = (...turns: string[]) =>
     turns.map((value, index) => ({ from: index % 2 === 0 ? 'human' : 'gpt', value }));
-  const media = (index: number) => (index % 6 === 5 ? { video: 'clip.webm' } : { image: `im${index % 4}.png` });
+  const media = (index: number) =>
+    index % 6 === 5 ? { video: 'clip.webm' } : { image: `im${index % 4}.png` };
   const write = (stage: number, records: object[]) => writeFileSync(list(stage), JSON.stringify(records));
   const records = Array.from({ length: 12 }, (_, index) => index);
   write(
@@ -58,7 +68,14 @@ beforeAll(() => {
 /** The recipe's published numbers, but for the recorded model's sizes and a batch that a test can wait for. */
 const toy = [
   ...['--dtype', 'f32', '--device', 'cpu', '--devices', '1', '--batch-size', '2', '--accumulation', '1'],
-  ...['--set', 'model.queryCount=6', '--set', 'model.imageSize=null', '--set', 'compute.activationCheckpointing=false'],
+  ...[
+    '--set',
+    'model.queryCount=6',
+    '--set',
+    'model.imageSize=null',
+    '--set',
+    'compute.activationCheckpointing=false',
+  ],
   ...['--set', 'model.sizes.vision={"width":32,"depth":2,"heads":2,"mlpWidth":139}'],
 ];
 const media = ['--images', images, '--videos', videos];
@@ -94,7 +111,14 @@ describe('llamavid train', () => {
     expect(summary).toMatchObject({ steps: 6, samples: 12, failures: [] });
     expect(Number.isFinite(summary.loss)).toBe(true);
     const written = readdirSync(join(work, 'whole'));
-    for (const name of ['mm_projector.bin', 'config.json', 'metrics.jsonl', 'loss.svg', 'report.html', 'run.json']) {
+    for (const name of [
+      'mm_projector.bin',
+      'config.json',
+      'metrics.jsonl',
+      'loss.svg',
+      'report.html',
+      'run.json',
+    ]) {
       expect(written).toContain(name);
     }
     expect(written.some((name) => name.startsWith('events.out.tfevents.'))).toBe(true);
@@ -125,27 +149,95 @@ describe('llamavid train', () => {
   });
 
   it('killed ten times and resumed has the losses of a run that was not', async () => {
-    const begun = performance.now();
-    expect((await llamavid(stage1('straight', '--epochs', '6', '--quiet'))).exitCode).toBe(0);
-    const duration = performance.now() - begun;
+    const long = ['--epochs', '25', '--quiet'];
+    expect((await llamavid(stage1('straight', ...long))).exitCode).toBe(0);
+    const seconds = JSON.parse(
+      (await llamavid(stage1('straight', ...long, '--resume', '--json'))).stdout,
+    ).seconds;
     let kills = 0;
-    for (let attempt = 0; kills < 10 && attempt < 40; attempt += 1) {
-      // Anywhere from the start of the process to its end.
-      const killAfter = duration * (0.15 + 0.8 * Math.random());
-      const run = await llamavid(stage1('killed', '--epochs', '6', '--quiet', '--resume'), { killAfter });
-      if (run.signal === 'SIGKILL') kills += 1;
-      else {
-        expect(run, run.stderr).toMatchObject({ exitCode: 0 });
-        break;
-      }
+    for (let attempt = 0; attempt < 10; attempt += 1) {
+      // A short while behind the first step: within a step, while saving, between two. Ten of these are less than a run.
+      const { signal } = await llamavid(stage1('killed', '--epochs', '25', '--resume'), {
+        watch: (text, kill) => {
+          if (text.includes('step ')) setTimeout(kill, Math.random() * seconds * 80, 'SIGKILL');
+        },
+      });
+      if (signal === 'SIGKILL') kills += 1;
     }
-    const last = await llamavid(stage1('killed', '--epochs', '6', '--quiet', '--resume'));
+    expect(kills).toBeGreaterThanOrEqual(8);
+    // Before the first step too: while the model is loaded.
+    await llamavid(stage1('killed', ...long, '--resume'), { killAfter: 150 + 300 * Math.random() });
+    const last = await llamavid(stage1('killed', ...long, '--resume'));
     expect(last, last.stderr).toMatchObject({ exitCode: 0 });
     expect(losses('killed')).toEqual(losses('straight'));
-    expect(readFileSync(join(work, 'killed/mm_projector.bin')).equals(readFileSync(join(work, 'straight/mm_projector.bin')))).toBe(true);
+    const [killed, straight] = ['killed', 'straight'].map((name) => join(work, name, 'mm_projector.bin'));
+    expect(readFileSync(killed as string).equals(readFileSync(straight as string))).toBe(true);
     // Nothing half-written is left.
-    expect(readdirSync(join(work, 'killed')).filter((name) => /part|removed/.test(name))).toEqual([]);
+    expect(readdirSync(join(work, 'killed')).filter((name) => /part|unfinished|removed/.test(name))).toEqual(
+      [],
+    );
   }, 300_000);
+
+  it('stops at once on a second Ctrl-C', async () => {
+    let presses = 0;
+    const run = await llamavid(stage1('twice', '--epochs', '500', '--save-every', '10000'), {
+      watch: (text, kill) => {
+        if (presses > 0 || !text.includes('step 1/')) return;
+        presses = 2;
+        kill('SIGINT');
+        setTimeout(kill, 1, 'SIGINT');
+      },
+    });
+    // Where the step ended before the second press, the checkpoint was saved; else there is none.
+    expect(run.exitCode).toBe(130);
+  });
+
+  it('trains adapters, merged or by themselves', async () => {
+    const stage2 = (output: string, ...more: string[]) => [
+      ...['train', 'video-7b-stage2', '--data', list(2), ...media, ...base, '--adapter', join(work, 'whole')],
+      ...['-o', join(work, output), ...toy, '--lora', '4', '--quiet', ...more],
+    ];
+    const plan = await llamavid([...stage2('planned'), '--plan', '--json']);
+    const { parts } = JSON.parse(plan.stdout);
+    expect(parts.map(({ name, trained }: { name: string; trained: number }) => [name, trained > 0])).toEqual([
+      ['visual encoder', false],
+      ['token generator', true],
+      ['language model', false],
+      ['adapters', true],
+    ]);
+    for (const [output, more] of [
+      ['merged', []],
+      ['apart', ['--lora-apart']],
+    ] as const) {
+      const run = await llamavid(stage2(output, ...more));
+      expect(run, run.stderr).toMatchObject({ exitCode: 0 });
+      expect(existsSync(join(work, output, 'adapter_model.safetensors'))).toBe(output === 'apart');
+    }
+    // What is written by itself is run beside its base.
+    cpSync(join(oracle, 'llm'), join(work, 'llm'), { recursive: true });
+    cpSync(join(oracle, 'eva_vit_g.pth'), join(work, 'eva_vit_g.pth'));
+    const answers = [];
+    for (const folder of ['merged', 'apart']) {
+      const answer = await llamavid([
+        ...['ask', join(images, 'im0.png'), 'What is it?', '--model', join(work, folder)],
+        ...['--max-new-tokens', '6', '--json', '--quiet', '--device', 'cpu'],
+      ]);
+      expect(answer.exitCode, answer.stdout).toBe(0);
+      answers.push(JSON.parse(answer.stdout).tokenIds);
+    }
+    expect(answers[1]).toEqual(answers[0]);
+  });
+
+  it('stops where the loss is no number, and names the step and its records', async () => {
+    const run = await llamavid([
+      ...stage1('diverged', '--epochs', '30', '--json', '--quiet', '--learning-rate', '10'),
+      ...['--set', 'optimizer.warmupRatio=0', '--set', 'optimizer.weightDecay=10'],
+      ...['--set', 'optimizer.schedule=constant', '--set', 'optimizer.epsilon=1e-30'],
+    ]);
+    const { error } = JSON.parse(run.stdout);
+    expect([run.exitCode, error.code]).toEqual([1, 'TRAINING_DIVERGED']);
+    expect(error.message).toMatch(/^step \d+: the .* is (NaN|inf); records: a\d+/);
+  });
 
   it('finishes the step on Ctrl-C, saves, exits with 130 and goes on', async () => {
     let sent = false;
@@ -157,14 +249,19 @@ describe('llamavid train', () => {
       },
     });
     expect(stopped.exitCode).toBe(130);
-    expect(stopped.stderr).toMatch(/finishing the step[\s\S]*error: training stopped behind step \d+ of 300\nhint: .*resume/);
+    expect(stopped.stderr).toMatch(
+      /finishing the step[\s\S]*error: training stopped behind step \d+ of 300\nhint: .*resume/,
+    );
     const step = metrics('stopped').length;
     expect(existsSync(join(work, `stopped/checkpoint-${step}`))).toBe(true);
-    const json = await llamavid(stage1('stopped', '--epochs', '50', '--save-every', '1000', '--resume', '--json'), {
-      watch: (text, kill) => {
-        if (text.includes(`step ${step + 1}/`)) kill('SIGINT');
+    const json = await llamavid(
+      stage1('stopped', '--epochs', '50', '--save-every', '1000', '--resume', '--json'),
+      {
+        watch: (text, kill) => {
+          if (text.includes(`step ${step + 1}/`)) kill('SIGINT');
+        },
       },
-    });
+    );
     expect([json.exitCode, JSON.parse(json.stdout).error.code]).toEqual([130, 'ABORTED']);
   });
 
@@ -172,7 +269,11 @@ describe('llamavid train', () => {
     const plan = [...stage1('planned', '--plan').filter((flag) => flag !== '--quiet')];
     const text = await llamavid(plan);
     expect(text.exitCode, text.stderr).toBe(0);
-    for (const line of [/records a step +2 per device × 1 accumulated × 1 devices = 2/, /steps +6, of which 1 warm/, /memory +/]) {
+    for (const line of [
+      /records a step +2 per device × 1 accumulated × 1 devices = 2/,
+      /steps +6, of which 1 warm/,
+      /memory +/,
+    ]) {
       expect(text.stdout).toMatch(line);
     }
     const json = await llamavid([...plan, '--json']);
@@ -223,7 +324,9 @@ describe('llamavid train', () => {
     expect([second?.exitCode, JSON.parse(second?.stdout ?? '{}').error.code]).toEqual([1, 'STORE_LOCKED']);
     const again = await llamavid(stage1('shared', '--epochs', '200', '--json', '--quiet'));
     expect([again.exitCode, JSON.parse(again.stdout).error.code]).toEqual([2, 'INVALID_ARGUMENT']);
-    const other = await llamavid(stage1('shared', '--epochs', '200', '--resume', '--seed', '5', '--json', '--quiet'));
+    const other = await llamavid(
+      stage1('shared', '--epochs', '200', '--resume', '--seed', '5', '--json', '--quiet'),
+    );
     expect(JSON.parse(other.stdout).error.message).toContain('seed 42, and is to go on with 5');
   });
 
@@ -256,7 +359,10 @@ describe('llamavid train', () => {
       ['MEDIA_NOT_FOUND', ['--images', join(work, 'nowhere')]],
       ['MODEL_NOT_FOUND', ['--llm', join(work, 'nowhere')]],
       // Another model's Q-Former: its rows are 32 wide, this recipe's 24.
-      ['MODEL_INVALID', ['--query-model', join(fixtures, 'oracle/video-mean/instruct_blip_vicuna7b_trimmed.pth')]],
+      [
+        'MODEL_INVALID',
+        ['--query-model', join(fixtures, 'oracle/video-mean/instruct_blip_vicuna7b_trimmed.pth')],
+      ],
       ['INVALID_ARGUMENT', ['--model', join(oracle, 'model')]],
     ] as const) {
       const run = await llamavid([...stage1('bad-files', '--json', '--quiet'), ...args]);
@@ -282,7 +388,8 @@ describe('llamavid data', () => {
     writeFileSync(data, JSON.stringify(records));
     const bad = await llamavid(['data', 'check', data, ...media, '--quiet']);
     expect(bad.exitCode).toBe(1);
-    for (const id of ['a0', 'a1', 'a2', 'a5']) expect(bad.stdout).toMatch(new RegExp(`^error: record \\d+ \\(${id}\\): `, 'm'));
+    for (const id of ['a0', 'a1', 'a2', 'a5'])
+      expect(bad.stdout).toMatch(new RegExp(`^error: record \\d+ \\(${id}\\): `, 'm'));
     expect(bad.stdout).toContain('4 cannot be trained on');
   });
 

@@ -9,6 +9,16 @@ export declare class Cancellation {
   cancel(): void
 }
 
+/** The check of a data list, which goes on as far as its parts are asked for. */
+export declare class DataCheck {
+  /** Opens a list and begins. */
+  static open(list: string, images?: string | undefined | null, videos?: string | undefined | null, samples?: DataCheckSamples | undefined | null, c?: Cancellation | undefined | null): Promise<DataCheck>
+  /** The next part; null behind the last. */
+  next(): Promise<DataCheckPart | null>
+  /** Ends the check. Closing twice does nothing. */
+  close(): void
+}
+
 /** A device and the thread that works on it. Everything loaded on it keeps it alive. */
 export declare class Device {
   /** Opens `auto`, `cpu`, `cuda` or `cuda:N`. */
@@ -118,6 +128,33 @@ export declare class TokenGenerator {
   close(): void
 }
 
+/** One stage's training. Holds weights and optimizer state, and a lock on the output folder, until `close`. */
+export declare class TrainingRun {
+  /**
+   * Opens the data and the model, and the last checkpoint when it goes on. `config` is JSON: recipe, inputs, output,
+   * resume.
+   */
+  static open(config: string, device: Device, c?: Cancellation | undefined | null): Promise<TrainingRun>
+  /** Where it stands. */
+  get facts(): TrainingFacts
+  /** How pictures become pixels, but for the padding that the recipe may ask for. */
+  get preprocessing(): Preprocessing
+  /** The next batch, made ready beside a step that runs; null behind the last one. */
+  nextBatch(): Promise<TrainingBatch | null>
+  /**
+   * Computes a batch, in the order of their numbers. `pixels` has an entry a sample: its frames' pixels in parts, none
+   * for text and features, null where they could not be read. After the last batch of a step the weights are
+   * updated and the step's report comes; before it null.
+   */
+  step(batch: number, pixels: Array<Array<Pixels> | undefined | null>): Promise<TrainingStep | null>
+  /** Saves a checkpoint of the last step and gives its folder; older ones than are to be kept go. */
+  save(): Promise<string>
+  /** Writes the stage's files in the reference's layout. */
+  finish(): Promise<undefined>
+  /** Frees everything and unlocks the output folder, behind what still runs. Closing twice does nothing. */
+  close(): Promise<undefined>
+}
+
 /** The visual encoder of a model folder. Holds its weights until `close`. */
 export declare class VisualEncoder {
   /** Loads the encoder of a folder, and nothing else of it. */
@@ -191,6 +228,7 @@ export declare class WorldVideo {
   /** The first frame as a PNG file. */
   toPng(): Promise<Uint8Array>
 }
+
 /** Subtitles from elsewhere, made fit for a prompt. */
 export declare function checkSubtitles(subtitles: Array<Subtitle>): Subtitles
 
@@ -206,6 +244,76 @@ export interface ConversationTurn {
   question: string
   /** Absent: the model is to write it. */
   answer?: string
+}
+
+/** What was seen of the next records. */
+export interface DataCheckPart {
+  /** What is wrong, in the list's order. */
+  findings: Array<DataFinding>
+  /** Videos that are there. */
+  videos: Array<DataVideo>
+  /** Records so far. */
+  records: number
+  /** Records of the list. */
+  total: number
+  /** With the last part. */
+  totals?: DataTotals
+}
+
+/** As what samples records are looked at too. */
+export interface DataCheckSamples {
+  /** The folder with the language model's tokenizer. */
+  languageModel: string
+  /** Name of the stage's template. */
+  template: string
+  /** Most ids of a sample. */
+  maxLength: number
+  /** Whether `<im_start>` and `<im_end>` stand around a tag. */
+  imageStartEnd: boolean
+  /** Visual tokens of a long video's frame. */
+  tokensPerFrame: number
+}
+
+/** Something wrong with a record. */
+export interface DataFinding {
+  /** The record's place in the list, from 0. */
+  index: number
+  /** Its id, or `#` and its place. */
+  id: string
+  /** Whether it cannot be trained on, or is so in part. */
+  severity: 'error' | 'warning'
+  /** What kind of fault it is. */
+  kind: string
+  /** What is wrong and where. */
+  message: string
+}
+
+/** Numbers of a list. */
+export interface DataTotals {
+  /** Records. */
+  records: number
+  /** Of them about a picture. */
+  images: number
+  /** About a video file. */
+  videos: number
+  /** About features. */
+  features: number
+  /** Text alone. */
+  texts: number
+  /** With an error. */
+  badRecords: number
+  /** With warnings and no error. */
+  warnedRecords: number
+}
+
+/** A video that is there, for the caller to open. */
+export interface DataVideo {
+  /** The record's place in the list, from 0. */
+  index: number
+  /** Its id, or `#` and its place. */
+  id: string
+  /** The file. */
+  path: string
 }
 
 /** A decoded picture: rows without gaps, three bytes a pixel. */
@@ -309,6 +417,9 @@ export interface MovieQuestion {
 /** Reads the bytes of a `.srt` or WebVTT file; `name` is what errors call it. */
 export declare function parseSubtitles(bytes: Uint8Array, name: string): Promise<Subtitles>
 
+/** What a run would do, as JSON, without reading weights. `config` is that of `TrainingRun.open`. */
+export declare function planTraining(config: string): Promise<string>
+
 /** How frames become pixels. */
 export interface Preprocessing {
   /** Side of the resulting square, in pixels. */
@@ -329,6 +440,9 @@ export interface PromptTokens {
   places: number
 }
 
+/** The published lists and weights, and which of them are under `root`, as JSON. */
+export declare function publishedData(root: string): Promise<string>
+
 /** The prompt of all turns. */
 export declare function renderConversation(template: string, turns: Array<ConversationTurn>): string
 
@@ -342,6 +456,84 @@ export interface RgbFrame {
   height: number
   /** Bytes from one row to the next; default `3 * width`. */
   stride?: number
+}
+
+/** A text and when it is spoken. */
+export interface Subtitle {
+  /** Seconds. */
+  start: number
+  /** Seconds. */
+  end: number
+  /** One line. */
+  text: string
+}
+
+/** Subtitles that a prompt can hold. */
+export interface Subtitles {
+  /** In the order of the file. */
+  subtitles: Array<Subtitle>
+  /** What was left out or is odd, in words. */
+  notes: Array<string>
+}
+
+/** Records that are computed together. */
+export interface TrainingBatch {
+  /** Its number, by which `step` takes it. */
+  number: number
+  /** In order. */
+  samples: Array<TrainingSample>
+  /** Records of the batch that cannot be used, whatever their media are. */
+  failures: Array<TrainingFailure>
+}
+
+/** Where a run stands when it is opened. */
+export interface TrainingFacts {
+  /** Steps of the whole run. */
+  steps: number
+  /** Steps that an earlier process did and a checkpoint holds. */
+  doneSteps: number
+  /** Whether the stage's files are written already: nothing is left to do. */
+  finished: boolean
+  /** Records of the data list. */
+  records: number
+}
+
+/** A record that takes no part in a step. */
+export interface TrainingFailure {
+  /** The record's id, or `#` and its place. */
+  id: string
+  /** In words, with a code in front. */
+  reason: string
+}
+
+/** A record of a batch. */
+export interface TrainingSample {
+  /** The record's id, or `#` and its place. */
+  id: string
+  /** What it shows. Features are read in Rust. */
+  media: 'none' | 'image' | 'video' | 'features'
+  /** The file of its picture or video. */
+  path?: string
+}
+
+/** What an optimizer step did. */
+export interface TrainingStep {
+  /** From 1. */
+  step: number
+  /** Epochs done, in parts of one. */
+  epoch: number
+  /** Mean cross entropy of the trained tokens; absent when no record was left and nothing was updated. */
+  loss?: number
+  /** The rate of this step. */
+  learningRate: number
+  /** Norm of all gradients together before clipping; absent as `loss` is. */
+  gradientNorm?: number
+  /** Records that were trained on. */
+  samples: number
+  /** Positions that the language model read. */
+  tokens: number
+  /** Pictures and frames. */
+  frames: number
 }
 
 /** A question with its answer. */
@@ -368,47 +560,4 @@ export interface WorldVideoOptions {
   neverTrained: 'forbid' | 'allow' | 'only'
   /** Phrasings that training uses, that it never uses, or both. */
   phrasing: 'trained' | 'unseen' | 'mixed'
-}
-
-export declare class DataList {
-  static open(path: string, images?: string | undefined | null, videos?: string | undefined | null): Promise<DataList>
-  get length(): number
-  check(start: number, count: number): Promise<CheckedRecords>
-  close(): void
-}
-export interface CheckedRecords { records: Array<CheckedRecord>; problems: Array<RecordProblem> }
-export interface CheckedRecord { index: number; id: string; media: 'none' | 'image' | 'video' | 'features'; path?: string }
-export interface RecordProblem { index: number; id: string; kind: string; message: string }
-export declare function planTraining(config: string): Promise<string>
-export declare function publishedData(root: string): Promise<string>
-export interface TrainingFacts { steps: number; doneSteps: number; finished: boolean; records: number }
-export interface TrainingFailure { id: string; reason: string }
-export interface TrainingSample { id: string; media: 'none' | 'image' | 'video' | 'features'; path?: string }
-export interface TrainingBatch { number: number; samples: Array<TrainingSample>; failures: Array<TrainingFailure> }
-export interface TrainingStep { step: number; epoch: number; loss?: number; learningRate: number; gradientNorm?: number; samples: number; tokens: number; frames: number }
-export declare class TrainingRun {
-  static open(config: string, device: Device, c?: Cancellation | undefined | null): Promise<TrainingRun>
-  get facts(): TrainingFacts
-  get preprocessing(): Preprocessing
-  nextBatch(): Promise<TrainingBatch | null>
-  step(batch: number, pixels: Array<Array<Pixels> | undefined | null>): Promise<TrainingStep | null>
-  save(): Promise<string>
-  finish(): Promise<void>
-  close(): void
-/** A text and when it is spoken. */
-export interface Subtitle {
-  /** Seconds. */
-  start: number
-  /** Seconds. */
-  end: number
-  /** One line. */
-  text: string
-}
-
-/** Subtitles that a prompt can hold. */
-export interface Subtitles {
-  /** In the order of the file. */
-  subtitles: Array<Subtitle>
-  /** What was left out or is odd, in words. */
-  notes: Array<string>
 }

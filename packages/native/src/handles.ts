@@ -54,7 +54,6 @@ const closable = [
   Pixels,
   Session,
   TokenGenerator,
-  TrainingRun,
   VisualEncoder,
   VisualFeatures,
   VisualTokens,
@@ -75,7 +74,6 @@ declare module './binding.js' {
   interface Pixels extends Disposable {}
   interface Session extends Disposable {}
   interface TokenGenerator extends Disposable {}
-  interface TrainingRun extends Disposable {}
   interface VisualEncoder extends Disposable {}
   interface VisualFeatures extends Disposable {}
   interface VisualTokens extends Disposable {}

@@ -142,10 +142,13 @@ export function answerQuestion(
     let result: AnswerResult | undefined;
     try {
       // Before the long work: a file of subtitles that cannot be read ends the answer here.
-      const subtitles = await subtitlesOf(clips, options.subtitles);
-      for (const clip of clips) {
+      const read = await subtitlesOf(clips, options.subtitles);
+      const subtitles: (ReadSubtitles | undefined)[] = [];
+      for (const [index, clip] of clips.entries()) {
         const { value, fresh } = await clip.encoded(options.signal);
         samplings.push(value.sampling);
+        const all = read[index];
+        subtitles.push(all && clip.within(all, value.sampling.timestamps));
         if (fresh) {
           work.framesDecoded += value.sampling.framesDecoded;
           work.framesEncoded += value.features.frameCount;

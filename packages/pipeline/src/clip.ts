@@ -91,9 +91,14 @@ export class Clip implements AsyncDisposable {
     return value.sampling;
   }
 
-  /** @internal What is said in the part of the video that was opened: by `source`, else as the clip was opened. */
+  /** @internal What is said in the video: by `source`, else as the clip was opened. */
   async subtitles(source?: SubtitleSource): Promise<ReadSubtitles | undefined> {
-    return source === undefined ? this.#subtitles : await subtitlesOf(this.#media, source, this.#options);
+    return source === undefined ? this.#subtitles : await subtitlesOf(this.#media, source);
+  }
+
+  /** @internal What is said in the part of the video that was opened. */
+  within(subtitles: ReadSubtitles, frameTimes: readonly number[]): ReadSubtitles {
+    return subtitlesWithin(subtitles, this.#options, frameTimes);
   }
 
   /** @internal The features, and whether this call was the one that made them. */
@@ -130,26 +135,21 @@ export async function openWithSubtitles(
   }
   const media = await openMedia(source, { fps, frames, start, end, strict, name, signal });
   try {
-    return { media, subtitles: await subtitlesOf(media, options.subtitles ?? 'none', options) };
+    return { media, subtitles: await subtitlesOf(media, options.subtitles ?? 'none') };
   } catch (error) {
     await media.close();
     throw error;
   }
 }
 
-async function subtitlesOf(
-  media: Media,
-  source: SubtitleSource,
-  part: OpenOptions,
-): Promise<ReadSubtitles | undefined> {
+async function subtitlesOf(media: Media, source: SubtitleSource): Promise<ReadSubtitles | undefined> {
   const read = await readSubtitles(source);
-  if (read === undefined) return undefined;
-  if (media.kind === 'image') {
+  if (read !== undefined && media.kind === 'image') {
     throw new LlamaVidError('INVALID_ARGUMENT', 'subtitles were given for a picture', {
       hint: 'Give them with the video that they belong to.',
     });
   }
-  return subtitlesWithin(read, part);
+  return read;
 }
 
 async function encode(

@@ -4,7 +4,7 @@ import type { Media, MediaSource, SamplingReport } from '@llamavid/video';
 import { type OpenOptions, openWithSubtitles } from './clip.js';
 import { EMBEDDED, locateModel } from './model-name.js';
 import { type Shown, usualTemplate, writePrompt } from './prompt.js';
-import type { SubtitleReport } from './subtitles.js';
+import { type SubtitleReport, subtitlesWithin } from './subtitles.js';
 
 export interface PreviewOptions extends OpenOptions {
   /** Folder or name of the model. Default: the embedded one. */
@@ -55,11 +55,12 @@ export async function previewPrompt(
   const reports: SubtitleReport[] = [];
   const shown: Shown[] = [];
   for (const source of sources) {
-    const { media, subtitles } = await openWithSubtitles(source, options);
+    const { media, subtitles: read } = await openWithSubtitles(source, options);
     await using opened: Media = media;
     for await (const { pixels } of opened.pixels(preprocessing, { signal: options.signal })) pixels.close();
     const sampling = opened.report();
     samplings.push(sampling);
+    const subtitles = read && subtitlesWithin(read, options, sampling.timestamps);
     if (subtitles !== undefined) reports.push(subtitles.report);
     shown.push({ subtitles: subtitles?.subtitles, frameTimes: sampling.timestamps, tokensPerFrame });
   }

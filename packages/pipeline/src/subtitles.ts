@@ -46,14 +46,19 @@ export async function readSubtitles(source: SubtitleSource): Promise<ReadSubtitl
   return { subtitles, report: { ...(path !== undefined && { path }), count: subtitles.length, notes } };
 }
 
-/** @internal What is said while a part of a video runs. Without borders, all of it. */
+/**
+ * @internal What is said while the chosen part of a video runs. Without borders it is everything, wherever the reference puts what
+ * ends before the first frame.
+ */
 export function subtitlesWithin(
   read: ReadSubtitles,
   { start, end }: { start?: number | undefined; end?: number | undefined },
+  frameTimes: readonly number[],
 ): ReadSubtitles {
   if (start === undefined && end === undefined) return read;
+  const first = start === undefined ? Number.NEGATIVE_INFINITY : Math.max(start, frameTimes[0] ?? start);
   const subtitles = read.subtitles.filter(
-    (each) => (start === undefined || each.end > start) && (end === undefined || each.start < end),
+    (each) => each.end > first && (end === undefined || each.start < end),
   );
   const left = read.subtitles.length - subtitles.length;
   const notes = [...read.report.notes];

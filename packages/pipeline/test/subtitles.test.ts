@@ -120,6 +120,15 @@ describe('subtitles', () => {
   });
 
   it('of a part of a video are those that are said in it', async () => {
+    // The first frame comes behind the start, and behind the end of what is said at 0.9.
+    const early = { start: 0.9, end: 1.01, text: 'at 9' };
+    const late = await previewPrompt([clipFile], 'What?', {
+      model: roomy.folder,
+      start: 1.005,
+      subtitles: [early, { start: 2, end: 2.5, text: 'at 2' }],
+    });
+    expect(late.frameTimes[0]?.[0]).toBeGreaterThan(early.end);
+    expect(late.prompt.match(/at \d/g)).toEqual(['at 2']);
     const subtitles = [0, 1, 2, 3, 4].map((start) => ({ start, end: start + 0.5, text: `at ${start}` }));
     const part = await previewPrompt([clipFile], 'What?', {
       model: roomy.folder,

@@ -1,7 +1,13 @@
 import { availableParallelism } from 'node:os';
 import { LlamaVidError } from '@llamavid/errors';
-import { callNativeAsync, DataCheck, publishedData as nativePublished } from '@llamavid/native';
+import {
+  callNativeAsync,
+  DataCheck,
+  publishedData as nativePublished,
+  withCancellation,
+} from '@llamavid/native';
 import { openMedia } from '@llamavid/video';
+import { checkRecipe, loadRecipe, type Recipe } from './recipe.js';
 
 /** Something wrong with a record. */
 export interface DataFinding {
@@ -34,6 +40,13 @@ export interface DataCheckOptions {
   images?: string | undefined;
   /** Folder of the records' videos and feature files. */
   videos?: string | undefined;
+  /**
+   * A recipe, the name of one in this package, or a file: records are made into its samples too, so that those are found
+   * that it cuts or learns nothing from. Needs `languageModel`.
+   */
+  recipe?: Recipe | string | undefined;
+  /** Folder of the base language model, for its tokenizer. */
+  languageModel?: string | undefined;
   /** Videos are only looked for and not opened. */
   skipVideos?: boolean | undefined;
   onProgress?: ((done: number, total: number) => void) | undefined;
@@ -46,9 +59,12 @@ const READERS = Math.min(availableParallelism(), 4);
 /** Finds what is wrong with the records of a list, in the list's order; returns what the list holds. */
 export async function* checkData(
   list: string,
-  { images, videos, skipVideos = false, onProgress, signal }: DataCheckOptions = {},
+  { images, videos, recipe, languageModel, skipVideos = false, onProgress, signal }: DataCheckOptions = {},
 ): AsyncGenerator<DataFinding, DataSummary, void> {
-  const check = await callNativeAsync(() => DataCheck.open(list, images, videos));
+  const samples = samplesOf(recipe, languageModel);
+  const check = await withCancellation(signal, (cancellation) =>
+    DataCheck.open(list, images, videos, samples, cancellation),
+  );
   // Many records may name one video.
   const seen = new Map<string, Promise<string | undefined>>();
   let badVideos = 0;
@@ -84,6 +100,22 @@ export async function* checkData(
   } finally {
     check.close();
   }
+}
+
+function samplesOf(recipe: Recipe | string | undefined, languageModel: string | undefined) {
+  if (recipe === undefined && languageModel === undefined) return undefined;
+  if (recipe === undefined || languageModel === undefined) {
+    const missing = recipe === undefined ? 'a recipe' : "a language model's folder";
+    throw new LlamaVidError('INVALID_ARGUMENT', `${missing} is missing: samples are made with both`);
+  }
+  const { data, model } = typeof recipe === 'string' ? loadRecipe(recipe) : checkRecipe(recipe);
+  return {
+    languageModel,
+    template: data.template,
+    maxLength: data.maxLength,
+    imageStartEnd: model.imageStartEnd,
+    tokensPerFrame: data.videoToken,
+  };
 }
 
 /** Opens a video and decodes its first frame. */

@@ -3,6 +3,7 @@ import { hostname } from 'node:os';
 import { join } from 'node:path';
 import process from 'node:process';
 import { crc32c } from './crc32c.js';
+import { writing } from './written-file.js';
 
 /**
  * Scalars for TensorBoard: a TFRecord file of `tensorflow.Event` messages, written as they come.
@@ -20,7 +21,7 @@ export class EventFile implements Disposable {
     // TensorBoard reads the files of a folder in the order of their names, so a run's number comes behind the time.
     const earlier = readdirSync(folder).filter((name) => name.startsWith('events.out.tfevents.')).length;
     this.path = join(folder, `events.out.tfevents.${seconds}.${hostname()}.${process.pid}.${earlier}`);
-    this.#file = openSync(this.path, 'wx');
+    this.#file = writing(this.path, () => openSync(this.path, 'wx'));
     this.#write([...double(1, now()), ...text(3, 'brain.Event:2')]);
     this.#write([...double(1, now()), ...varint(2, firstStep), ...message(7, varint(1, SESSION_START))]);
   }
@@ -34,8 +35,8 @@ export class EventFile implements Disposable {
   }
 
   #write(event: number[]): void {
-    if (this.#file === undefined) return;
-    writeSync(this.#file, frame(Uint8Array.from(event)));
+    const file = this.#file;
+    if (file !== undefined) writing(this.path, () => writeSync(file, frame(Uint8Array.from(event))));
   }
 
   close(): void {

@@ -12,8 +12,8 @@ const TOP = 44;
 const BOTTOM = 48;
 /** More points than pixels only make the file larger. */
 const MOST_POINTS = 2000;
-/** Weight of the new value in the smoothed curve at the left end of a long run: about the mean of the last 50 steps. */
-const SMOOTHING_STEPS = 50;
+/** The smoothed curve is the mean of a twentieth of the run on each side, but of no more steps than this. */
+const MOST_NEIGHBOURS = 50;
 
 /** The loss of each step and its smoothed course, as an SVG that needs nothing else. */
 export function lossChart(points: readonly CurvePoint[], title: string): string {
@@ -61,13 +61,15 @@ ${vertical.join('\n')}
 `;
 }
 
-/** An exponential mean that starts at the mean of what there is. */
+/** Means of the steps around each: such a curve does not lag behind. */
 export function smoothed(points: readonly CurvePoint[]): CurvePoint[] {
-  let mean = 0;
-  return points.map(({ step, loss }, index) => {
-    const steps = Math.min(index + 1, SMOOTHING_STEPS);
-    mean += (loss - mean) / steps;
-    return { step, loss: mean };
+  const neighbours = Math.min(Math.ceil(points.length / 20), MOST_NEIGHBOURS);
+  const sums = [0];
+  for (const { loss } of points) sums.push((sums.at(-1) as number) + loss);
+  return points.map(({ step }, index) => {
+    const start = Math.max(index - neighbours, 0);
+    const end = Math.min(index + neighbours + 1, points.length);
+    return { step, loss: ((sums[end] as number) - (sums[start] as number)) / (end - start) };
   });
 }
 

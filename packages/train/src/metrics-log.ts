@@ -1,6 +1,7 @@
 import { closeSync, existsSync, ftruncateSync, openSync, readFileSync, writeSync } from 'node:fs';
 import { LlamaVidError } from '@llamavid/errors';
 import type { StepReport } from './step-report.js';
+import { writing } from './written-file.js';
 
 /**
  * `metrics.jsonl`: one step a line, appended as steps end.
@@ -11,19 +12,25 @@ import type { StepReport } from './step-report.js';
 export class MetricsLog implements Disposable {
   /** The lines of the steps before, in order. */
   readonly earlier: StepReport[];
+  readonly #path: string;
   #file: number | undefined;
 
   constructor(path: string, lastStep: number) {
+    this.#path = path;
     const { reports, length } = existsSync(path)
       ? readKept(readFileSync(path), path, lastStep)
       : { reports: [], length: 0 };
     this.earlier = reports;
-    this.#file = openSync(path, 'a');
-    ftruncateSync(this.#file, length);
+    this.#file = writing(path, () => {
+      const file = openSync(path, 'a');
+      ftruncateSync(file, length);
+      return file;
+    });
   }
 
   append(report: StepReport): void {
-    if (this.#file !== undefined) writeSync(this.#file, `${JSON.stringify(report)}\n`);
+    const file = this.#file;
+    if (file !== undefined) writing(this.#path, () => writeSync(file, `${JSON.stringify(report)}\n`));
   }
 
   close(): void {
@@ -34,6 +41,11 @@ export class MetricsLog implements Disposable {
   [Symbol.dispose](): void {
     this.close();
   }
+}
+
+/** All whole lines of a file. */
+export function readReports(path: string): StepReport[] {
+  return readKept(readFileSync(path), path, Number.POSITIVE_INFINITY).reports;
 }
 
 function readKept(bytes: Buffer, path: string, lastStep: number): { reports: StepReport[]; length: number } {

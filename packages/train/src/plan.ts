@@ -1,4 +1,7 @@
+import { existsSync } from 'node:fs';
+import { join } from 'node:path';
 import { callNativeAsync, planTraining as nativePlan } from '@llamavid/native';
+import { readReports } from './metrics-log.js';
 import type { Recipe } from './recipe.js';
 import { countText, durationText, sizeText } from './text.js';
 import { type PlanOptions, resolveOptions } from './train-options.js';
@@ -33,17 +36,28 @@ export interface TrainingPlan {
   tokens: number;
   /** Multiply-adds of the language model in the whole run, forward and backward, estimated from `tokens`. */
   multiplyAdds: number;
+  /** Seconds, as fast as the run that `output` holds; null where there is none. */
+  seconds: number | null;
 }
 
 /** Says what a run would do. */
 export async function planTraining(options: PlanOptions): Promise<TrainingPlan> {
   const { recipe, inputs } = resolveOptions(options);
   const plan = JSON.parse(await callNativeAsync(() => nativePlan(JSON.stringify({ recipe, inputs }))));
-  return { recipe, ...plan };
+  return { recipe, ...plan, seconds: secondsOf(options.output, plan.steps) };
 }
 
-/** The plan as lines of text. `secondsPerStep` of an earlier run gives the time. */
-export function planText(plan: TrainingPlan, secondsPerStep?: number): string {
+/** A run's time by the median of the steps that it has done. */
+function secondsOf(output: string | undefined, steps: number): number | null {
+  const path = output === undefined ? undefined : join(output, 'metrics.jsonl');
+  if (path === undefined || !existsSync(path)) return null;
+  const measured = readReports(path).map(({ seconds }) => seconds);
+  const median = measured.sort((a, b) => a - b)[Math.floor(measured.length / 2)];
+  return median === undefined ? null : median * steps;
+}
+
+/** The plan as lines of text. */
+export function planText(plan: TrainingPlan): string {
   const { recipe, memory } = plan;
   const { perDevice, accumulation, devices } = recipe.batch;
   const { kind, learningRate, schedule, gradientClip } = recipe.optimizer;
@@ -81,15 +95,13 @@ export function planText(plan: TrainingPlan, secondsPerStep?: number): string {
       `${recipe.compute.dtype}${recipe.compute.activationCheckpointing ? ', activations computed twice' : ''}`,
     ],
     ['tokens', `about ${countText(plan.tokens)} (a video counted as one frame)`],
-    ['work', `about ${(plan.multiplyAdds / 1e15).toPrecision(3)} peta multiply-adds in the language model`],
-    ...(secondsPerStep === undefined
-      ? []
-      : [
-          ['time', `about ${durationText(secondsPerStep * plan.steps)}, as fast as the last run here`] as [
-            string,
-            string,
-          ],
-        ]),
+    ['work', `about ${plan.multiplyAdds.toExponential(1)} multiply-adds in the language model`],
+    [
+      'time',
+      plan.seconds === null
+        ? 'not known before some steps are done'
+        : `about ${durationText(plan.seconds)}, as fast as the run in the output folder`,
+    ],
   ];
   const width = Math.max(...rows.map(([name]) => name.length));
   return `${rows.map(([name, value]) => `${name.padEnd(width)}  ${value}`).join('\n')}\n`;

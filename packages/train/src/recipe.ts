@@ -69,6 +69,8 @@ export interface Lora {
   dropout: number;
   /** Names of the projections that get one. */
   targets: string[];
+  /** Whether they are added to the language model that is written, or written by themselves in PEFT's format. */
+  merge: boolean;
 }
 
 /** A recipe's fields to replace, nested as they are. */

@@ -44,8 +44,10 @@ export interface TrainOptions extends TrainingInputs {
   signal?: AbortSignal | undefined;
 }
 
-/** What `planTraining` needs: all but where results go. */
-export type PlanOptions = Omit<TrainOptions, 'output' | 'resume' | 'failureLimit'>;
+/** What `planTraining` needs. Where `output` holds a run already, its speed gives the time. */
+export type PlanOptions = Omit<TrainOptions, 'output' | 'resume' | 'failureLimit'> & {
+  output?: string | undefined;
+};
 
 /** @internal Options with the recipe read and the paths checked. */
 export interface ResolvedOptions {

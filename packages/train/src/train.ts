@@ -16,6 +16,7 @@ import type { RecordFailure, StepReport } from './step-report.js';
 import { type ResolvedOptions, resolveOptions, type TrainOptions } from './train-options.js';
 import { writeTrainingReport } from './training-report.js';
 import { TrainingRun, type TrainingSummary } from './training-run.js';
+import { writing } from './written-file.js';
 
 /**
  * Trains one stage.
@@ -112,13 +113,15 @@ async function* run(
       if (reports.every(({ samples }) => samples === 0)) throw nothingRead(reports);
       await callNativeAsync(() => native.finish());
     }
-    writeTrainingReport(output, { title: recipe.title, facts: facts(recipe) }, reports);
+    writing(output, () =>
+      writeTrainingReport(output, { title: recipe.title, facts: facts(recipe) }, reports),
+    );
     return summarize(output, reports);
   } finally {
     reading.abort();
     const left = await ahead?.catch(() => undefined);
     if (left !== undefined) closeBatch(left);
-    native.close();
+    await callNativeAsync(() => native.close());
   }
 }
 

@@ -65,7 +65,7 @@ describe('recipes', () => {
   it('can be changed in parts', () => {
     const recipe = changeRecipe(loadRecipe('video-7b-stage2'), {
       optimizer: { learningRate: 1e-4, betas: [0.8, 0.9] },
-      lora: { rank: 8, alpha: 16, dropout: 0, targets: ['q_proj'] },
+      lora: { rank: 8, alpha: 16, dropout: 0, targets: ['q_proj'], merge: true },
     });
     expect([recipe.optimizer.learningRate, recipe.optimizer.epsilon, recipe.lora?.rank]).toEqual([
       1e-4, 1e-8, 8,
@@ -86,7 +86,7 @@ describe('recipes', () => {
     ['an unknown stage', { stage: 4 }, 'stage is 4, but must be one of 1, 2, 3'],
     [
       'a wrong projection',
-      { lora: { rank: 1, alpha: 1, dropout: 0, targets: ['lm_head'] } },
+      { lora: { rank: 1, alpha: 1, dropout: 0, targets: ['lm_head'], merge: true } },
       'lora.targets[0]',
     ],
     [

@@ -1,4 +1,12 @@
-import { appendFileSync, readFileSync, writeFileSync } from 'node:fs';
+import {
+  appendFileSync,
+  closeSync,
+  existsSync,
+  openSync,
+  readFileSync,
+  writeFileSync,
+  writeSync,
+} from 'node:fs';
 import { join } from 'node:path';
 import { describe, expect, it } from 'vitest';
 import { lossChart, smoothed } from '../dist/loss-chart.js';
@@ -7,6 +15,7 @@ import type { StepReport } from '../dist/step-report.js';
 import { TerminalProgress } from '../dist/terminal-progress.js';
 import { countText, durationText, sizeText } from '../dist/text.js';
 import { writeTrainingReport } from '../dist/training-report.js';
+import { writing } from '../dist/written-file.js';
 import { temporaryFolder } from './temporary-folder.js';
 
 const folder = temporaryFolder();
@@ -86,8 +95,8 @@ describe('the chart', () => {
 
   it('smooths', () => {
     expect(smoothed([]).length).toBe(0);
-    const means = smoothed([1, 2, 3].map((loss, index) => ({ step: index, loss })));
-    expect(means.map(({ loss }) => loss)).toEqual([1, 1.5, 2]);
+    const means = smoothed([1, 2, 6].map((loss, index) => ({ step: index, loss })));
+    expect(means.map(({ loss }) => loss)).toEqual([1.5, 3, 4]);
   });
 });
 
@@ -146,5 +155,18 @@ describe('progress', () => {
       '56 TB',
     ]);
     expect([7, 1234, 2.4e6, 7.06e9].map(countText)).toEqual(['7', '1,234', '2.40 M', '7.06 B']);
+  });
+});
+
+describe('files that cannot be written', () => {
+  it.skipIf(!existsSync('/dev/full'))('tell a full disk', () => {
+    const file = openSync('/dev/full', 'w');
+    expect(() => writing('metrics.jsonl', () => writeSync(file, 'x'))).toThrow(
+      expect.objectContaining({ code: 'DISK_FULL' }),
+    );
+    closeSync(file);
+    expect(() => writing('metrics.jsonl', () => openSync('/nowhere/metrics.jsonl', 'a'))).toThrow(
+      expect.objectContaining({ code: 'INVALID_ARGUMENT' }),
+    );
   });
 });

@@ -44,12 +44,14 @@ export function smallSet(folder: string, records = 12): SmallSet {
   mkdirSync(videos, { recursive: true });
   cpSync(join(oracle, 'data/images'), images, { recursive: true });
   cpSync(join(fixtures, 'clips/bbb_vp9.webm'), join(videos, 'clip.webm'));
-  for (const name of ['movie_train.pkl', 'movie_train.json']) cpSync(join(oracle, 'data/feats', name), join(videos, name));
+  for (const name of ['movie_train.pkl', 'movie_train.json'])
+    cpSync(join(oracle, 'data/feats', name), join(videos, name));
   const ask = (question: string, answer: string): Turn[] => [
     { from: 'human', value: question },
     { from: 'gpt', value: answer },
   ];
-  const media = (index: number) => (index % 6 === 5 ? { video: 'clip.webm' } : { image: `im${index % 4}.png` });
+  const media = (index: number) =>
+    index % 6 === 5 ? { video: 'clip.webm' } : { image: `im${index % 4}.png` };
   const words = ['a cat', 'two boats', 'the market', 'a red car', 'snow', 'an empty road', 'rain'];
   const stage1 = Array.from({ length: records }, (_, index) => ({
     id: `a${index}`,
@@ -60,7 +62,10 @@ export function smallSet(folder: string, records = 12): SmallSet {
     id: `b${index}`,
     ...(index % 5 === 4 ? {} : media(index)),
     conversations: [
-      ...ask(index % 5 === 4 ? 'Who talks?' : '<image>\nWhat is it?', `It is ${words[index % words.length]}.`),
+      ...ask(
+        index % 5 === 4 ? 'Who talks?' : '<image>\nWhat is it?',
+        `It is ${words[index % words.length]}.`,
+      ),
       ...(index % 2 === 0 ? ask('And then?', `Nothing else, ${index} times.`) : []),
     ],
   }));

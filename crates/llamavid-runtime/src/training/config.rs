@@ -171,6 +171,8 @@ pub(crate) struct LoraRecipe {
     pub(crate) alpha: f64,
     pub(crate) dropout: f64,
     pub(crate) targets: Vec<String>,
+    /// Whether they are added to the language model that is written, or written by themselves.
+    pub(crate) merge: bool,
 }
 
 #[derive(Debug, Clone, Copy, Deserialize, Serialize)]

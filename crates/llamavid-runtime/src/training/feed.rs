@@ -3,6 +3,7 @@
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
+use llamavid_models::prompt::splice::SpliceKind;
 use llamavid_models::token_generation::FeatureKind;
 use llamavid_models::tokenizer::LlamaTokenizer;
 use llamavid_train::Visual;
@@ -117,7 +118,8 @@ impl Feed {
         let order = if recipe.data.group_by_modality_length {
             Order::Grouped {
                 batch: NonZeroUsize::new(recipe.batch.per_device).unwrap_or(one),
-                world: NonZeroUsize::new(recipe.batch.per_step()).unwrap_or(one),
+                // Without accumulation, as in the reference.
+                world: NonZeroUsize::new(recipe.batch.devices).unwrap_or(one),
             }
         } else {
             Order::Shuffled
@@ -205,7 +207,11 @@ impl Feed {
                 (made, (media == MediaKind::None).then_some(Visual::None))
             }
         };
-        let sample = made.map_err(named)?;
+        let mut sample = made.map_err(named)?;
+        // A long chat's later questions have lost their places, and the query model need not read them.
+        if sample.splice == SpliceKind::PerPlaceholder {
+            sample.prompts.truncate(sample.placeholders().max(1));
+        }
         let path = path.filter(|_| matches!(media, MediaKind::Image | MediaKind::Video));
         let shown = TrainingSample { id: record.id.clone(), media, path };
         Ok((shown, PreparedSample { sample, visual }))
@@ -264,5 +270,24 @@ impl From<llamavid_train::data::Error> for Error {
             _ => ErrorCode::DataInvalid,
         };
         Self { code, message, hint: hint.map(str::to_owned) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn coins_depend_on_seed_epoch_and_record_alone() {
+        let toss = |seed, epoch, record| {
+            let mut coins = Coins::new(seed, epoch, record);
+            (0..64).fold(0u64, |bits, _| bits << 1 | u64::from(coins.next()))
+        };
+        assert_eq!(toss(1, 2, 3), toss(1, 2, 3));
+        let tossed = [toss(1, 2, 3), toss(2, 2, 3), toss(1, 3, 3), toss(1, 2, 4), toss(1, 3, 2)];
+        for (index, bits) in tossed.iter().enumerate() {
+            assert!((16..48).contains(&bits.count_ones()), "{bits:b}");
+            assert!(!tossed[..index].contains(bits));
+        }
     }
 }

@@ -7,7 +7,7 @@ use candle_core::{DType, Device, Shape, Tensor};
 use candle_nn::var_builder::SimpleBackend;
 use candle_nn::{Init, VarBuilder};
 use llamavid_models::config::ModelConfig;
-use llamavid_models::language_model::LanguageModel;
+use llamavid_models::language_model::{LanguageModel, LoraConfig};
 use llamavid_models::token_generation::{Compression, TokenGenerator};
 use llamavid_models::tokenizer::LlamaTokenizer;
 use llamavid_models::visual_encoder::VisualEncoder;
@@ -71,20 +71,25 @@ fn plan(config: &TrainingConfig) -> Result<Plan> {
     let (model, tokenizer) = StageModel::configure(&start.files, &start.settings)?;
     let list = RecordFile::open(&config.inputs.data)?;
     let steps = StepPlan::new(recipe, list.len())?;
-    let shapes = shapes(&model)?;
+    let lora = start.settings.lora.as_ref().map(|lora| &lora.config);
+    let shapes = shapes(&model, lora)?;
     let trains = start.settings.stage.plan(recipe.model.image_start_end);
+    let trains = if lora.is_some() { trains.with_lora() } else { trains };
 
-    let parts = Part::ALL.map(|part| {
-        let mut planned = PlannedPart { name: title(part), parameters: 0, trained: 0 };
-        for (name, shape) in
-            shapes.iter().filter(|(name, _)| Part::split(name).is_some_and(|(of, _)| of == part))
-        {
-            let count = shape.elem_count() as u64;
-            planned.parameters += count;
-            planned.trained += if trains.trains(name) { count } else { 0 };
+    let mut parts: Vec<PlannedPart> = Part::ALL
+        .into_iter()
+        .map(title)
+        .chain(lora.map(|_| ADAPTERS))
+        .map(|name| PlannedPart { name, parameters: 0, trained: 0 })
+        .collect();
+    for (name, shape) in &shapes {
+        let title = Part::split(name).map_or(ADAPTERS, |(part, _)| title(part));
+        let count = shape.elem_count() as u64;
+        if let Some(part) = parts.iter_mut().find(|part| part.name == title) {
+            part.parameters += count;
+            part.trained += if trains.trains(name) { count } else { 0 };
         }
-        planned
-    });
+    }
     let parameters: u64 = parts.iter().map(|part| part.parameters).sum();
     let trained: u64 = parts.iter().map(|part| part.trained).sum();
     let by_muon = |(name, shape): &(&String, &Shape)| {
@@ -124,11 +129,13 @@ fn plan(config: &TrainingConfig) -> Result<Plan> {
                 (2 * part.parameters + part.trained) as f64
                     + if recipe.compute.activation_checkpointing { part.parameters as f64 } else { 0.0 }
             }),
-        parts: parts.into(),
+        parts,
         parameters,
         trained,
     })
 }
+
+const ADAPTERS: &str = "adapters";
 
 fn title(part: Part) -> &'static str {
     match part {
@@ -139,12 +146,15 @@ fn title(part: Part) -> &'static str {
 }
 
 /// Shapes of all weights, by our names: the modules are built on numbers that take no memory.
-fn shapes(model: &ModelConfig) -> Result<BTreeMap<String, Shape>> {
+fn shapes(model: &ModelConfig, lora: Option<&LoraConfig>) -> Result<BTreeMap<String, Shape>> {
     let shapes = Arc::new(Mutex::new(BTreeMap::new()));
     let vb = VarBuilder::from_backend(Box::new(ShapeRecorder(shapes.clone())), DType::F32, Device::Cpu);
     VisualEncoder::new(&model.visual, vb.pp(Part::VisualEncoder.name()))?;
     TokenGenerator::new(&model.tokens, vb.pp(Part::TokenGenerator.name()))?;
-    LanguageModel::new(&model.language, vb.pp(Part::LanguageModel.name()))?;
+    let language = LanguageModel::new(&model.language, vb.pp(Part::LanguageModel.name()))?;
+    if let Some(lora) = lora {
+        language.with_lora(lora, vb.pp("lora"))?;
+    }
     Ok(std::mem::take(&mut lock(&shapes)))
 }
 

@@ -113,3 +113,63 @@ impl<T> Waiting<T> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use llamavid_train::Visual;
+    use llamavid_train::data::Sample;
+
+    use super::*;
+
+    fn example(id: &str) -> Example {
+        let sample = Sample {
+            id: id.to_owned(),
+            ids: vec![1],
+            labels: vec![1],
+            prompts: Vec::new(),
+            splice: llamavid_models::prompt::splice::SpliceKind::PerPlaceholder,
+        };
+        Example { sample, visual: Visual::None }
+    }
+
+    type Waiter = oneshot::Receiver<Result<Option<u32>>>;
+
+    fn send(sender: &BatchSender<u32>, batch: Result<Vec<Example>>, last: bool) -> Waiter {
+        let (answer, waiter) = oneshot::channel();
+        sender.send(Box::new(move || batch), last, answer);
+        waiter
+    }
+
+    #[test]
+    fn each_batch_is_answered_when_the_next_is_asked_for() {
+        let (sender, mut stream) = batch_stream(7);
+        let waiting = stream.waiting();
+        let mut first = send(&sender, Ok(vec![example("a")]), false);
+        let mut empty = send(&sender, Ok(Vec::new()), false);
+        let mut last = send(&sender, Ok(vec![example("b")]), true);
+        assert_eq!(stream.next().unwrap().unwrap()[0].sample.id, "a");
+        assert!(first.try_recv().is_err());
+        assert_eq!(stream.next().unwrap().unwrap()[0].sample.id, "b");
+        assert_eq!((first.try_recv().unwrap().unwrap(), empty.try_recv().unwrap().unwrap()), (None, None));
+        assert!(stream.next().is_none() && last.try_recv().is_err());
+        waiting.answer(Ok(Some(3)));
+        assert_eq!(last.try_recv().unwrap().unwrap(), Some(3));
+    }
+
+    #[test]
+    fn a_batch_that_cannot_be_made_ends_the_step_and_says_why() {
+        let (sender, mut stream) = batch_stream(7);
+        let mut broken = send(&sender, Err(Error::argument("no pixels")), false);
+        assert!(matches!(stream.next(), Some(Err(llamavid_train::Error::Cancelled { step: 7 }))));
+        assert_eq!(broken.try_recv().unwrap().unwrap_err().message, "no pixels");
+        assert!(stream.next().is_none());
+    }
+
+    #[test]
+    fn a_closed_run_ends_its_step() {
+        let (sender, mut stream) = batch_stream::<u32>(7);
+        drop(sender);
+        assert!(matches!(stream.next(), Some(Err(llamavid_train::Error::Cancelled { .. }))));
+        assert!(stream.next().is_none());
+    }
+}

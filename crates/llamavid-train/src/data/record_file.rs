@@ -7,6 +7,8 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use std::time::SystemTime;
 
+use rayon::prelude::*;
+
 use super::error::{Error, Fault, FaultCode, Result};
 use super::raw_record::{RawRecord, Unreadable};
 use super::record::Record;
@@ -75,18 +77,19 @@ impl RecordFile {
         let file = File::open(path).map_err(io)?;
         let stamp = Stamp::of(&file).map_err(io)?;
         let mut entries = Vec::new();
-        let scanned = scan::scan(
+        let mut waiting = Waiting::default();
+        let mut scanned = scan::scan(
             &file,
             |read| progress(read, stamp.bytes),
             |found| {
-                if entries.len() == MAX_RECORDS {
-                    let problem = format!("the list has more than {MAX_RECORDS} records");
-                    return Err(ScanError::NotRecords(found.start, problem));
-                }
-                entries.push(entry(&found)?);
-                Ok(())
+                waiting.add(&found);
+                if waiting.bytes < WAITING_BYTES { Ok(()) } else { waiting.measure(&mut entries) }
             },
         );
+        if !matches!(scanned, Err(ScanError::Io(_) | ScanError::Cancelled)) {
+            // What is wrong with a record that waits comes before what is wrong behind it.
+            scanned = waiting.measure(&mut entries).and(scanned);
+        }
         match scanned {
             Ok(()) => {}
             Err(ScanError::Io(error)) => return Err(io(error)),
@@ -169,10 +172,43 @@ impl RecordFile {
     }
 }
 
-fn entry(found: &Found<'_>) -> Result<Entry, ScanError> {
-    let Some(bytes) = found.bytes else {
-        return Ok(Entry { start: found.start, size: TOO_LARGE, length: 0 });
-    };
+/// Records that were found and not looked into, so that all cores can do it at once.
+#[derive(Default)]
+struct Waiting {
+    found: Vec<(u64, Option<Vec<u8>>)>,
+    bytes: usize,
+}
+
+/// Bytes of records that are looked into at once.
+const WAITING_BYTES: usize = 16 << 20;
+
+impl Waiting {
+    fn add(&mut self, found: &Found<'_>) {
+        // Small records cost more than their bytes.
+        self.bytes += found.bytes.map_or(0, <[u8]>::len) + 64;
+        self.found.push((found.start, found.bytes.map(<[u8]>::to_vec)));
+    }
+
+    fn measure(&mut self, entries: &mut Vec<Entry>) -> Result<(), ScanError> {
+        self.bytes = 0;
+        let found = std::mem::take(&mut self.found);
+        if let Some((start, _)) = found.get(MAX_RECORDS - entries.len()..).and_then(<[_]>::first) {
+            let problem = format!("the list has more than {MAX_RECORDS} records");
+            return Err(ScanError::NotRecords(*start, problem));
+        }
+        let measured: Vec<_> =
+            found.par_iter().map(|(start, bytes)| entry(*start, bytes.as_deref())).collect();
+        for entry in measured {
+            entries.push(entry?);
+        }
+        Ok(())
+    }
+}
+
+fn entry(start: u64, bytes: Option<&[u8]>) -> Result<Entry, ScanError> {
+    let too_large = Entry { start, size: TOO_LARGE, length: 0 };
+    let Some(bytes) = bytes else { return Ok(too_large) };
+    let Ok(size) = u32::try_from(bytes.len()) else { return Ok(too_large) };
     let length = match RawRecord::parse(bytes) {
         Ok(raw) => {
             let words = i32::try_from(raw.words()).unwrap_or(i32::MAX);
@@ -180,11 +216,10 @@ fn entry(found: &Found<'_>) -> Result<Entry, ScanError> {
         }
         Err(Unreadable::NotText(_)) => 0,
         Err(Unreadable::NotJson(offset, problem)) => {
-            return Err(ScanError::NotRecords(found.start + offset as u64, format!("not JSON: {problem}")));
+            return Err(ScanError::NotRecords(start + offset as u64, format!("not JSON: {problem}")));
         }
     };
-    let size = u32::try_from(found.size).unwrap_or(TOO_LARGE);
-    Ok(Entry { start: found.start, size, length })
+    Ok(Entry { start, size, length })
 }
 
 /// The line of a byte, from 1.

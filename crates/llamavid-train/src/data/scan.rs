@@ -22,8 +22,6 @@ pub(super) enum ScanError {
 pub(super) struct Found<'a> {
     /// Bytes from the file's start.
     pub(super) start: u64,
-    /// Bytes of the element.
-    pub(super) size: u64,
     /// The element; absent over [`MAX_RECORD_BYTES`].
     pub(super) bytes: Option<&'a [u8]>,
 }
@@ -234,7 +232,7 @@ impl Element {
         found: &mut impl FnMut(Found<'_>) -> Result<(), ScanError>,
     ) -> Result<State, ScanError> {
         let bytes = (self.size <= MAX_RECORD_BYTES as u64).then_some(self.bytes.as_slice());
-        found(Found { start: self.start, size: self.size, bytes })?;
+        found(Found { start: self.start, bytes })?;
         Ok(if self.lines { State::NextLine } else { State::CommaOrEnd })
     }
 }
