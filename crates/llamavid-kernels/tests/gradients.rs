@@ -115,7 +115,7 @@ fn norms() {
 fn elementwise() {
     for count in [1, 15, 1000, 9001] {
         let x = (numbers(1, count) * 3.0).unwrap();
-        check("gelu", &[x.clone()], |i| gelu(&i[0]));
+        check("gelu", std::slice::from_ref(&x), |i| gelu(&i[0]));
         check("swiglu", &[x, numbers(2, count)], |i| swiglu(&i[0], &i[1]));
     }
 }
@@ -320,7 +320,7 @@ fn cross_entropies() {
         let counted = labels.iter().filter(|label| **label != IGNORED).count();
         let labels = Tensor::from_vec(labels, rows, &Device::Cpu).unwrap();
         let whole = |i: &[Tensor]| cross_entropy(&i[0], &labels);
-        check(&format!("cross-entropy {rows} x {vocabulary}"), &[logits.clone()], whole);
+        check(&format!("cross-entropy {rows} x {vocabulary}"), std::slice::from_ref(&logits), whole);
         let (sum, count) = cross_entropy_sum(&logits, &labels).unwrap();
         assert_eq!(count, counted);
         let mean = cross_entropy(&logits, &labels).unwrap();
