@@ -40,7 +40,15 @@ if (task === 'lint') {
     stdio: 'inherit',
   });
   process.exit(done.status ?? 1);
+} else if (task === 'tiny') {
+  cargo('build', ...shared, '--quiet');
+  const folder = rest[0] ?? join(root, '.tiny');
+  // One thread: at this size two spend their time waiting for each other. Two courses can run side by side instead.
+  const env = { RAYON_NUM_THREADS: '1', MIMALLOC_PURGE_DELAY: '-1', ...process.env };
+  const program = join(root, 'target', target, 'release', 'llamavid-tiny');
+  const done = spawnSync(program, [folder, ...rest.slice(1)], { stdio: 'inherit', env });
+  process.exit(done.status ?? 1);
 } else {
-  console.error('usage: node tools/cargo.mjs lint | test [filter] | parity <folder> [--json]');
+  console.error('usage: node tools/cargo.mjs lint | test [filter] | parity <folder> [--json] | tiny [folder] [part]');
   process.exit(2);
 }

@@ -147,9 +147,11 @@ fn reading(tokenizer: &LlamaTokenizer, mix: Mix, rng: &mut ChaCha8Rng) -> Result
 
 /// Real tokens will be read with errors: each symbol is a little weaker or stronger, some are missing.
 fn distort(sum: Sum, rng: &mut impl Rng) -> Sum {
-    sum.into_iter()
-        .filter_map(|(symbol, weight)| {
-            (!rng.random_bool(0.02)).then(|| (symbol, weight * rng.random_range(0.75..1.25f32)))
-        })
-        .collect()
+    let mut distorted = Vec::with_capacity(sum.len());
+    for (symbol, weight) in sum {
+        if !rng.random_bool(0.02) {
+            distorted.push((symbol, weight * rng.random_range(0.75..1.25f32)));
+        }
+    }
+    distorted
 }

@@ -178,8 +178,8 @@ impl<'a> World<'a> {
         let long: fn(f64) -> Mix = |_| Mix { shares: [0.08, 0.2, 0.27, 0.45] };
         let (name, steps, rates, plan, mix, scenes, exercises) = match name {
             "stage1" => ("stage1", 40, (0.01, 1e-3), FreezePlan::alignment(false), short, (8, 40), 48),
-            "stage2" => ("stage2", 420, (0.01, 1e-3), FreezePlan::instruction(), tuned, (8, 40), 48),
-            _ => ("stage3", 50, (0.005, 5e-4), FreezePlan::long_video(), long, (20, 110), 24),
+            "stage2" => ("stage2", 480, (0.01, 1e-3), FreezePlan::instruction(), tuned, (8, 40), 48),
+            _ => ("stage3", 60, (0.005, 5e-4), FreezePlan::long_video(), long, (20, 110), 24),
         };
         let course = Course {
             name,
