@@ -13,6 +13,10 @@ use candle_core::{DType, Device, Tensor, Var};
 use candle_nn::{VarBuilder, VarMap};
 use llamavid_models::language_model::{LanguageModel, LanguageModelConfig};
 use llamavid_models::observer::Blind;
+use llamavid_models::token_generation::{
+    Compression, FeatureKind, Projector, QueryKind, QueryModelConfig, Questions, TokenGenerationConfig,
+    TokenGenerator, TokenRows,
+};
 use llamavid_models::visual_encoder::{EvaConfig, VisualEncoder, VisualEncoderConfig};
 use llamavid_train::{Optimizer, ParameterGroup, Update};
 use serde_json::{Value, json};
@@ -31,7 +35,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     match task["kind"].as_str() {
         Some("language") => language(&task, &weights),
         Some("vision") => vision(&task, &weights),
-        _ => Err("the kind is `language` or `vision`".into()),
+        Some("tokens") => tokens(&task, &weights),
+        _ => Err("the kind is `language`, `vision` or `tokens`".into()),
     }
 }
 
@@ -83,6 +88,47 @@ fn vision(task: &Value, weights: &VarMap) -> Result<(), Box<dyn Error>> {
     let encoder = VisualEncoder::new(&config, builder(weights))?;
     let pixels = Tensor::randn(0f32, 1., (batch, 3, side, side), &Device::Cpu)?;
     measure(task, weights, Box::new(|| Ok(encoder.forward(&pixels, &mut Blind)?.sqr()?.mean_all()?)))
+}
+
+/// The token generator, each frame with a question of its own.
+fn tokens(task: &Value, weights: &VarMap) -> Result<(), Box<dyn Error>> {
+    let [width, frames, words] = ["width", "batch", "length"].map(|name| number(task, name));
+    let (width, frames, words, vocabulary) = (width?, frames?, words?, number(task, "vocabulary")?);
+    let config = TokenGenerationConfig {
+        query: QueryModelConfig {
+            kind: QueryKind::QFormer { visual_norm: true },
+            width,
+            layers: number(task, "layers")?,
+            heads: number(task, "heads")?,
+            mlp_width: number(task, "inner")?,
+            queries: 4,
+            vocab_size: vocabulary,
+            max_positions: words,
+            type_vocab_size: 2,
+            projected_width: None,
+        },
+        visual_width: width,
+        language_width: width,
+        projector: Projector::MlpGelu { layers: 2 },
+        compression: Compression::Mean,
+        rows: TokenRows::Patches,
+    };
+    let generator = TokenGenerator::new(&config, builder(weights))?;
+    let features = Tensor::randn(0f32, 1., (frames, 37, width), &Device::Cpu)?;
+    let ids: Vec<u32> = (0..frames * words).map(|place| (place * 7919 % vocabulary) as u32).collect();
+    let mask: Vec<u32> = (0..frames * words).map(|place| u32::from(place % words < words * 3 / 4)).collect();
+    let questions = Questions {
+        input_ids: Tensor::from_vec(ids, (frames, words), &Device::Cpu)?,
+        attention_mask: Tensor::from_vec(mask, (frames, words), &Device::Cpu)?,
+    };
+    measure(
+        task,
+        weights,
+        Box::new(|| {
+            let made = generator.generate_paired(&features, FeatureKind::Pixels, &questions, &mut Blind)?;
+            Ok(made.sqr()?.mean_all()?)
+        }),
+    )
 }
 
 fn measure(task: &Value, weights: &VarMap, loss: Loss) -> Result<(), Box<dyn Error>> {
