@@ -49,6 +49,8 @@ if (task === 'lint') {
   const done = spawnSync(program, [folder, ...rest.slice(1)], { stdio: 'inherit', env });
   process.exit(done.status ?? 1);
 } else {
-  console.error('usage: node tools/cargo.mjs lint | test [filter] | parity <folder> [--json] | tiny [folder] [part]');
+  console.error(
+    'usage: node tools/cargo.mjs lint | test [filter] | parity <folder> [--json] | tiny [folder] [part]',
+  );
   process.exit(2);
 }
