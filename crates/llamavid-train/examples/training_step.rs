@@ -136,8 +136,12 @@ fn measure(task: &Value, weights: &VarMap, loss: Loss) -> Result<(), Box<dyn Err
         let data = weights.data().lock().map_err(|_| "a poisoned lock")?;
         data.iter().map(|(name, var)| (name.clone(), var.clone())).collect()
     };
-    for (name, var) in variables.iter().filter(|(name, _)| !name.contains("norm")) {
-        var.set(&var.randn_like(0., 0.02)?).map_err(|error| format!("{name}: {error}"))?;
+    for (name, var) in &variables {
+        match name.contains("norm") {
+            true if name.ends_with("weight") => var.set(&var.ones_like()?)?,
+            true => var.set(&var.zeros_like()?)?,
+            false => var.set(&var.randn_like(0., 0.02)?)?,
+        }
     }
     let parameters: usize = variables.iter().map(|(_, var)| var.elem_count()).sum();
     let mut optimizer = Optimizer::new(vec![ParameterGroup {
