@@ -66,24 +66,34 @@ fn train(folder: &Path, part: &str) -> Result<()> {
     match part {
         "vision" => vision(folder).map(drop),
         "language" => language(folder, &tokenizer).map(drop),
-        "query" | "stage1" | "stage2" | "stage3" | "export" => {
-            let query_tokenizer = query_tokenizer(folder)?;
-            let world = World::new(folder, &tokenizer, &query_tokenizer)?;
-            let mut parameters = world.query()?;
-            let stages = ["stage1", "stage2", "stage3"];
-            let count =
-                stages.iter().position(|stage| *stage == part).map_or(stages.len(), |place| place + 1);
-            for stage in stages.into_iter().take(if part == "query" { 0 } else { count }) {
-                parameters = world.stage(stage, parameters)?;
+        "query" | "stage1" | "stage2" | "stage3" => stages(folder, part, &tokenizer),
+        "export" => {
+            let done = folder.join("stage3/done.safetensors");
+            if !done.is_file() {
+                stages(folder, "stage3", &tokenizer)?;
             }
-            if part == "export" {
-                export::write(folder, &parameters, &world.vision, &tokenizer, &query_tokenizer)
-            } else {
-                Ok(())
-            }
+            let trained = Parameters::load(&done, FreezePlan::nothing(), 0, &Device::Cpu)?;
+            export::write(folder, &trained, &vision(folder)?, &tokenizer, &query_tokenizer(folder)?)
         }
         other => Err(format!("there is no part `{other}`").into()),
     }
+}
+
+/// The Q-Former's course and the paper's stages, up to the one of this name.
+fn stages(folder: &Path, last: &str, tokenizer: &LlamaTokenizer) -> Result<()> {
+    let query_tokenizer = query_tokenizer(folder)?;
+    let world = World::new(folder, tokenizer, &query_tokenizer)?;
+    let mut parameters = world.query()?;
+    for stage in ["stage1", "stage2", "stage3"] {
+        if last == "query" {
+            break;
+        }
+        parameters = world.stage(stage, parameters)?;
+        if stage == last {
+            break;
+        }
+    }
+    Ok(())
 }
 
 /// The words that questions begin with.
@@ -215,7 +225,7 @@ impl<'a> World<'a> {
     }
 
     fn measure(&self, parameters: &Parameters, mix: Mix) -> Result<Vec<(String, f64)>> {
-        stages::measure(&self.unseen, self.query_tokenizer, self.tokenizer, parameters, mix, 16)
+        stages::measure(&self.unseen, self.query_tokenizer, self.tokenizer, parameters, mix, 4)
     }
 }
 
