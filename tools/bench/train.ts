@@ -112,7 +112,13 @@ function python(): string {
 function time(command: string, ...parameters: string[]): Timing {
   // The same threads for both: rayon's and candle's here, OpenMP's and MKL's there.
   const count = String(threads);
-  const environment = { RAYON_NUM_THREADS: count, OMP_NUM_THREADS: count, MKL_NUM_THREADS: count };
+  const environment = {
+    RAYON_NUM_THREADS: count,
+    OMP_NUM_THREADS: count,
+    MKL_NUM_THREADS: count,
+    // Memory of a step stays for the next one; given back, it would come again page by page, each one zeroed.
+    MIMALLOC_PURGE_DELAY: '-1',
+  };
   const output = execFileSync(command, parameters, {
     encoding: 'utf8',
     env: { ...process.env, ...environment },
