@@ -8,10 +8,13 @@ use candle_core::{Result, Shape, Storage, Tensor, bail};
 use rayon::prelude::*;
 
 use crate::attention::{Attention, Sequences, fused};
+use crate::dropout::keep_rows;
 use crate::many_inputs::{Differentiable, record};
 use crate::matrix::{Matrix, multiply};
 use crate::rows::{add_rows, column_sums, fusible, rows_of_a_task, tensor, values};
-use crate::{Heads, gelu, layer_norm, linear, multi_head_attention, packed_attention, rms_norm, swiglu};
+use crate::{
+    Dropout, Heads, gelu, layer_norm, linear, multi_head_attention, packed_attention, rms_norm, swiglu,
+};
 
 /// Normalisation over the last dimension: of layers with a bias, of root mean squares without one.
 #[derive(Debug, Clone, Copy)]
@@ -48,12 +51,37 @@ impl Projection<'_> {
     }
 }
 
-/// Self-attention with norm and residual, `x + output(attention(norm(x)))`: `x` (B, S, D) gives (B, S, D).
+/// Where the norm is.
+#[derive(Debug, Clone, Copy)]
+pub enum NormPlace {
+    /// `x + inner(norm(x))`, as in LLaMA and the vision transformers.
+    Before,
+    /// `norm(x + dropout(inner(x)))`, as in BERT.
+    After(Option<Dropout>),
+}
+
+impl NormPlace {
+    /// The sub-layer by operations of their own.
+    fn compose(
+        self,
+        x: &Tensor,
+        norm: Norm,
+        inner: impl FnOnce(&Tensor) -> Result<Tensor>,
+    ) -> Result<Tensor> {
+        match self {
+            Self::Before => x + inner(&norm.forward(x)?)?,
+            Self::After(None) => norm.forward(&(x + inner(x)?)?),
+            Self::After(Some(dropout)) => norm.forward(&(x + dropout.apply(&inner(x)?)?)?),
+        }
+    }
+}
+
+/// Self-attention with norm and residual, `output(attention(…))` inside: `x` (B, S, D) gives (B, S, D).
 ///
 /// `sources` make queries, keys and values, or one of them all three (see [`packed_attention`]).
 pub fn attention_block(
     x: &Tensor,
-    norm: Norm,
+    (norm, place): (Norm, NormPlace),
     sources: &[Projection],
     output: Projection,
     heads: &Heads,
@@ -63,46 +91,51 @@ pub fn attention_block(
         3 => Kind::Attention,
         count => bail!("attention of {count} sources, not of one or three"),
     };
-    let inputs = Inputs::new(kind, x, norm, sources.iter().copied().chain([output]));
+    let inputs = Inputs::new(kind, x, (norm, place), sources.iter().copied().chain([output]));
     let fused = if inputs.fusible() { fused(&[x], heads)? } else { None };
     if let Some(attention) = fused {
         let (batch, rows, _width) = x.dims3()?;
         let inner = SelfAttention { attention, sources: sources.len(), batch, rows };
         return inputs.compute(inner, rows.max(1));
     }
-    let normed = norm.forward(x)?;
-    let sources: Vec<_> = sources.iter().map(|source| source.forward(&normed)).collect::<Result<_>>()?;
-    let attended = match sources.as_slice() {
-        [q, k, v] => multi_head_attention(q, k, v, heads)?,
-        sources => packed_attention(&sources[0], heads)?,
-    };
-    x + output.forward(&attended)?
+    place.compose(x, norm, |rows| {
+        let sources: Vec<_> = sources.iter().map(|source| source.forward(rows)).collect::<Result<_>>()?;
+        let attended = match sources.as_slice() {
+            [q, k, v] => multi_head_attention(q, k, v, heads)?,
+            sources => packed_attention(&sources[0], heads)?,
+        };
+        output.forward(&attended)
+    })
 }
 
-/// LLaMA's feed-forward layer with norm and residual, `x + down(silu(gate(norm(x))) · up(norm(x)))`: (…, D) gives (…, D).
+/// LLaMA's feed-forward layer with norm and residual, `down(silu(gate(…)) · up(…))` inside: (…, D) gives (…, D).
 pub fn swiglu_block(
     x: &Tensor,
-    norm: Norm,
+    (norm, place): (Norm, NormPlace),
     gate: Projection,
     up: Projection,
     down: Projection,
 ) -> Result<Tensor> {
-    let inputs = Inputs::new(Kind::FeedForward, x, norm, [gate, up, down]);
+    let inputs = Inputs::new(Kind::FeedForward, x, (norm, place), [gate, up, down]);
     if inputs.fusible() {
         return inputs.compute(SwiGlu, 1);
     }
-    let normed = norm.forward(x)?;
-    x + down.forward(&swiglu(&gate.forward(&normed)?, &up.forward(&normed)?)?)?
+    place.compose(x, norm, |rows| down.forward(&swiglu(&gate.forward(rows)?, &up.forward(rows)?)?))
 }
 
-/// BERT's and the vision transformers' feed-forward layer with norm and residual, `x + second(gelu(first(norm(x))))`:
+/// BERT's and the vision transformers' feed-forward layer with norm and residual, `second(gelu(first(…)))` inside:
 /// (…, D) gives (…, D).
-pub fn gelu_block(x: &Tensor, norm: Norm, first: Projection, second: Projection) -> Result<Tensor> {
-    let inputs = Inputs::new(Kind::FeedForward, x, norm, [first, second]);
+pub fn gelu_block(
+    x: &Tensor,
+    (norm, place): (Norm, NormPlace),
+    first: Projection,
+    second: Projection,
+) -> Result<Tensor> {
+    let inputs = Inputs::new(Kind::FeedForward, x, (norm, place), [first, second]);
     if inputs.fusible() {
         return inputs.compute(Gelu, 1);
     }
-    x + second.forward(&gelu(&first.forward(&norm.forward(x)?)?)?)?
+    place.compose(x, norm, |rows| second.forward(&gelu(&first.forward(rows)?)?))
 }
 
 /// What the projections are for.
@@ -119,6 +152,7 @@ enum Kind {
 #[derive(Debug, Clone, Copy)]
 struct Form {
     kind: Kind,
+    place: NormPlace,
     eps: f32,
     norm_bias: bool,
     /// Whether each projection has a bias.
@@ -143,11 +177,11 @@ impl Inputs {
     fn new<'a>(
         kind: Kind,
         x: &Tensor,
-        norm: Norm,
+        (norm, place): (Norm, NormPlace),
         projections: impl IntoIterator<Item = Projection<'a>>,
     ) -> Self {
         let mut form =
-            Form { kind, eps: norm.eps as f32, norm_bias: norm.bias.is_some(), biases: [false; 4] };
+            Form { kind, place, eps: norm.eps as f32, norm_bias: norm.bias.is_some(), biases: [false; 4] };
         let mut tensors = vec![x.clone(), norm.weight.clone()];
         tensors.extend(norm.bias.cloned());
         for (bias, projection) in form.biases.iter_mut().zip(projections) {
@@ -177,9 +211,20 @@ impl Inputs {
                 .zip(slices.x().par_chunks(split.part_rows * width))
                 .enumerate()
                 .map(|(index, (result, x))| {
-                    result.copy_from_slice(x);
                     let part = split.part(index, x.len() / width);
-                    inner.forward(slices, part, &slices.normed(x), result)
+                    let NormPlace::After(dropout) = self.form.place else {
+                        result.copy_from_slice(x);
+                        let saved = inner.forward(slices, part, &slices.normed(x), result)?;
+                        return Ok(Saved { inner: saved, sum: Vec::new() });
+                    };
+                    let mut sum = vec![0f32; x.len()];
+                    let saved = inner.forward(slices, part, x, &mut sum)?;
+                    if let Some(dropout) = dropout {
+                        keep_rows(dropout, part.first, width, &mut sum);
+                    }
+                    add_rows(x, &mut sum);
+                    result.copy_from_slice(&slices.normed(&sum));
+                    Ok(Saved { inner: saved, sum })
                 })
                 .collect::<Result<Vec<_>>>()?;
             Ok((result, Block { form: self.form, inner, split, saved }))
@@ -349,6 +394,13 @@ impl<'a> Slices<'a> {
         result
     }
 
+    /// Writes the gradient of what the first projections read, or adds it to what is there.
+    fn add_all_through(&self, part: Part, of_projected: &[Vec<f32>], result: &mut [f32], add: bool) {
+        for (layer, gradient) in of_projected.iter().enumerate() {
+            self.add_through(layer, part, gradient, result, add || layer > 0);
+        }
+    }
+
     /// Writes the gradient of a projection's input, or adds it to what is there.
     fn add_through(&self, layer: usize, part: Part, gradient: &[f32], result: &mut [f32], add: bool) {
         let weight = self.weight(layer);
@@ -356,24 +408,23 @@ impl<'a> Slices<'a> {
     }
 }
 
-/// What a sub-layer does between its norm and its residual, with some rows.
+/// What a sub-layer does with some rows, norm and residual aside.
 trait Inner: Send + Sync + 'static {
     const NAME: &'static str;
     /// What the backward pass needs of the rows.
     type Saved: Send + Sync;
 
-    /// Adds what it makes of `normed` to `result`.
-    fn forward(&self, slices: &Slices, part: Part, normed: &[f32], result: &mut [f32])
-    -> Result<Self::Saved>;
+    /// Adds what it makes of `rows` to `result`.
+    fn forward(&self, slices: &Slices, part: Part, rows: &[f32], result: &mut [f32]) -> Result<Self::Saved>;
 
-    /// Adds gradients of its projections to `sums`, and gives those of what its first projections made of `normed`;
+    /// Adds gradients of its projections to `sums`, and gives those of what its first projections made of `rows`;
     /// none at all when nothing before its last projection wants one.
     fn backward(
         &self,
         slices: &Slices,
         part: Part,
         saved: &Self::Saved,
-        normed: &[f32],
+        rows: &[f32],
         gradient: &[f32],
         sums: &mut Sums,
     ) -> Result<Vec<Vec<f32>>>;
@@ -385,7 +436,14 @@ struct Block<I: Inner> {
     inner: I,
     split: Split,
     /// By parts.
-    saved: Vec<I::Saved>,
+    saved: Vec<Saved<I::Saved>>,
+}
+
+/// What the backward pass needs of some rows.
+struct Saved<T> {
+    inner: T,
+    /// What a norm behind the sub-layer reads.
+    sum: Vec<f32>,
 }
 
 impl<I: Inner> Differentiable for Block<I> {
@@ -409,7 +467,8 @@ impl<I: Inner> Block<I> {
     ) -> Result<Vec<Option<Tensor>>> {
         let width = slices.width();
         let (part, group) = (self.split.part_rows * width, self.split.group_parts);
-        let reaches_x = inputs[..self.form.weight(0)].iter().any(Tensor::track_op);
+        let after = matches!(self.form.place, NormPlace::After(_));
+        let reaches_x = after || inputs[..self.form.weight(0)].iter().any(Tensor::track_op);
         let mut of_x = vec![0f32; if reaches_x { slices.x().len() } else { 0 }];
         // Without a gradient of `x` each group gets an empty slice.
         let mut of_groups: Vec<&mut [f32]> = match reaches_x {
@@ -427,18 +486,38 @@ impl<I: Inner> Block<I> {
                 for (place, saved) in saved.iter().enumerate() {
                     let range = place * part..((place + 1) * part).min(x.len());
                     let rows = self.split.part(index * group + place, range.len() / width);
-                    let normed = slices.normed(&x[range.clone()]);
-                    let of_projected = self.inner.backward(
-                        slices,
-                        rows,
-                        saved,
-                        &normed,
-                        &gradient[range.clone()],
-                        &mut sums,
-                    )?;
-                    if reaches_x && !of_projected.is_empty() {
-                        let of_x = &mut of_x[range.clone()];
-                        sums.norm(slices, rows, &x[range.clone()], &gradient[range], &of_projected, of_x);
+                    let (x, gradient) = (&x[range.clone()], &gradient[range.clone()]);
+                    let of_x = if reaches_x { &mut of_x[range] } else { &mut [] };
+                    match self.form.place {
+                        NormPlace::Before => {
+                            let normed = slices.normed(x);
+                            let of_projected = self.inner.backward(
+                                slices,
+                                rows,
+                                &saved.inner,
+                                &normed,
+                                gradient,
+                                &mut sums,
+                            )?;
+                            if reaches_x && !of_projected.is_empty() {
+                                of_x.copy_from_slice(gradient);
+                                let mut of_normed = vec![0f32; x.len()];
+                                slices.add_all_through(rows, &of_projected, &mut of_normed, false);
+                                sums.norm(slices, x, &of_normed, of_x);
+                            }
+                        }
+                        NormPlace::After(dropout) => {
+                            sums.norm(slices, &saved.sum, gradient, of_x);
+                            let mut of_inner = of_x.to_vec();
+                            if let Some(dropout) = dropout {
+                                keep_rows(dropout, rows.first, width, &mut of_inner);
+                            }
+                            let of_projected =
+                                self.inner.backward(slices, rows, &saved.inner, x, &of_inner, &mut sums)?;
+                            if sums.x {
+                                slices.add_all_through(rows, &of_projected, of_x, true);
+                            }
+                        }
                     }
                 }
                 Ok(sums)
@@ -506,26 +585,12 @@ impl Sums {
         }
     }
 
-    /// Writes the gradient of `x` and adds that of the norm, from the gradients of the result and of what the first
-    /// projections made of the norm.
-    fn norm(
-        &mut self,
-        slices: &Slices,
-        part: Part,
-        x: &[f32],
-        gradient: &[f32],
-        of_projected: &[Vec<f32>],
-        of_x: &mut [f32],
-    ) {
-        let mut of_normed = vec![0f32; x.len()];
-        for (layer, of_projected) in of_projected.iter().enumerate() {
-            slices.add_through(layer, part, of_projected, &mut of_normed, layer > 0);
-        }
-        of_x.copy_from_slice(gradient);
+    /// Adds the gradient of what the norm read to `of_rows`, and those of the norm to its sums.
+    fn norm(&mut self, slices: &Slices, rows: &[f32], gradient: &[f32], of_rows: &mut [f32]) {
         let (weight, eps) = (slices.values[1], self.form.eps);
         let of_norm = match self.form.norm_bias {
-            true => crate::layer_norm::differentiated(x, weight, eps, &of_normed, of_x),
-            false => crate::rms_norm::differentiated(x, weight, eps, &of_normed, of_x),
+            true => crate::layer_norm::differentiated(rows, weight, eps, gradient, of_rows),
+            false => crate::rms_norm::differentiated(rows, weight, eps, gradient, of_rows),
         };
         for (sum, of_norm) in self.values[1..].iter_mut().zip(of_norm.chunks_exact(weight.len())) {
             if let Some(sum) = sum {
@@ -569,8 +634,8 @@ impl Inner for SelfAttention {
     const NAME: &'static str = "attention-block";
     type Saved = Attended;
 
-    fn forward(&self, slices: &Slices, part: Part, normed: &[f32], result: &mut [f32]) -> Result<Attended> {
-        let sources: Vec<_> = (0..self.sources).map(|layer| slices.project(layer, part, normed)).collect();
+    fn forward(&self, slices: &Slices, part: Part, rows: &[f32], result: &mut [f32]) -> Result<Attended> {
+        let sources: Vec<_> = (0..self.sources).map(|layer| slices.project(layer, part, rows)).collect();
         let attended = self.attention.attend(self.sequences(part), &slices_of(&sources))?;
         slices.add_projected(self.sources, part, &attended, result, true);
         Ok(Attended { sources, attended })
@@ -581,7 +646,7 @@ impl Inner for SelfAttention {
         slices: &Slices,
         part: Part,
         saved: &Attended,
-        normed: &[f32],
+        rows: &[f32],
         gradient: &[f32],
         sums: &mut Sums,
     ) -> Result<Vec<Vec<f32>>> {
@@ -594,7 +659,7 @@ impl Inner for SelfAttention {
         let sources = slices_of(&saved.sources);
         let of_sources = self.attention.differentiate(self.sequences(part), &sources, &of_attended)?;
         for (layer, of_source) in of_sources.iter().enumerate() {
-            sums.projection(slices, layer, part, normed, of_source);
+            sums.projection(slices, layer, part, rows, of_source);
         }
         Ok(of_sources)
     }
@@ -607,14 +672,8 @@ impl Inner for SwiGlu {
     /// Gate and up.
     type Saved = [Vec<f32>; 2];
 
-    fn forward(
-        &self,
-        slices: &Slices,
-        part: Part,
-        normed: &[f32],
-        result: &mut [f32],
-    ) -> Result<Self::Saved> {
-        let [gate, up] = [0, 1].map(|layer| slices.project(layer, part, normed));
+    fn forward(&self, slices: &Slices, part: Part, rows: &[f32], result: &mut [f32]) -> Result<Self::Saved> {
+        let [gate, up] = [0, 1].map(|layer| slices.project(layer, part, rows));
         slices.add_projected(2, part, &crate::swiglu::activated(&gate, &up), result, true);
         Ok([gate, up])
     }
@@ -624,7 +683,7 @@ impl Inner for SwiGlu {
         slices: &Slices,
         part: Part,
         [gate, up]: &Self::Saved,
-        normed: &[f32],
+        rows: &[f32],
         gradient: &[f32],
         sums: &mut Sums,
     ) -> Result<Vec<Vec<f32>>> {
@@ -634,8 +693,8 @@ impl Inner for SwiGlu {
         if !sums.wants_before(2) {
             return Ok(Vec::new());
         }
-        sums.projection(slices, 0, part, normed, &of_gate);
-        sums.projection(slices, 1, part, normed, &of_up);
+        sums.projection(slices, 0, part, rows, &of_gate);
+        sums.projection(slices, 1, part, rows, &of_up);
         Ok(vec![of_gate, of_up])
     }
 }
@@ -647,8 +706,8 @@ impl Inner for Gelu {
     /// What goes into the GELU.
     type Saved = Vec<f32>;
 
-    fn forward(&self, slices: &Slices, part: Part, normed: &[f32], result: &mut [f32]) -> Result<Vec<f32>> {
-        let hidden = slices.project(0, part, normed);
+    fn forward(&self, slices: &Slices, part: Part, rows: &[f32], result: &mut [f32]) -> Result<Vec<f32>> {
+        let hidden = slices.project(0, part, rows);
         slices.add_projected(1, part, &crate::gelu::activated(&hidden), result, true);
         Ok(hidden)
     }
@@ -658,7 +717,7 @@ impl Inner for Gelu {
         slices: &Slices,
         part: Part,
         hidden: &Vec<f32>,
-        normed: &[f32],
+        rows: &[f32],
         gradient: &[f32],
         sums: &mut Sums,
     ) -> Result<Vec<Vec<f32>>> {
@@ -668,7 +727,7 @@ impl Inner for Gelu {
         if !sums.wants_before(1) {
             return Ok(Vec::new());
         }
-        sums.projection(slices, 0, part, normed, &of_hidden);
+        sums.projection(slices, 0, part, rows, &of_hidden);
         Ok(vec![of_hidden])
     }
 }

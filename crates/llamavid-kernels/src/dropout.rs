@@ -68,7 +68,10 @@ fn keep_rows_inline<const FUSED: bool>(dropout: Dropout, first: usize, width: us
         keep_row(dropout, first + index, row);
     }
 }
-widest!(fn keep_rows(dropout: Dropout, first: usize, width: usize, values: &mut [f32]) = keep_rows_inline);
+widest!(
+    /// Applies dropout to rows of `width`, the first of which has the number `first`.
+    pub(crate) fn keep_rows(dropout: Dropout, first: usize, width: usize, values: &mut [f32]) = keep_rows_inline
+);
 
 struct Apply(Dropout);
 

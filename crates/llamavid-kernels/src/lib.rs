@@ -22,7 +22,7 @@ mod swiglu;
 mod vector;
 
 pub use attention::{Heads, Mask, attention, multi_head_attention, packed_attention};
-pub use blocks::{Norm, Projection, attention_block, gelu_block, swiglu_block};
+pub use blocks::{Norm, NormPlace, Projection, attention_block, gelu_block, swiglu_block};
 pub use cross_entropy::{IGNORED, cross_entropy, cross_entropy_sum};
 pub use dropout::Dropout;
 pub use embedding::embedding;

@@ -3,7 +3,7 @@
 
 use candle_core::{DType, Device, Result, Shape, Tensor, Var};
 use llamavid_kernels::{
-    Dropout, Heads, IGNORED, Mask, Norm, Projection, attention, attention_block, cross_entropy,
+    Dropout, Heads, IGNORED, Mask, Norm, NormPlace, Projection, attention, attention_block, cross_entropy,
     cross_entropy_sum, embedding, gelu, gelu_block, layer_norm, linear, multi_head_attention,
     packed_attention, rms_norm, rotary_embedding, softmax, swiglu, swiglu_block,
 };
@@ -372,7 +372,13 @@ fn blocks_of_a_language_model() {
                 };
                 let norm = Norm { weight: &i[1], bias: None, eps: 1e-5 };
                 let layer = |index: usize| Projection { weight: &i[index], bias: None };
-                attention_block(&i[0], norm, &[layer(2), layer(3), layer(4)], layer(5), &options)
+                attention_block(
+                    &i[0],
+                    (norm, NormPlace::Before),
+                    &[layer(2), layer(3), layer(4)],
+                    layer(5),
+                    &options,
+                )
             });
         }
         let inputs = [
@@ -385,7 +391,7 @@ fn blocks_of_a_language_model() {
         check("feed-forward block", &inputs, |i| {
             let norm = Norm { weight: &i[1], bias: None, eps: 1e-5 };
             let layer = |index: usize| Projection { weight: &i[index], bias: None };
-            swiglu_block(&i[0], norm, layer(2), layer(3), layer(4))
+            swiglu_block(&i[0], (norm, NormPlace::Before), layer(2), layer(3), layer(4))
         });
     }
 }
@@ -408,7 +414,13 @@ fn blocks_of_a_visual_encoder() {
         let norm = Norm { weight: &i[1], bias: Some(&i[2]), eps: 1e-5 };
         let packed = Projection { weight: &packed.0, bias: Some(&packed.1) };
         let output = Projection { weight: &output.0, bias: Some(&output.1) };
-        attention_block(&i[0], norm, &[packed], output, &Heads::new(heads, width / heads))
+        attention_block(
+            &i[0],
+            (norm, NormPlace::Before),
+            &[packed],
+            output,
+            &Heads::new(heads, width / heads),
+        )
     });
     let inputs = [
         numbers(1, (3, 17, width)),
@@ -423,7 +435,12 @@ fn blocks_of_a_visual_encoder() {
         let (first, second) = (layer(i, 3), layer(i, 5));
         let norm = Norm { weight: &i[1], bias: Some(&i[2]), eps: 1e-5 };
         let first = Projection { weight: &first.0, bias: Some(&first.1) };
-        gelu_block(&i[0], norm, first, Projection { weight: &second.0, bias: Some(&second.1) })
+        gelu_block(
+            &i[0],
+            (norm, NormPlace::Before),
+            first,
+            Projection { weight: &second.0, bias: Some(&second.1) },
+        )
     });
 }
 
@@ -459,7 +476,13 @@ fn blocks_of_many_sequences() {
             let norm = Norm { weight: &i[1], bias: None, eps: 1e-5 };
             let layer = |index: usize| Projection { weight: &i[index], bias: None };
             let output = Projection { weight: &i[5], bias: Some(&i[6]) };
-            attention_block(&i[0], norm, &[layer(2), layer(3), layer(4)], output, &options)
+            attention_block(
+                &i[0],
+                (norm, NormPlace::Before),
+                &[layer(2), layer(3), layer(4)],
+                output,
+                &options,
+            )
         });
     }
     let inputs = [
@@ -474,8 +497,57 @@ fn blocks_of_many_sequences() {
     check("feed-forward block of many rows", &inputs, |i| {
         let norm = Norm { weight: &i[1], bias: Some(&i[2]), eps: 1e-5 };
         let first = Projection { weight: &i[3], bias: Some(&i[4]) };
-        gelu_block(&i[0], norm, first, Projection { weight: &i[5], bias: Some(&i[6]) })
+        gelu_block(&i[0], (norm, NormPlace::Before), first, Projection { weight: &i[5], bias: Some(&i[6]) })
     });
+}
+
+#[test]
+fn blocks_of_bert() {
+    let (width, heads) = (12, 2);
+    for (batch, rows) in [(3, 7), (53, 37)] {
+        let inputs = [
+            numbers(1, (batch, rows, width)),
+            numbers(2, width),
+            numbers(3, width),
+            weights(4, (width, width)),
+            weights(5, width),
+            weights(6, (width, width)),
+            weights(7, (width, width)),
+            weights(8, (width, width)),
+            weights(9, width),
+        ];
+        let bias = numbers(8, (batch, 1, 1, rows));
+        for rate in [0.0, 0.2] {
+            let dropout = |seed| (rate > 0.0).then_some(Dropout { rate, seed });
+            check(&format!("attention block of BERT, {batch} x {rows}, dropout {rate}"), &inputs, |i| {
+                let bias = bias.to_dtype(i[0].dtype())?;
+                let options = Heads {
+                    mask: Mask::Bias(&bias),
+                    dropout: dropout(1),
+                    ..Heads::new(heads, width / heads)
+                };
+                let norm = Norm { weight: &i[1], bias: Some(&i[2]), eps: 1e-5 };
+                let biased = |index: usize| Projection { weight: &i[index], bias: Some(&i[index + 1]) };
+                let plain = |index: usize| Projection { weight: &i[index], bias: None };
+                let sources = [biased(3), plain(5), plain(6)];
+                attention_block(&i[0], (norm, NormPlace::After(dropout(2))), &sources, biased(7), &options)
+            });
+            let inputs = [
+                numbers(1, (batch, rows, width)),
+                numbers(2, width),
+                numbers(3, width),
+                weights(4, (50, width)),
+                weights(5, 50),
+                weights(6, (width, 50)),
+                weights(7, width),
+            ];
+            check(&format!("feed-forward block of BERT, {batch} x {rows}, dropout {rate}"), &inputs, |i| {
+                let norm = Norm { weight: &i[1], bias: Some(&i[2]), eps: 1e-5 };
+                let layer = |index: usize| Projection { weight: &i[index], bias: Some(&i[index + 1]) };
+                gelu_block(&i[0], (norm, NormPlace::After(dropout(3))), layer(3), layer(5))
+            });
+        }
+    }
 }
 
 #[test]
@@ -491,7 +563,7 @@ fn blocks_refuse_weights_that_do_not_go_together() {
         (layer(5, 8), layer(5, 8), layer(8, 4)),
     ] {
         let [gate, up, down] = [&gate, &up, &down].map(|weight| Projection { weight, bias: None });
-        assert!(swiglu_block(&x, norm, gate, up, down).is_err());
+        assert!(swiglu_block(&x, (norm, NormPlace::Before), gate, up, down).is_err());
     }
 }
 
@@ -502,7 +574,7 @@ fn chains_of_blocks_share_their_inputs() {
         let norm = Norm { weight: &i[1], bias: None, eps: 1e-5 };
         let block = |x: &Tensor| {
             let inner = Projection { weight: &i[2], bias: None };
-            swiglu_block(x, norm, inner, inner, Projection { weight: &i[3], bias: None })
+            swiglu_block(x, (norm, NormPlace::Before), inner, inner, Projection { weight: &i[3], bias: None })
         };
         block(&block(&i[0])?)
     });

@@ -1,8 +1,8 @@
 //! Linear layers.
 
 use candle_core::{Result, Tensor};
-use candle_nn::{Init, VarBuilder};
-use llamavid_kernels::{Dropout, Projection};
+use candle_nn::VarBuilder;
+use llamavid_kernels::Projection;
 
 /// A linear layer with its weights: `x` (…, in) gives (…, out).
 #[derive(Debug, Clone)]
@@ -11,81 +11,20 @@ pub(crate) struct Linear {
     weight: Tensor,
     /// (out).
     bias: Option<Tensor>,
-    adapter: Option<LowRank>,
-}
-
-/// A low-rank adapter: what it gives is added to what its layer gives.
-#[derive(Debug, Clone)]
-struct LowRank {
-    /// (r, in).
-    down: Tensor,
-    /// (out, r). Begins at zero, so that an adapter changes nothing at first.
-    up: Tensor,
-    scale: f64,
-    dropout: Option<Dropout>,
 }
 
 impl Linear {
     pub(crate) fn new(weight: Tensor, bias: Option<Tensor>) -> Self {
-        Self { weight, bias, adapter: None }
+        Self { weight, bias }
     }
 
-    /// Its weights, for an operation that it is a part of; none when an adapter makes it more than its weights.
-    pub(crate) fn projection(&self) -> Option<Projection<'_>> {
-        match &self.adapter {
-            Some(_) => None,
-            None => Some(Projection { weight: &self.weight, bias: self.bias.as_ref() }),
-        }
+    /// Its weights, for an operation that it is a part of.
+    pub(crate) fn projection(&self) -> Projection<'_> {
+        Projection { weight: &self.weight, bias: self.bias.as_ref() }
     }
 
     pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let y = llamavid_kernels::linear(x, &self.weight, self.bias.as_ref())?;
-        match &self.adapter {
-            Some(adapter) => y + adapter.forward(x)?,
-            None => Ok(y),
-        }
-    }
-
-    /// Puts an adapter beside this layer: reads `lora_A.weight` and `lora_B.weight`, created as the PEFT library does.
-    pub(crate) fn adapt(&mut self, rank: usize, scale: f64, vb: VarBuilder) -> Result<()> {
-        let (output, input) = self.weight.dims2()?;
-        let bound = (input as f64).powf(-0.5);
-        let init = Init::Uniform { lo: -bound, up: bound };
-        let down = vb.pp("lora_A").get_with_hints((rank, input), "weight", init)?;
-        let up = vb.pp("lora_B").get_with_hints((output, rank), "weight", Init::Const(0.))?;
-        self.adapter = Some(LowRank { down, up, scale, dropout: None });
-        Ok(())
-    }
-
-    /// Drops some of what its adapter reads, if it has one.
-    pub(crate) fn set_adapter_dropout(&mut self, dropout: Option<Dropout>) {
-        if let Some(adapter) = &mut self.adapter {
-            adapter.dropout = dropout;
-        }
-    }
-
-    /// Adds its adapter to its weight, after which it needs none.
-    pub(crate) fn merge_adapter(&mut self) -> Result<()> {
-        if let Some(adapter) = self.adapter.take() {
-            self.weight = (&self.weight + adapter.weight()?)?;
-        }
-        Ok(())
-    }
-}
-
-impl LowRank {
-    fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let x = match &self.dropout {
-            Some(dropout) => dropout.apply(x)?,
-            None => x.clone(),
-        };
-        let inner = llamavid_kernels::linear(&x, &self.down, None)?;
-        llamavid_kernels::linear(&inner, &self.up, None)? * self.scale
-    }
-
-    /// (out, in): what it adds to the weight of its layer.
-    fn weight(&self) -> Result<Tensor> {
-        self.up.matmul(&self.down)? * self.scale
+        llamavid_kernels::linear(x, &self.weight, self.bias.as_ref())
     }
 }
 

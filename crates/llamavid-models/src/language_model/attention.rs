@@ -4,12 +4,14 @@
 
 use candle_core::{D, DType, Device, Tensor};
 use candle_nn::VarBuilder;
-use llamavid_kernels::{Heads, Mask, attention_block, multi_head_attention, rotary_embedding, softmax};
+use llamavid_kernels::{
+    Heads, Mask, NormPlace, attention_block, multi_head_attention, rotary_embedding, softmax,
+};
 
+use super::adapted_linear::AdaptedLinear;
 use super::config::LanguageModelConfig;
 use super::kv_cache::KvCache;
 use super::llama::RmsNorm;
-use crate::linear::{Linear, linear_no_bias};
 use crate::{Error, Result};
 
 /// Rows of queries scored at once.
@@ -20,10 +22,10 @@ const SCORES_AT_ONCE: usize = 1 << 26;
 /// Self-attention of one decoder layer.
 #[derive(Debug, Clone)]
 pub(super) struct SelfAttention {
-    pub(super) q_proj: Linear,
-    pub(super) k_proj: Linear,
-    pub(super) v_proj: Linear,
-    pub(super) o_proj: Linear,
+    pub(super) q_proj: AdaptedLinear,
+    pub(super) k_proj: AdaptedLinear,
+    pub(super) v_proj: AdaptedLinear,
+    pub(super) o_proj: AdaptedLinear,
     heads: usize,
     kv_heads: usize,
     head_dim: usize,
@@ -34,10 +36,10 @@ impl SelfAttention {
         let width = config.hidden_size;
         let (query_width, key_width) = (config.heads * config.head_dim, config.kv_heads * config.head_dim);
         Ok(Self {
-            q_proj: linear_no_bias(width, query_width, vb.pp("q_proj"))?,
-            k_proj: linear_no_bias(width, key_width, vb.pp("k_proj"))?,
-            v_proj: linear_no_bias(width, key_width, vb.pp("v_proj"))?,
-            o_proj: linear_no_bias(query_width, width, vb.pp("o_proj"))?,
+            q_proj: AdaptedLinear::new(width, query_width, vb.pp("q_proj"))?,
+            k_proj: AdaptedLinear::new(width, key_width, vb.pp("k_proj"))?,
+            v_proj: AdaptedLinear::new(width, key_width, vb.pp("v_proj"))?,
+            o_proj: AdaptedLinear::new(query_width, width, vb.pp("o_proj"))?,
             heads: config.heads,
             kv_heads: config.kv_heads,
             head_dim: config.head_dim,
@@ -60,7 +62,7 @@ impl SelfAttention {
         };
         let layers = [&self.q_proj, &self.k_proj, &self.v_proj, &self.o_proj];
         if let [Some(q), Some(k), Some(v), Some(output)] = layers.map(|layer| layer.projection()) {
-            return Ok(attention_block(x, norm.norm(), &[q, k, v], output, &options)?);
+            return Ok(attention_block(x, (norm.norm(), NormPlace::Before), &[q, k, v], output, &options)?);
         }
         let normed = norm.forward(x)?;
         let [q, k, v] = [&self.q_proj, &self.k_proj, &self.v_proj].map(|layer| layer.forward(&normed));

@@ -5,8 +5,9 @@
 
 use candle_core::{DType, Device, Tensor};
 use candle_nn::{Init, VarBuilder};
-use llamavid_kernels::{Dropout, Norm, embedding, rms_norm, swiglu, swiglu_block};
+use llamavid_kernels::{Dropout, Norm, NormPlace, embedding, rms_norm, swiglu, swiglu_block};
 
+use super::adapted_linear::AdaptedLinear;
 use super::attention::{AttentionPlan, SelfAttention};
 use super::config::LanguageModelConfig;
 use super::kv_cache::KvCache;
@@ -316,7 +317,7 @@ impl DecoderLayer {
 }
 
 impl DecoderLayer {
-    fn projection(&mut self, target: LoraTarget) -> &mut Linear {
+    fn projection(&mut self, target: LoraTarget) -> &mut AdaptedLinear {
         match target {
             LoraTarget::QueryProj => &mut self.self_attn.q_proj,
             LoraTarget::KeyProj => &mut self.self_attn.k_proj,
@@ -332,18 +333,18 @@ impl DecoderLayer {
 /// Gated feed-forward layer, `down(silu(gate(x)) · up(x))`, with its norm and residual.
 #[derive(Debug, Clone)]
 struct SwiGlu {
-    gate_proj: Linear,
-    up_proj: Linear,
-    down_proj: Linear,
+    gate_proj: AdaptedLinear,
+    up_proj: AdaptedLinear,
+    down_proj: AdaptedLinear,
 }
 
 impl SwiGlu {
     fn new(config: &LanguageModelConfig, vb: VarBuilder) -> Result<Self> {
         let (width, inner) = (config.hidden_size, config.intermediate_size);
         Ok(Self {
-            gate_proj: linear_no_bias(width, inner, vb.pp("gate_proj"))?,
-            up_proj: linear_no_bias(width, inner, vb.pp("up_proj"))?,
-            down_proj: linear_no_bias(inner, width, vb.pp("down_proj"))?,
+            gate_proj: AdaptedLinear::new(width, inner, vb.pp("gate_proj"))?,
+            up_proj: AdaptedLinear::new(width, inner, vb.pp("up_proj"))?,
+            down_proj: AdaptedLinear::new(inner, width, vb.pp("down_proj"))?,
         })
     }
 
@@ -351,7 +352,7 @@ impl SwiGlu {
         let [gate, up, down] =
             [&self.gate_proj, &self.up_proj, &self.down_proj].map(|layer| layer.projection());
         if let (Some(gate), Some(up), Some(down)) = (gate, up, down) {
-            return Ok(swiglu_block(x, norm.norm(), gate, up, down)?);
+            return Ok(swiglu_block(x, (norm.norm(), NormPlace::Before), gate, up, down)?);
         }
         let normed = norm.forward(x)?;
         let inner = swiglu(&self.gate_proj.forward(&normed)?, &self.up_proj.forward(&normed)?)?;

@@ -4,6 +4,7 @@
 //! `LlavaLlamaAttForCausalLM`. The decoder reads embeddings, not ids: visual tokens are spliced in before it.
 //! Letters: B batch, S new positions, T all positions (cached and new), D language width.
 
+mod adapted_linear;
 mod attention;
 mod config;
 mod generation;

@@ -4,7 +4,9 @@
 
 use candle_core::{Result, Tensor};
 use candle_nn::{Init, VarBuilder};
-use llamavid_kernels::{Heads, Mask, gelu, layer_norm, multi_head_attention};
+use llamavid_kernels::{
+    Heads, Mask, Norm, NormPlace, attention_block, gelu_block, layer_norm, multi_head_attention,
+};
 
 use super::config::QueryModelConfig;
 use super::dropout::Dropouts;
@@ -33,6 +35,10 @@ impl LayerNorm {
 
     pub(super) fn bert(width: usize, vb: VarBuilder) -> Result<Self> {
         Self::new(width, EPSILON, vb)
+    }
+
+    fn norm(&self) -> Norm<'_> {
+        Norm { weight: &self.weight, bias: Some(&self.bias), eps: self.epsilon }
     }
 
     pub(super) fn forward(&self, x: &Tensor) -> Result<Tensor> {
@@ -70,8 +76,10 @@ impl Attention {
 
     /// Rows (B, R, h) see each other, with `bias` added to the scores; gives (B, R, h).
     pub(super) fn attend_rows(&self, rows: &Tensor, bias: &Tensor, dropouts: &Dropouts) -> Result<Tensor> {
-        let attended = self.attend(rows, rows, Some(bias), dropouts)?;
-        self.norm.forward(&(dropouts.apply(self.dense.forward(&attended)?)? + rows)?)
+        let heads = Heads { mask: Mask::Bias(bias), ..self.heads(dropouts) };
+        let sources = [&self.query, &self.key, &self.value].map(|layer| layer.projection());
+        let norm = (self.norm.norm(), NormPlace::After(dropouts.next()));
+        attention_block(rows, norm, &sources, self.dense.projection(), &heads)
     }
 
     /// Rows of pairs (P * F, R, h) see all rows of their frame (F, N, V); gives (P * F, R, h).
@@ -83,29 +91,18 @@ impl Attention {
     ) -> Result<Tensor> {
         let (pair_count, _rows, _width) = rows.dims3()?;
         let (frame_count, _frame_rows, _visual_width) = frames.dims3()?;
-        let attended = self.attend(&pairs::rows_by_frame(rows, frame_count)?, frames, None, dropouts)?;
+        let attended = multi_head_attention(
+            &pairs::rows_by_frame(&self.query.forward(rows)?, frame_count)?,
+            &self.key.forward(frames)?,
+            &self.value.forward(frames)?,
+            &self.heads(dropouts),
+        )?;
         let attended = pairs::rows_by_pair(&attended, pair_count / frame_count)?;
         self.norm.forward(&(dropouts.apply(self.dense.forward(&attended)?)? + rows)?)
     }
 
-    fn attend(
-        &self,
-        rows: &Tensor,
-        source: &Tensor,
-        bias: Option<&Tensor>,
-        dropouts: &Dropouts,
-    ) -> Result<Tensor> {
-        let options = Heads {
-            mask: bias.map_or(Mask::All, Mask::Bias),
-            dropout: dropouts.next(),
-            ..Heads::new(self.heads, self.head_width)
-        };
-        multi_head_attention(
-            &self.query.forward(rows)?,
-            &self.key.forward(source)?,
-            &self.value.forward(source)?,
-            &options,
-        )
+    fn heads(&self, dropouts: &Dropouts) -> Heads<'static> {
+        Heads { dropout: dropouts.next(), ..Heads::new(self.heads, self.head_width) }
     }
 }
 
@@ -130,7 +127,7 @@ impl FeedForward {
     }
 
     pub(super) fn forward(&self, x: &Tensor, dropouts: &Dropouts) -> Result<Tensor> {
-        let inner = gelu(&self.intermediate.forward(x)?)?;
-        self.norm.forward(&(dropouts.apply(self.output.forward(&inner)?)? + x)?)
+        let norm = (self.norm.norm(), NormPlace::After(dropouts.next()));
+        gelu_block(x, norm, self.intermediate.projection(), self.output.projection())
     }
 }

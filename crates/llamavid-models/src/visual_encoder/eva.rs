@@ -6,9 +6,7 @@
 
 use candle_core::{DType, Result, Tensor};
 use candle_nn::VarBuilder;
-use llamavid_kernels::{
-    Heads, Projection, attention_block, gelu, gelu_block, linear as linear_of, packed_attention,
-};
+use llamavid_kernels::{Heads, NormPlace, Projection, attention_block, gelu_block};
 
 use super::EvaConfig;
 use super::layer_norm::LayerNorm;
@@ -94,11 +92,8 @@ impl Block {
 
     fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let x = self.attn.forward(x, &self.norm1)?;
-        if let (Some(first), Some(second)) = (self.fc1.projection(), self.fc2.projection()) {
-            return gelu_block(&x, self.norm2.norm(), first, second);
-        }
-        let hidden = gelu(&self.fc1.forward(&self.norm2.forward(&x)?)?)?;
-        x + self.fc2.forward(&hidden)?
+        let norm = (self.norm2.norm(), NormPlace::Before);
+        gelu_block(&x, norm, self.fc1.projection(), self.fc2.projection())
     }
 }
 
@@ -130,10 +125,7 @@ impl Attention {
         let bias = Tensor::cat(&[&self.query_bias, &self.query_bias.zeros_like()?, &self.value_bias], 0)?;
         let packed = Projection { weight: &self.qkv, bias: Some(&bias) }; // (F, P+1, 3 V)
         let heads = Heads::new(self.heads, width / self.heads);
-        if let Some(output) = self.proj.projection() {
-            return attention_block(x, norm.norm(), &[packed], output, &heads);
-        }
-        let packed = linear_of(&norm.forward(x)?, packed.weight, packed.bias)?;
-        x + self.proj.forward(&packed_attention(&packed, &heads)?)?
+        let norm = (norm.norm(), NormPlace::Before);
+        attention_block(x, norm, &[packed], self.proj.projection(), &heads)
     }
 }

@@ -1,0 +1,92 @@
+//! Linear layers of the decoder, with a low-rank adapter beside each that has one.
+//!
+//! Paper: "LoRA: Low-Rank Adaptation of Large Language Models" (arXiv 2106.09685).
+
+use candle_core::{Result, Tensor};
+use candle_nn::{Init, VarBuilder};
+use llamavid_kernels::{Dropout, Projection};
+
+/// A linear layer without bias: `x` (…, in) gives (…, out).
+#[derive(Debug, Clone)]
+pub(super) struct AdaptedLinear {
+    /// (out, in).
+    weight: Tensor,
+    adapter: Option<LowRank>,
+}
+
+/// A low-rank adapter: what it gives is added to what its layer gives.
+#[derive(Debug, Clone)]
+struct LowRank {
+    /// (r, in).
+    down: Tensor,
+    /// (out, r). Begins at zero, so that an adapter changes nothing at first.
+    up: Tensor,
+    scale: f64,
+    dropout: Option<Dropout>,
+}
+
+impl AdaptedLinear {
+    /// Reads `weight`; where it is created, as candle-nn does.
+    pub(super) fn new(input: usize, output: usize, vb: VarBuilder) -> Result<Self> {
+        let layer = candle_nn::linear_no_bias(input, output, vb)?;
+        Ok(Self { weight: layer.weight().clone(), adapter: None })
+    }
+
+    /// Its weight, for an operation that it is a part of; none when an adapter makes it more than its weight.
+    pub(super) fn projection(&self) -> Option<Projection<'_>> {
+        match &self.adapter {
+            Some(_) => None,
+            None => Some(Projection { weight: &self.weight, bias: None }),
+        }
+    }
+
+    pub(super) fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        let y = llamavid_kernels::linear(x, &self.weight, None)?;
+        match &self.adapter {
+            Some(adapter) => y + adapter.forward(x)?,
+            None => Ok(y),
+        }
+    }
+
+    /// Puts an adapter beside this layer: reads `lora_A.weight` and `lora_B.weight`, created as the PEFT library does.
+    pub(super) fn adapt(&mut self, rank: usize, scale: f64, vb: VarBuilder) -> Result<()> {
+        let (output, input) = self.weight.dims2()?;
+        let bound = (input as f64).powf(-0.5);
+        let init = Init::Uniform { lo: -bound, up: bound };
+        let down = vb.pp("lora_A").get_with_hints((rank, input), "weight", init)?;
+        let up = vb.pp("lora_B").get_with_hints((output, rank), "weight", Init::Const(0.))?;
+        self.adapter = Some(LowRank { down, up, scale, dropout: None });
+        Ok(())
+    }
+
+    /// Drops some of what its adapter reads, if it has one.
+    pub(super) fn set_adapter_dropout(&mut self, dropout: Option<Dropout>) {
+        if let Some(adapter) = &mut self.adapter {
+            adapter.dropout = dropout;
+        }
+    }
+
+    /// Adds its adapter to its weight, after which it needs none.
+    pub(super) fn merge_adapter(&mut self) -> Result<()> {
+        if let Some(adapter) = self.adapter.take() {
+            self.weight = (&self.weight + adapter.weight()?)?;
+        }
+        Ok(())
+    }
+}
+
+impl LowRank {
+    fn forward(&self, x: &Tensor) -> Result<Tensor> {
+        let x = match &self.dropout {
+            Some(dropout) => dropout.apply(x)?,
+            None => x.clone(),
+        };
+        let inner = llamavid_kernels::linear(&x, &self.down, None)?;
+        llamavid_kernels::linear(&inner, &self.up, None)? * self.scale
+    }
+
+    /// (out, in): what it adds to the weight of its layer.
+    fn weight(&self) -> Result<Tensor> {
+        self.up.matmul(&self.down)? * self.scale
+    }
+}
