@@ -135,7 +135,6 @@ struct World<'a> {
     query_tokenizer: &'a WordPieceTokenizer,
     seen: Studio,
     unseen: Studio,
-    vision: Parameters,
 }
 
 impl<'a> World<'a> {
@@ -153,7 +152,6 @@ impl<'a> World<'a> {
             query_tokenizer,
             seen: Studio::new(&encoder, SCENES, 11, options.clone())?,
             unseen: Studio::new(&encoder, SCENES / 16, 12, options)?,
-            vision,
         })
     }
 
