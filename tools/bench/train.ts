@@ -33,7 +33,7 @@ interface Timing {
 
 const tasks: readonly Task[] = [
   {
-    name: 'language model of `@llamavid/tiny`',
+    name: 'language model, 4 layers of 128',
     kind: 'language',
     width: 128,
     layers: 4,
