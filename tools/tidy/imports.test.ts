@@ -15,7 +15,7 @@ const crates: Record<string, string[]> = {
   runtime: ['models', 'train', 'weights'],
   napi: ['runtime', 'world'],
   parity: ['models', 'runtime', 'train', 'weights'],
-  tiny: ['kernels', 'models', 'runtime', 'train', 'weights', 'world'],
+  tiny: ['kernels', 'models', 'train', 'world'],
 };
 
 /** What each package may import among the packages of this repository; `types` may be imported as types only. */

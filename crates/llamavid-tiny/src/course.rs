@@ -3,14 +3,16 @@
 //! Each step draws what it shows from the seed and the step's number alone, so that a course that was interrupted sees
 //! what an uninterrupted one would.
 
-use std::fs::{self, OpenOptions};
+use std::collections::{BTreeMap, HashMap};
+use std::fs::{self, File, OpenOptions};
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use candle_core::{Device, Tensor};
 use llamavid_train::{
-    FreezePlan, Optimizer, ParameterGroup, Parameters, Update, cosine_with_warmup, gradients,
+    Checkpoints, FreezePlan, Optimizer, OutputLock, ParameterGroup, Parameters, Update, cosine_with_warmup,
+    gradients,
 };
 use serde_json::{Map, json};
 
@@ -18,8 +20,58 @@ use crate::Result;
 
 /// What one step learns from.
 pub trait Lesson {
-    /// The loss of the step with this number of the course with this seed, and what is worth a note.
-    fn loss(&mut self, parameters: &Parameters, seed: u64) -> Result<(Tensor, Vec<(String, f64)>)>;
+    /// The loss of a step, and what is worth a note.
+    fn loss(&mut self, parameters: &Parameters, step: Step) -> Result<(Tensor, Vec<(String, f64)>)>;
+}
+
+/// A step of a course.
+#[derive(Debug, Clone, Copy)]
+pub struct Step {
+    /// Seed of the course.
+    pub course: u64,
+    /// Its number, from 0.
+    pub number: u64,
+    /// Steps of the course.
+    pub of: u64,
+}
+
+impl Step {
+    /// A seed that no other step has.
+    pub fn seed(&self) -> u64 {
+        self.course << 32 | self.number
+    }
+
+    /// How much of the course is behind it, from 0 to 1.
+    pub fn share(&self) -> f64 {
+        self.number as f64 / self.of as f64
+    }
+}
+
+/// Batches that are made for several steps at once, so that each can hold rows of similar length.
+pub struct Blocks<T> {
+    first: Option<u64>,
+    batches: Vec<Vec<T>>,
+}
+
+impl<T> Blocks<T> {
+    /// Steps of a block.
+    pub const STEPS: usize = 8;
+
+    /// No batches yet.
+    pub fn new() -> Self {
+        Self { first: None, batches: Vec::new() }
+    }
+
+    /// The batch of `step`. `make` gives the batches of its block from the block's first step.
+    pub fn batch(&mut self, step: Step, make: impl FnOnce(Step) -> Result<Vec<Vec<T>>>) -> Result<&[T]> {
+        let place = step.number % Self::STEPS as u64;
+        let first = Step { number: step.number - place, ..step };
+        if self.first != Some(first.number) {
+            self.batches = make(first)?;
+            self.first = Some(first.number);
+        }
+        Ok(&self.batches[place as usize])
+    }
 }
 
 /// A course of one part.
@@ -37,15 +89,16 @@ pub struct Course {
     pub others: f64,
     /// What trains.
     pub plan: FreezePlan,
-    /// Names of weights that learn at a share of the rate.
-    pub slower: &'static [(&'static str, f64)],
     /// Seed of everything that is drawn.
     pub seed: u64,
 }
 
 /// The largest norm of all gradients together.
 const CLIP: f64 = 1.;
-/// Steps between two savings.
+/// The files of a checkpoint.
+const WEIGHTS: &str = "weights.safetensors";
+const OPTIMIZER: &str = "optimizer.safetensors";
+/// Steps between two checkpoints.
 const SAVE_EVERY: u64 = 200;
 
 /// Weights that keep AdamW: tables, in which a row learns alone, and the layers next to them.
@@ -62,46 +115,50 @@ const NO_MATRICES: [&str; 9] = [
 ];
 
 impl Course {
+    /// Whether its weights are in `folder` already.
+    pub fn is_done(&self, folder: &Path) -> bool {
+        self.done(folder).is_file()
+    }
+
+    /// Where its weights will be.
+    pub fn done(&self, folder: &Path) -> PathBuf {
+        folder.join(self.name).join("done.safetensors")
+    }
+
     /// Runs the course on the weights in `start`, or where it was left, and gives the weights at its end.
-    ///
-    /// `build` must make all modules once, so that their weights exist before the optimiser is made.
     pub fn run(
         &self,
         folder: &Path,
         start: impl FnOnce() -> Result<Parameters>,
         lesson: &mut dyn Lesson,
     ) -> Result<Parameters> {
-        let folder = folder.join(self.name);
-        fs::create_dir_all(&folder)?;
-        let done = folder.join("done.safetensors");
+        let done = self.done(folder);
         if done.is_file() {
-            return Ok(Parameters::load(&done, self.plan.clone(), self.seed, &Device::Cpu)?);
+            return self.load(&done);
         }
-        let (parameters, mut step, state) = match Saved::newest(&folder)? {
-            Some(saved) => {
-                let parameters =
-                    Parameters::load(&saved.weights, self.plan.clone(), self.seed, &Device::Cpu)?;
-                (
-                    parameters,
-                    saved.step,
-                    Some(candle_core::safetensors::load(&saved.optimizer, &Device::Cpu)?),
-                )
+        let folder = folder.join(self.name);
+        let _lock = OutputLock::acquire(&folder)?;
+        let checkpoints = Checkpoints::open(&folder, Some(1))?;
+        let (parameters, mut step, state) = match checkpoints.list()?.pop() {
+            Some((step, saved)) => {
+                let state = candle_core::safetensors::load(saved.join(OPTIMIZER), &Device::Cpu)?;
+                (self.load(&saved.join(WEIGHTS))?, step, Some(state))
             }
             None => (start()?.with_plan(self.plan.clone())?, 0, None),
         };
         // Makes every weight exist.
-        lesson.loss(&parameters, self.seed_of(step))?;
+        lesson.loss(&parameters, self.step(step))?;
         let mut optimizer = self.optimizer(&parameters)?;
         if let Some(state) = state {
             optimizer.restore(&state.into_iter().collect())?;
         }
         let variables = parameters.trainable();
-        let mut log = OpenOptions::new().create(true).append(true).open(folder.join("metrics.jsonl"))?;
+        let mut log = log_up_to(step, &folder.join("metrics.jsonl"))?;
         let mut recent = Recent::default();
         let begun = Instant::now();
         let first = step;
         while step < self.steps {
-            let (loss, told) = lesson.loss(&parameters, self.seed_of(step))?;
+            let (loss, told) = lesson.loss(&parameters, self.step(step))?;
             let value = f64::from(loss.to_scalar::<f32>()?);
             if !value.is_finite() {
                 return Err(format!("{}: the loss of step {step} is {value}", self.name).into());
@@ -124,45 +181,54 @@ impl Course {
                 eprintln!("{} {step}/{} {pace:.3} s/step {}", self.name, self.steps, recent.take());
             }
             if step % SAVE_EVERY == 0 && step < self.steps {
-                Saved::write(&folder, step, &parameters, &optimizer)?;
+                checkpoints.save(step, |saved| {
+                    let state: HashMap<String, Tensor> = optimizer.state()?.into_iter().collect();
+                    candle_core::safetensors::save(&state, saved.join(OPTIMIZER))?;
+                    parameters.save(&saved.join(WEIGHTS))
+                })?;
             }
         }
         parameters.save(&done)?;
-        Saved::remove_all(&folder)?;
+        for (_, saved) in checkpoints.list()? {
+            fs::remove_dir_all(saved)?;
+        }
         Ok(parameters)
     }
 
-    fn seed_of(&self, step: u64) -> u64 {
-        self.seed << 32 | step
+    fn step(&self, number: u64) -> Step {
+        Step { course: self.seed, number, of: self.steps }
+    }
+
+    fn load(&self, weights: &Path) -> Result<Parameters> {
+        Ok(Parameters::load(weights, self.plan.clone(), self.seed, &Device::Cpu)?)
     }
 
     fn optimizer(&self, parameters: &Parameters) -> Result<Optimizer> {
-        let share = |name: &str| {
-            self.slower.iter().find(|(prefix, _)| name.starts_with(prefix)).map_or(1., |(_, share)| *share)
-        };
         let groups = parameters.trainable().into_iter().map(|(name, var)| {
             let matrix = var.rank() == 2 && !NO_MATRICES.iter().any(|part| name.contains(part));
-            let share = share(&name);
             let (update, rate) = if matrix {
                 (Update::muon(), self.matrices)
             } else {
                 (Update::AdamW { beta1: 0.9, beta2: 0.98, epsilon: 1e-8 }, self.others)
             };
-            ParameterGroup {
-                variables: vec![(name, var)],
-                update,
-                learning_rate: rate * share,
-                weight_decay: 0.,
-            }
+            ParameterGroup { variables: vec![(name, var)], update, learning_rate: rate, weight_decay: 0. }
         });
         Ok(Optimizer::new(groups.collect())?)
     }
 }
 
+/// The log with one line for each of the first `steps` steps; what was computed after the last checkpoint is computed again.
+fn log_up_to(steps: u64, path: &Path) -> Result<File> {
+    let before = if path.is_file() { fs::read_to_string(path)? } else { String::new() };
+    let kept: String = before.split_inclusive('\n').take(steps as usize).collect();
+    fs::write(path, kept)?;
+    Ok(OpenOptions::new().append(true).open(path)?)
+}
+
 /// Means since they were last told.
 #[derive(Default)]
 struct Recent {
-    sums: std::collections::BTreeMap<String, (f64, f64)>,
+    sums: BTreeMap<String, (f64, f64)>,
 }
 
 impl Recent {
@@ -178,65 +244,5 @@ impl Recent {
     fn take(&mut self) -> String {
         let sums = std::mem::take(&mut self.sums);
         sums.into_iter().map(|(name, (sum, count))| format!("{name} {:.3}  ", sum / count)).collect()
-    }
-}
-
-/// A state to go on from.
-struct Saved {
-    step: u64,
-    weights: PathBuf,
-    optimizer: PathBuf,
-}
-
-impl Saved {
-    fn at(folder: &Path, step: u64) -> Self {
-        Self {
-            step,
-            weights: folder.join(format!("step-{step:06}.safetensors")),
-            optimizer: folder.join(format!("step-{step:06}.optimizer.safetensors")),
-        }
-    }
-
-    /// The newest whose two files are there: the weights are written last.
-    fn newest(folder: &Path) -> Result<Option<Self>> {
-        Ok(Self::all(folder)?
-            .into_iter()
-            .filter(|saved| saved.weights.is_file())
-            .max_by_key(|saved| saved.step))
-    }
-
-    fn all(folder: &Path) -> Result<Vec<Self>> {
-        let mut all = Vec::new();
-        for entry in fs::read_dir(folder)? {
-            let name = entry?.file_name();
-            let step = name.to_str().and_then(|name| name.strip_prefix("step-")?.get(..6)?.parse().ok());
-            all.extend(step.map(|step| Self::at(folder, step)));
-        }
-        Ok(all)
-    }
-
-    fn write(folder: &Path, step: u64, parameters: &Parameters, optimizer: &Optimizer) -> Result<()> {
-        let earlier = Self::all(folder)?;
-        let saved = Self::at(folder, step);
-        let state: std::collections::HashMap<String, Tensor> = optimizer.state()?.into_iter().collect();
-        candle_core::safetensors::save(&state, &saved.optimizer)?;
-        parameters.save(&saved.weights)?;
-        for saved in earlier {
-            saved.remove()?;
-        }
-        Ok(())
-    }
-
-    fn remove(&self) -> Result<()> {
-        for file in [&self.weights, &self.optimizer] {
-            if file.is_file() {
-                fs::remove_file(file)?;
-            }
-        }
-        Ok(())
-    }
-
-    fn remove_all(folder: &Path) -> Result<()> {
-        Self::all(folder)?.iter().try_for_each(Self::remove)
     }
 }

@@ -10,13 +10,13 @@ use candle_nn::{Init, VarBuilder};
 use llamavid_models::language_model::LanguageModel;
 use llamavid_models::tokenizer::LlamaTokenizer;
 use llamavid_train::Parameters;
-use llamavid_world::{Video, WorldOptions};
+use llamavid_world::{QuestionType, Video, WorldOptions};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use rayon::prelude::*;
 
 use crate::Result;
-use crate::course::Lesson;
+use crate::course::{Blocks, Lesson, Step};
 use crate::exercise::{self, Exercise, Mix};
 use crate::rows;
 use crate::sizes::{LANGUAGE_WIDTH, language};
@@ -28,8 +28,6 @@ pub struct Reading {
     visual: Vec<Sum>,
 }
 
-/// Steps whose exercises are made together, so that each batch holds rows of similar length.
-const BLOCK: u64 = 8;
 /// Exercises of a step, on average.
 const EXERCISES: u64 = 64;
 
@@ -39,10 +37,8 @@ pub struct LanguageLesson {
     pub tokenizer: LlamaTokenizer,
     /// What is shown at a share of the course.
     pub mix: fn(f64) -> Mix,
-    /// Steps of the course.
-    pub steps: u64,
-    /// The batches of a block of steps, and the seed that they were made with.
-    pub block: (u64, Vec<Vec<Reading>>),
+    /// What is read.
+    pub readings: Blocks<Reading>,
 }
 
 /// The language model as `vb` has it, below the name of its part.
@@ -74,50 +70,45 @@ pub fn sums(table: &Tensor, sums: &[&Sum]) -> Result<Tensor> {
 }
 
 impl Lesson for LanguageLesson {
-    fn loss(&mut self, parameters: &Parameters, seed: u64) -> Result<(Tensor, Vec<(String, f64)>)> {
-        let (first, place) = (seed - seed % BLOCK, (seed % BLOCK) as usize);
-        if self.block.0 != first {
-            let share = (first & 0xffff_ffff) as f64 / self.steps as f64;
-            self.block = (first, self.read(first, (self.mix)(share))?);
-        }
-        let readings = &self.block.1[place];
+    fn loss(&mut self, parameters: &Parameters, step: Step) -> Result<(Tensor, Vec<(String, f64)>)> {
+        let Self { tokenizer, mix, readings } = self;
+        let readings = readings.batch(step, |first| read(tokenizer, first.seed(), mix(first.share())))?;
         let vb = parameters.var_builder();
-        let model = model(&vb, &self.tokenizer)?;
+        let model = model(&vb, tokenizer)?;
         let exercises: Vec<&Exercise> = readings.iter().map(|reading| &reading.exercise).collect();
         let visual: Vec<&Sum> = readings.iter().flat_map(|reading| &reading.visual).collect();
         let visual = sums(&symbol_table(&vb)?, &visual)?;
-        let answers = rows::answer(&model, &table(&vb, &self.tokenizer)?, &visual, &exercises)?;
-        Ok((answers.loss, tally(&exercises, &answers.right)))
+        let answers = rows::answer(&model, &table(&vb, tokenizer)?, &visual, &exercises)?;
+        Ok((answers.loss, tally(answers.right)))
     }
 }
 
 /// The share of right answers for each type of question, and in all.
-pub fn tally(exercises: &[&Exercise], right: &[bool]) -> Vec<(String, f64)> {
+pub fn tally(right: impl IntoIterator<Item = (QuestionType, bool)>) -> Vec<(String, f64)> {
     let mut by_type: BTreeMap<&str, (f64, f64)> = BTreeMap::new();
-    for (exercise, right) in exercises.iter().zip(right) {
-        for name in ["all", exercise.question.kind.name()] {
+    for (kind, right) in right {
+        for name in ["all", kind.name()] {
             let (sum, count) = by_type.entry(name).or_default();
-            *sum += f64::from(u8::from(*right));
+            *sum += f64::from(u8::from(right));
             *count += 1.;
         }
     }
     by_type.into_iter().map(|(name, (sum, count))| (name.to_owned(), sum / count)).collect()
 }
 
-impl LanguageLesson {
-    /// The batches of a block of steps.
-    fn read(&self, seed: u64, mix: Mix) -> Result<Vec<Vec<Reading>>> {
-        let readings: Vec<Reading> = (0..BLOCK * EXERCISES)
-            .into_par_iter()
-            .map(|index| {
-                let mut rng = ChaCha8Rng::seed_from_u64(seed);
-                rng.set_stream(index);
-                reading(&self.tokenizer, mix, &mut rng)
-            })
-            .collect::<Result<_>>()?;
-        let mut rng = ChaCha8Rng::seed_from_u64(seed ^ 0x5eed);
-        Ok(rows::batches(readings, |reading| reading.exercise.ids.len(), BLOCK as usize, &mut rng))
-    }
+/// The batches of a block of steps.
+fn read(tokenizer: &LlamaTokenizer, seed: u64, mix: Mix) -> Result<Vec<Vec<Reading>>> {
+    const STEPS: usize = Blocks::<Reading>::STEPS;
+    let readings: Vec<Reading> = (0..STEPS as u64 * EXERCISES)
+        .into_par_iter()
+        .map(|index| {
+            let mut rng = ChaCha8Rng::seed_from_u64(seed);
+            rng.set_stream(index);
+            reading(tokenizer, mix, &mut rng)
+        })
+        .collect::<Result<_>>()?;
+    let mut rng = ChaCha8Rng::seed_from_u64(seed ^ 0x5eed);
+    Ok(rows::batches(readings, |reading| reading.exercise.ids.len(), STEPS, &mut rng))
 }
 
 fn reading(tokenizer: &LlamaTokenizer, mix: Mix, rng: &mut ChaCha8Rng) -> Result<Reading> {

@@ -28,7 +28,7 @@ use llamavid_world::{
     MediaKind, NeverTrainedPairs, Phrasing, Video, WorldOptions, questions, seeded, vocabulary,
 };
 
-use crate::course::Course;
+use crate::course::{Blocks, Course};
 use crate::exercise::Mix;
 use crate::scenes::Studio;
 
@@ -163,7 +163,6 @@ impl<'a> World<'a> {
             matrices: 0.02,
             others: 2e-3,
             plan: FreezePlan::only(["token_generator"]),
-            slower: &[],
             seed: 3,
         };
         let symbols = symbols(self.folder, self.tokenizer)?.with_plan(FreezePlan::nothing())?;
@@ -189,27 +188,22 @@ impl<'a> World<'a> {
             "stage2" => ("stage2", 480, (0.01, 1e-3), FreezePlan::instruction(), tuned, (8, 40), 48),
             _ => ("stage3", 60, (0.005, 5e-4), FreezePlan::long_video(), long, (20, 110), 24),
         };
-        let course = Course {
-            name,
-            steps,
-            warmup: steps / 30 + 1,
-            matrices: rates.0,
-            others: rates.1,
-            plan,
-            slower: &[],
-            seed: 4,
-        };
+        let course =
+            Course { name, steps, warmup: steps / 30 + 1, matrices: rates.0, others: rates.1, plan, seed: 4 };
         let mut lesson = stages::StageLesson {
             studio: &self.seen,
             query: self.query_tokenizer,
             tokenizer: self.tokenizer,
             mix,
             long: scenes,
-            steps,
             exercises,
-            block: (u64::MAX, Vec::new()),
+            shown: Blocks::new(),
         };
+        if course.is_done(self.folder) {
+            return course.run(self.folder, || Ok(before), &mut lesson);
+        }
         let start = || {
+            // Only the first stage's weights lack the language model.
             for (name, tensor) in language(self.folder, self.tokenizer)?.tensors() {
                 if before.get(&name).is_none() && name.starts_with("language_model.") {
                     before.set(&name, &tensor)?;
@@ -218,12 +212,9 @@ impl<'a> World<'a> {
             Ok(before)
         };
         let after = course.run(self.folder, start, &mut lesson)?;
-        eprintln!("{name}, unseen scenes: {:?}", self.measure(&after, mix(1.))?);
+        let right = stages::measure(&self.unseen, self.query_tokenizer, self.tokenizer, &after, mix(1.), 4)?;
+        eprintln!("{name}, unseen scenes: {right:?}");
         Ok(after)
-    }
-
-    fn measure(&self, parameters: &Parameters, mix: Mix) -> Result<Vec<(String, f64)>> {
-        stages::measure(&self.unseen, self.query_tokenizer, self.tokenizer, parameters, mix, 4)
     }
 }
 
@@ -235,11 +226,14 @@ fn vision(folder: &Path) -> Result<Parameters> {
         matrices: 0.02,
         others: 2e-3,
         plan: FreezePlan::everything(),
-        slower: &[],
         seed: 1,
     };
     let start = || Ok(Parameters::new(FreezePlan::everything(), 1, &Device::Cpu));
-    let parameters = course.run(folder, start, &mut vision::VisionLesson { frames: 128 })?;
+    let mut lesson = vision::VisionLesson { frames: 128 };
+    if course.is_done(folder) {
+        return course.run(folder, start, &mut lesson);
+    }
+    let parameters = course.run(folder, start, &mut lesson)?;
     for (what, pairs) in
         [("trained pairs", NeverTrainedPairs::Forbid), ("never trained pairs", NeverTrainedPairs::Only)]
     {
@@ -259,11 +253,10 @@ fn symbols(folder: &Path, tokenizer: &LlamaTokenizer) -> Result<Parameters> {
         matrices: 0.02,
         others: 2e-3,
         plan: FreezePlan::everything(),
-        slower: &[],
         seed: 2,
     };
     // Pictures first: in a video a question's answer hangs on more than can be learned at once.
-    let mut lesson = reading(tokenizer, |_| Mix { shares: [1., 0., 0., 0.] }, course.steps);
+    let mut lesson = reading(tokenizer, |_| Mix { shares: [1., 0., 0., 0.] });
     let start = || Ok(Parameters::new(FreezePlan::everything(), 2, &Device::Cpu));
     course.run(folder, start, &mut lesson)
 }
@@ -276,15 +269,14 @@ fn language(folder: &Path, tokenizer: &LlamaTokenizer) -> Result<Parameters> {
         matrices: 0.02,
         others: 2e-3,
         plan: FreezePlan::everything().except(["symbols"]),
-        slower: &[],
         seed: 5,
     };
     let mix =
         |share: f64| Mix { shares: if share < 0.4 { [0.25, 0.75, 0., 0.] } else { [0.1, 0.35, 0.55, 0.] } };
-    let mut lesson = reading(tokenizer, mix, course.steps);
+    let mut lesson = reading(tokenizer, mix);
     course.run(folder, || symbols(folder, tokenizer), &mut lesson)
 }
 
-fn reading(tokenizer: &LlamaTokenizer, mix: fn(f64) -> Mix, steps: u64) -> language::LanguageLesson {
-    language::LanguageLesson { tokenizer: tokenizer.clone(), mix, steps, block: (u64::MAX, Vec::new()) }
+fn reading(tokenizer: &LlamaTokenizer, mix: fn(f64) -> Mix) -> language::LanguageLesson {
+    language::LanguageLesson { tokenizer: tokenizer.clone(), mix, readings: Blocks::new() }
 }

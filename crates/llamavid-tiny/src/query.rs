@@ -15,7 +15,7 @@ use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 use crate::Result;
-use crate::course::Lesson;
+use crate::course::{Lesson, Step};
 use crate::exercise::{self, Mix};
 use crate::language;
 use crate::scenes::Studio;
@@ -82,8 +82,8 @@ impl Observer for Scores {
 }
 
 impl Lesson for QueryLesson<'_> {
-    fn loss(&mut self, parameters: &Parameters, seed: u64) -> Result<(Tensor, Vec<(String, f64)>)> {
-        let mut rng = ChaCha8Rng::seed_from_u64(seed);
+    fn loss(&mut self, parameters: &Parameters, step: Step) -> Result<(Tensor, Vec<(String, f64)>)> {
+        let mut rng = ChaCha8Rng::seed_from_u64(step.seed());
         let mut texts = Vec::new();
         let (mut frames, mut which) = (Vec::new(), Vec::new());
         let (mut contexts, mut contents): (Vec<Sum>, Vec<Sum>) = (Vec::new(), Vec::new());

@@ -6,6 +6,7 @@ use llamavid_models::language_model::LanguageModel;
 use llamavid_models::observer::Blind;
 use llamavid_models::prompt::placeholders::IMAGE_TOKEN;
 
+use llamavid_world::QuestionType;
 use rand::Rng;
 use rand::seq::SliceRandom;
 
@@ -16,8 +17,8 @@ use crate::exercise::Exercise;
 pub struct Answers {
     /// Mean cross entropy of the answers' ids.
     pub loss: Tensor,
-    /// For each exercise, whether every id of its answer is the likeliest.
-    pub right: Vec<bool>,
+    /// For each exercise what was asked, and whether every id of its answer is the likeliest.
+    pub right: Vec<(QuestionType, bool)>,
 }
 
 /// Splits what has `length` rows each into `count` batches of about as many rows, each of similar lengths, in random
@@ -83,7 +84,8 @@ pub fn answer(
         .map(|exercise| {
             let count = exercise.labels.iter().filter(|label| **label >= 0).count();
             // All of them are taken, right or not: the next exercise's follow.
-            hits.by_ref().take(count).filter(|hit| !hit).count() == 0
+            let wrong = hits.by_ref().take(count).filter(|hit| !hit).count();
+            (exercise.question.kind, wrong == 0)
         })
         .collect();
     let loss = cross_entropy(&logits, &Tensor::new(targets, &Device::Cpu)?)?;

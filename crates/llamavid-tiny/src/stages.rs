@@ -5,20 +5,22 @@
 use candle_core::Tensor;
 use llamavid_models::observer::Blind;
 use llamavid_models::tokenizer::{LlamaTokenizer, WordPieceTokenizer};
-use llamavid_train::Parameters;
+use llamavid_train::{FreezePlan, Parameters};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 use crate::Result;
-use crate::course::Lesson;
+use crate::course::{Blocks, Lesson, Step};
 use crate::exercise::{self, Exercise, Mix};
+use crate::rows::Answers;
 use crate::scenes::Studio;
 use crate::{language, query, rows};
 
 /// Share of batches whose features come without the class row, as from a file.
 const WITHOUT_CLASS_ROW: f64 = 0.3;
-/// Steps whose exercises are made together, so that each batch holds rows of similar length.
-const BLOCK: u64 = 8;
+
+/// Steps whose batches are made together.
+const STEPS: usize = Blocks::<Shown>::STEPS;
 
 /// The lesson of one step.
 pub struct StageLesson<'a> {
@@ -32,12 +34,10 @@ pub struct StageLesson<'a> {
     pub mix: fn(f64) -> Mix,
     /// Scenes of a long video.
     pub long: (usize, usize),
-    /// Steps of the stage.
-    pub steps: u64,
     /// Exercises of a step, on average.
-    pub exercises: u64,
-    /// The batches of a block of steps, and the seed that they were made with.
-    pub block: (u64, Vec<Vec<Shown>>),
+    pub exercises: usize,
+    /// What is shown.
+    pub shown: Blocks<Shown>,
 }
 
 /// An exercise with the frames that it is about.
@@ -47,40 +47,36 @@ pub struct Shown {
 }
 
 impl Lesson for StageLesson<'_> {
-    fn loss(&mut self, parameters: &Parameters, seed: u64) -> Result<(Tensor, Vec<(String, f64)>)> {
-        let (first, place) = (seed - seed % BLOCK, (seed % BLOCK) as usize);
-        if self.block.0 != first {
-            let share = (first & 0xffff_ffff) as f64 / self.steps as f64;
-            self.block = (first, self.show(first, (self.mix)(share))?);
-        }
-        let batch = &self.block.1[place];
-        let class_row = !ChaCha8Rng::seed_from_u64(seed).random_bool(WITHOUT_CLASS_ROW);
-        answer(self.studio, self.query, self.tokenizer, parameters, batch, class_row)
+    fn loss(&mut self, parameters: &Parameters, step: Step) -> Result<(Tensor, Vec<(String, f64)>)> {
+        let Self { studio, query, tokenizer, mix, long, exercises, shown } = self;
+        let batch = shown.batch(step, |first| {
+            let mut rng = ChaCha8Rng::seed_from_u64(first.seed());
+            let shown = several(studio, tokenizer, mix(first.share()), *long, STEPS * *exercises, &mut rng)?;
+            Ok(rows::batches(shown, |shown| shown.exercise.ids.len(), STEPS, &mut rng))
+        })?;
+        let class_row = !ChaCha8Rng::seed_from_u64(step.seed()).random_bool(WITHOUT_CLASS_ROW);
+        let answers = answer(studio, query, tokenizer, parameters, batch, class_row)?;
+        Ok((answers.loss, language::tally(answers.right)))
     }
 }
 
-impl StageLesson<'_> {
-    fn show(&self, seed: u64, mix: Mix) -> Result<Vec<Vec<Shown>>> {
-        let mut rng = ChaCha8Rng::seed_from_u64(seed);
-        let mut shown = Vec::new();
-        while (shown.len() as u64) < BLOCK * self.exercises {
-            shown.extend(one(self.studio, self.tokenizer, mix, self.long, &mut rng)?);
-        }
-        Ok(rows::batches(shown, |shown| shown.exercise.ids.len(), BLOCK as usize, &mut rng))
-    }
-}
-
-fn one(
+/// As many films with a question as `count` says; a film about which nothing can be asked does not count.
+fn several(
     studio: &Studio,
     tokenizer: &LlamaTokenizer,
     mix: Mix,
     long: (usize, usize),
+    count: usize,
     rng: &mut ChaCha8Rng,
-) -> Result<Option<Shown>> {
-    let film = studio.film(mix.pick(rng), long.0..=long.1, rng)?;
-    let Some(question) = exercise::choose(&film.video, film.kind, rng) else { return Ok(None) };
-    let exercise = exercise::exercise(&film.video, film.kind, question, film.moments, tokenizer, rng)?;
-    Ok(Some(Shown { exercise, frames: film.frames }))
+) -> Result<Vec<Shown>> {
+    let mut shown = Vec::with_capacity(count);
+    while shown.len() < count {
+        let film = studio.film(mix.pick(rng), long.0..=long.1, rng)?;
+        let Some(question) = exercise::choose(&film.video, film.kind, rng) else { continue };
+        let exercise = exercise::exercise(&film.video, film.kind, question, film.moments, tokenizer, rng)?;
+        shown.push(Shown { exercise, frames: film.frames });
+    }
+    Ok(shown)
 }
 
 fn answer(
@@ -90,7 +86,7 @@ fn answer(
     parameters: &Parameters,
     batch: &[Shown],
     class_row: bool,
-) -> Result<(Tensor, Vec<(String, f64)>)> {
+) -> Result<Answers> {
     let mut frames = Vec::new();
     let mut which = Vec::new();
     for (index, shown) in batch.iter().enumerate() {
@@ -104,9 +100,7 @@ fn answer(
     let visual = query::generator(&vb, query)?.generate_paired(&features, kind, &questions, &mut Blind)?;
     let model = language::model(&vb, tokenizer)?;
     let exercises: Vec<&Exercise> = batch.iter().map(|shown| &shown.exercise).collect();
-    let answers =
-        rows::answer(&model, &language::table(&vb, tokenizer)?, &visual.flatten(0, 1)?, &exercises)?;
-    Ok((answers.loss, language::tally(&exercises, &answers.right)))
+    rows::answer(&model, &language::table(&vb, tokenizer)?, &visual.flatten(0, 1)?, &exercises)
 }
 
 /// The share of right answers for each type of question about unseen scenes.
@@ -118,23 +112,12 @@ pub fn measure(
     mix: Mix,
     batches: u64,
 ) -> Result<Vec<(String, f64)>> {
-    let mut sums: std::collections::BTreeMap<String, (f64, f64)> = std::collections::BTreeMap::new();
-    let frozen = parameters.with_plan(llamavid_train::FreezePlan::nothing())?;
+    let frozen = parameters.with_plan(FreezePlan::nothing())?;
+    let mut right = Vec::new();
     for seed in 0..batches {
         let mut rng = ChaCha8Rng::seed_from_u64(u64::MAX - seed);
-        let mut batch = Vec::new();
-        while batch.len() < 64 {
-            batch.extend(one(studio, tokenizer, mix, (60, 100), &mut rng)?);
-        }
-        let (_, told) = answer(studio, query, tokenizer, &frozen, &batch, true)?;
-        for (name, share) in told {
-            let count =
-                batch.iter().filter(|shown| name == "all" || shown.exercise.question.kind.name() == name);
-            let count = count.count() as f64;
-            let (sum, all) = sums.entry(name).or_default();
-            *sum += share * count;
-            *all += count;
-        }
+        let batch = several(studio, tokenizer, mix, (60, 100), 64, &mut rng)?;
+        right.extend(answer(studio, query, tokenizer, &frozen, &batch, true)?.right);
     }
-    Ok(sums.into_iter().map(|(name, (sum, count))| (format!("{name} ({count})"), sum / count)).collect())
+    Ok(language::tally(right))
 }

@@ -16,7 +16,7 @@ use rand_chacha::ChaCha8Rng;
 use rayon::prelude::*;
 
 use crate::Result;
-use crate::course::Lesson;
+use crate::course::{Lesson, Step};
 use crate::pictures::{self, PIXELS};
 use crate::sizes::{IMAGE_SIZE, PATCH_SIDE, VISUAL_WIDTH, eva};
 use crate::symbols::{self, CONTENT_START, Group, OBJECT_GROUPS, PLACE, SYMBOLS};
@@ -82,8 +82,8 @@ pub struct VisionLesson {
 }
 
 impl Lesson for VisionLesson {
-    fn loss(&mut self, parameters: &Parameters, seed: u64) -> Result<(Tensor, Vec<(String, f64)>)> {
-        let frames = frames(self.frames, seed, &WorldOptions::default())?;
+    fn loss(&mut self, parameters: &Parameters, step: Step) -> Result<(Tensor, Vec<(String, f64)>)> {
+        let frames = frames(self.frames, step.seed(), &WorldOptions::default())?;
         let seer = Seer::new(parameters)?;
         let (covered, all, content) = seer.look(&frames)?;
         let mut loss = cross_entropy(&all.narrow(1, CONTENT_START, 2)?, &frames.object)?;
