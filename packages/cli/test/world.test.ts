@@ -53,6 +53,13 @@ describe('llamavid world render', () => {
     ]);
   });
 
+  it('writes clips whose rows are no whole number of vectors', async () => {
+    const folder = join(root, 'widths');
+    // The first clip of seed 0 has rows of 594 pixels: FFmpeg's converter reads beyond the last of them.
+    const run = await render([folder, '--seed', '0', '--count', '4', '--kinds', 'clip']);
+    expect([run.exitCode, run.stderr]).toEqual([0, 'files: 4 of 4\n']);
+  });
+
   it('writes one JSON object with --json, and passes its options on', async () => {
     const folder = join(root, 'json');
     const args = [folder, '--count', '1', '--kinds', 'image', '--json', '--quiet'];

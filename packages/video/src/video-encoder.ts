@@ -90,14 +90,10 @@ export class VideoEncoder {
         { hint: 'Give a Uint8Array of red, green and blue, rows without gaps.' },
       );
     }
-    const frame = Frame.fromVideoBuffer(Buffer.from(rgb.buffer, rgb.byteOffset, bytes), {
-      width,
-      height,
-      format: AV_PIX_FMT_RGB24,
-      pts: BigInt(this.#frames * TICKS),
-      timeBase: this.#timeBase,
-    });
+    const frame = new Frame();
+    frame.alloc();
     try {
+      this.#fill(frame, rgb);
       this.#check(await this.#source?.buffersrcAddFrame(frame), 'convert a frame');
     } finally {
       frame.free();
@@ -111,6 +107,26 @@ export class VideoEncoder {
     }
     this.#frames += 1;
     await this.#drain();
+  }
+
+  /**
+   * Copies the pixels row by row into memory that FFmpeg has laid out. Its converter reads rows in whole vectors, beyond the
+   * last pixel: `Frame.fromBuffer` of node-av 6.1.1 makes rows without room behind them, and the process may end there.
+   */
+  #fill(frame: Frame, rgb: Uint8Array): void {
+    const { width, height } = this.#settings;
+    frame.width = width;
+    frame.height = height;
+    frame.format = AV_PIX_FMT_RGB24;
+    frame.pts = BigInt(this.#frames * TICKS);
+    frame.timeBase = new Rational(this.#timeBase.num, this.#timeBase.den);
+    this.#check(frame.getBuffer(), 'make room for a frame');
+    const pixels = frame.data?.[0];
+    const stride = frame.linesize[0];
+    if (pixels === undefined || stride === undefined) throw new Error('FFmpeg made a frame without memory');
+    for (let row = 0; row < height; row += 1) {
+      pixels.set(rgb.subarray(row * width * 3, (row + 1) * width * 3), row * stride);
+    }
   }
 
   /** Writes what the encoder holds back and the index. */
