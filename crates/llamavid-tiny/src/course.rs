@@ -102,17 +102,8 @@ const OPTIMIZER: &str = "optimizer.safetensors";
 const SAVE_EVERY: u64 = 200;
 
 /// Weights that keep AdamW: tables, in which a row learns alone, and the layers next to them.
-const NO_MATRICES: [&str; 9] = [
-    "embed",
-    "lm_head",
-    "heads",
-    "symbols",
-    "pos_embed",
-    "cls_token",
-    "query_tokens",
-    "position",
-    "patch_embed",
-];
+const NO_MATRICES: [&str; 8] =
+    ["embed", "lm_head", "heads", "pos_embed", "cls_token", "query_tokens", "position", "patch_embed"];
 
 impl Course {
     /// Whether its weights are in `folder` already.

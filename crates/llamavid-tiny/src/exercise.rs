@@ -101,17 +101,23 @@ fn typed(text: &str, rng: &mut impl Rng) -> String {
     if rng.random_bool(0.08) { text.trim_end_matches(['?', '.']).trim_end().to_owned() } else { text }
 }
 
-/// Puts a question about a video into a conversation.
+/// Puts a question about a video into a conversation. `system` is how often the conversation begins with the system's
+/// sentences, which are most of a short one.
 pub fn exercise(
     video: &Video,
     kind: MediaKind,
     question: Question,
     moments: Vec<Moment>,
     tokenizer: &LlamaTokenizer,
+    system: f64,
     rng: &mut impl Rng,
 ) -> Result<Exercise> {
     let text = typed(&question.text, rng);
-    let template = Template::by_name(if rng.random_bool(0.8) { "vicuna_v1" } else { "llava_v1" })?;
+    let mut template =
+        Template::by_name(if rng.random_bool(0.8) { "vicuna_v1" } else { "llava_v1" })?.clone();
+    if !rng.random_bool(system) {
+        template.system = "".into();
+    }
     let (user, splice) = if kind == MediaKind::Long {
         let times: Vec<f64> = (0..moments.len()).map(|second| second as f64).collect();
         let subtitles: Vec<Subtitle> = video

@@ -165,11 +165,10 @@ impl<'a> World<'a> {
             plan: FreezePlan::only(["token_generator"]),
             seed: 3,
         };
-        let symbols = symbols(self.folder, self.tokenizer)?.with_plan(FreezePlan::nothing())?;
         let mut lesson = query::QueryLesson {
             studio: &self.seen,
             tokenizer: self.query_tokenizer,
-            symbols: language::symbol_table(&symbols.var_builder())?,
+            symbols: symbols::table()?,
             mix: Mix { shares: [0.35, 0.3, 0.35, 0.] },
             frames: 192,
         };
@@ -243,40 +242,28 @@ fn vision(folder: &Path) -> Result<Parameters> {
     Ok(parameters)
 }
 
-/// The symbols' vectors are found with the language model's first steps and stay from then on, so that the Q-Former can
-/// be taught them while the language model still learns.
-fn symbols(folder: &Path, tokenizer: &LlamaTokenizer) -> Result<Parameters> {
+fn language(folder: &Path, tokenizer: &LlamaTokenizer) -> Result<Parameters> {
     let course = Course {
-        name: "symbols",
-        steps: 240,
-        warmup: 30,
+        name: "language",
+        steps: 4800,
+        warmup: 40,
         matrices: 0.02,
         others: 2e-3,
         plan: FreezePlan::everything(),
         seed: 2,
     };
     // Pictures first: in a video a question's answer hangs on more than can be learned at once.
-    let mut lesson = reading(tokenizer, |_| Mix { shares: [1., 0., 0., 0.] });
+    let mix = |share: f64| Mix {
+        shares: match share {
+            ..0.1 => [1., 0., 0., 0.],
+            ..0.25 => [0.35, 0.65, 0., 0.],
+            ..0.45 => [0.12, 0.4, 0.48, 0.],
+            _ => [0.08, 0.25, 0.52, 0.15],
+        },
+    };
+    let symbols = symbols::table()?;
+    let mut lesson =
+        language::LanguageLesson { tokenizer: tokenizer.clone(), symbols, mix, readings: Blocks::new() };
     let start = || Ok(Parameters::new(FreezePlan::everything(), 2, &Device::Cpu));
     course.run(folder, start, &mut lesson)
-}
-
-fn language(folder: &Path, tokenizer: &LlamaTokenizer) -> Result<Parameters> {
-    let course = Course {
-        name: "language",
-        steps: 520,
-        warmup: 20,
-        matrices: 0.02,
-        others: 2e-3,
-        plan: FreezePlan::everything().except(["symbols"]),
-        seed: 5,
-    };
-    let mix =
-        |share: f64| Mix { shares: if share < 0.4 { [0.25, 0.75, 0., 0.] } else { [0.1, 0.35, 0.55, 0.] } };
-    let mut lesson = reading(tokenizer, mix);
-    course.run(folder, || symbols(folder, tokenizer), &mut lesson)
-}
-
-fn reading(tokenizer: &LlamaTokenizer, mix: fn(f64) -> Mix) -> language::LanguageLesson {
-    language::LanguageLesson { tokenizer: tokenizer.clone(), mix, readings: Blocks::new() }
 }

@@ -33,7 +33,7 @@ pub struct QueryLesson<'a> {
     pub studio: &'a Studio,
     /// Questions to word pieces.
     pub tokenizer: &'a WordPieceTokenizer,
-    /// The symbols' vectors, as the language model has learned them (symbols, D).
+    /// The symbols' vectors (symbols, D).
     pub symbols: Tensor,
     /// What is shown.
     pub mix: Mix,
@@ -102,9 +102,11 @@ impl Lesson for QueryLesson<'_> {
                 contents.push(symbols::content(scene, progress));
                 let attended = symbols::attended(scene, &question.subject, progress);
                 let patches = symbols::patches(scene, progress);
+                // Where there is nothing that is asked about, the background says so.
                 targets.extend(patches.into_iter().map(|object| {
-                    let wanted =
-                        object.is_some_and(|object| attended.iter().any(|one| std::ptr::eq(*one, object)));
+                    let wanted = object.map_or(attended.is_empty(), |object| {
+                        attended.iter().any(|one| std::ptr::eq(*one, object))
+                    });
                     f32::from(u8::from(wanted))
                 }));
             }

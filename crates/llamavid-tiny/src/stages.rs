@@ -73,7 +73,8 @@ fn several(
     while shown.len() < count {
         let film = studio.film(mix.pick(rng), long.0..=long.1, rng)?;
         let Some(question) = exercise::choose(&film.video, film.kind, rng) else { continue };
-        let exercise = exercise::exercise(&film.video, film.kind, question, film.moments, tokenizer, rng)?;
+        let exercise =
+            exercise::exercise(&film.video, film.kind, question, film.moments, tokenizer, 1., rng)?;
         shown.push(Shown { exercise, frames: film.frames });
     }
     Ok(shown)
