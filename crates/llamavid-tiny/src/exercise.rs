@@ -35,21 +35,28 @@ pub struct Exercise {
 pub struct Mix {
     /// Shares of pictures, single scenes, videos with cuts and videos with subtitles.
     pub shares: [f64; 4],
+    /// How much more often what hangs on several frames is asked about.
+    pub relations: f64,
 }
 
 impl Mix {
     /// One kind of video.
     pub fn pick(&self, rng: &mut impl Rng) -> MediaKind {
         let kinds = [MediaKind::Image, MediaKind::Clip, MediaKind::Multi, MediaKind::Long];
-        let mut at = rng.random_range(0.0..self.shares.iter().sum::<f64>());
-        for (kind, share) in kinds.into_iter().zip(self.shares) {
-            if at < share {
-                return kind;
-            }
-            at -= share;
-        }
-        MediaKind::Multi
+        pick(&self.shares, rng).map_or(MediaKind::Multi, |index| kinds[index])
     }
+}
+
+/// An index, drawn with these weights; none of no weights.
+fn pick(weights: &[f64], rng: &mut impl Rng) -> Option<usize> {
+    let mut at = rng.random_range(0.0..weights.iter().sum::<f64>().max(1e-9));
+    for (index, weight) in weights.iter().enumerate() {
+        if at < *weight {
+            return Some(index);
+        }
+        at -= weight;
+    }
+    weights.len().checked_sub(1)
 }
 
 /// The moments that a sampler of one frame a second picks. `phases` says how long after each scene's start, in seconds
@@ -71,25 +78,26 @@ pub fn moments(video: &Video, phases: impl Fn(usize) -> f64) -> Vec<Moment> {
 }
 
 /// A question about the video that training may ask: first its type is chosen, then one of that type.
-pub fn choose(video: &Video, kind: MediaKind, rng: &mut impl Rng) -> Option<Question> {
+pub fn choose(video: &Video, kind: MediaKind, mix: Mix, rng: &mut impl Rng) -> Option<Question> {
     let mut all = questions(video, kind, Phrasing::Trained, rng);
     let weight = |kind: QuestionType| match kind {
-        QuestionType::Describe | QuestionType::Motion | QuestionType::Mover | QuestionType::Times => 1.6,
-        QuestionType::Exist | QuestionType::Order | QuestionType::Where | QuestionType::CountColour => 1.4,
+        QuestionType::Describe | QuestionType::Times => 1.6 * mix.relations,
+        QuestionType::Motion | QuestionType::Mover => 1.6,
+        QuestionType::Order => 1.4 * mix.relations,
+        QuestionType::Exist | QuestionType::Where | QuestionType::CountColour => 1.4,
+        QuestionType::After
+        | QuestionType::Before
+        | QuestionType::First
+        | QuestionType::Last
+        | QuestionType::BackgroundEnd
+        | QuestionType::Scenes => mix.relations,
         _ => 1.,
     };
     let mut types: Vec<QuestionType> = all.iter().map(|question| question.kind).collect();
     types.sort_unstable();
     types.dedup();
-    let mut at = rng.random_range(0.0..types.iter().map(|kind| weight(*kind)).sum::<f64>().max(1e-9));
-    let mut chosen = *types.last()?;
-    for kind in types {
-        if at < weight(kind) {
-            chosen = kind;
-            break;
-        }
-        at -= weight(kind);
-    }
+    let weights: Vec<f64> = types.iter().map(|kind| weight(*kind)).collect();
+    let chosen = types[pick(&weights, rng)?];
     all.retain(|question| question.kind == chosen);
     let index = rng.random_range(0..all.len());
     Some(all.swap_remove(index))

@@ -28,9 +28,6 @@ pub struct Reading {
     visual: Vec<Sum>,
 }
 
-/// Exercises of a step, on average.
-const EXERCISES: u64 = 64;
-
 /// How often the system's sentences stand in front.
 const WITH_SYSTEM: f64 = 0.15;
 
@@ -42,6 +39,10 @@ pub struct LanguageLesson {
     pub symbols: Tensor,
     /// What is shown at a share of the course.
     pub mix: fn(f64) -> Mix,
+    /// Scenes of a long video.
+    pub long: (usize, usize),
+    /// Exercises of a step, on average.
+    pub exercises: usize,
     /// What is read.
     pub readings: Blocks<Reading>,
 }
@@ -70,8 +71,9 @@ pub fn sums(table: &Tensor, sums: &[&Sum]) -> Result<Tensor> {
 
 impl Lesson for LanguageLesson {
     fn loss(&mut self, parameters: &Parameters, step: Step) -> Result<(Tensor, Vec<(String, f64)>)> {
-        let Self { tokenizer, symbols, mix, readings } = self;
-        let readings = readings.batch(step, |first| read(tokenizer, first.seed(), mix(first.share())))?;
+        let Self { tokenizer, symbols, mix, long, exercises, readings } = self;
+        let readings = readings
+            .batch(step, |first| read(tokenizer, first.seed(), mix(first.share()), *long, *exercises))?;
         let vb = parameters.var_builder();
         let model = model(&vb, tokenizer)?;
         let exercises: Vec<&Exercise> = readings.iter().map(|reading| &reading.exercise).collect();
@@ -96,26 +98,37 @@ pub fn tally(right: impl IntoIterator<Item = (QuestionType, bool)>) -> Vec<(Stri
 }
 
 /// The batches of a block of steps.
-fn read(tokenizer: &LlamaTokenizer, seed: u64, mix: Mix) -> Result<Vec<Vec<Reading>>> {
+fn read(
+    tokenizer: &LlamaTokenizer,
+    seed: u64,
+    mix: Mix,
+    long: (usize, usize),
+    exercises: usize,
+) -> Result<Vec<Vec<Reading>>> {
     const STEPS: usize = Blocks::<Reading>::STEPS;
-    let readings: Vec<Reading> = (0..STEPS as u64 * EXERCISES)
+    let options = WorldOptions { long_scenes: long.0..=long.1, ..WorldOptions::default() };
+    let readings: Vec<Reading> = (0..STEPS * exercises)
         .into_par_iter()
         .map(|index| {
             let mut rng = ChaCha8Rng::seed_from_u64(seed);
-            rng.set_stream(index);
-            reading(tokenizer, mix, &mut rng)
+            rng.set_stream(index as u64);
+            reading(tokenizer, mix, &options, &mut rng)
         })
         .collect::<Result<_>>()?;
     let mut rng = ChaCha8Rng::seed_from_u64(seed ^ 0x5eed);
     Ok(rows::batches(readings, |reading| reading.exercise.ids.len(), STEPS, &mut rng))
 }
 
-fn reading(tokenizer: &LlamaTokenizer, mix: Mix, rng: &mut ChaCha8Rng) -> Result<Reading> {
+fn reading(
+    tokenizer: &LlamaTokenizer,
+    mix: Mix,
+    options: &WorldOptions,
+    rng: &mut ChaCha8Rng,
+) -> Result<Reading> {
     loop {
         let kind = mix.pick(rng);
-        let options = WorldOptions { long_scenes: 3..=16, ..WorldOptions::default() };
-        let video = Video::random(rng, kind, &options);
-        let Some(question) = exercise::choose(&video, kind, rng) else { continue };
+        let video = Video::random(rng, kind, options);
+        let Some(question) = exercise::choose(&video, kind, mix, rng) else { continue };
         let phase = if rng.random_bool(0.5) { 0. } else { rng.random_range(0.0..1.0) };
         let moments = exercise::moments(&video, |_| phase);
         let exercise = exercise::exercise(&video, kind, question, moments, tokenizer, WITH_SYSTEM, rng)?;

@@ -9,6 +9,7 @@ mod export;
 mod language;
 mod pictures;
 mod query;
+mod recipe;
 mod rows;
 mod scenes;
 mod sizes;
@@ -30,6 +31,7 @@ use llamavid_world::{
 
 use crate::course::{Blocks, Course};
 use crate::exercise::Mix;
+use crate::recipe::Recipe;
 use crate::scenes::Studio;
 
 /// Steps allocate and free the same large tensors; the system's allocator gives them back to the kernel each time.
@@ -65,7 +67,7 @@ fn train(folder: &Path, part: &str) -> Result<()> {
     let tokenizer = tokenizer(folder)?;
     match part {
         "vision" => vision(folder).map(drop),
-        "language" => language(folder, &tokenizer).map(drop),
+        "language" => movies(folder, &tokenizer).map(drop),
         "query" | "stage1" | "stage2" | "stage3" => stages(folder, part, &tokenizer),
         "export" => {
             let done = folder.join("stage3/done.safetensors");
@@ -158,7 +160,7 @@ impl<'a> World<'a> {
     fn query(&self) -> Result<Parameters> {
         let course = Course {
             name: "query",
-            steps: 500,
+            steps: 1100,
             warmup: 60,
             matrices: 0.02,
             others: 2e-3,
@@ -169,7 +171,7 @@ impl<'a> World<'a> {
             studio: &self.seen,
             tokenizer: self.query_tokenizer,
             symbols: symbols::table()?,
-            mix: Mix { shares: [0.35, 0.3, 0.35, 0.] },
+            mix: Mix { shares: [0.3, 0.3, 0.35, 0.05], relations: 1. },
             frames: 192,
         };
         let start = || Ok(Parameters::new(FreezePlan::everything(), 3, &Device::Cpu));
@@ -178,24 +180,34 @@ impl<'a> World<'a> {
 
     /// One of the paper's stages, on the weights of the one before.
     fn stage(&self, name: &str, before: Parameters) -> Result<Parameters> {
-        let short: fn(f64) -> Mix = |_| Mix { shares: [0.25, 0.35, 0.4, 0.] };
-        let tuned: fn(f64) -> Mix =
-            |share| Mix { shares: if share < 0.1 { [0.25, 0.45, 0.3, 0.] } else { [0.12, 0.33, 0.55, 0.] } };
-        let long: fn(f64) -> Mix = |_| Mix { shares: [0.08, 0.2, 0.27, 0.45] };
-        let (name, steps, rates, plan, mix, scenes, exercises) = match name {
-            "stage1" => ("stage1", 40, (0.01, 1e-3), FreezePlan::alignment(false), short, (8, 40), 48),
-            "stage2" => ("stage2", 480, (0.01, 1e-3), FreezePlan::instruction(), tuned, (8, 40), 48),
-            _ => ("stage3", 60, (0.005, 5e-4), FreezePlan::long_video(), long, (20, 110), 24),
+        let short: fn(f64) -> Mix = |_| Mix { shares: [0.25, 0.35, 0.4, 0.], relations: 1. };
+        let tuned: fn(f64) -> Mix = |share| Mix {
+            shares: if share < 0.15 { [0.25, 0.45, 0.3, 0.] } else { [0.12, 0.33, 0.55, 0.] },
+            relations: 2.,
         };
-        let course =
-            Course { name, steps, warmup: steps / 30 + 1, matrices: rates.0, others: rates.1, plan, seed: 4 };
+        let long: fn(f64) -> Mix = |_| Mix { shares: [0.06, 0.2, 0.34, 0.4], relations: 2. };
+        let (name, number, plan, mix, scenes) = match name {
+            "stage1" => ("stage1", 1, FreezePlan::alignment(false), short, (8, 40)),
+            "stage2" => ("stage2", 2, FreezePlan::instruction(), tuned, (8, 40)),
+            _ => ("stage3", 3, FreezePlan::long_video(), long, (20, 110)),
+        };
+        let recipe = Recipe::of_stage(number)?;
+        let course = Course {
+            name,
+            steps: recipe.max_steps,
+            warmup: (recipe.max_steps as f64 * recipe.optimizer.warmup_ratio).ceil() as u64,
+            matrices: recipe.optimizer.muon_learning_rate,
+            others: recipe.optimizer.learning_rate,
+            plan,
+            seed: recipe.seed,
+        };
         let mut lesson = stages::StageLesson {
             studio: &self.seen,
             query: self.query_tokenizer,
             tokenizer: self.tokenizer,
             mix,
             long: scenes,
-            exercises,
+            exercises: recipe.batch.per_device,
             shown: Blocks::new(),
         };
         if course.is_done(self.folder) {
@@ -203,7 +215,7 @@ impl<'a> World<'a> {
         }
         let start = || {
             // Only the first stage's weights lack the language model.
-            for (name, tensor) in language(self.folder, self.tokenizer)?.tensors() {
+            for (name, tensor) in movies(self.folder, self.tokenizer)?.tensors() {
                 if before.get(&name).is_none() && name.starts_with("language_model.") {
                     before.set(&name, &tensor)?;
                 }
@@ -220,7 +232,7 @@ impl<'a> World<'a> {
 fn vision(folder: &Path) -> Result<Parameters> {
     let course = Course {
         name: "vision",
-        steps: 650,
+        steps: 1600,
         warmup: 60,
         matrices: 0.02,
         others: 2e-3,
@@ -260,10 +272,35 @@ fn language(folder: &Path, tokenizer: &LlamaTokenizer) -> Result<Parameters> {
             ..0.45 => [0.12, 0.4, 0.48, 0.],
             _ => [0.08, 0.25, 0.52, 0.15],
         },
+        relations: 1.,
     };
-    let symbols = symbols::table()?;
-    let mut lesson =
-        language::LanguageLesson { tokenizer: tokenizer.clone(), symbols, mix, readings: Blocks::new() };
+    let mut lesson = reading(tokenizer, mix, (3, 16), 64)?;
     let start = || Ok(Parameters::new(FreezePlan::everything(), 2, &Device::Cpu));
     course.run(folder, start, &mut lesson)
+}
+
+/// The language model goes on with long videos, which are cheap to read while they are symbols.
+fn movies(folder: &Path, tokenizer: &LlamaTokenizer) -> Result<Parameters> {
+    let course = Course {
+        name: "movies",
+        steps: 320,
+        warmup: 20,
+        matrices: 0.01,
+        others: 1e-3,
+        plan: FreezePlan::everything(),
+        seed: 6,
+    };
+    let mut lesson =
+        reading(tokenizer, |_| Mix { shares: [0.06, 0.2, 0.34, 0.4], relations: 2. }, (8, 110), 32)?;
+    course.run(folder, || language(folder, tokenizer), &mut lesson)
+}
+
+fn reading(
+    tokenizer: &LlamaTokenizer,
+    mix: fn(f64) -> Mix,
+    long: (usize, usize),
+    exercises: usize,
+) -> Result<language::LanguageLesson> {
+    let (tokenizer, symbols) = (tokenizer.clone(), symbols::table()?);
+    Ok(language::LanguageLesson { tokenizer, symbols, mix, long, exercises, readings: Blocks::new() })
 }

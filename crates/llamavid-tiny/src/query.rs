@@ -90,7 +90,9 @@ impl Lesson for QueryLesson<'_> {
         let mut targets: Vec<f32> = Vec::new();
         while frames.len() < self.frames {
             let film = self.studio.film(self.mix.pick(&mut rng), 2..=6, &mut rng)?;
-            let Some(question) = exercise::choose(&film.video, film.kind, &mut rng) else { continue };
+            let Some(question) = exercise::choose(&film.video, film.kind, self.mix, &mut rng) else {
+                continue;
+            };
             let mut order: Vec<usize> = (0..film.moments.len()).collect();
             order.shuffle(&mut rng);
             for index in order.into_iter().take(FRAMES_OF_A_VIDEO) {

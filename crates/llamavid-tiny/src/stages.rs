@@ -72,7 +72,7 @@ fn several(
     let mut shown = Vec::with_capacity(count);
     while shown.len() < count {
         let film = studio.film(mix.pick(rng), long.0..=long.1, rng)?;
-        let Some(question) = exercise::choose(&film.video, film.kind, rng) else { continue };
+        let Some(question) = exercise::choose(&film.video, film.kind, mix, rng) else { continue };
         let exercise =
             exercise::exercise(&film.video, film.kind, question, film.moments, tokenizer, 1., rng)?;
         shown.push(Shown { exercise, frames: film.frames });

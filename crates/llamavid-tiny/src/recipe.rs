@@ -1,0 +1,51 @@
+//! The recipes of the embedded model's stages, the same files that `llamavid train` knows by name.
+
+use serde::Deserialize;
+
+use crate::Result;
+
+/// What the courses of this program take from a recipe.
+#[derive(Debug, Clone, Copy, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Recipe {
+    /// Rates of the optimiser.
+    pub optimizer: Rates,
+    /// Size of a step.
+    pub batch: Batch,
+    /// Steps of the stage.
+    pub max_steps: u64,
+    /// Seed of everything that is drawn.
+    pub seed: u64,
+}
+
+/// Rates of the optimiser.
+#[derive(Debug, Clone, Copy, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Rates {
+    /// AdamW's.
+    pub learning_rate: f64,
+    /// Muon's.
+    pub muon_learning_rate: f64,
+    /// Share of the steps before the full rate.
+    pub warmup_ratio: f64,
+}
+
+/// Size of a step.
+#[derive(Debug, Clone, Copy, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Batch {
+    /// Conversations of a step.
+    pub per_device: usize,
+}
+
+impl Recipe {
+    /// The recipe of stage 1, 2 or 3.
+    pub fn of_stage(stage: u8) -> Result<Self> {
+        let text = match stage {
+            1 => include_str!("../../../packages/train/recipes/tiny-stage1.json"),
+            2 => include_str!("../../../packages/train/recipes/tiny-stage2.json"),
+            _ => include_str!("../../../packages/train/recipes/tiny-stage3.json"),
+        };
+        Ok(serde_json::from_str(text)?)
+    }
+}
