@@ -87,6 +87,8 @@ pub struct Course {
     pub matrices: f64,
     /// Rate of AdamW, for embeddings, heads and vectors.
     pub others: f64,
+    /// Weight decay of matrices and tables, as a share of the rate.
+    pub decay: f64,
     /// What trains.
     pub plan: FreezePlan,
     /// Seed of everything that is drawn.
@@ -202,7 +204,8 @@ impl Course {
             } else {
                 (Update::AdamW { beta1: 0.9, beta2: 0.98, epsilon: 1e-8 }, self.others)
             };
-            ParameterGroup { variables: vec![(name, var)], update, learning_rate: rate, weight_decay: 0. }
+            let weight_decay = if var.rank() == 1 { 0. } else { self.decay };
+            ParameterGroup { variables: vec![(name, var)], update, learning_rate: rate, weight_decay }
         });
         Ok(Optimizer::new(groups.collect())?)
     }

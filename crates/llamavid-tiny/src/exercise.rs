@@ -6,8 +6,9 @@ use llamavid_models::prompt::placeholders::{IMAGE_TOKEN, tokenize_with_images};
 use llamavid_models::prompt::splice::SpliceKind;
 use llamavid_models::prompt::subtitles::Subtitle;
 use llamavid_models::tokenizer::LlamaTokenizer;
-use llamavid_world::{MediaKind, Phrasing, Question, QuestionType, Video, questions};
+use llamavid_world::{MediaKind, Phrasing, Question, QuestionType, Subject, Video, questions};
 use rand::Rng;
+use rand::seq::SliceRandom;
 
 use crate::Result;
 use crate::sizes::TOKENS_PER_FRAME;
@@ -16,15 +17,17 @@ use crate::tokenizers::capitalised;
 /// A frame of a video: which scene, and how far through it, from 0 to 1.
 pub type Moment = (usize, f64);
 
-/// One question about one video, ready for the language model.
+/// Questions about one video, ready for the language model.
 pub struct Exercise {
     /// Ids with a placeholder for each visual token.
     pub ids: Vec<i64>,
-    /// The answer's ids and the end of sequence where they stand in `ids`, -100 elsewhere.
+    /// The answers' ids and the ends of sequence where they stand in `ids`, -100 elsewhere.
     pub labels: Vec<i64>,
-    /// What is asked.
-    pub question: Question,
-    /// The text that was asked, as the query model reads it.
+    /// What is asked, with the number of labels of its answer.
+    pub asked: Vec<(QuestionType, usize)>,
+    /// What the questions are about.
+    pub subject: Subject,
+    /// A question's text, as the query model reads it.
     pub text: String,
     /// The frames, in order.
     pub moments: Vec<Moment>,
@@ -37,6 +40,8 @@ pub struct Mix {
     pub shares: [f64; 4],
     /// How much more often what hangs on several frames is asked about.
     pub relations: f64,
+    /// Most questions of a conversation.
+    pub turns: usize,
 }
 
 impl Mix {
@@ -77,8 +82,9 @@ pub fn moments(video: &Video, phases: impl Fn(usize) -> f64) -> Vec<Moment> {
     moments
 }
 
-/// A question about the video that training may ask: first its type is chosen, then one of that type.
-pub fn choose(video: &Video, kind: MediaKind, mix: Mix, rng: &mut impl Rng) -> Option<Question> {
+/// Questions about the video that training may ask: first the type of one is chosen, then one of that type, then others
+/// about the same thing, to which the frames' tokens have the answers too. Empty where nothing can be asked.
+pub fn choose(video: &Video, kind: MediaKind, mix: Mix, rng: &mut impl Rng) -> Vec<Question> {
     let mut all = questions(video, kind, Phrasing::Trained, rng);
     let weight = |kind: QuestionType| match kind {
         QuestionType::Describe | QuestionType::Times => 1.6 * mix.relations,
@@ -97,10 +103,26 @@ pub fn choose(video: &Video, kind: MediaKind, mix: Mix, rng: &mut impl Rng) -> O
     types.sort_unstable();
     types.dedup();
     let weights: Vec<f64> = types.iter().map(|kind| weight(*kind)).collect();
-    let chosen = types[pick(&weights, rng)?];
-    all.retain(|question| question.kind == chosen);
-    let index = rng.random_range(0..all.len());
-    Some(all.swap_remove(index))
+    let Some(chosen) = pick(&weights, rng).map(|index| types[index]) else { return Vec::new() };
+    let of_type: Vec<usize> = (0..all.len()).filter(|index| all[*index].kind == chosen).collect();
+    let first = all.swap_remove(of_type[rng.random_range(0..of_type.len())]);
+    let mut asked = vec![first];
+    if mix.turns > 1 && rng.random_bool(0.7) {
+        all.shuffle(rng);
+        for question in all {
+            let new = asked.iter().all(|other| other.kind != question.kind);
+            if asked.len() < mix.turns && new && question.subject == asked[0].subject {
+                asked.push(question);
+            }
+        }
+        // No answer may be read from the one before: any other says that the object is there, and a description all.
+        asked.sort_by_key(|question| match question.kind {
+            QuestionType::Exist => 0,
+            QuestionType::Describe => 2,
+            _ => 1,
+        });
+    }
+    asked
 }
 
 /// As people type: now and then with a capital, without the mark at the end.
@@ -109,23 +131,24 @@ fn typed(text: &str, rng: &mut impl Rng) -> String {
     if rng.random_bool(0.08) { text.trim_end_matches(['?', '.']).trim_end().to_owned() } else { text }
 }
 
-/// Puts a question about a video into a conversation. `system` is how often the conversation begins with the system's
+/// Puts questions about a video into a conversation. `system` is how often the conversation begins with the system's
 /// sentences, which are most of a short one.
 pub fn exercise(
     video: &Video,
     kind: MediaKind,
-    question: Question,
+    questions: &[Question],
     moments: Vec<Moment>,
     tokenizer: &LlamaTokenizer,
     system: f64,
     rng: &mut impl Rng,
 ) -> Result<Exercise> {
-    let text = typed(&question.text, rng);
+    let texts: Vec<String> = questions.iter().map(|question| typed(&question.text, rng)).collect();
     let mut template =
         Template::by_name(if rng.random_bool(0.8) { "vicuna_v1" } else { "llava_v1" })?.clone();
     if !rng.random_bool(system) {
         template.system = "".into();
     }
+    let first = texts.first().map_or("", String::as_str);
     let (user, splice) = if kind == MediaKind::Long {
         let times: Vec<f64> = (0..moments.len()).map(|second| second as f64).collect();
         let subtitles: Vec<Subtitle> = video
@@ -136,27 +159,47 @@ pub fn exercise(
         let inputs = movie_inputs(&subtitles, &times)?;
         // The published training shows a movie without the words around it; its inference puts them there.
         let user = if rng.random_bool(0.7) {
-            movie_question(&inputs, &text, TOKENS_PER_FRAME, ImageTag::Bare)
+            movie_question(&inputs, first, TOKENS_PER_FRAME, ImageTag::Bare)
         } else {
-            format!("{}\n{text}", inputs.replace("<image>", &"<image>".repeat(TOKENS_PER_FRAME)))
+            format!("{}\n{first}", inputs.replace("<image>", &"<image>".repeat(TOKENS_PER_FRAME)))
         };
         (user, SpliceKind::PerToken)
     } else {
-        (question_with_media(&text, ImageTag::Bare), SpliceKind::PerPlaceholder)
+        (question_with_media(first, ImageTag::Bare), SpliceKind::PerPlaceholder)
     };
-    let prompt = tokenize_with_images(tokenizer, &template.render(&[(user, None)])?);
     let places = moments.len() * TOKENS_PER_FRAME;
-    let mut ids = Vec::with_capacity(prompt.len() + places + 16);
-    for id in prompt {
-        let copies = if id == IMAGE_TOKEN && splice == SpliceKind::PerPlaceholder { places } else { 1 };
-        ids.extend(std::iter::repeat_n(id, copies));
+    let (mut ids, mut labels, mut asked) = (Vec::new(), Vec::new(), Vec::new());
+    let mut turns: Vec<(String, Option<String>)> = Vec::with_capacity(questions.len());
+    for (index, question) in questions.iter().enumerate() {
+        turns.push((if index == 0 { user.clone() } else { texts[index].clone() }, None));
+        let prompt = tokenize_with_images(tokenizer, &template.render(&turns)?);
+        // The turns before are its beginning, placeholders not yet repeated.
+        let before = turns.len() - 1;
+        let known = if before == 0 { 0 } else { answered(tokenizer, &template, &turns[..before])? };
+        for id in &prompt[known..] {
+            let copies = if *id == IMAGE_TOKEN && splice == SpliceKind::PerPlaceholder { places } else { 1 };
+            ids.extend(std::iter::repeat_n(*id, copies));
+        }
+        labels.resize(ids.len(), -100);
+        let answer = tokenizer.encode(&question.answer, false).into_iter().chain([tokenizer.eos_id()]);
+        let answer: Vec<i64> = answer.map(i64::from).collect();
+        asked.push((question.kind, answer.len()));
+        ids.extend(&answer);
+        labels.extend(&answer);
+        if let Some(turn) = turns.last_mut() {
+            turn.1 = Some(question.answer.clone());
+        }
     }
-    let mut labels = vec![-100; ids.len()];
-    let answer =
-        tokenizer.encode(&question.answer, false).into_iter().chain([tokenizer.eos_id()]).map(i64::from);
-    for id in answer {
-        ids.push(id);
-        labels.push(id);
-    }
-    Ok(Exercise { ids, labels, question, text, moments })
+    let subject = questions.first().map_or(Subject::Whole, |question| question.subject);
+    let text = texts.into_iter().next().unwrap_or_default();
+    Ok(Exercise { ids, labels, asked, subject, text, moments })
+}
+
+/// Ids of turns with their answers.
+fn answered(
+    tokenizer: &LlamaTokenizer,
+    template: &Template,
+    turns: &[(String, Option<String>)],
+) -> Result<usize> {
+    Ok(tokenize_with_images(tokenizer, &template.render(turns)?).len())
 }

@@ -18,15 +18,22 @@ use rayon::prelude::*;
 use crate::Result;
 use crate::course::{Blocks, Lesson, Step};
 use crate::exercise::{self, Exercise, Mix};
-use crate::rows;
+use crate::rows::{self, Beside};
 use crate::sizes::{LANGUAGE_WIDTH, language};
+use crate::story::{self, Told};
 use crate::symbols::{self, SYMBOLS, Sum};
 
 /// An exercise with the symbols of its visual tokens.
 pub struct Reading {
     exercise: Exercise,
     visual: Vec<Sum>,
+    told: Vec<Told>,
 }
+
+/// How much the text that is no answer counts.
+const TEXT: f64 = 0.05;
+/// How much what happens up to each frame counts.
+const STORY: f64 = 2.;
 
 /// How often the system's sentences stand in front.
 const WITH_SYSTEM: f64 = 0.15;
@@ -79,7 +86,10 @@ impl Lesson for LanguageLesson {
         let exercises: Vec<&Exercise> = readings.iter().map(|reading| &reading.exercise).collect();
         let visual: Vec<&Sum> = readings.iter().flat_map(|reading| &reading.visual).collect();
         let visual = blur(&sums(symbols, &visual)?, step.seed())?;
-        let answers = rows::answer(&model, &table(&vb, tokenizer)?, &visual, &exercises)?;
+        let told: Vec<Told> = readings.iter().flat_map(|reading| &reading.told).copied().collect();
+        let frames_loss = |hidden: &Tensor| Ok((story::loss(&vb, hidden, &told)? * STORY)?);
+        let beside = Beside { text: TEXT, frames: Some((story::LAYER, &frames_loss)) };
+        let answers = rows::answer(&model, &table(&vb, tokenizer)?, &visual, &exercises, &beside)?;
         Ok((answers.loss, tally(answers.right)))
     }
 }
@@ -128,23 +138,24 @@ fn reading(
     loop {
         let kind = mix.pick(rng);
         let video = Video::random(rng, kind, options);
-        let Some(question) = exercise::choose(&video, kind, mix, rng) else { continue };
+        let asked = exercise::choose(&video, kind, mix, rng);
+        if asked.is_empty() {
+            continue;
+        }
         let phase = if rng.random_bool(0.5) { 0. } else { rng.random_range(0.0..1.0) };
         let moments = exercise::moments(&video, |_| phase);
-        let exercise = exercise::exercise(&video, kind, question, moments, tokenizer, WITH_SYSTEM, rng)?;
+        let exercise = exercise::exercise(&video, kind, &asked, moments, tokenizer, WITH_SYSTEM, rng)?;
         let visual = exercise
             .moments
             .iter()
             .flat_map(|&(scene, progress)| {
                 let scene = &video.scenes[scene];
-                [
-                    symbols::context(scene, &exercise.question.subject, progress),
-                    symbols::content(scene, progress),
-                ]
+                [symbols::context(scene, &exercise.subject, progress), symbols::content(scene, progress)]
             })
             .map(|sum| distort(sum, rng))
             .collect();
-        return Ok(Reading { exercise, visual });
+        let told = story::told(&video, &exercise.subject, &exercise.moments);
+        return Ok(Reading { exercise, visual, told });
     }
 }
 

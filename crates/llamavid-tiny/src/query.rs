@@ -90,9 +90,8 @@ impl Lesson for QueryLesson<'_> {
         let mut targets: Vec<f32> = Vec::new();
         while frames.len() < self.frames {
             let film = self.studio.film(self.mix.pick(&mut rng), 2..=6, &mut rng)?;
-            let Some(question) = exercise::choose(&film.video, film.kind, self.mix, &mut rng) else {
-                continue;
-            };
+            let asked = exercise::choose(&film.video, film.kind, self.mix, &mut rng);
+            let Some(question) = asked.into_iter().next() else { continue };
             let mut order: Vec<usize> = (0..film.moments.len()).collect();
             order.shuffle(&mut rng);
             for index in order.into_iter().take(FRAMES_OF_A_VIDEO) {
@@ -132,7 +131,8 @@ impl Lesson for QueryLesson<'_> {
             ("content error".to_owned(), f64::from(content.to_scalar::<f32>()?)),
             ("attention".to_owned(), f64::from((-lost.to_scalar::<f32>()?).exp())),
         ];
-        Ok((((context * 2.)? + content + lost)?, told))
+        // What to say of the objects is soon learned once it is clear where they are.
+        Ok((((context + content)? + (lost * 3.)?)?, told))
     }
 }
 

@@ -26,6 +26,8 @@ pub struct Rates {
     pub learning_rate: f64,
     /// Muon's.
     pub muon_learning_rate: f64,
+    /// Weight decay, as a share of the rate.
+    pub weight_decay: f64,
     /// Share of the steps before the full rate.
     pub warmup_ratio: f64,
 }

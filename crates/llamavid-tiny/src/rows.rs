@@ -3,7 +3,7 @@
 use candle_core::{D, Device, Tensor};
 use llamavid_kernels::{cross_entropy, embedding};
 use llamavid_models::language_model::LanguageModel;
-use llamavid_models::observer::Blind;
+use llamavid_models::observer::{Blind, Observer};
 use llamavid_models::prompt::placeholders::IMAGE_TOKEN;
 
 use llamavid_world::QuestionType;
@@ -12,12 +12,13 @@ use rand::seq::SliceRandom;
 
 use crate::Result;
 use crate::exercise::Exercise;
+use crate::sizes::TOKENS_PER_FRAME;
 
 /// What the language model made of a batch.
 pub struct Answers {
-    /// Mean cross entropy of the answers' ids.
+    /// Mean cross entropy of the answers' ids, and a share of that of the other text.
     pub loss: Tensor,
-    /// For each exercise what was asked, and whether every id of its answer is the likeliest.
+    /// For each question what was asked, and whether every id of its answer is the likeliest.
     pub right: Vec<(QuestionType, bool)>,
 }
 
@@ -42,23 +43,55 @@ pub fn batches<T>(
     batches
 }
 
+/// What is asked beside the answers.
+#[derive(Default)]
+pub struct Beside<'a> {
+    /// How much the loss of the text that is no answer counts.
+    pub text: f64,
+    /// A further loss, of each frame's content token (frames, D) behind a layer.
+    pub frames: Option<FramesLoss<'a>>,
+}
+
+/// A layer's name and the loss of what it gives.
+pub type FramesLoss<'a> = (&'a str, &'a dyn Fn(&Tensor) -> Result<Tensor>);
+
+/// Keeps what one layer gives.
+struct Layer<'a>(&'a str, Option<Tensor>);
+
+impl Observer for Layer<'_> {
+    fn see(&mut self, name: &str, tensor: &Tensor) {
+        if name == self.0 {
+            self.1 = Some(tensor.clone());
+        }
+    }
+
+    fn wants(&self) -> bool {
+        !self.0.is_empty()
+    }
+}
+
 /// The language model's loss on `exercises`, whose visual tokens, one after the other, are `visual` (N, D).
 pub fn answer(
     model: &LanguageModel,
     table: &Tensor,
     visual: &Tensor,
     exercises: &[&Exercise],
+    beside: &Beside,
 ) -> Result<Answers> {
     let longest = exercises.iter().map(|exercise| exercise.ids.len()).max().unwrap_or(0);
     let (vocabulary, width) = table.dims2()?;
     let mut next_visual = vocabulary as u32;
     let mut rows: Vec<u32> = Vec::with_capacity(exercises.len() * longest);
-    let mut positions: Vec<u32> = Vec::new();
+    let (mut positions, mut frames): (Vec<u32>, Vec<u32>) = (Vec::new(), Vec::new());
     let mut targets: Vec<i64> = Vec::new();
+    let (mut text_positions, mut text_targets): (Vec<u32>, Vec<i64>) = (Vec::new(), Vec::new());
     for (index, exercise) in exercises.iter().enumerate() {
         for id in &exercise.ids {
             rows.push(if *id == IMAGE_TOKEN {
                 next_visual += 1;
+                if (next_visual as usize - vocabulary) % TOKENS_PER_FRAME == 0 {
+                    frames.push(rows.len() as u32);
+                }
                 next_visual - 1
             } else {
                 *id as u32
@@ -70,24 +103,43 @@ pub fn answer(
             positions.push((index * longest + position - 1) as u32);
             targets.push(*label);
         }
+        let words = exercise.ids.iter().zip(&exercise.labels).enumerate().skip(1);
+        for (position, (id, _)) in
+            words.filter(|(_, (id, label))| beside.text > 0. && **id >= 0 && **label < 0)
+        {
+            text_positions.push((index * longest + position - 1) as u32);
+            text_targets.push(*id);
+        }
     }
     let both = Tensor::cat(&[table, visual], 0)?;
     let embeds = embedding(&both, &Tensor::new(rows, &Device::Cpu)?)?;
     let embeds = embeds.reshape((exercises.len(), longest, width))?;
-    let hidden = model.forward_uncached(&embeds, None, &mut Blind)?.flatten(0, 1)?;
-    let hidden = embedding(&hidden, &Tensor::new(positions, &Device::Cpu)?)?;
-    let logits = model.logits(&hidden, &mut Blind)?;
+    let mut layer = Layer(beside.frames.map_or("", |(name, _)| name), None);
+    let all = model.forward_uncached(&embeds, None, &mut layer)?.flatten(0, 1)?;
+    let logits_at = |positions: Vec<u32>| -> Result<Tensor> {
+        let hidden = embedding(&all, &Tensor::new(positions, &Device::Cpu)?)?;
+        Ok(model.logits(&hidden, &mut Blind)?)
+    };
+    let logits = logits_at(positions)?;
     let best: Vec<u32> = logits.argmax(D::Minus1)?.to_vec1()?;
     let mut hits = best.iter().zip(&targets).map(|(best, target)| i64::from(*best) == *target);
     let right = exercises
         .iter()
-        .map(|exercise| {
-            let count = exercise.labels.iter().filter(|label| **label >= 0).count();
-            // All of them are taken, right or not: the next exercise's follow.
-            let wrong = hits.by_ref().take(count).filter(|hit| !hit).count();
-            (exercise.question.kind, wrong == 0)
+        .flat_map(|exercise| &exercise.asked)
+        .map(|(kind, count)| {
+            // All of them are taken, right or not: the next answer's follow.
+            let wrong = hits.by_ref().take(*count).filter(|hit| !hit).count();
+            (*kind, wrong == 0)
         })
         .collect();
-    let loss = cross_entropy(&logits, &Tensor::new(targets, &Device::Cpu)?)?;
+    let mut loss = cross_entropy(&logits, &Tensor::new(targets, &Device::Cpu)?)?;
+    if !text_targets.is_empty() {
+        let logits = logits_at(text_positions)?;
+        loss = (loss + (cross_entropy(&logits, &Tensor::new(text_targets, &Device::Cpu)?)? * beside.text)?)?;
+    }
+    if let (Some((_, frames_loss)), Some(hidden)) = (beside.frames, layer.1) {
+        let hidden = embedding(&hidden.flatten(0, 1)?, &Tensor::new(frames, &Device::Cpu)?)?;
+        loss = (loss + frames_loss(&hidden)?)?;
+    }
     Ok(Answers { loss, right })
 }

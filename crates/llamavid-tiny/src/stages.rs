@@ -12,7 +12,7 @@ use rand_chacha::ChaCha8Rng;
 use crate::Result;
 use crate::course::{Blocks, Lesson, Step};
 use crate::exercise::{self, Exercise, Mix};
-use crate::rows::Answers;
+use crate::rows::{Answers, Beside};
 use crate::scenes::Studio;
 use crate::{language, query, rows};
 
@@ -72,9 +72,11 @@ fn several(
     let mut shown = Vec::with_capacity(count);
     while shown.len() < count {
         let film = studio.film(mix.pick(rng), long.0..=long.1, rng)?;
-        let Some(question) = exercise::choose(&film.video, film.kind, mix, rng) else { continue };
-        let exercise =
-            exercise::exercise(&film.video, film.kind, question, film.moments, tokenizer, 1., rng)?;
+        let asked = exercise::choose(&film.video, film.kind, mix, rng);
+        if asked.is_empty() {
+            continue;
+        }
+        let exercise = exercise::exercise(&film.video, film.kind, &asked, film.moments, tokenizer, 1., rng)?;
         shown.push(Shown { exercise, frames: film.frames });
     }
     Ok(shown)
@@ -101,7 +103,13 @@ fn answer(
     let visual = query::generator(&vb, query)?.generate_paired(&features, kind, &questions, &mut Blind)?;
     let model = language::model(&vb, tokenizer)?;
     let exercises: Vec<&Exercise> = batch.iter().map(|shown| &shown.exercise).collect();
-    rows::answer(&model, &language::table(&vb, tokenizer)?, &visual.flatten(0, 1)?, &exercises)
+    rows::answer(
+        &model,
+        &language::table(&vb, tokenizer)?,
+        &visual.flatten(0, 1)?,
+        &exercises,
+        &Beside::default(),
+    )
 }
 
 /// The share of right answers for each type of question about unseen scenes.

@@ -263,3 +263,26 @@ pub fn patches(scene: &Scene, progress: f64) -> Vec<Option<&Object>> {
         })
         .collect()
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn symbols_of_a_token_are_told_apart() {
+        let rows = table().unwrap().to_vec2::<f32>().unwrap();
+        let cosine = |a: usize, b: usize| dot(&rows[a], &rows[b]) / (LENGTH * LENGTH);
+        for a in 0..CONTENT_START {
+            for b in 0..=a {
+                assert!((cosine(a, b) - f32::from(u8::from(a == b))).abs() < 1e-3, "{a} {b}");
+            }
+        }
+        // More than D symbols cannot all be at right angles.
+        for a in CONTENT_START..SYMBOLS {
+            for b in CONTENT_START..a {
+                assert!(cosine(a, b).abs() < 0.5, "{a} {b}");
+            }
+        }
+    }
+}

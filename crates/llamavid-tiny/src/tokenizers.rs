@@ -30,7 +30,7 @@ const MARKS: [char; 9] = ['.', ',', '?', '!', ':', ';', '\'', '"', '-'];
 pub fn write(folder: &Path, words: &[String], starters: &[String]) -> Result<()> {
     let model = sentence_piece(words, starters);
     fs::create_dir_all(folder.join("bert"))?;
-    fs::write(folder.join("tokenizer.model"), model.encode_to_vec())?;
+    write_whole(&folder.join("tokenizer.model"), &model.encode_to_vec())?;
     let token = |content: &str| {
         json!({ "__type": "AddedToken", "content": content, "lstrip": false, "normalized": true, "rstrip": false,
             "single_word": false })
@@ -51,15 +51,21 @@ pub fn write(folder: &Path, words: &[String], starters: &[String]) -> Result<()>
             "unk_token": plain("<unk>") }),
     )?;
     let vocabulary = word_pieces(words);
-    fs::write(folder.join("bert/vocab.txt"), vocabulary.join("\n") + "\n")?;
+    write_whole(&folder.join("bert/vocab.txt"), (vocabulary.join("\n") + "\n").as_bytes())?;
     write_json(&folder.join("bert/tokenizer_config.json"), &json!({ "do_lower_case": true }))?;
     Ok(())
 }
 
 /// Writes a JSON file, readable by people.
 pub fn write_json(path: &Path, value: &serde_json::Value) -> Result<()> {
-    fs::write(path, serde_json::to_string_pretty(value)? + "\n")?;
-    Ok(())
+    write_whole(path, (serde_json::to_string_pretty(value)? + "\n").as_bytes())
+}
+
+/// Courses run side by side, and each writes these files: one must not see what another has half written.
+fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
+    let temporary = path.with_extension(format!("{}.tmp", std::process::id()));
+    fs::write(&temporary, bytes)?;
+    Ok(fs::rename(temporary, path)?)
 }
 
 /// BPE only joins to pieces that exist, so each word brings the pieces that lead to it from its first character.
