@@ -18,7 +18,7 @@ use rayon::prelude::*;
 use crate::Result;
 use crate::course::{Blocks, Lesson, Step};
 use crate::exercise::{self, Exercise, Mix};
-use crate::rows::{self, Beside};
+use crate::rows::{self, Beside, Middle};
 use crate::sizes::{LANGUAGE_WIDTH, language};
 use crate::story::{self, Told};
 use crate::symbols::{self, SYMBOLS, Sum};
@@ -32,8 +32,8 @@ pub struct Reading {
 
 /// How much the text that is no answer counts.
 const TEXT: f64 = 0.05;
-/// How much what happens up to each frame counts.
-const STORY: f64 = 2.;
+/// How much what it has to know on its way counts.
+const STORY: f64 = 3.;
 
 /// How often the system's sentences stand in front.
 const WITH_SYSTEM: f64 = 0.15;
@@ -86,9 +86,14 @@ impl Lesson for LanguageLesson {
         let exercises: Vec<&Exercise> = readings.iter().map(|reading| &reading.exercise).collect();
         let visual: Vec<&Sum> = readings.iter().flat_map(|reading| &reading.visual).collect();
         let visual = blur(&sums(symbols, &visual)?, step.seed())?;
-        let told: Vec<Told> = readings.iter().flat_map(|reading| &reading.told).copied().collect();
-        let frames_loss = |hidden: &Tensor| Ok((story::loss(&vb, hidden, &told)? * STORY)?);
-        let beside = Beside { text: TEXT, frames: Some((story::LAYER, &frames_loss)) };
+        let middle = |hidden: &Tensor, rows: usize| {
+            let told = readings
+                .iter()
+                .enumerate()
+                .flat_map(|(index, reading)| reading.told.iter().map(move |told| told.behind(index * rows)));
+            Ok((story::loss(&vb, hidden, &told.collect::<Vec<_>>())? * STORY)?)
+        };
+        let beside = Beside { text: TEXT, middle: Some(Middle { layer: story::LAYER, loss: &middle }) };
         let answers = rows::answer(&model, &table(&vb, tokenizer)?, &visual, &exercises, &beside)?;
         Ok((answers.loss, tally(answers.right)))
     }
@@ -154,7 +159,7 @@ fn reading(
             })
             .map(|sum| distort(sum, rng))
             .collect();
-        let told = story::told(&video, &exercise.subject, &exercise.moments);
+        let told = story::told(&video, &exercise, tokenizer);
         return Ok(Reading { exercise, visual, told });
     }
 }

@@ -263,7 +263,7 @@ fn vision(folder: &Path) -> Result<Parameters> {
 fn language(folder: &Path, tokenizer: &LlamaTokenizer) -> Result<Parameters> {
     let course = Course {
         name: "language",
-        steps: 3000,
+        steps: 2600,
         warmup: 40,
         matrices: 0.01,
         others: 1.5e-3,
@@ -272,7 +272,7 @@ fn language(folder: &Path, tokenizer: &LlamaTokenizer) -> Result<Parameters> {
         seed: 2,
     };
     let mix = |share: f64| {
-        let shares = if share < 0.5 { [0.2, 0.3, 0.5, 0.] } else { [0.1, 0.25, 0.5, 0.15] };
+        let shares = if share < 0.35 { [0.2, 0.3, 0.5, 0.] } else { [0.1, 0.22, 0.48, 0.2] };
         Mix { shares, relations: 1.5, turns: 3 }
     };
     let mut lesson = language::LanguageLesson {

@@ -12,7 +12,6 @@ use rand::seq::SliceRandom;
 
 use crate::Result;
 use crate::exercise::Exercise;
-use crate::sizes::TOKENS_PER_FRAME;
 
 /// What the language model made of a batch.
 pub struct Answers {
@@ -48,12 +47,18 @@ pub fn batches<T>(
 pub struct Beside<'a> {
     /// How much the loss of the text that is no answer counts.
     pub text: f64,
-    /// A further loss, of each frame's content token (frames, D) behind a layer.
-    pub frames: Option<FramesLoss<'a>>,
+    /// A further loss.
+    pub middle: Option<Middle<'a>>,
 }
 
-/// A layer's name and the loss of what it gives.
-pub type FramesLoss<'a> = (&'a str, &'a dyn Fn(&Tensor) -> Result<Tensor>);
+/// A loss of what a layer gives, (rows, D), and of how many rows each conversation has.
+#[derive(Clone, Copy)]
+pub struct Middle<'a> {
+    /// The layer's name.
+    pub layer: &'static str,
+    /// The loss.
+    pub loss: &'a dyn Fn(&Tensor, usize) -> Result<Tensor>,
+}
 
 /// Keeps what one layer gives.
 struct Layer<'a>(&'a str, Option<Tensor>);
@@ -82,16 +87,13 @@ pub fn answer(
     let (vocabulary, width) = table.dims2()?;
     let mut next_visual = vocabulary as u32;
     let mut rows: Vec<u32> = Vec::with_capacity(exercises.len() * longest);
-    let (mut positions, mut frames): (Vec<u32>, Vec<u32>) = (Vec::new(), Vec::new());
+    let mut positions: Vec<u32> = Vec::new();
     let mut targets: Vec<i64> = Vec::new();
     let (mut text_positions, mut text_targets): (Vec<u32>, Vec<i64>) = (Vec::new(), Vec::new());
     for (index, exercise) in exercises.iter().enumerate() {
         for id in &exercise.ids {
             rows.push(if *id == IMAGE_TOKEN {
                 next_visual += 1;
-                if (next_visual as usize - vocabulary) % TOKENS_PER_FRAME == 0 {
-                    frames.push(rows.len() as u32);
-                }
                 next_visual - 1
             } else {
                 *id as u32
@@ -114,7 +116,7 @@ pub fn answer(
     let both = Tensor::cat(&[table, visual], 0)?;
     let embeds = embedding(&both, &Tensor::new(rows, &Device::Cpu)?)?;
     let embeds = embeds.reshape((exercises.len(), longest, width))?;
-    let mut layer = Layer(beside.frames.map_or("", |(name, _)| name), None);
+    let mut layer = Layer(beside.middle.map_or("", |middle| middle.layer), None);
     let all = model.forward_uncached(&embeds, None, &mut layer)?.flatten(0, 1)?;
     let logits_at = |positions: Vec<u32>| -> Result<Tensor> {
         let hidden = embedding(&all, &Tensor::new(positions, &Device::Cpu)?)?;
@@ -137,9 +139,8 @@ pub fn answer(
         let logits = logits_at(text_positions)?;
         loss = (loss + (cross_entropy(&logits, &Tensor::new(text_targets, &Device::Cpu)?)? * beside.text)?)?;
     }
-    if let (Some((_, frames_loss)), Some(hidden)) = (beside.frames, layer.1) {
-        let hidden = embedding(&hidden.flatten(0, 1)?, &Tensor::new(frames, &Device::Cpu)?)?;
-        loss = (loss + frames_loss(&hidden)?)?;
+    if let (Some(middle), Some(hidden)) = (beside.middle, layer.1) {
+        loss = (loss + (middle.loss)(&hidden.flatten(0, 1)?, longest)?)?;
     }
     Ok(Answers { loss, right })
 }
