@@ -186,10 +186,10 @@ impl<'a> World<'a> {
         let short: fn(f64) -> Mix = |_| Mix { shares: [0.25, 0.35, 0.4, 0.], relations: 1., turns: 1 };
         let tuned: fn(f64) -> Mix = |share| Mix {
             shares: if share < 0.15 { [0.25, 0.45, 0.3, 0.] } else { [0.12, 0.33, 0.55, 0.] },
-            relations: 1.5,
+            relations: 2.5,
             turns: 3,
         };
-        let long: fn(f64) -> Mix = |_| Mix { shares: [0.06, 0.2, 0.34, 0.4], relations: 1.5, turns: 3 };
+        let long: fn(f64) -> Mix = |_| Mix { shares: [0.06, 0.2, 0.34, 0.4], relations: 2.5, turns: 3 };
         let (name, number, plan, mix, scenes) = match name {
             "stage1" => ("stage1", 1, FreezePlan::alignment(false), short, (8, 40)),
             "stage2" => ("stage2", 2, FreezePlan::instruction(), tuned, (8, 40)),
