@@ -125,13 +125,22 @@ pub fn choose(video: &Video, kind: MediaKind, mix: Mix, rng: &mut impl Rng) -> V
     asked
 }
 
+/// What was said in a long video, or what was shown when it was said: up to `most` questions in one conversation, because
+/// the frames' tokens do not depend on which of them is asked.
+pub fn choose_said(video: &Video, most: usize, rng: &mut impl Rng) -> Vec<Question> {
+    let mut asked = questions(video, MediaKind::Long, Phrasing::Trained, rng);
+    asked.shuffle(rng);
+    asked.truncate(most);
+    asked
+}
+
 /// As people type: now and then with a capital, without the mark at the end.
 fn typed(text: &str, rng: &mut impl Rng) -> String {
     let text = if rng.random_bool(0.25) { capitalised(text) } else { text.to_owned() };
     if rng.random_bool(0.08) { text.trim_end_matches(['?', '.']).trim_end().to_owned() } else { text }
 }
 
-/// Puts questions about a video into a conversation. `system` is how often the conversation begins with the system's
+/// Puts questions about a video, or about its subtitles alone where there are no moments, into a conversation. `system` is how often the conversation begins with the system's
 /// sentences, which are most of a short one.
 pub fn exercise(
     video: &Video,
@@ -156,7 +165,11 @@ pub fn exercise(
             .iter()
             .map(|said| Subtitle { start_time: said.start, end_time: said.end, text: said.text.clone() })
             .collect();
-        let inputs = movie_inputs(&subtitles, &times)?;
+        let inputs = if times.is_empty() {
+            subtitles.iter().map(|subtitle| subtitle.text.as_str()).collect::<Vec<_>>().join(" ")
+        } else {
+            movie_inputs(&subtitles, &times)?
+        };
         // The published training shows a movie without the words around it; its inference puts them there.
         let user = if rng.random_bool(0.7) {
             movie_question(&inputs, first, TOKENS_PER_FRAME, ImageTag::Bare)

@@ -185,7 +185,7 @@ impl<'a> World<'a> {
     fn stage(&self, name: &str, before: Parameters) -> Result<Parameters> {
         let short: fn(f64) -> Mix = |_| Mix { shares: [0.25, 0.35, 0.4, 0.], relations: 1., turns: 1 };
         let tuned: fn(f64) -> Mix = |share| Mix {
-            shares: if share < 0.15 { [0.25, 0.45, 0.3, 0.] } else { [0.12, 0.33, 0.55, 0.] },
+            shares: if share < 0.15 { [0.25, 0.45, 0.3, 0.] } else { [0.1, 0.28, 0.5, 0.12] },
             relations: 2.5,
             turns: 3,
         };
@@ -212,6 +212,7 @@ impl<'a> World<'a> {
             tokenizer: self.tokenizer,
             mix,
             long: scenes,
+            text_alone: number == 2,
             exercises: recipe.batch.per_device,
             shown: Blocks::new(),
         };
@@ -228,7 +229,10 @@ impl<'a> World<'a> {
             Ok(before)
         };
         let after = course.run(self.folder, start, &mut lesson)?;
-        let right = stages::measure(&self.unseen, self.query_tokenizer, self.tokenizer, &after, mix(1.), 4)?;
+        let right = {
+            let kinds = stages::Kinds { mix: mix(1.), long: (60, 100), text_alone: number == 2 };
+            stages::measure(&self.unseen, self.query_tokenizer, self.tokenizer, &after, kinds, 6)?
+        };
         eprintln!("{name}, unseen scenes: {right:?}");
         Ok(after)
     }

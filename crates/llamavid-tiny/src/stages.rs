@@ -9,6 +9,8 @@ use llamavid_train::{FreezePlan, Parameters};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
+use llamavid_world::{MediaKind, QuestionType};
+
 use crate::Result;
 use crate::course::{Blocks, Lesson, Step};
 use crate::exercise::{self, Exercise, Mix};
@@ -18,6 +20,9 @@ use crate::{language, query, rows};
 
 /// Share of batches whose features come without the class row, as from a file.
 const WITHOUT_CLASS_ROW: f64 = 0.3;
+
+/// Most questions about a long video.
+const QUESTIONS_OF_LONG: usize = 8;
 
 /// Steps whose batches are made together.
 const STEPS: usize = Blocks::<Shown>::STEPS;
@@ -34,6 +39,8 @@ pub struct StageLesson<'a> {
     pub mix: fn(f64) -> Mix,
     /// Scenes of a long video.
     pub long: (usize, usize),
+    /// Whether long videos are their subtitles alone: stage 2 has text without pictures, as the published one has.
+    pub text_alone: bool,
     /// Exercises of a step, on average.
     pub exercises: usize,
     /// What is shown.
@@ -48,10 +55,11 @@ pub struct Shown {
 
 impl Lesson for StageLesson<'_> {
     fn loss(&mut self, parameters: &Parameters, step: Step) -> Result<(Tensor, Vec<(String, f64)>)> {
-        let Self { studio, query, tokenizer, mix, long, exercises, shown } = self;
+        let Self { studio, query, tokenizer, mix, long, text_alone, exercises, shown } = self;
         let batch = shown.batch(step, |first| {
             let mut rng = ChaCha8Rng::seed_from_u64(first.seed());
-            let shown = several(studio, tokenizer, mix(first.share()), *long, STEPS * *exercises, &mut rng)?;
+            let kinds = Kinds { mix: mix(first.share()), long: *long, text_alone: *text_alone };
+            let shown = several(studio, tokenizer, kinds, STEPS * *exercises, &mut rng)?;
             Ok(rows::batches(shown, |shown| shown.exercise.ids.len(), STEPS, &mut rng))
         })?;
         let class_row = !ChaCha8Rng::seed_from_u64(step.seed()).random_bool(WITHOUT_CLASS_ROW);
@@ -60,19 +68,38 @@ impl Lesson for StageLesson<'_> {
     }
 }
 
+/// What kinds of films are shown.
+#[derive(Debug, Clone, Copy)]
+pub struct Kinds {
+    /// How much of each.
+    pub mix: Mix,
+    /// Scenes of a long one.
+    pub long: (usize, usize),
+    /// Whether a long one is its subtitles alone.
+    pub text_alone: bool,
+}
+
 /// As many films with a question as `count` says; a film about which nothing can be asked does not count.
 fn several(
     studio: &Studio,
     tokenizer: &LlamaTokenizer,
-    mix: Mix,
-    long: (usize, usize),
+    kinds: Kinds,
     count: usize,
     rng: &mut ChaCha8Rng,
 ) -> Result<Vec<Shown>> {
     let mut shown = Vec::with_capacity(count);
     while shown.len() < count {
-        let film = studio.film(mix.pick(rng), long.0..=long.1, rng)?;
-        let asked = exercise::choose(&film.video, film.kind, mix, rng);
+        let Kinds { mix, long, text_alone } = kinds;
+        let mut film = studio.film(mix.pick(rng), long.0..=long.1, rng)?;
+        let mut asked = match film.kind {
+            MediaKind::Long => exercise::choose_said(&film.video, QUESTIONS_OF_LONG, rng),
+            _ => exercise::choose(&film.video, film.kind, mix, rng),
+        };
+        if text_alone && film.kind == MediaKind::Long {
+            asked.retain(|question| question.kind == QuestionType::Subtitle);
+            film.moments.clear();
+            film.frames.clear();
+        }
         if asked.is_empty() {
             continue;
         }
@@ -118,14 +145,14 @@ pub fn measure(
     query: &WordPieceTokenizer,
     tokenizer: &LlamaTokenizer,
     parameters: &Parameters,
-    mix: Mix,
+    kinds: Kinds,
     batches: u64,
 ) -> Result<Vec<(String, f64)>> {
     let frozen = parameters.with_plan(FreezePlan::nothing())?;
     let mut right = Vec::new();
     for seed in 0..batches {
         let mut rng = ChaCha8Rng::seed_from_u64(u64::MAX - seed);
-        let batch = several(studio, tokenizer, mix, (60, 100), 64, &mut rng)?;
+        let batch = several(studio, tokenizer, kinds, 64, &mut rng)?;
         right.extend(answer(studio, query, tokenizer, &frozen, &batch, true)?.right);
     }
     Ok(language::tally(right))
