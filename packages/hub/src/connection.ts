@@ -98,7 +98,8 @@ export class Connection {
         if (!(error instanceof Passing)) throw error;
         failures = error.progressed ? 1 : failures + 1;
         if (failures >= this.#retries.attempts) {
-          throw new LlamaVidError('HUB_ERROR', `${error.message}, ${failures} times in a row`, {
+          const often = failures === 1 ? '' : `, ${failures} times in a row`;
+          throw new LlamaVidError('HUB_ERROR', `${error.message}${often}`, {
             hint: 'Look at the network and at HF_ENDPOINT, then run the command again: it resumes. HF_HUB_OFFLINE=1 takes what was fetched before.',
             cause: error,
           });
@@ -117,15 +118,15 @@ export class Connection {
       const seconds = Number(headers.get('retry-after') ?? 0);
       return new Passing(`${url.host} ${answer}`, { waitMs: seconds > 0 ? seconds * 1000 : 0 });
     }
-    // Where the hub sends us for a file, an address is good for a while only; the hub gives a new one.
-    if (response.redirected && new URL(response.url).origin !== url.origin) {
-      return new Passing(`${new URL(response.url).host} ${answer}`);
-    }
     const { repository, revision, file } = asked;
     if (repository === undefined) {
       return new LlamaVidError('HUB_ERROR', `${url.href} ${answer}`, {
         hint: 'The file may have moved. A catalogue of your own can name another address for it.',
       });
+    }
+    // Where the hub sends us for a file, an address is good for a while only; the hub gives a new one.
+    if (response.redirected && new URL(response.url).origin !== url.origin) {
+      return new Passing(`${new URL(response.url).host} ${answer}`);
     }
     const code = headers.get('x-error-code');
     const page = `${this.settings.endpoint}/${repository}`;

@@ -133,6 +133,7 @@ async function receive(
       [held],
     );
   } catch (error) {
+    held.throwIfAborted();
     if (error instanceof Passing) error.progressed = partial.offset > begin;
     throw error;
   }

@@ -1,5 +1,6 @@
 import { mkdir, readFile, stat, statfs } from 'node:fs/promises';
 import { dirname, join } from 'node:path';
+import { LlamaVidError } from '@llamavid/errors';
 import { type Catalogue, readCatalogue } from './catalogue.js';
 import { Connection, throwIfAborted } from './connection.js';
 import { diskFull, link, onDisk, writeWhole } from './disk.js';
@@ -70,6 +71,11 @@ export interface PulledModel {
  */
 export async function pull(name: string, options: PullOptions = {}): Promise<PulledModel> {
   const { parallel = 4, attempts = 5, retryDelayMs = 1000, signal } = options;
+  for (const [what, value] of Object.entries({ parallel, attempts, retryDelayMs })) {
+    if (!Number.isSafeInteger(value) || value < 1) {
+      throw new LlamaVidError('INVALID_ARGUMENT', `${what} is ${value}, but must be a whole number above 0`);
+    }
+  }
   const catalogue = options.catalogue ?? (await readCatalogue());
   const failed = new AbortController();
   const stop = AbortSignal.any([failed.signal, ...(signal === undefined ? [] : [signal])]);
@@ -150,7 +156,7 @@ async function inParallel<T>(
       }
     }
   };
-  await Promise.all(Array.from({ length: Math.max(1, limit) }, worker));
+  await Promise.all(Array.from({ length: limit }, worker));
   if (failure !== undefined) throw failure.error;
 }
 

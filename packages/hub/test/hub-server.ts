@@ -252,7 +252,7 @@ export class HubServer implements AsyncDisposable {
       response.write(data.subarray(at, Math.min(stop, at + 65_536)));
     }
     if (stop === end) response.end();
-    else if (!response.destroyed) response.write('', () => sleep(20).then(() => response.destroy()));
+    else if (!response.destroyed) response.write('', () => sleep(100).then(() => response.destroy()));
   }
 }
 

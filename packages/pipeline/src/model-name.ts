@@ -1,7 +1,7 @@
 import { existsSync } from 'node:fs';
 import { basename, resolve } from 'node:path';
 import { LlamaVidError } from '@llamavid/errors';
-import { pulledFolder } from '@llamavid/hub/pulled';
+import { parseModelName, pulledFolder } from '@llamavid/hub/pulled';
 import { modelPath } from '@llamavid/tiny';
 
 /** What the embedded model is called. */
@@ -17,11 +17,12 @@ export function locateModel(nameOrFolder: string): { name: string; folder: strin
   if (nameOrFolder === EMBEDDED) return { name: EMBEDDED, folder: modelPath };
   const folder = existsSync(nameOrFolder) ? nameOrFolder : pulledFolder(nameOrFolder);
   if (folder === undefined) {
+    const pull = parseModelName(nameOrFolder) === undefined ? 'organisation/name' : nameOrFolder;
     throw new LlamaVidError(
       'MODEL_NOT_FOUND',
       `${nameOrFolder}: there is no such folder, and no model of this name was pulled`,
       {
-        hint: `Give the folder that holds config.json and the weights; \`llamavid pull ${nameOrFolder}\` fetches a model of the Hugging Face hub.`,
+        hint: `Give the folder that holds config.json and the weights; \`llamavid pull ${pull}\` fetches a model of the Hugging Face hub.`,
       },
     );
   }
