@@ -1,5 +1,5 @@
 import {
-  existsSync,
+  cpSync,
   mkdirSync,
   mkdtempSync,
   readdirSync,
@@ -25,7 +25,10 @@ const home = mkdtempSync(join(tmpdir(), 'llamavid-pull-'));
 const before = { ...process.env };
 
 /** Files below a folder, those that `keep` takes. */
-function read(folder: string, keep: (path: string) => boolean = () => true): Record<string, Buffer> {
+function read(
+  folder: string,
+  keep: (path: string) => boolean = () => true,
+): Record<string, Buffer<ArrayBufferLike>> {
   const paths = readdirSync(folder, { recursive: true, encoding: 'utf8' });
   const files = paths.filter((path) => keep(path) && statSync(join(folder, path)).isFile());
   return Object.fromEntries(files.map((path) => [path, readFileSync(join(folder, path))]));
@@ -76,44 +79,70 @@ describe('llamavid pull', () => {
     expect(JSON.parse(loaded.stdout)).toMatchObject({ answer });
   });
 
-  it('puts a model together from the places where its parts lie', async () => {
-    const model = read(tiny, (path) => !/^(bert|processor|tokenizer)/.test(path));
-    // As published: weights in a shard with an index, links into the cache.
-    const { 'model.safetensors': weights = Buffer.alloc(0), ...rest } = model;
-    const names = Object.keys(
-      JSON.parse(weights.subarray(8, 8 + Number(weights.readBigUInt64LE())).toString()),
-    );
-    const shard = 'model-00001-of-00001.safetensors';
-    const map = names.filter((name) => name !== '__metadata__').map((name) => [name, shard]);
-    const index = JSON.stringify({ weight_map: Object.fromEntries(map) });
-    server.add('someone/parts', { ...rest, [shard]: weights, 'model.safetensors.index.json': index });
-    server.add('someone/words', read(join(tiny, 'bert')));
-    server.add('someone/pictures', { ...read(join(tiny, 'processor')), 'weights.bin': Buffer.alloc(5000) });
-    server.plain.set('/tokenizer.model', { data: readFileSync(join(tiny, 'tokenizer.model')), etag: '"1"' });
+  it('puts the published models together from the places where their parts lie', async () => {
+    const random = join(root, 'fixtures/random-model');
+    const oracle = join(root, 'fixtures/oracle/video-mean');
+    // The built-in catalogue with an address of this machine.
+    server.plain.set('/eva_vit_g.pth', { data: readFileSync(join(random, 'eva_vit_g.pth')), etag: '"1"' });
     const catalogue = join(home, 'catalogue.json');
     mkdirSync(home, { recursive: true });
-    writeFileSync(
-      catalogue,
-      JSON.stringify({
-        entries: {
-          'someone/parts': {
-            needs: { bert: 'someone/words', processor: 'someone/pictures', 'tokenizer.model': 'sentences' },
-          },
-          'someone/words': {},
-          'someone/pictures': { files: ['preprocessor_config.json'] },
-          sentences: { url: `${server.cdnUrl}/tokenizer.model` },
-        },
-      }),
-    );
-    const pulled = await llamavid(['pull', 'someone/parts', '--catalogue', catalogue, '--json']);
-    expect(pulled.exitCode, pulled.stderr).toBe(0);
-    const { path, bytes, bytesFetched, files } = JSON.parse(pulled.stdout);
-    expect(bytesFetched).toBe(bytes);
-    expect(files).toContainEqual({ name: 'sentences', bytes: 20_347, state: 'fetched', checkedBy: 'size' });
-    expect(existsSync(join(path, 'processor/weights.bin'))).toBe(false);
-    const { stdout, stderr } = await llamavid([...question, '--model', 'someone/parts']);
-    const embedded = await llamavid(question);
-    expect(JSON.parse(stdout).answer, stderr).toBe(JSON.parse(embedded.stdout).answer);
+    const eva = { url: `${server.cdnUrl}/eva_vit_g.pth` };
+    writeFileSync(catalogue, JSON.stringify({ entries: { 'LAVIS/eva_vit_g.pth': eva } }));
+
+    // What the published configurations say.
+    const config = (file: string, more: object) => {
+      const { llamavid } = JSON.parse(readFileSync(join(random, 'config.json'), 'utf8'));
+      const places = {
+        mm_vision_tower: './model_zoo/LAVIS/eva_vit_g.pth',
+        image_processor: './llamavid/processor/clip-patch14-224',
+      };
+      return JSON.stringify({ ...JSON.parse(readFileSync(file, 'utf8')), ...places, llamavid, ...more });
+    };
+    const full = 'YanweiLi/llama-vid-7b-full-224';
+    server.add(full, {
+      ...read(random, (path) => /^(pytorch_model|generation|special|tokenizer)/.test(path)),
+      'config.json': config(join(random, 'config.json'), {}),
+    });
+    const stageOne = 'YanweiLi/llama-vid-7b-pretrain-224';
+    const base = { _name_or_path: 'model_zoo/LLM/vicuna/7B-V1.5' };
+    server.add(stageOne, {
+      'mm_projector.bin': readFileSync(join(oracle, 'mm_projector.bin')),
+      'config.json': config(join(oracle, 'mm_projector_config.json'), base),
+    });
+    server.add('lmsys/vicuna-7b-v1.5', read(join(oracle, 'llm')));
+    const unwanted = { 'model.safetensors': Buffer.alloc(5000) };
+    server.add('bert-base-uncased', { ...read(join(random, 'bert')), ...unwanted });
+    server.add('openai/clip-vit-large-patch14', { ...read(join(random, 'processor')), ...unwanted });
+
+    // The same by hand.
+    const byHand = join(home, 'by-hand');
+    mkdirSync(byHand);
+    for (const part of ['bert', 'processor', 'eva_vit_g.pth']) {
+      cpSync(join(random, part), join(byHand, part), { recursive: true });
+    }
+    cpSync(join(oracle, 'llm'), join(byHand, '7B-V1.5'), { recursive: true });
+    for (const [path, data] of server.repositories.get(stageOne)?.files ?? [])
+      writeFileSync(join(byHand, path), data);
+
+    const ask = async (model: string) => {
+      const clip = join(root, 'fixtures/clips/bbb_vp9.webm');
+      const settings = ['--device', 'cpu', '--dtype', 'f32', '--max-new-tokens', '8', '--json'];
+      const { stdout, stderr } = await llamavid(['ask', clip, 'What is it?', '--model', model, ...settings]);
+      expect(JSON.parse(stdout).error, stderr).toBeUndefined();
+      return JSON.parse(stdout).tokenIds;
+    };
+    for (const [name, same] of [
+      [full, random],
+      [stageOne, byHand],
+    ] as const) {
+      const pulled = await llamavid(['pull', name, '--catalogue', catalogue, '--json']);
+      expect(pulled.exitCode, pulled.stderr).toBe(0);
+      const { files } = JSON.parse(pulled.stdout);
+      expect(files.map((file: { name: string }) => file.name)).not.toContain(
+        'bert-base-uncased/model.safetensors',
+      );
+      expect(await ask(name)).toEqual(await ask(same));
+    }
   });
 
   it('stops at Ctrl-C with 130, and continues', async () => {
