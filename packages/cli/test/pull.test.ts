@@ -1,5 +1,6 @@
 import {
   cpSync,
+  existsSync,
   mkdirSync,
   mkdtempSync,
   readdirSync,
@@ -148,11 +149,25 @@ describe('llamavid pull', () => {
   it('stops at Ctrl-C with 130, and continues', async () => {
     server.add('someone/shapes', read(tiny));
     server.paceMs = 50;
+    const blobs = join(home, 'hub/models--someone--shapes/blobs');
+    const begun = () =>
+      existsSync(blobs) &&
+      readdirSync(blobs).some(
+        (name) => name.endsWith('.incomplete') && statSync(join(blobs, name)).size > 100_000,
+      );
+    let looking: NodeJS.Timeout | undefined;
     const cancelled = await llamavid(['pull', 'someone/shapes', '--json'], {
       watch: (text, kill) => {
-        if (text.includes('to fetch')) setTimeout(() => kill('SIGINT'), 600);
+        if (!text.includes('to fetch')) return;
+        looking = setInterval(() => {
+          if (!begun()) return;
+          clearInterval(looking);
+          kill('SIGINT');
+        }, 50);
+        looking.unref();
       },
     });
+    clearInterval(looking);
     expect([cancelled.exitCode, JSON.parse(cancelled.stdout).error.code]).toEqual([130, 'ABORTED']);
     server.paceMs = 0;
     const { exitCode } = await llamavid(['pull', 'someone/shapes', '--quiet']);
