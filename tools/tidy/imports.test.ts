@@ -21,6 +21,7 @@ const crates: Record<string, string[]> = {
 /** What each package may import among the packages of this repository; `types` may be imported as types only. */
 const packages: Record<string, { values: string[]; types?: string[] }> = {
   errors: { values: [] },
+  hub: { values: ['@llamavid/errors'] },
   native: { values: ['@llamavid/errors'] },
   video: { values: ['@llamavid/errors', '@llamavid/native'] },
   vision: { values: ['@llamavid/errors', '@llamavid/native'], types: ['@llamavid/video'] },
@@ -32,6 +33,7 @@ const packages: Record<string, { values: string[]; types?: string[] }> = {
   pipeline: {
     values: [
       '@llamavid/errors',
+      '@llamavid/hub',
       '@llamavid/llm',
       '@llamavid/native',
       '@llamavid/tiny',
@@ -40,7 +42,9 @@ const packages: Record<string, { values: string[]; types?: string[] }> = {
       '@llamavid/vision',
     ],
   },
-  cli: { values: ['@llamavid/errors', '@llamavid/pipeline', '@llamavid/train', '@llamavid/world'] },
+  cli: {
+    values: ['@llamavid/errors', '@llamavid/hub', '@llamavid/pipeline', '@llamavid/train', '@llamavid/world'],
+  },
 };
 
 function sources(folder: string, ending: string): { path: string; text: string }[] {

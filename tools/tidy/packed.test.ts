@@ -83,9 +83,12 @@ describe('packed packages', () => {
       const place = project(name);
       writeFileSync(join(place, 'example.ts'), example);
       // What an example writes goes to the project.
-      const args = { '@llamavid/pipeline': [clip, model], '@llamavid/video': [clip], '@llamavid/world': [] }[
-        name
-      ] ?? [model, clip];
+      const args = {
+        '@llamavid/hub': [],
+        '@llamavid/pipeline': [clip, model],
+        '@llamavid/video': [clip],
+        '@llamavid/world': [],
+      }[name] ?? [model, clip];
       const printed = execFileSync(process.execPath, ['example.ts', ...args], {
         cwd: place,
         encoding: 'utf8',

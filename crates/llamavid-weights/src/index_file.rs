@@ -66,15 +66,15 @@ fn is_plain_name(name: &str) -> bool {
         && matches!((components.next(), components.next()), (Some(Component::Normal(_)), None))
 }
 
-/// Whether a shard's file, links followed, is in the folder. In the Hugging Face cache, where `snapshots/REVISION` is
-/// made of links to `blobs`, it may be there.
+/// Whether a shard's file, links followed, is in the folder. In the Hugging Face cache, where `snapshots/REVISION` and the
+/// `llamavid/NAME` of a pulled model are made of links to `blobs`, it may be there.
 fn stays_inside(folder: &Path, shard: &Path) -> bool {
     let (Ok(folder), Ok(shard)) = (fs::canonicalize(folder), fs::canonicalize(shard)) else { return false };
     if shard.starts_with(&folder) {
         return true;
     }
     match folder.parent() {
-        Some(parent) if parent.ends_with("snapshots") => {
+        Some(parent) if parent.ends_with("snapshots") || parent.ends_with("llamavid") => {
             parent.parent().is_some_and(|repository| shard.parent() == Some(&repository.join("blobs")))
         }
         _ => false,

@@ -6,6 +6,7 @@ import { ask } from './ask.js';
 import { chat } from './chat.js';
 import { type DataCheckFlags, dataCheck, dataPublished } from './data.js';
 import { type AskFlags, addAnswerFlags, addMediaFlags, addModelFlags, type ChatFlags } from './flags.js';
+import { addPull } from './pull.js';
 import { reportFailure } from './report-failure.js';
 import { addTrainFlags, type TrainFlags, train } from './train.js';
 import { addWorldRender } from './world.js';
@@ -64,6 +65,11 @@ function createProgram(end: (exitCode: number) => void): Command {
   addMediaFlags(chatCommand);
   chatCommand.action(async (media: string[], flags: ChatFlags) => end(await chat(media, flags)));
 
+  addPull(
+    command(program, 'pull', 'Fetch a model of the Hugging Face hub, with the side files that it needs.'),
+    end,
+  );
+
   const trainCommand = command(program, 'train', 'Train one stage, as a recipe says.')
     .argument('<recipe>', 'name of a recipe (`llamavid train --help` lists them), or a file')
     .usage('[options] <recipe> --data <file> -o <folder>')
@@ -107,7 +113,8 @@ Exit codes: 0 done, 1 failed, 2 wrong usage, 130 cancelled.
 
 Examples:
   llamavid ask shapes.mp4 "What does the red star do?"
-  llamavid ask cooking.mp4 "What is added after the onions?" --model models/llama-vid-7b
+  llamavid pull YanweiLi/llama-vid-7b-full-224-video-fps-1
+  llamavid ask cooking.mp4 "What is added after the onions?" --model YanweiLi/llama-vid-7b-full-224-video-fps-1
   llamavid ask film.mp4 "Why does she leave?" --subtitles film.srt --model models/llama-vid-7b-long
   llamavid ask before.jpg after.jpg "What has changed?" --model models/llama-vid-7b --json
   llamavid chat talk.mp4 --model models/llama-vid-7b
@@ -125,7 +132,9 @@ function command(program: Command, name: string, description: string): Command {
 
 function wrongUsage(error: CommanderError): LlamaVidError {
   const message =
-    error.code === 'commander.help' ? 'a command is missing: ask, chat, train, data or world' : error.message;
+    error.code === 'commander.help'
+      ? 'a command is missing: ask, chat, pull, train, data or world'
+      : error.message;
   return new LlamaVidError('INVALID_ARGUMENT', message.replace(/^error: /, '').replaceAll('\n', ' '), {
     hint: '`llamavid --help` and `llamavid ask --help` list what there is.',
     cause: error,

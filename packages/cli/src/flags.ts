@@ -34,7 +34,11 @@ export type AskFlags = ChatFlags & { json?: boolean; dryRun?: boolean };
 
 export function addModelFlags(command: Command): void {
   command
-    .option('--model <folder>', 'folder of the model; `tiny` is the embedded one', 'tiny')
+    .option(
+      '--model <model>',
+      'folder of the model, or name of one that `llamavid pull` fetched; `tiny` is the embedded one',
+      'tiny',
+    )
     .option('--device <device>', 'auto, cpu, cuda or cuda:N', device, 'auto')
     .option(
       '--dtype <dtype>',

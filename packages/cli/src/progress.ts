@@ -5,7 +5,7 @@ import process from 'node:process';
  */
 export class Progress {
   readonly #quiet: boolean;
-  readonly #terminal = process.stderr.isTTY === true;
+  readonly terminal = process.stderr.isTTY === true;
   #shown = false;
 
   constructor(quiet: boolean) {
@@ -15,7 +15,7 @@ export class Progress {
   /** A step that begins. */
   step(text: string): void {
     if (this.#quiet) return;
-    if (this.#terminal) this.#replace(text);
+    if (this.terminal) this.#replace(text);
     else process.stderr.write(`${text}\n`);
   }
 
@@ -28,15 +28,25 @@ export class Progress {
   count(what: string, done: number, total: number): void {
     if (this.#quiet) return;
     const text = `${what}: ${done} of ${total}`;
-    if (this.#terminal) this.#replace(text);
+    if (this.terminal) this.#replace(text);
     else if (done === total) process.stderr.write(`${text}\n`);
+  }
+
+  /** What changes too often for lines: shown on a terminal only. */
+  status(text: string): void {
+    if (!this.#quiet && this.terminal) this.#replace(text);
+  }
+
+  /** A line that stays. */
+  line(text: string): void {
+    if (this.#quiet) return;
+    this.clear();
+    process.stderr.write(`${text}\n`);
   }
 
   /** Something that the user should know and that stays. */
   note(text: string): void {
-    if (this.#quiet) return;
-    this.clear();
-    process.stderr.write(`note: ${text}\n`);
+    this.line(`note: ${text}`);
   }
 
   /** Makes room for the answer. */

@@ -28,8 +28,8 @@ export class LlamaVid implements AsyncDisposable {
   }
 
   /**
-   * Loads all stages of a model: the folder of one, or the embedded one (`tiny`, the default). Runs outside the event loop's
-   * thread.
+   * Loads all stages of a model: the folder of one, the name of one that `llamavid pull` fetched, or the embedded one
+   * (`tiny`, the default). Runs outside the event loop's thread.
    */
   static async load(nameOrFolder: string = EMBEDDED, options: LoadOptions = {}): Promise<LlamaVid> {
     const { load = '16bit', ...stage } = options;

@@ -353,18 +353,23 @@ fn index_errors_name_the_cause() {
     }
 }
 
-/// `snapshots/REVISION` of the Hugging Face cache is a folder of links to `blobs`.
+/// `snapshots/REVISION` of the Hugging Face cache is a folder of links to `blobs`, and so is a pulled model's.
 #[cfg(unix)]
 #[test]
 fn hugging_face_cache() {
     let cache = TempDir::new().unwrap();
-    let snapshot = cache.path().join("snapshots/0123");
-    std::fs::create_dir_all(&snapshot).unwrap();
     std::fs::create_dir(cache.path().join("blobs")).unwrap();
     std::fs::write(cache.path().join("blobs/abcd"), small_zip(&["a"], 1.)).unwrap();
-    std::os::unix::fs::symlink("../../blobs/abcd", snapshot.join("one.bin")).unwrap();
-    write_index(&snapshot, &[("a", "one.bin")]);
-    assert_eq!(values(&Checkpoint::open_folder(&snapshot).unwrap(), "a"), [1.]);
+    for (name, allowed) in [("snapshots/0123", true), ("llamavid/model", true), ("others/model", false)] {
+        let folder = cache.path().join(name);
+        std::fs::create_dir_all(&folder).unwrap();
+        std::os::unix::fs::symlink("../../blobs/abcd", folder.join("one.bin")).unwrap();
+        write_index(&folder, &[("a", "one.bin")]);
+        match Checkpoint::open_folder(&folder) {
+            Ok(checkpoint) => assert_eq!((allowed, values(&checkpoint, "a")), (true, vec![1.]), "{name}"),
+            Err(error) => assert_eq!((allowed, error.kind()), (false, ErrorKind::Invalid), "{name}: {error}"),
+        }
+    }
 }
 
 #[test]
