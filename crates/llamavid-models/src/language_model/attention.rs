@@ -3,7 +3,6 @@
 //! Letters: B batch, S new positions, T all positions, H query heads, K key heads, G = H / K.
 
 use candle_core::{D, DType, Device, Tensor};
-use candle_nn::VarBuilder;
 use llamavid_kernels::{
     Heads, Mask, NormPlace, attention_block, multi_head_attention, rotary_embedding, softmax,
 };
@@ -12,6 +11,7 @@ use super::adapted_linear::AdaptedLinear;
 use super::config::LanguageModelConfig;
 use super::kv_cache::KvCache;
 use super::llama::RmsNorm;
+use crate::weight_source::WeightSource;
 use crate::{Error, Result};
 
 /// Rows of queries scored at once.
@@ -32,7 +32,7 @@ pub(super) struct SelfAttention {
 }
 
 impl SelfAttention {
-    pub(super) fn new(config: &LanguageModelConfig, vb: VarBuilder) -> Result<Self> {
+    pub(super) fn new(config: &LanguageModelConfig, vb: WeightSource) -> Result<Self> {
         let width = config.hidden_size;
         let (query_width, key_width) = (config.heads * config.head_dim, config.kv_heads * config.head_dim);
         Ok(Self {
