@@ -108,6 +108,11 @@ impl BlockFormat {
             .map(|()| bytes)
     }
 
+    /// Reads whole blocks; `values` has room for exactly their numbers, or what is left over of either stays as it is.
+    pub fn decode(self, bytes: &[u8], values: &mut [f32]) {
+        decode(self, bytes, values);
+    }
+
     fn of_candle(self) -> GgmlDType {
         match self {
             Self::F32 => GgmlDType::F32,

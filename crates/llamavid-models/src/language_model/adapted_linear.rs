@@ -6,13 +6,15 @@ use crate::linear::Matrix;
 use crate::weight_source::WeightSource;
 use candle_core::{Result, Tensor};
 use candle_nn::Init;
-use llamavid_kernels::{Dropout, Projection};
+use llamavid_kernels::{BlockFormat, Dropout, Projection};
 
-/// A linear layer without bias: `x` (…, in) gives (…, out).
+/// A linear layer: `x` (…, in) gives (…, out).
 #[derive(Debug, Clone)]
 pub(super) struct AdaptedLinear {
     /// (out, in).
     weight: Matrix,
+    /// (out).
+    bias: Option<Tensor>,
     adapter: Option<LowRank>,
 }
 
@@ -28,22 +30,31 @@ struct LowRank {
 }
 
 impl AdaptedLinear {
-    /// Reads `weight`; where it is created, as candle-nn does.
-    pub(super) fn new(input: usize, output: usize, vb: WeightSource) -> Result<Self> {
+    /// Reads `weight` and, where it has one, `bias`; where they are created, as candle-nn does, with a bias of zero.
+    pub(super) fn new(input: usize, output: usize, biased: bool, vb: WeightSource) -> Result<Self> {
         let weight = Matrix::new(output, input, candle_nn::init::DEFAULT_KAIMING_NORMAL, &vb)?;
-        Ok(Self { weight, adapter: None })
+        let bias = biased.then(|| vb.get_with_hints(output, "bias", Init::Const(0.))).transpose()?;
+        Ok(Self { weight, bias, adapter: None })
     }
 
     /// Its weight, for an operation that it is a part of; none when an adapter makes it more than its weight.
     pub(super) fn projection(&self) -> Option<Projection<'_>> {
         match &self.adapter {
             Some(_) => None,
-            None => Some(Projection { weight: self.weight.weight(), bias: None }),
+            None => Some(Projection { weight: self.weight.weight(), bias: self.bias.as_ref() }),
+        }
+    }
+
+    /// The format of its weights, when they are in blocks.
+    pub(super) fn block_format(&self) -> Option<BlockFormat> {
+        match &self.weight {
+            Matrix::Dense(_) => None,
+            Matrix::Blocks(weight) => Some(weight.format()),
         }
     }
 
     pub(super) fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let y = self.weight.weight().linear(x, None)?;
+        let y = self.weight.weight().linear(x, self.bias.as_ref())?;
         match &self.adapter {
             Some(adapter) => y + adapter.forward(x)?,
             None => Ok(y),

@@ -5,12 +5,12 @@
 
 use candle_core::{DType, Device, Tensor};
 use candle_nn::Init;
-use llamavid_kernels::{Dropout, Norm, NormPlace, rms_norm, swiglu, swiglu_block};
+use llamavid_kernels::{BlockFormat, Dropout, Norm, NormPlace, rms_norm, swiglu, swiglu_block};
 
 use super::adapted_linear::AdaptedLinear;
 use super::attention::{AttentionPlan, SelfAttention};
 use super::config::LanguageModelConfig;
-use super::kv_cache::KvCache;
+use super::kv_cache::{CachePrecision, KvCache};
 use super::lora::{LoraConfig, LoraTarget};
 use super::rotary::Rotary;
 use crate::linear::{Linear, Matrix, linear_no_bias};
@@ -129,6 +129,11 @@ impl LanguageModel {
         self.dtype
     }
 
+    /// The format of most of the weights, those of the feed-forward layers, when they are in blocks.
+    pub fn block_format(&self) -> Option<BlockFormat> {
+        self.layers.first()?.mlp.up_proj.block_format()
+    }
+
     /// The device of the weights.
     pub fn device(&self) -> &Device {
         &self.device
@@ -149,7 +154,12 @@ impl LanguageModel {
 
     /// An empty cache with room for `capacity_hint` positions; it grows up to the context.
     pub fn new_cache(&self, capacity_hint: usize) -> KvCache {
-        KvCache::new(self.config.layers, capacity_hint, self.config.max_positions)
+        self.new_cache_in(CachePrecision::Full, capacity_hint)
+    }
+
+    /// The same, which holds keys and values in fewer bits. Heads must be a multiple of 32 wide then, on a CPU.
+    pub fn new_cache_in(&self, precision: CachePrecision, capacity_hint: usize) -> KvCache {
+        KvCache::new(self.config.layers, capacity_hint, self.config.max_positions, precision)
     }
 
     /// The next positions of a batch: `embeds` (B, S, D) give the hidden states (B, S, D) after the last norm.
@@ -204,7 +214,7 @@ impl LanguageModel {
         let (batch, count) = self.expect_embeds(embeds)?;
         self.new_cache(0).reserve(count)?;
         let plan = AttentionPlan::whole(batch, count, mask, self.dtype, &self.device)?;
-        Ok(Pass { plan, angles: self.rotary.angles(0, count, self.dtype, &self.device)? })
+        Ok(Pass { plan, angles: self.rotary.angles(0, count, count, self.dtype, &self.device)? })
     }
 
     /// One layer of a pass: (B, S, D) gives (B, S, D). The first one reads embeddings.
@@ -241,7 +251,9 @@ impl LanguageModel {
         mut cache: Option<&mut KvCache>,
         observer: &mut dyn Observer,
     ) -> Result<Tensor> {
-        let (cosines, sines) = self.rotary.angles(past, embeds.dims()[1], self.dtype, &self.device)?;
+        let count = embeds.dims()[1];
+        let length = cache.as_ref().map_or(past + count, |cache| cache.length_with(count));
+        let (cosines, sines) = self.rotary.angles(past, count, length, self.dtype, &self.device)?;
         let mut hidden = embeds.clone();
         for (index, layer) in self.layers.iter().enumerate() {
             let place = cache.as_mut().map(|cache| (&mut **cache, index));
@@ -349,9 +361,9 @@ impl SwiGlu {
     fn new(config: &LanguageModelConfig, vb: WeightSource) -> Result<Self> {
         let (width, inner) = (config.hidden_size, config.intermediate_size);
         Ok(Self {
-            gate_proj: AdaptedLinear::new(width, inner, vb.pp("gate_proj"))?,
-            up_proj: AdaptedLinear::new(width, inner, vb.pp("up_proj"))?,
-            down_proj: AdaptedLinear::new(inner, width, vb.pp("down_proj"))?,
+            gate_proj: AdaptedLinear::new(width, inner, false, vb.pp("gate_proj"))?,
+            up_proj: AdaptedLinear::new(width, inner, false, vb.pp("up_proj"))?,
+            down_proj: AdaptedLinear::new(inner, width, false, vb.pp("down_proj"))?,
         })
     }
 
