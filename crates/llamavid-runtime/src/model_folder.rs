@@ -339,7 +339,8 @@ fn visual_weights(file: &Path) -> Result<Checkpoint> {
     Ok(if own { checkpoint } else { tower })
 }
 
-fn build<M>(
+/// Builds a part of a model, strictly.
+pub(crate) fn build<M>(
     loader: Loader,
     new: impl FnOnce(WeightSource<'static>) -> llamavid_models::Result<M>,
 ) -> Result<M> {
