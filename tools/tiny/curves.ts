@@ -15,7 +15,9 @@ const MOST_POINTS = 300;
 
 mkdirSync(charts, { recursive: true });
 for (const course of COURSES) {
-  const lines = readFileSync(join(folder, course, 'metrics.jsonl'), 'utf8').trim().split('\n');
+  const lines = readFileSync(join(folder, course, 'metrics.jsonl'), 'utf8')
+    .trim()
+    .split('\n');
   const points = lines.map((line) => JSON.parse(line) as CurvePoint);
   const size = Math.ceil(points.length / MOST_POINTS);
   const means = Array.from({ length: Math.floor(points.length / size) }, (_, index) => {
