@@ -189,11 +189,11 @@ impl<'a> World<'a> {
             relations: 2.5,
             turns: 3,
         };
-        let long: fn(f64) -> Mix = |_| Mix { shares: [0.06, 0.2, 0.34, 0.4], relations: 2.5, turns: 3 };
-        let (name, number, plan, mix, scenes) = match name {
-            "stage1" => ("stage1", 1, FreezePlan::alignment(false), short, (8, 40)),
-            "stage2" => ("stage2", 2, FreezePlan::instruction(), tuned, (8, 40)),
-            _ => ("stage3", 3, FreezePlan::long_video(), long, (20, 110)),
+        let long: fn(f64) -> Mix = |_| Mix { shares: [0.04, 0.11, 0.2, 0.65], relations: 2.5, turns: 3 };
+        let (name, number, plan, mix, scenes, text_alone) = match name {
+            "stage1" => ("stage1", 1, FreezePlan::alignment(false), short, (8, 40), 1.),
+            "stage2" => ("stage2", 2, FreezePlan::instruction(), tuned, (8, 40), 1.),
+            _ => ("stage3", 3, FreezePlan::long_video(), long, (20, 110), 0.72),
         };
         let recipe = Recipe::of_stage(number)?;
         let course = Course {
@@ -212,7 +212,7 @@ impl<'a> World<'a> {
             tokenizer: self.tokenizer,
             mix,
             long: scenes,
-            text_alone: number == 2,
+            text_alone,
             exercises: recipe.batch.per_device,
             shown: Blocks::new(),
         };
@@ -230,7 +230,11 @@ impl<'a> World<'a> {
         };
         let after = course.run(self.folder, start, &mut lesson)?;
         let right = {
-            let kinds = stages::Kinds { mix: mix(1.), long: (60, 100), text_alone: number == 2 };
+            let kinds = stages::Kinds {
+                mix: mix(1.),
+                long: (60, 100),
+                text_alone: if number == 3 { 0. } else { text_alone },
+            };
             stages::measure(&self.unseen, self.query_tokenizer, self.tokenizer, &after, kinds, 6)?
         };
         eprintln!("{name}, unseen scenes: {right:?}");

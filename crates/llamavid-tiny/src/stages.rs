@@ -39,8 +39,8 @@ pub struct StageLesson<'a> {
     pub mix: fn(f64) -> Mix,
     /// Scenes of a long video.
     pub long: (usize, usize),
-    /// Whether long videos are their subtitles alone: stage 2 has text without pictures, as the published one has.
-    pub text_alone: bool,
+    /// Share of the long videos that are their subtitles alone: text without pictures, as the published stages have too.
+    pub text_alone: f64,
     /// Exercises of a step, on average.
     pub exercises: usize,
     /// What is shown.
@@ -75,8 +75,8 @@ pub struct Kinds {
     pub mix: Mix,
     /// Scenes of a long one.
     pub long: (usize, usize),
-    /// Whether a long one is its subtitles alone.
-    pub text_alone: bool,
+    /// Share of the long ones that are their subtitles alone.
+    pub text_alone: f64,
 }
 
 /// As many films with a question as `count` says; a film about which nothing can be asked does not count.
@@ -95,7 +95,7 @@ fn several(
             MediaKind::Long => exercise::choose_said(&film.video, QUESTIONS_OF_LONG, rng),
             _ => exercise::choose(&film.video, film.kind, mix, rng),
         };
-        if text_alone && film.kind == MediaKind::Long {
+        if film.kind == MediaKind::Long && rng.random_bool(text_alone) {
             asked.retain(|question| question.kind == QuestionType::Subtitle);
             film.moments.clear();
             film.frames.clear();
