@@ -80,29 +80,34 @@ export async function pull(name: string, options: PullOptions = {}): Promise<Pul
   const failed = new AbortController();
   const stop = AbortSignal.any([failed.signal, ...(signal === undefined ? [] : [signal])]);
   throwIfAborted(stop);
-  const connection = new Connection(hubSettings(), stop, { attempts, delayMs: retryDelayMs });
-  const part = await new PartFinder(catalogue, connection).find(name);
-  const sources = [...new Map(sourcesOf(part).map((source) => [source.path, source])).values()];
-  const plan = await planFor(sources);
-  options.onPlan?.(plan);
+  try {
+    const connection = new Connection(hubSettings(), stop, { attempts, delayMs: retryDelayMs });
+    const part = await new PartFinder(catalogue, connection).find(name);
+    const sources = [...new Map(sourcesOf(part).map((source) => [source.path, source])).values()];
+    const plan = await planFor(sources);
+    options.onPlan?.(plan);
 
-  const files: PulledFile[] = [];
-  await inParallel(sources, parallel, failed, async (source) => {
-    const { name, bytes } = source;
-    const report = (done: number, state: FileProgress['state']) =>
-      options.onProgress?.({ name, bytes, done, state });
-    if (!('url' in source)) {
-      report(bytes, 'cached');
-      files.push({ name, bytes, state: 'cached', checkedBy: 'size' });
-      return;
-    }
-    const state = await fetchFile(source, connection, report);
-    const checkedBy = state === 'cached' ? 'size' : (source.digest?.algorithm ?? 'size');
-    files.push({ name, bytes, state, checkedBy });
-  });
-  noteDoubts(part, catalogue, files, options.onNote);
-  const path = await layOut(part, stop);
-  return { name, path, commit: part.kind === 'repository' ? part.commit : undefined, files };
+    const files: PulledFile[] = [];
+    await inParallel(sources, parallel, failed, async (source) => {
+      const { name, bytes } = source;
+      const report = (done: number, state: FileProgress['state']) =>
+        options.onProgress?.({ name, bytes, done, state });
+      if (!('url' in source)) {
+        report(bytes, 'cached');
+        files.push({ name, bytes, state: 'cached', checkedBy: 'size' });
+        return;
+      }
+      const state = await fetchFile(source, connection, report);
+      const checkedBy = state === 'cached' ? 'size' : (source.digest?.algorithm ?? 'size');
+      files.push({ name, bytes, state, checkedBy });
+    });
+    noteDoubts(part, catalogue, files, options.onNote);
+    const path = await layOut(part, stop);
+    return { name, path, commit: part.kind === 'repository' ? part.commit : undefined, files };
+  } finally {
+    // Whatever still runs when something has failed.
+    failed.abort();
+  }
 }
 
 function sourcesOf(part: Part): (Source | CacheFile)[] {
