@@ -18,7 +18,8 @@ fn best(mut run: impl FnMut() -> Result<Tensor>) -> Result<f64> {
 
 fn main() -> Result<()> {
     let (outputs, width) = (11_008, 4096);
-    let values: Vec<f32> = (0..outputs * width).map(|place| ((place * 7919 % 1009) as f32 - 504.0) / 504.0).collect();
+    let values: Vec<f32> =
+        (0..outputs * width).map(|place| ((place * 7919 % 1009) as f32 - 504.0) / 504.0).collect();
     let dense = Tensor::from_vec(values, (outputs, width), &Device::Cpu)?;
     let rows = [1usize, 2, 4, 6, 7, 8, 12, 16, 64, 256];
     println!("{outputs} x {width}, milliseconds for rows {rows:?}");
