@@ -123,6 +123,10 @@ fn answer(
         frames.extend(&shown.frames);
         which.resize(frames.len(), index as u32);
     }
+    if frames.is_empty() {
+        // Texts alone: one frame that nobody reads keeps what makes tokens among the weights that get a gradient.
+        (frames, which) = (vec![0], vec![0]);
+    }
     let texts: Vec<String> = batch.iter().map(|shown| shown.exercise.text.clone()).collect();
     let vb = parameters.var_builder();
     let (features, kind) = query::features(studio, &frames, class_row)?;
