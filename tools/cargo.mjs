@@ -48,9 +48,13 @@ if (task === 'lint') {
   const program = join(root, 'target', target, 'release', 'llamavid-tiny');
   const done = spawnSync(program, [folder, ...rest.slice(1)], { stdio: 'inherit', env });
   process.exit(done.status ?? 1);
+} else if (task === 'checkpoint') {
+  cargo('build', ...shared, '--quiet');
+  const program = join(root, 'target', target, 'release', 'llamavid-scale');
+  process.exit(spawnSync(program, rest, { stdio: 'inherit' }).status ?? 1);
 } else {
   console.error(
-    'usage: node tools/cargo.mjs lint | test [filter] | parity <folder> [--json] | tiny [folder] [part]',
+    'usage: node tools/cargo.mjs lint | test [filter] | parity <folder> [--json] | tiny [folder] [part] | checkpoint <folder> 7b|13b|small',
   );
   process.exit(2);
 }

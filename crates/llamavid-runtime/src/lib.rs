@@ -8,11 +8,13 @@ mod data_check;
 mod device;
 mod dtype;
 mod error;
+mod gpus;
 mod language_model;
 mod model_description;
 pub mod model_folder;
 mod picture;
 mod pixels;
+mod plan;
 mod reply;
 mod session;
 mod subtitles;
@@ -21,6 +23,7 @@ mod training;
 mod visual_encoder;
 mod visual_features;
 mod visual_tokens;
+mod weight_shapes;
 
 pub use cancellation::Cancellation;
 pub use data_check::{
@@ -56,3 +59,4 @@ pub use training::{
 pub use visual_encoder::VisualEncoder;
 pub use visual_features::VisualFeatures;
 pub use visual_tokens::VisualTokens;
+pub use weight_shapes::weight_shapes;

@@ -5,7 +5,15 @@ import { Command, CommanderError } from 'commander';
 import { ask } from './ask.js';
 import { chat } from './chat.js';
 import { type DataCheckFlags, dataCheck, dataPublished } from './data.js';
-import { type AskFlags, addAnswerFlags, addMediaFlags, addModelFlags, type ChatFlags } from './flags.js';
+import {
+  type AskFlags,
+  addAnswerFlags,
+  addMediaFlags,
+  addModelFlags,
+  type ChatFlags,
+  parseWholeNumber,
+} from './flags.js';
+import { type PlanFlags, plan } from './plan.js';
 import { reportFailure } from './report-failure.js';
 import { addTrainFlags, type TrainFlags, train } from './train.js';
 import { addWorldRender } from './world.js';
@@ -64,6 +72,22 @@ function createProgram(end: (exitCode: number) => void): Command {
   addMediaFlags(chatCommand);
   chatCommand.action(async (media: string[], flags: ChatFlags) => end(await chat(media, flags)));
 
+  const planCommand = command(
+    program,
+    'plan',
+    'Tell what a question takes of memory with each weight format, and what fits. Loads no weights, decodes no frame.',
+  )
+    .argument('[media...]', 'files that the question is about')
+    .usage('[options] [media...]');
+  addModelFlags(planCommand);
+  addMediaFlags(planCommand);
+  planCommand
+    .option('--question <text>', 'the question (default: one of usual length)')
+    .option('--conversation <template>', 'conversation template')
+    .option('--max-new-tokens <n>', 'the longest answer', parseWholeNumber('--max-new-tokens', 1), 512)
+    .option('--json', 'write one JSON object to stdout instead of text')
+    .action(async (media: string[], flags: PlanFlags) => end(await plan(media, flags)));
+
   const trainCommand = command(program, 'train', 'Train one stage, as a recipe says.')
     .argument('<recipe>', 'name of a recipe (`llamavid train --help` lists them), or a file')
     .usage('[options] <recipe> --data <file> -o <folder>')
@@ -111,6 +135,7 @@ Examples:
   llamavid ask film.mp4 "Why does she leave?" --subtitles film.srt --model models/llama-vid-7b-long
   llamavid ask before.jpg after.jpg "What has changed?" --model models/llama-vid-7b --json
   llamavid chat talk.mp4 --model models/llama-vid-7b
+  llamavid plan film.mp4 --model models/llama-vid-7b
   llamavid train video-7b-stage1 --llm vicuna-7b-v1.5 --vision eva_vit_g.pth \\
     --query-model instruct_blip_vicuna7b_trimmed.pth --data pretrain.json --images images --videos videos -o stage1
   llamavid data check pretrain.json --images images --videos videos
@@ -125,7 +150,7 @@ function command(program: Command, name: string, description: string): Command {
 
 function wrongUsage(error: CommanderError): LlamaVidError {
   const message =
-    error.code === 'commander.help' ? 'a command is missing: ask, chat, train, data or world' : error.message;
+    error.code === 'commander.help' ? 'a command is missing: ask, chat, plan, train, data or world' : error.message;
   return new LlamaVidError('INVALID_ARGUMENT', message.replace(/^error: /, '').replaceAll('\n', ' '), {
     hint: '`llamavid --help` and `llamavid ask --help` list what there is.',
     cause: error,

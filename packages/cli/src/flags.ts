@@ -7,6 +7,7 @@ export interface ModelFlags {
   device: NonNullable<LoadOptions['device']>;
   dtype: NonNullable<LoadOptions['dtype']>;
   load: '16bit';
+  tryAnyway?: boolean;
   quiet?: boolean;
 }
 
@@ -45,6 +46,7 @@ export function addModelFlags(command: Command): void {
     .addOption(
       new Option('--load <bits>', '16bit; 8bit and 4bit are not there yet').argParser(load).default('16bit'),
     )
+    .option('--try-anyway', 'load and answer even where memory will not suffice')
     .option('--quiet', 'no progress on stderr');
 }
 
@@ -91,7 +93,8 @@ export function addMediaFlags(command: Command): void {
 }
 
 export function loadOptions(flags: ModelFlags, signal: AbortSignal): LoadOptions {
-  return { device: flags.device, dtype: flags.dtype, load: flags.load, signal };
+  const { device, dtype, load, tryAnyway } = flags;
+  return { device, dtype, load, tryAnyway, signal };
 }
 
 /** `paths` are the files that the flags are about. */

@@ -67,6 +67,8 @@ export declare class ModelDescription {
   get conversation(): string | null
   /** How frames become pixels. */
   get preprocessing(): Preprocessing
+  /** What an answer takes and whether it fits. Request and plan are JSON. */
+  plan(request: string): string
   /** Tokens of a prompt, the one that begins it included. */
   countPromptTokens(prompt: string): PromptTokens
 }

@@ -97,6 +97,18 @@ export interface Stages {
   languageModel: LanguageModel;
   model: AnswerModel;
   loadMs: number;
+  /** Throws `OUT_OF_MEMORY` for an answer that cannot fit. */
+  checkMemory: (question: PlannedQuestion) => void;
+}
+
+/** @internal A question before its frames are decoded. */
+export interface PlannedQuestion {
+  clips: readonly Clip[];
+  subtitles: readonly (ReadSubtitles | undefined)[];
+  history: readonly ConversationTurn[];
+  question: string;
+  conversation: string | undefined;
+  maxNewTokens: number | undefined;
 }
 
 /** @internal Where a question stands: what was said before it, and what it is about. */
@@ -143,6 +155,8 @@ export function answerQuestion(
     try {
       // Before the long work: a file of subtitles that cannot be read ends the answer here.
       const read = await subtitlesOf(clips, options.subtitles);
+      const { conversation: named, maxNewTokens } = options;
+      stages.checkMemory({ clips, subtitles: read, history, question, conversation: named, maxNewTokens });
       const subtitles: (ReadSubtitles | undefined)[] = [];
       for (const [index, clip] of clips.entries()) {
         const { value, fresh } = await clip.encoded(options.signal);

@@ -1,16 +1,28 @@
 import { LlamaVidError } from '@llamavid/errors';
-import { LanguageModel, type LoadOptions as StageOptions } from '@llamavid/llm';
+import {
+  type DeviceDescription,
+  describeDevice,
+  describeModel,
+  LanguageModel,
+  type ModelDescription,
+  type LoadOptions as StageOptions,
+} from '@llamavid/llm';
 import { TokenGenerator } from '@llamavid/tokens';
 import type { MediaSource, SamplingReport } from '@llamavid/video';
 import { VisualEncoder } from '@llamavid/vision';
-import { type Answer, type AskOptions, answerQuestion, type Stages } from './answer.js';
+import { type Answer, type AskOptions, answerQuestion, type PlannedQuestion, type Stages } from './answer.js';
 import { Chat } from './chat.js';
 import { Clip, type OpenOptions } from './clip.js';
+import { refuseWhatCannotFit } from './fitting.js';
 import { EMBEDDED, locateModel } from './model-name.js';
+import { largest, type MediaPlan, type PlanOptions, planMedia, promptSize, USUAL_ANSWER } from './plan.js';
+import { planRun, type RunPlan, type WeightFormat } from './run-plan.js';
 
 export interface LoadOptions extends StageOptions {
   /** How weights are held. Only `16bit` so far: not quantised, in the number format that `dtype` says. */
   load?: '16bit' | undefined;
+  /** Loads and answers even where memory will not suffice, instead of failing with `OUT_OF_MEMORY` before it begins. */
+  tryAnyway?: boolean | undefined;
 }
 
 /**
@@ -32,7 +44,7 @@ export class LlamaVid implements AsyncDisposable {
    * thread.
    */
   static async load(nameOrFolder: string = EMBEDDED, options: LoadOptions = {}): Promise<LlamaVid> {
-    const { load = '16bit', ...stage } = options;
+    const { load = '16bit', tryAnyway = false, ...given } = options;
     if (load !== '16bit') {
       throw new LlamaVidError('MODEL_UNSUPPORTED', `quantised loading (${load}) is not supported yet`, {
         hint: 'Load with 16bit, the only value so far.',
@@ -40,6 +52,21 @@ export class LlamaVid implements AsyncDisposable {
     }
     const { name, folder } = locateModel(nameOrFolder);
     const begun = performance.now();
+    const description = await describeModel(folder);
+    const device = describeDevice(given.device);
+    const plan = planRun(description, {
+      frames: [],
+      sourcePixels: 0,
+      promptTokens: 1,
+      question: '',
+      maxNewTokens: 1,
+      dtype: given.dtype ?? 'auto',
+      load,
+      device: device.name,
+    });
+    if (!tryAnyway) refuseWhatCannotFit(plan);
+    const format = plan.options[plan.chosen] as WeightFormat;
+    const stage = { ...given, device: device.name as StageOptions['device'], dtype: format.dtype };
     const loaded: Disposable[] = [];
     const keep = <T extends Disposable>(part: T): T => {
       loaded.push(part);
@@ -49,17 +76,32 @@ export class LlamaVid implements AsyncDisposable {
       const encoder = keep(await VisualEncoder.load(folder, stage));
       const tokenGenerator = keep(await TokenGenerator.load(folder, stage));
       const languageModel = keep(await LanguageModel.load(folder, stage));
-      const { device, dtype } = languageModel;
+      const { dtype } = languageModel;
       return new LlamaVid(encoder, {
         tokenGenerator,
         languageModel,
-        model: { name, dtype, device },
+        model: { name, dtype, device: languageModel.device },
         loadMs: performance.now() - begun,
+        checkMemory: (question) => {
+          if (!tryAnyway) refuseWhatCannotFit(planQuestion(description, question, format, device));
+        },
       });
     } catch (error) {
       for (const part of loaded) part[Symbol.dispose]();
       throw error;
     }
+  }
+
+  /**
+   * What a question about these sources would take of memory, and whether it is there: from the model's small files and the
+   * headers of the sources, without weights and without decoding.
+   */
+  static async plan(
+    nameOrFolder: string | undefined,
+    sources: readonly MediaSource[],
+    options: PlanOptions = {},
+  ): Promise<MediaPlan> {
+    return await planMedia(nameOrFolder ?? EMBEDDED, sources, options);
   }
 
   /** What was loaded, and where. */
@@ -106,6 +148,29 @@ export class LlamaVid implements AsyncDisposable {
   async [Symbol.asyncDispose](): Promise<void> {
     await this.close();
   }
+}
+
+/** What a question takes of a model that is loaded. */
+function planQuestion(
+  description: ModelDescription,
+  planned: PlannedQuestion,
+  format: WeightFormat,
+  device: DeviceDescription,
+): RunPlan {
+  const { clips, subtitles, history, question, maxNewTokens = USUAL_ANSWER } = planned;
+  const looked = clips.map((clip, index) => clip.looked(subtitles[index]));
+  const { promptTokens } = promptSize(description, looked, history, question, planned.conversation);
+  return planRun(description, {
+    ...format,
+    frames: looked.map(({ frames }) => frames),
+    sourcePixels: largest(looked),
+    promptTokens,
+    question,
+    maxNewTokens,
+    device: device.name,
+    loaded: true,
+    encodedFrames: clips.reduce((sum, clip) => sum + (clip.isEncoded ? clip.expectedFrames : 0), 0),
+  });
 }
 
 function listed(media: Clip | readonly Clip[] | undefined): readonly Clip[] {

@@ -15,9 +15,9 @@ use super::llama::RmsNorm;
 use crate::{Error, Result};
 
 /// Rows of queries scored at once.
-const QUERY_BLOCK: usize = 256;
+pub const QUERY_BLOCK: usize = 256;
 /// Scores (B · H · rows · T) held at once: 256 MB in f32.
-const SCORES_AT_ONCE: usize = 1 << 26;
+pub const SCORES_AT_ONCE: usize = 1 << 26;
 
 /// Self-attention of one decoder layer.
 #[derive(Debug, Clone)]

@@ -15,6 +15,7 @@ mod rotary;
 mod sampling;
 mod stop_rule;
 
+pub use attention::{QUERY_BLOCK, SCORES_AT_ONCE};
 pub use config::{LanguageModelConfig, RopeScaling};
 pub use generation::{FinishReason, Generation, GenerationOptions, PREFILL_CHUNK, Prefill, Prompt, Token};
 pub use kv_cache::KvCache;

@@ -7,4 +7,4 @@ mod safetensors_writer;
 mod torch_writer;
 
 pub use safetensors_writer::write_safetensors;
-pub use torch_writer::write_torch;
+pub use torch_writer::{write_torch, write_torch_streamed};

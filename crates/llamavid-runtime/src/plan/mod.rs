@@ -1,0 +1,382 @@
+//! What an answer takes, told before a weight is read: memory of weights, cache and steps, and whether it is there.
+
+mod available;
+mod usage;
+mod weights;
+
+use candle_core::DType;
+use llamavid_models::config::ModelConfig;
+use serde::{Deserialize, Serialize};
+
+use self::available::Memory;
+use self::usage::{Steps, Usage, Work, feature_bytes, tokens_per_frame};
+use self::weights::{Format, Load, Weights};
+use crate::gpus::{Gpu, gpus};
+use crate::model_folder::ModelFolder;
+use crate::{DeviceKind, Dtype, Error, ErrorCode, Result};
+
+/// What is asked for, and what the process has already.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct Request {
+    /// Frames of each video or picture.
+    frames: Vec<usize>,
+    /// Pixels of the largest picture of the sources.
+    source_pixels: u64,
+    /// Positions of the prompt, visual tokens included.
+    prompt_tokens: usize,
+    /// What the query model reads.
+    question: String,
+    /// The longest answer.
+    max_new_tokens: usize,
+    dtype: String,
+    load: String,
+    /// `cpu` or `cuda:N`.
+    device: String,
+    /// Whether to tell what graphics processors there are, also for a run on the CPU.
+    #[serde(default)]
+    list_gpus: bool,
+    /// What the process has in memory now.
+    process_bytes: u64,
+    /// Whether the weights are a part of that.
+    #[serde(default)]
+    loaded: bool,
+    /// Frames whose features are a part of that.
+    #[serde(default)]
+    encoded_frames: usize,
+}
+
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Plan {
+    frames: usize,
+    tokens_per_frame: u64,
+    prompt_tokens: usize,
+    visual_tokens: u64,
+    max_new_tokens: usize,
+    context_length: usize,
+    steps: Steps,
+    /// Features of all frames, by what a number takes.
+    feature_bytes: FeatureBytes,
+    process_bytes: u64,
+    memory: Option<Memory>,
+    gpus: Vec<Gpu>,
+    options: Vec<Setting>,
+    /// Number of the option that would be taken.
+    chosen: usize,
+    /// What fits where the chosen option does not.
+    nearest: Option<Nearest>,
+}
+
+#[derive(Debug, Serialize)]
+struct FeatureBytes {
+    f32: u64,
+    f16: u64,
+}
+
+/// A format and what it takes.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Setting {
+    #[serde(flatten)]
+    format: Format,
+    #[serde(flatten)]
+    usage: Usage,
+    /// The process at its highest.
+    peak_bytes: u64,
+    /// Absent where free memory is not known.
+    fits: Option<bool>,
+}
+
+/// A setting that fits.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Nearest {
+    #[serde(flatten)]
+    format: Format,
+    /// Fewer frames than wanted, where all are too many.
+    frames: Option<usize>,
+    peak_bytes: u64,
+}
+
+/// What `request` (JSON) takes with the model of `folder`, as JSON.
+pub(crate) fn plan(folder: &ModelFolder, request: &str) -> Result<String> {
+    let request: Request = serde_json::from_str(request)
+        .map_err(|error| Error::new(ErrorCode::InvalidArgument, format!("what to plan: {error}")))?;
+    let plan = Planner::new(folder, &request)?.plan();
+    serde_json::to_string(&plan).map_err(|error| Error::new(ErrorCode::Internal, error.to_string()))
+}
+
+struct Planner<'a> {
+    config: &'a ModelConfig,
+    weights: Weights,
+    work: Work,
+    kind: DeviceKind,
+    memory: Option<Memory>,
+    gpus: Vec<Gpu>,
+    process_bytes: u64,
+    dtype: Dtype,
+    load: Load,
+}
+
+impl<'a> Planner<'a> {
+    fn new(folder: &'a ModelFolder, request: &Request) -> Result<Self> {
+        let config = folder.config();
+        let kind = if request.device == "cpu" { DeviceKind::Cpu } else { DeviceKind::Cuda };
+        let gpus = if request.list_gpus || kind == DeviceKind::Cuda { gpus() } else { Vec::new() };
+        let memory = match kind {
+            DeviceKind::Cpu => available::memory(),
+            DeviceKind::Cuda => gpus
+                .iter()
+                .find(|gpu| gpu.device == request.device)
+                .map(|gpu| Memory::of_gpu(gpu.total, gpu.available)),
+        };
+        let query_tokens = match request.frames.is_empty() {
+            true => 0,
+            false => {
+                let question = std::slice::from_ref(&request.question);
+                folder.query_tokenizer()?.encode_batch(question)?.0.first().map_or(0, Vec::len)
+            }
+        };
+        Ok(Self {
+            config,
+            weights: Weights::of(config)?,
+            work: Work {
+                frames: request.frames.clone(),
+                source_pixels: request.source_pixels,
+                prompt_tokens: request.prompt_tokens,
+                query_tokens,
+                max_new_tokens: request.max_new_tokens,
+                encoded_frames: request.encoded_frames,
+                loaded: request.loaded,
+            },
+            kind,
+            memory,
+            gpus,
+            process_bytes: request.process_bytes,
+            dtype: Dtype::parse(&request.dtype)?,
+            load: Load::parse(&request.load)?,
+        })
+    }
+
+    fn plan(&self) -> Plan {
+        let options = self.options();
+        let chosen = self.chosen(&options);
+        let frames = self.work.frames.iter().sum();
+        let nearest = match options[chosen].fits {
+            Some(false) => self.nearest(&options, chosen),
+            _ => None,
+        };
+        Plan {
+            frames,
+            tokens_per_frame: tokens_per_frame(self.config),
+            prompt_tokens: self.work.prompt_tokens,
+            visual_tokens: frames as u64 * tokens_per_frame(self.config),
+            max_new_tokens: self.work.max_new_tokens,
+            context_length: self.config.language.max_positions,
+            steps: usage::steps(self.config, &self.work, self.kind),
+            feature_bytes: FeatureBytes {
+                f32: feature_bytes(self.config, frames, 4),
+                f16: feature_bytes(self.config, frames, 2),
+            },
+            process_bytes: self.process_bytes,
+            memory: self.memory,
+            gpus: self.gpus.clone(),
+            options,
+            chosen,
+            nearest,
+        }
+    }
+
+    /// The ways to hold weights, from the most exact to the smallest.
+    fn options(&self) -> Vec<Setting> {
+        let half = if self.dtype == Dtype::Bf16 { DType::BF16 } else { DType::F16 };
+        // Blocks are unpacked to what the rest is computed in.
+        let beside_blocks = match (self.dtype, self.kind) {
+            (Dtype::Auto | Dtype::F32, DeviceKind::Cpu) => DType::F32,
+            (Dtype::F32, _) => DType::F32,
+            (Dtype::Auto, DeviceKind::Cuda) => DType::BF16,
+            _ => half,
+        };
+        [
+            Format { dtype: DType::F32, load: Load::Plain },
+            Format { dtype: half, load: Load::Plain },
+            Format { dtype: beside_blocks, load: Load::EightBit },
+            Format { dtype: beside_blocks, load: Load::FourBit },
+        ]
+        .into_iter()
+        .map(|format| self.setting(format, &self.work))
+        .collect()
+    }
+
+    fn setting(&self, format: Format, work: &Work) -> Setting {
+        let usage = usage::usage(self.config, &self.weights, format, work, self.kind);
+        let fits = self.memory.map(|memory| usage.needed <= memory.available);
+        Setting { format, peak_bytes: self.process_bytes + usage.needed, usage, fits }
+    }
+
+    /// What was asked for. Where the dtype is left open on a CPU, f32 if it fits, and half precision if only that fits.
+    fn chosen(&self, options: &[Setting]) -> usize {
+        match (self.load, self.dtype, self.kind) {
+            (Load::EightBit, _, _) => 2,
+            (Load::FourBit, _, _) => 3,
+            (Load::Plain, Dtype::F32, _) => 0,
+            (Load::Plain, Dtype::Auto, DeviceKind::Cpu) => {
+                usize::from(options[0].fits == Some(false) && options[1].fits == Some(true))
+            }
+            (Load::Plain, _, _) => 1,
+        }
+    }
+
+    /// The most exact option that fits, else the smallest with as many frames as fit.
+    fn nearest(&self, options: &[Setting], chosen: usize) -> Option<Nearest> {
+        let smaller = || options.iter().filter(|option| option.peak_bytes < options[chosen].peak_bytes);
+        if let Some(option) = smaller().find(|option| option.fits == Some(true)) {
+            return Some(Nearest { format: option.format, frames: None, peak_bytes: option.peak_bytes });
+        }
+        let [all] = self.work.frames.as_slice() else { return None };
+        let smallest = smaller().last().unwrap_or(&options[chosen]).format;
+        let with = |frames: usize| {
+            let fewer = (*all - frames) * tokens_per_frame(self.config) as usize;
+            let prompt_tokens = self.work.prompt_tokens.saturating_sub(fewer);
+            self.setting(smallest, &Work { frames: vec![frames], prompt_tokens, ..self.work.clone() })
+        };
+        // The most frames that fit: what is taken grows with their number.
+        let (mut fitting, mut too_many) = (0, *all);
+        while fitting + 1 < too_many {
+            let middle = fitting.midpoint(too_many);
+            match with(middle).fits {
+                Some(true) => fitting = middle,
+                _ => too_many = middle,
+            }
+        }
+        (fitting > 0).then(|| Nearest {
+            format: smallest,
+            frames: Some(fitting),
+            peak_bytes: with(fitting).peak_bytes,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::{Path, PathBuf};
+
+    use llamavid_weights::Checkpoint;
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn model() -> PathBuf {
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/random-model")
+    }
+
+    /// The plan of some frames with the changes.
+    fn planned(changes: Value) -> Value {
+        let mut request = json!({
+            "frames": [30], "sourcePixels": 1280 * 720, "promptTokens": 100, "question": "what is it", "maxNewTokens": 20,
+            "dtype": "auto", "load": "16bit", "device": "cpu", "processBytes": 100_000_000,
+        });
+        for (key, value) in changes.as_object().unwrap() {
+            request[key] = value.clone();
+        }
+        let folder = ModelFolder::open(&model()).unwrap();
+        serde_json::from_str(&plan(&folder, &request.to_string()).unwrap()).unwrap()
+    }
+
+    fn bytes(value: &Value) -> u64 {
+        value.as_u64().unwrap()
+    }
+
+    #[test]
+    fn weights_are_as_large_as_those_in_the_files() {
+        let checkpoint = Checkpoint::open_folder(&model()).unwrap();
+        let buffers = ["rotary_emb.inv_freq", "position_ids"];
+        let stored: usize = checkpoint
+            .names()
+            .filter(|name| !buffers.iter().any(|buffer| name.ends_with(buffer)))
+            .map(|name| checkpoint.shape(name).unwrap().iter().product::<usize>())
+            .sum();
+        let plan = planned(json!({}));
+        let of = |option: usize| {
+            let weights = &plan["options"][option]["weights"];
+            ["visualEncoder", "tokenGenerator", "languageModel"].map(|part| bytes(&weights[part])).iter().sum::<u64>()
+        };
+        assert_eq!(of(0), 4 * stored as u64);
+        assert_eq!(of(1), 2 * stored as u64);
+        assert!(of(3) < of(2) && of(2) < of(0));
+    }
+
+    #[test]
+    fn blocks_take_what_their_format_says() {
+        let weights = |load: usize| bytes(&planned(json!({}))["options"][load]["weights"]["languageModel"]);
+        // Two layers of four 48 x 48 and three 96 x 48 matrices and the head of 384 x 48. Rows of 48 fill no blocks of 32,
+        // those of 96, the inner width, do.
+        let (in_blocks, count) = (2 * 96 * 48, bytes(&planned(json!({}))["options"][0]["weights"]["languageModel"]) / 4);
+        assert_eq!(weights(2), (count - in_blocks) * 4 + in_blocks / 32 * 34);
+        assert_eq!(weights(3), (count - in_blocks) * 4 + in_blocks / 32 * 18);
+    }
+
+    #[test]
+    fn what_is_in_memory_already_is_not_needed_again() {
+        let all = planned(json!({}));
+        let rest = planned(json!({ "loaded": true, "encodedFrames": 30 }));
+        let (all, rest) = (&all["options"][0], &rest["options"][0]);
+        assert!(bytes(&rest["needed"]) < bytes(&all["needed"]));
+        assert_eq!(rest["activations"]["media"], 0);
+        assert_eq!(rest["weights"], all["weights"]);
+    }
+
+    #[test]
+    fn longer_videos_and_answers_take_more() {
+        let (short, long) = (planned(json!({})), planned(json!({ "frames": [3000], "promptTokens": 400 })));
+        for key in ["features", "kvCache", "prompt", "needed"] {
+            assert!(bytes(&long["options"][0][key]) > bytes(&short["options"][0][key]), "{key}");
+        }
+        // Rows (36 patches and the class row) of 32 numbers.
+        assert_eq!(bytes(&long["options"][0]["features"]), 3000 * 37 * 32 * 4);
+        // Two layers, keys and values of 48 numbers, 400 + 20 positions.
+        assert_eq!(bytes(&long["options"][0]["kvCache"]), 2 * 2 * 48 * 420 * 4);
+    }
+
+    /// A planner that has as much memory as it is told.
+    fn with_memory<T>(available: u64, frames: usize, read: impl FnOnce(Plan) -> T) -> T {
+        let folder = ModelFolder::open(&model()).unwrap();
+        let request: Request = serde_json::from_value(json!({
+            "frames": [frames], "sourcePixels": 0, "promptTokens": 2 * frames + 40, "question": "what is it",
+            "maxNewTokens": 20, "dtype": "auto", "load": "16bit", "device": "cpu", "processBytes": 0,
+        }))
+        .unwrap();
+        let mut planner = Planner::new(&folder, &request).unwrap();
+        planner.memory = Some(Memory::of_gpu(available, available));
+        read(planner.plan())
+    }
+
+    #[test]
+    fn half_precision_is_taken_where_only_that_fits() {
+        let [single, half] = with_memory(u64::MAX, 4000, |plan| [0, 1].map(|option| plan.options[option].usage.needed));
+        assert!(half < single);
+        assert_eq!(with_memory(single, 4000, |plan| plan.chosen), 0);
+        assert_eq!(with_memory(half, 4000, |plan| (plan.chosen, plan.nearest.is_none())), (1, true));
+    }
+
+    #[test]
+    fn the_nearest_setting_fits_and_one_frame_more_does_not() {
+        let few = with_memory(u64::MAX, 10, |plan| plan.options[3].usage.needed);
+        let available = few + (1 << 20);
+        let frames = with_memory(available, 4000, |plan| {
+            assert_eq!(plan.options[plan.chosen].fits, Some(false));
+            plan.nearest.unwrap().frames.unwrap()
+        });
+        assert!((11..4000).contains(&frames), "{frames}");
+        assert!(with_memory(available, frames, |plan| plan.options.iter().any(|option| option.fits == Some(true))));
+        assert!(with_memory(1 << 20, 4000, |plan| plan.nearest.is_none()));
+    }
+
+    #[test]
+    fn a_request_that_makes_no_sense_is_refused() {
+        let folder = ModelFolder::open(&model()).unwrap();
+        assert_eq!(plan(&folder, "{").unwrap_err().code, ErrorCode::InvalidArgument);
+        assert_eq!(Load::parse("3bit").unwrap_err().code, ErrorCode::InvalidArgument);
+    }
+}
