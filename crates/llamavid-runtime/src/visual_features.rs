@@ -80,10 +80,11 @@ impl VisualFeatures {
                 return Ok(Self::clone(only));
             }
             let whole = Tensor::zeros((frames, rows, width), dtype, on)?;
-            let mut first = 0;
-            for part in parts {
-                whole.slice_set(&part.tensor.contiguous()?, 0, first)?;
-                first += part.frame_count();
+            let mut end = frames;
+            // The last one first: memory goes back to the system from where it was taken last.
+            for part in parts.into_iter().rev() {
+                end -= part.frame_count();
+                whole.slice_set(&part.tensor.contiguous()?, 0, end)?;
             }
             Self::new(whole, kind, owner)
         }))

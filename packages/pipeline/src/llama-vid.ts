@@ -65,8 +65,8 @@ export class LlamaVid implements AsyncDisposable {
       device: device.name,
     });
     if (!tryAnyway) refuseWhatCannotFit(plan);
-    const format = plan.options[plan.chosen] as WeightFormat;
-    const stage = { ...given, device: device.name as StageOptions['device'], dtype: format.dtype };
+    const { dtype } = plan.options[plan.chosen] as WeightFormat;
+    const stage = { ...given, device: device.name as StageOptions['device'], dtype };
     const loaded: Disposable[] = [];
     const keep = <T extends Disposable>(part: T): T => {
       loaded.push(part);
@@ -76,14 +76,13 @@ export class LlamaVid implements AsyncDisposable {
       const encoder = keep(await VisualEncoder.load(folder, stage));
       const tokenGenerator = keep(await TokenGenerator.load(folder, stage));
       const languageModel = keep(await LanguageModel.load(folder, stage));
-      const { dtype } = languageModel;
       return new LlamaVid(encoder, {
         tokenGenerator,
         languageModel,
         model: { name, dtype, device: languageModel.device },
         loadMs: performance.now() - begun,
         checkMemory: (question) => {
-          if (!tryAnyway) refuseWhatCannotFit(planQuestion(description, question, format, device));
+          if (!tryAnyway) refuseWhatCannotFit(planQuestion(description, question, { dtype, load }, device));
         },
       });
     } catch (error) {

@@ -108,16 +108,17 @@ impl Weights {
         }
     }
 
-    /// What loading takes beside the weights: the largest one as it lies in the file, mapped and copied, and in f32
-    /// where it is put into blocks.
+    /// What loading takes beside the weights: the largest one as it lies in the file, mapped, and copied where it is
+    /// converted, and in f32 where it is put into blocks.
     pub(super) fn loading(&self, format: Format) -> u64 {
-        // Published files hold 16 bits a weight.
+        // Published files are in half precision.
         const FILE: u64 = 2;
+        let copies = if format.dtype == DType::F16 && format.load == Load::Plain { 1 } else { 2 };
         let count = |shape: &Shape| shape.elem_count() as u64;
         let all = self.visual_encoder.iter().chain(&self.token_generator);
         let largest = all.chain(self.language_model.iter().map(|(_, shape)| shape)).map(count).max();
         let unpacked = if format.load == Load::Plain { 0 } else { 4 };
-        largest.unwrap_or(0) * (2 * FILE + unpacked)
+        largest.unwrap_or(0) * (copies * FILE + unpacked)
     }
 }
 
