@@ -20,12 +20,13 @@ function claiming(sizes: object): Disposable & { folder: string } {
 /** Sizes whose f32 weights take `share` of the memory that is free now. */
 function taking(share: number, { memory }: MediaPlan): object {
   const hidden_size = 4096;
-  const weights = (share * (memory?.available ?? 0)) / 4;
+  const num_hidden_layers = 64;
+  const weights = (share * (memory?.available ?? 0)) / 4 / num_hidden_layers;
   return {
     hidden_size,
     num_attention_heads: 32,
     num_key_value_heads: 32,
-    num_hidden_layers: 1,
+    num_hidden_layers,
     intermediate_size: Math.round(weights / (3 * hidden_size) / 256) * 256,
   };
 }

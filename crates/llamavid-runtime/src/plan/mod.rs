@@ -354,10 +354,10 @@ mod tests {
 
     #[test]
     fn half_precision_is_taken_where_only_that_fits() {
-        let [single, half] = with_memory(u64::MAX, 4000, |plan| [0, 1].map(|option| plan.options[option].usage.needed));
+        let [single, half] = with_memory(u64::MAX, 40_000, |plan| [0, 1].map(|option| plan.options[option].usage.needed));
         assert!(half < single);
-        assert_eq!(with_memory(single, 4000, |plan| plan.chosen), 0);
-        assert_eq!(with_memory(half, 4000, |plan| (plan.chosen, plan.nearest.is_none())), (1, true));
+        assert_eq!(with_memory(single, 40_000, |plan| plan.chosen), 0);
+        assert_eq!(with_memory(half, 40_000, |plan| (plan.chosen, plan.nearest.is_none())), (1, true));
     }
 
     #[test]
