@@ -9,7 +9,7 @@ use llamavid_models::tokenizer::LlamaTokenizer;
 
 use crate::device::Weights;
 use crate::model_folder::{GenerationDefaults, ModelFolder};
-use crate::{Cancellation, Device, Dtype, Reply, run_aside};
+use crate::{Cancellation, Device, Precision, Reply, run_aside};
 
 /// The language model of a folder. Sessions keep it alive.
 #[derive(Debug)]
@@ -27,16 +27,16 @@ impl LanguageModel {
     pub fn load(
         folder: PathBuf,
         device: Arc<Device>,
-        dtype: Dtype,
+        precision: Precision,
         cancellation: Cancellation,
     ) -> Reply<Self> {
         run_aside("llamavid load", move || {
             cancellation.check()?;
-            let folder = ModelFolder::open(&folder)?;
+            let folder = ModelFolder::open(&folder)?.with_quantisation(precision.quantisation);
             let tokenizer = folder.llama_tokenizer()?;
             let defaults = folder.generation_defaults()?;
             cancellation.check()?;
-            let model = folder.language_model(dtype.on(&device), device.tensors())?;
+            let model = folder.language_model(precision.on(&device)?, device.tensors())?;
             cancellation.check()?;
             let (image_placeholder, conversation) = (folder.image_placeholder(), folder.conversation());
             Ok(Self {
@@ -58,6 +58,14 @@ impl LanguageModel {
     /// What the weights are computed in.
     pub fn dtype(&self) -> DType {
         self.model.dtype()
+    }
+
+    /// How most of the weights are stored: the dtype's name (`f32`), or that of a format of blocks (`q4_k`).
+    pub fn stored_as(&self) -> String {
+        match self.model.block_format() {
+            Some(format) => format.name().to_lowercase(),
+            None => self.model.dtype().as_str().to_owned(),
+        }
     }
 
     /// What the checkpoint proposes for sampling.

@@ -7,11 +7,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use candle_core::{DType, Device, Shape, Tensor};
 use candle_nn::var_builder::SimpleBackend;
 use candle_nn::{Init, VarBuilder};
+use llamavid_kernels::{BlockFormat, QuantisedMatrix};
 
 use crate::checkpoint::Checkpoint;
 use crate::elements;
 use crate::error::{Error, Fault, Result};
 use crate::key_table::KeyTable;
+use crate::quantisation::Quantisation;
 
 /// Names of unused keys that an error lists.
 const LISTED: usize = 10;
@@ -30,6 +32,7 @@ pub struct Loader {
 struct Source {
     checkpoint: Checkpoint,
     table: &'static KeyTable,
+    quantisation: Option<Quantisation>,
     account: Mutex<Account>,
 }
 
@@ -44,7 +47,18 @@ struct Account {
 impl Loader {
     /// A loader of the part that `table` describes. Its weights become `dtype` on `device`.
     pub fn new(checkpoint: Checkpoint, table: &'static KeyTable, dtype: DType, device: &Device) -> Self {
-        let source = Source { checkpoint, table, account: Mutex::new(Account::default()) };
+        Self::quantising(checkpoint, table, None, dtype, device)
+    }
+
+    /// The same, whose [`Loader::matrices`] are stored in fewer bits as they are read, one at a time.
+    pub fn quantising(
+        checkpoint: Checkpoint,
+        table: &'static KeyTable,
+        quantisation: Option<Quantisation>,
+        dtype: DType,
+        device: &Device,
+    ) -> Self {
+        let source = Source { checkpoint, table, quantisation, account: Mutex::new(Account::default()) };
         Self { source: Arc::new(source), dtype, device: device.clone() }
     }
 
@@ -52,6 +66,40 @@ impl Loader {
     pub fn var_builder(&self) -> VarBuilder<'static> {
         let backend = Backend { source: self.source.clone() };
         VarBuilder::from_backend(Box::new(backend), self.dtype, self.device.clone())
+    }
+
+    /// Gives matrices by our names in blocks: those that a file holds in blocks, as they lie there, and those that are to be
+    /// quantised. Others, and all on another device than the CPU, are for the builder.
+    pub fn matrices(
+        &self,
+    ) -> impl Fn(&str, (usize, usize)) -> candle_core::Result<Option<QuantisedMatrix>> + Send + Sync + 'static
+    {
+        let (source, on_cpu) = (self.source.clone(), self.device.is_cpu());
+        move |ours, shape| match on_cpu {
+            true => source.matrix(ours, shape).map_err(|error| source.keep(error)),
+            false => Ok(None),
+        }
+    }
+
+    /// The format of blocks in which a matrix by our name would be held with this quantisation; none for a tensor.
+    ///
+    /// # Errors
+    /// A tensor of a kind that is not read.
+    pub fn format(
+        &self,
+        quantisation: Option<Quantisation>,
+        ours: &str,
+        columns: usize,
+    ) -> Result<Option<BlockFormat>> {
+        let source = &self.source;
+        let Some(name) = source.table.upstream(ours).filter(|name| source.checkpoint.contains(name)) else {
+            return Ok(quantisation.and_then(|quantisation| quantisation.format(ours, columns)));
+        };
+        let wanted = source.wanted(quantisation, &name, ours, columns)?;
+        match source.checkpoint.is_compact(&name)? {
+            true => Ok(wanted.or(source.checkpoint.format(&name)?)),
+            false => Ok(wanted),
+        }
     }
 
     /// The error behind one that a builder of this loader gave, or that error itself when it is of another origin.
@@ -91,6 +139,75 @@ impl Source {
         self.account.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Keeps an error, of which candle's can carry the text only.
+    fn keep(&self, error: Error) -> candle_core::Error {
+        match error {
+            Error::Tensor(error) => error,
+            error => {
+                let text = error.to_string();
+                let mut account = self.account();
+                if account.errors.len() < KEPT {
+                    account.errors.push(error);
+                }
+                candle_core::Error::Msg(text)
+            }
+        }
+    }
+
+    /// A matrix by our name in blocks, or none where it is to be a tensor.
+    fn matrix(&self, ours: &str, (rows, columns): (usize, usize)) -> Result<Option<QuantisedMatrix>> {
+        let Some(name) = self.table.upstream(ours).filter(|name| self.checkpoint.contains(name)) else {
+            // The builder says what is missing.
+            return Ok(None);
+        };
+        let stored = self.checkpoint.format(&name)?;
+        let wanted = self.wanted(self.quantisation, &name, ours, columns)?;
+        if wanted.is_none() && !self.checkpoint.is_compact(&name)? {
+            return Ok(None);
+        }
+        let found = self.checkpoint.shape(&name)?;
+        if found != [rows, columns] {
+            let (file, key) = self.checkpoint.place(&name);
+            return Err(Error::ShapeMismatch { file, key, expected: vec![rows, columns], found });
+        }
+        let matrix = match wanted {
+            None => self.checkpoint.matrix(&name)?,
+            Some(format) => {
+                let numbers = self.checkpoint.read(&name, &Device::Cpu)?;
+                self.expect_finite(&name, &numbers)?;
+                match (format, stored) {
+                    // In 16 bits of either kind already.
+                    (BlockFormat::F16, Some(BlockFormat::F16 | BlockFormat::BF16)) => {
+                        self.checkpoint.matrix(&name)?
+                    }
+                    _ => Some(QuantisedMatrix::quantise(&numbers, format)?),
+                }
+            }
+        };
+        self.account().used.insert(name);
+        Ok(matrix)
+    }
+
+    /// The format that a matrix is to be rounded to.
+    fn wanted(
+        &self,
+        quantisation: Option<Quantisation>,
+        name: &str,
+        ours: &str,
+        columns: usize,
+    ) -> Result<Option<BlockFormat>> {
+        let stored = self.checkpoint.format(name)?;
+        let wanted = quantisation.and_then(|quantisation| quantisation.format(ours, columns));
+        // Rounded numbers are not rounded again.
+        Ok(wanted.filter(|_| stored.is_none_or(|format| format.block_length() == 1)))
+    }
+
+    fn expect_finite(&self, name: &str, tensor: &Tensor) -> Result<()> {
+        let Some((index, value)) = elements::first_not_finite(tensor) else { return Ok(()) };
+        let (file, key) = self.checkpoint.place(name);
+        Err(Error::NotFinite { file, key, index, value, overflows: None })
+    }
+
     /// A weight by our name, in the dtype asked for; `expected` is absent where the module takes any shape.
     fn load(&self, ours: &str, expected: Option<&Shape>, dtype: DType, device: &Device) -> Result<Tensor> {
         let Some(name) = self.table.upstream(ours) else {
@@ -109,9 +226,7 @@ impl Source {
             let problem = format!("expected floating-point numbers, found {}", tensor.dtype().as_str());
             return Err(Fault::Unsupported(problem).in_tensor(&file, &key));
         }
-        if let Some((index, value)) = elements::first_not_finite(&tensor) {
-            return Err(Error::NotFinite { file, key, index, value, overflows: None });
-        }
+        self.expect_finite(&name, &tensor)?;
         let narrowed = dtype.is_float() && dtype != tensor.dtype();
         let converted = tensor.to_dtype(dtype)?;
         if narrowed && let Some((index, _)) = elements::first_not_finite(&converted) {
@@ -136,17 +251,7 @@ impl Backend {
         dtype: DType,
         device: &Device,
     ) -> candle_core::Result<Tensor> {
-        self.source.load(name, shape, dtype, device).map_err(|error| match error {
-            Error::Tensor(error) => error,
-            error => {
-                let text = error.to_string();
-                let mut account = self.source.account();
-                if account.errors.len() < KEPT {
-                    account.errors.push(error);
-                }
-                candle_core::Error::Msg(text)
-            }
-        })
+        self.source.load(name, shape, dtype, device).map_err(|error| self.source.keep(error))
     }
 }
 

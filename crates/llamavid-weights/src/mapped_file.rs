@@ -16,6 +16,12 @@ pub(crate) struct MappedFile {
     map: Option<Mmap>,
 }
 
+impl AsRef<[u8]> for MappedFile {
+    fn as_ref(&self) -> &[u8] {
+        self.bytes()
+    }
+}
+
 impl MappedFile {
     pub(crate) fn open(path: &Path) -> Result<Self> {
         let io_error = |source: io::Error| match source.kind() {

@@ -11,6 +11,7 @@ import {
   addMediaFlags,
   addModelFlags,
   type ChatFlags,
+  kvCacheOption,
   parseWholeNumber,
 } from './flags.js';
 import { type PlanFlags, plan } from './plan.js';
@@ -85,6 +86,7 @@ function createProgram(end: (exitCode: number) => void): Command {
     .option('--question <text>', 'the question (default: one of usual length)')
     .option('--conversation <template>', 'conversation template')
     .option('--max-new-tokens <n>', 'the longest answer', parseWholeNumber('--max-new-tokens', 1), 512)
+    .addOption(kvCacheOption())
     .option('--json', 'write one JSON object to stdout instead of text')
     .action(async (media: string[], flags: PlanFlags) => end(await plan(media, flags)));
 

@@ -1,11 +1,12 @@
 import process from 'node:process';
-import { type MediaFlags, type ModelFlags, openOptions } from './flags.js';
+import { type AnswerFlags, type MediaFlags, type ModelFlags, openOptions } from './flags.js';
 import { Interrupt } from './interrupt.js';
 import { checkFiles, sourceOf } from './media-files.js';
 import { Progress } from './progress.js';
 
 export type PlanFlags = ModelFlags &
-  MediaFlags & { question?: string; conversation?: string; maxNewTokens: number; json?: boolean };
+  MediaFlags &
+  Pick<AnswerFlags, 'conversation' | 'maxNewTokens' | 'kvCache'> & { question?: string; json?: boolean };
 
 /** `llamavid plan`: what a question about these files takes of memory, and whether it is there. */
 export async function plan(paths: readonly string[], flags: PlanFlags): Promise<number> {
@@ -17,11 +18,11 @@ export async function plan(paths: readonly string[], flags: PlanFlags): Promise<
     import('./plan-text.js'),
   ]);
   checkFiles(flags.subtitles === 'none' ? paths : [...paths, flags.subtitles]);
-  const { model, device, dtype, load, question, conversation, maxNewTokens } = flags;
+  const { model, device, dtype, load, question, conversation, maxNewTokens, kvCache } = flags;
   const progress = new Progress(flags.quiet ?? false);
   try {
     progress.step('looking at the files');
-    const options = { ...toOpen, device, dtype, load, question, conversation, maxNewTokens };
+    const options = { ...toOpen, device, dtype, load, question, conversation, maxNewTokens, kvCache };
     const planned = await LlamaVid.plan(model, paths.map(sourceOf), options);
     progress.clear();
     process.stdout.write(flags.json ? `${JSON.stringify(planned)}\n` : planText(planned));

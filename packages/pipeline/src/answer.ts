@@ -109,6 +109,7 @@ export interface PlannedQuestion {
   question: string;
   conversation: string | undefined;
   maxNewTokens: number | undefined;
+  kvCache: AskOptions['kvCache'];
 }
 
 /** @internal Where a question stands: what was said before it, and what it is about. */
@@ -155,8 +156,15 @@ export function answerQuestion(
     try {
       // Before the long work: a file of subtitles that cannot be read ends the answer here.
       const read = await subtitlesOf(clips, options.subtitles);
-      const { conversation: named, maxNewTokens } = options;
-      stages.checkMemory({ clips, subtitles: read, history, question, conversation: named, maxNewTokens });
+      stages.checkMemory({
+        clips,
+        subtitles: read,
+        history,
+        question,
+        conversation: options.conversation,
+        maxNewTokens: options.maxNewTokens,
+        kvCache: options.kvCache,
+      });
       const subtitles: (ReadSubtitles | undefined)[] = [];
       for (const [index, clip] of clips.entries()) {
         const { value, fresh } = await clip.encoded(options.signal);

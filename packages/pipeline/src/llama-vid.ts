@@ -1,4 +1,3 @@
-import { LlamaVidError } from '@llamavid/errors';
 import {
   type DeviceDescription,
   describeDevice,
@@ -19,8 +18,11 @@ import { largest, type MediaPlan, type PlanOptions, planMedia, promptSize, USUAL
 import { planRun, type RunPlan, type WeightFormat } from './run-plan.js';
 
 export interface LoadOptions extends StageOptions {
-  /** How weights are held. Only `16bit` so far: not quantised, in the number format that `dtype` says. */
-  load?: '16bit' | undefined;
+  /**
+   * How many bits matrices of weights are held in. `16bit` (default) leaves them as the files have them. `8bit` and `4bit` round
+   * those of the language model while loading, and those of the visual encoder and the query model to 8 bits.
+   */
+  load?: StageOptions['load'];
   /** Loads and answers even where memory will not suffice, instead of failing with `OUT_OF_MEMORY` before it begins. */
   tryAnyway?: boolean | undefined;
 }
@@ -45,11 +47,6 @@ export class LlamaVid implements AsyncDisposable {
    */
   static async load(nameOrFolder: string = EMBEDDED, options: LoadOptions = {}): Promise<LlamaVid> {
     const { load = '16bit', tryAnyway = false, ...given } = options;
-    if (load !== '16bit') {
-      throw new LlamaVidError('MODEL_UNSUPPORTED', `quantised loading (${load}) is not supported yet`, {
-        hint: 'Load with 16bit, the only value so far.',
-      });
-    }
     const { name, folder } = locateModel(nameOrFolder);
     const begun = performance.now();
     const description = await describeModel(folder);
@@ -62,24 +59,27 @@ export class LlamaVid implements AsyncDisposable {
       maxNewTokens: 1,
       dtype: given.dtype ?? 'auto',
       load,
+      kvCache: '16bit',
       device: device.name,
     });
     if (!tryAnyway) refuseWhatCannotFit(plan);
     const { dtype } = plan.options[plan.chosen] as WeightFormat;
-    const stage = { ...given, device: device.name as StageOptions['device'], dtype };
+    const stage = { ...given, device: device.name as StageOptions['device'], dtype, load };
+    // The small parts of the model feel an error in every answer.
+    const small = { ...stage, load: load === '4bit' ? '8bit' : load } as const;
     const loaded: Disposable[] = [];
     const keep = <T extends Disposable>(part: T): T => {
       loaded.push(part);
       return part;
     };
     try {
-      const encoder = keep(await VisualEncoder.load(folder, stage));
-      const tokenGenerator = keep(await TokenGenerator.load(folder, stage));
+      const encoder = keep(await VisualEncoder.load(folder, small));
+      const tokenGenerator = keep(await TokenGenerator.load(folder, small));
       const languageModel = keep(await LanguageModel.load(folder, stage));
       return new LlamaVid(encoder, {
         tokenGenerator,
         languageModel,
-        model: { name, dtype, device: languageModel.device },
+        model: { name, dtype: languageModel.storedAs, device: languageModel.device },
         loadMs: performance.now() - begun,
         checkMemory: (question) => {
           if (!tryAnyway) refuseWhatCannotFit(planQuestion(description, question, { dtype, load }, device));
@@ -166,6 +166,7 @@ function planQuestion(
     promptTokens,
     question,
     maxNewTokens,
+    kvCache: planned.kvCache ?? '16bit',
     device: device.name,
     loaded: true,
     encodedFrames: clips.reduce((sum, clip) => sum + (clip.isEncoded ? clip.expectedFrames : 0), 0),

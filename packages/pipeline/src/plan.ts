@@ -14,13 +14,14 @@ import { planRun, type RunPlan, type WeightFormat } from './run-plan.js';
 import { type ReadSubtitles, subtitlesWithin } from './subtitles.js';
 
 export interface PlanOptions extends Omit<OpenOptions, 'onProgress'>, Omit<StageOptions, 'signal'> {
-  load?: WeightFormat['load'] | undefined;
   /** What would be asked; a short question by default. */
   question?: string | undefined;
   /** Conversation template. Default: as for a question that is really asked. */
   conversation?: string | undefined;
   /** The longest answer. Default 512. */
   maxNewTokens?: number | undefined;
+  /** How keys and values are held. Default `16bit`: as they are computed. */
+  kvCache?: '16bit' | '8bit' | '4bit' | undefined;
 }
 
 /** What a run takes. */
@@ -61,6 +62,7 @@ export async function planMedia(
     maxNewTokens,
     dtype: options.dtype ?? 'auto',
     load: options.load ?? '16bit',
+    kvCache: options.kvCache ?? '16bit',
     device: device.name,
     listGpus: true,
   });

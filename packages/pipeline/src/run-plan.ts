@@ -80,6 +80,8 @@ export interface PlanRequest {
   maxNewTokens: number;
   dtype: 'auto' | WeightFormat['dtype'];
   load: WeightFormat['load'];
+  /** How keys and values are held. */
+  kvCache: '16bit' | '8bit' | '4bit';
   /** `cpu` or `cuda:N`. */
   device: string;
   /** Whether to tell what graphics processors there are, also for a run on the CPU. */

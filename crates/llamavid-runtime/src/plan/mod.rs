@@ -6,14 +6,16 @@ mod weights;
 
 use candle_core::DType;
 use llamavid_models::config::ModelConfig;
+use llamavid_models::language_model::CachePrecision;
+use llamavid_weights::Quantisation;
 use serde::{Deserialize, Serialize};
 
 use self::available::Memory;
 use self::usage::{Steps, Usage, Work, feature_bytes, tokens_per_frame};
-use self::weights::{Format, Load, Weights};
+use self::weights::{Format, Held, Weights};
 use crate::gpus::{Gpu, gpus};
 use crate::model_folder::ModelFolder;
-use crate::{DeviceKind, Dtype, Error, ErrorCode, Result};
+use crate::{DeviceKind, Dtype, Error, ErrorCode, Precision, Result};
 
 /// What is asked for, and what the process has already.
 #[derive(Debug, Deserialize)]
@@ -31,6 +33,8 @@ struct Request {
     max_new_tokens: usize,
     dtype: String,
     load: String,
+    /// `16bit`, `8bit` or `4bit`.
+    kv_cache: String,
     /// `cpu` or `cuda:N`.
     device: String,
     /// Whether to tell what graphics processors there are, also for a run on the CPU.
@@ -107,16 +111,43 @@ pub(crate) fn plan(folder: &ModelFolder, request: &str) -> Result<String> {
     serde_json::to_string(&plan).map_err(|error| Error::new(ErrorCode::Internal, error.to_string()))
 }
 
+/// How keys and values are held, by the option's name.
+fn parse_cache_bits(name: &str) -> Result<CachePrecision> {
+    match name {
+        "16bit" => Ok(CachePrecision::Full),
+        "8bit" => Ok(CachePrecision::EightBit),
+        "4bit" => Ok(CachePrecision::FourBit),
+        other => Err(Error::argument(format!("a cache of {other:?}: there are 16bit, 8bit and 4bit"))),
+    }
+}
+
+/// The ways to hold weights, from the most exact to the smallest.
+fn formats(dtype: Dtype, kind: DeviceKind) -> [Format; 4] {
+    let half = if dtype == Dtype::Bf16 { DType::BF16 } else { DType::F16 };
+    let beside_blocks = match (dtype, kind) {
+        (Dtype::F32, _) | (Dtype::Auto, DeviceKind::Cpu) => DType::F32,
+        (Dtype::Auto, DeviceKind::Cuda) => DType::BF16,
+        _ => half,
+    };
+    let [eight_bit, four_bit] = [Quantisation::EightBit, Quantisation::FourBit].map(Some);
+    [
+        Format { dtype: DType::F32, quantisation: None },
+        Format { dtype: half, quantisation: None },
+        Format { dtype: beside_blocks, quantisation: eight_bit },
+        Format { dtype: beside_blocks, quantisation: four_bit },
+    ]
+}
+
 struct Planner<'a> {
     config: &'a ModelConfig,
-    weights: Weights,
+    formats: Vec<(Format, Held)>,
     work: Work,
     kind: DeviceKind,
     memory: Option<Memory>,
     gpus: Vec<Gpu>,
     process_bytes: u64,
     dtype: Dtype,
-    load: Load,
+    quantisation: Option<Quantisation>,
 }
 
 impl<'a> Planner<'a> {
@@ -138,9 +169,12 @@ impl<'a> Planner<'a> {
                 folder.query_tokenizer()?.encode_batch(question)?.0.first().map_or(0, Vec::len)
             }
         };
+        let dtype = Dtype::parse(&request.dtype)?;
+        let weights = Weights::of(folder)?;
+        let formats = formats(dtype, kind).map(|format| Ok((format, weights.held(format)?)));
         Ok(Self {
             config,
-            weights: Weights::of(config)?,
+            formats: formats.into_iter().collect::<Result<_>>()?,
             work: Work {
                 frames: request.frames.clone(),
                 source_pixels: request.source_pixels,
@@ -148,14 +182,15 @@ impl<'a> Planner<'a> {
                 query_tokens,
                 max_new_tokens: request.max_new_tokens,
                 encoded_frames: request.encoded_frames,
+                kv_cache: parse_cache_bits(&request.kv_cache)?,
                 loaded: request.loaded,
             },
             kind,
             memory,
             gpus,
             process_bytes: request.process_bytes,
-            dtype: Dtype::parse(&request.dtype)?,
-            load: Load::parse(&request.load)?,
+            dtype,
+            quantisation: Precision::parse_bits(&request.load)?,
         })
     }
 
@@ -188,43 +223,27 @@ impl<'a> Planner<'a> {
         }
     }
 
-    /// The ways to hold weights, from the most exact to the smallest.
     fn options(&self) -> Vec<Setting> {
-        let half = if self.dtype == Dtype::Bf16 { DType::BF16 } else { DType::F16 };
-        // Blocks are unpacked to what the rest is computed in.
-        let beside_blocks = match (self.dtype, self.kind) {
-            (Dtype::Auto | Dtype::F32, DeviceKind::Cpu) => DType::F32,
-            (Dtype::F32, _) => DType::F32,
-            (Dtype::Auto, DeviceKind::Cuda) => DType::BF16,
-            _ => half,
-        };
-        [
-            Format { dtype: DType::F32, load: Load::Plain },
-            Format { dtype: half, load: Load::Plain },
-            Format { dtype: beside_blocks, load: Load::EightBit },
-            Format { dtype: beside_blocks, load: Load::FourBit },
-        ]
-        .into_iter()
-        .map(|format| self.setting(format, &self.work))
-        .collect()
+        self.formats.iter().map(|format| self.setting(format, &self.work)).collect()
     }
 
-    fn setting(&self, format: Format, work: &Work) -> Setting {
-        let usage = usage::usage(self.config, &self.weights, format, work, self.kind);
+    fn setting(&self, (format, held): &(Format, Held), work: &Work) -> Setting {
+        let format = *format;
+        let usage = usage::usage(self.config, held, format, work, self.kind);
         let fits = self.memory.map(|memory| usage.needed <= memory.available);
         Setting { format, peak_bytes: self.process_bytes + usage.needed, usage, fits }
     }
 
     /// What was asked for. Where the dtype is left open on a CPU, f32 if it fits, and half precision if only that fits.
     fn chosen(&self, options: &[Setting]) -> usize {
-        match (self.load, self.dtype, self.kind) {
-            (Load::EightBit, _, _) => 2,
-            (Load::FourBit, _, _) => 3,
-            (Load::Plain, Dtype::F32, _) => 0,
-            (Load::Plain, Dtype::Auto, DeviceKind::Cpu) => {
+        match (self.quantisation, self.dtype, self.kind) {
+            (Some(Quantisation::EightBit), _, _) => 2,
+            (Some(Quantisation::FourBit), _, _) => 3,
+            (None, Dtype::F32, _) => 0,
+            (None, Dtype::Auto, DeviceKind::Cpu) => {
                 usize::from(options[0].fits == Some(false) && options[1].fits == Some(true))
             }
-            (Load::Plain, _, _) => 1,
+            (None, _, _) => 1,
         }
     }
 
@@ -236,6 +255,7 @@ impl<'a> Planner<'a> {
         }
         let [all] = self.work.frames.as_slice() else { return None };
         let smallest = smaller().last().unwrap_or(&options[chosen]).format;
+        let smallest = self.formats.iter().find(|(format, _)| *format == smallest)?;
         let with = |frames: usize| {
             let fewer = (*all - frames) * tokens_per_frame(self.config) as usize;
             let prompt_tokens = self.work.prompt_tokens.saturating_sub(fewer);
@@ -251,7 +271,7 @@ impl<'a> Planner<'a> {
             }
         }
         (fitting > 0).then(|| Nearest {
-            format: smallest,
+            format: smallest.0,
             frames: Some(fitting),
             peak_bytes: with(fitting).peak_bytes,
         })
@@ -271,15 +291,20 @@ mod tests {
         Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/random-model")
     }
 
-    /// The plan of some frames with the changes.
-    fn planned(changes: Value) -> Value {
+    /// Some frames, with the changes.
+    fn request(changes: Value) -> Value {
         let mut request = json!({
             "frames": [30], "sourcePixels": 1280 * 720, "promptTokens": 100, "question": "what is it", "maxNewTokens": 20,
-            "dtype": "auto", "load": "16bit", "device": "cpu", "processBytes": 100_000_000,
+            "dtype": "auto", "load": "16bit", "kvCache": "16bit", "device": "cpu", "processBytes": 100_000_000,
         });
         for (key, value) in changes.as_object().unwrap() {
             request[key] = value.clone();
         }
+        request
+    }
+
+    fn planned(changes: Value) -> Value {
+        let request = request(changes);
         let folder = ModelFolder::open(&model()).unwrap();
         serde_json::from_str(&plan(&folder, &request.to_string()).unwrap()).unwrap()
     }
@@ -308,13 +333,23 @@ mod tests {
     }
 
     #[test]
-    fn blocks_take_what_their_format_says() {
-        let weights = |load: usize| bytes(&planned(json!({}))["options"][load]["weights"]["languageModel"]);
-        // Two layers of four 48 x 48 and three 96 x 48 matrices and the head of 384 x 48. Rows of 48 fill no blocks of 32,
-        // those of 96, the inner width, do.
-        let (in_blocks, count) = (2 * 96 * 48, bytes(&planned(json!({}))["options"][0]["weights"]["languageModel"]) / 4);
-        assert_eq!(weights(2), (count - in_blocks) * 4 + in_blocks / 32 * 34);
-        assert_eq!(weights(3), (count - in_blocks) * 4 + in_blocks / 32 * 18);
+    fn weights_in_blocks_take_what_loading_makes_of_them() {
+        let folder = ModelFolder::open(&model()).unwrap();
+        let weights = Weights::of(&folder).unwrap();
+        for quantisation in [Quantisation::EightBit, Quantisation::FourBit] {
+            let format = Format { dtype: DType::F32, quantisation: Some(quantisation) };
+            let loaded = ModelFolder::open(&model()).unwrap().with_quantisation(Some(quantisation));
+            let model = loaded.language_model(DType::F32, &candle_core::Device::Cpu).unwrap();
+            let held = weights.held(format).unwrap();
+            assert_eq!(held.bytes.language_model, model.size_in_bytes() as u64, "{quantisation:?}");
+        }
+    }
+
+    #[test]
+    fn a_cache_in_blocks_is_smaller() {
+        let bytes_of = |bits: &str| bytes(&planned(json!({ "kvCache": bits }))["options"][0]["kvCache"]);
+        assert_eq!(bytes_of("8bit") * 32 * 4, bytes_of("16bit") * 34);
+        assert_eq!(bytes_of("4bit") * 32 * 4, bytes_of("16bit") * 18);
     }
 
     #[test]
@@ -344,7 +379,7 @@ mod tests {
         let folder = ModelFolder::open(&model()).unwrap();
         let request: Request = serde_json::from_value(json!({
             "frames": [frames], "sourcePixels": 0, "promptTokens": 2 * frames + 40, "question": "what is it",
-            "maxNewTokens": 20, "dtype": "auto", "load": "16bit", "device": "cpu", "processBytes": 0,
+            "maxNewTokens": 20, "dtype": "auto", "load": "16bit", "kvCache": "16bit", "device": "cpu", "processBytes": 0,
         }))
         .unwrap();
         let mut planner = Planner::new(&folder, &request).unwrap();
@@ -377,6 +412,10 @@ mod tests {
     fn a_request_that_makes_no_sense_is_refused() {
         let folder = ModelFolder::open(&model()).unwrap();
         assert_eq!(plan(&folder, "{").unwrap_err().code, ErrorCode::InvalidArgument);
-        assert_eq!(Load::parse("3bit").unwrap_err().code, ErrorCode::InvalidArgument);
+        for (key, wrong) in [("load", "3bit"), ("kvCache", "2bit"), ("dtype", "f8")] {
+            let mut request = request(json!({}));
+            request[key] = wrong.into();
+            assert_eq!(plan(&folder, &request.to_string()).unwrap_err().code, ErrorCode::InvalidArgument, "{key}");
+        }
     }
 }

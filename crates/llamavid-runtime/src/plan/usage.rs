@@ -7,12 +7,12 @@
 
 use candle_core::DType;
 use llamavid_models::config::ModelConfig;
-use llamavid_models::language_model::{QUERY_BLOCK, SCORES_AT_ONCE};
+use llamavid_models::language_model::{CachePrecision, QUERY_BLOCK, SCORES_AT_ONCE};
 use llamavid_models::token_generation::{FeatureKind, QueryKind};
 use llamavid_models::visual_encoder::VisualEncoderConfig;
 use serde::Serialize;
 
-use super::weights::{Format, PartBytes, Weights};
+use super::weights::{Format, Held, PartBytes};
 use crate::session::prefill_chunk;
 use crate::token_generator::PAIRS_A_STEP;
 use crate::visual_encoder::frames_a_step;
@@ -43,6 +43,8 @@ pub(super) struct Work {
     pub(super) max_new_tokens: usize,
     /// Frames whose features exist already.
     pub(super) encoded_frames: usize,
+    /// How keys and values are held.
+    pub(super) kv_cache: CachePrecision,
     /// Whether the weights are in memory already.
     pub(super) loaded: bool,
 }
@@ -118,7 +120,7 @@ fn class_row(config: &ModelConfig) -> u64 {
 /// What `work` takes in `format`.
 pub(super) fn usage(
     config: &ModelConfig,
-    weights: &Weights,
+    held: &Held,
     format: Format,
     work: &Work,
     kind: DeviceKind,
@@ -128,7 +130,7 @@ pub(super) fn usage(
     let frames: usize = work.frames.iter().sum();
     let new_frames = frames.saturating_sub(work.encoded_frames);
 
-    let parts = weights.bytes(format);
+    let parts = held.bytes;
     let resident = if work.loaded { 0 } else { parts.total() };
     let features = feature_bytes(config, frames, element);
     let new_features = feature_bytes(config, new_frames, element);
@@ -141,17 +143,17 @@ pub(super) fn usage(
             0
         } else {
             let batch = feature_bytes(config, new_frames.min(BATCH as usize), element);
-            visual_encoder(config, steps.encoder_frames.min(new_frames) as u64, format.dtype)
+            visual_encoder(config, steps.encoder_frames.min(new_frames) as u64, format.dtype, held)
                 // A batch's features in parts and put together, and a copy of the last one among all.
                 + 2 * batch
         },
         token_generator: token_generator(config, steps.token_frames as u64, work.query_tokens as u64, element),
-        prefill: prefill(config, steps.prefill_chunk as u64, work.prompt_tokens as u64, element),
+        prefill: prefill(config, steps.prefill_chunk as u64, work, element),
         // The row, its copy, and the sampler's order of it.
         logits: 4 * 4 * config.language.vocab_size as u64,
     };
     let phases = [
-        ("load", if work.loaded { 0 } else { resident + weights.loading(format) }),
+        ("load", if work.loaded { 0 } else { resident + held.loading }),
         ("encode", resident + new_features + activations.media + activations.visual_encoder),
         ("tokens", resident + new_features + 2 * tokens + activations.token_generator),
         ("answer", resident + new_features + prompt + kv_cache + activations.prefill.max(activations.logits)),
@@ -175,7 +177,13 @@ pub(super) fn tokens_per_frame(config: &ModelConfig) -> u64 {
 fn kv_bytes(config: &ModelConfig, work: &Work, element: u64) -> u64 {
     let language = &config.language;
     let positions = (work.prompt_tokens + work.max_new_tokens).min(language.max_positions);
-    (2 * language.layers * language.kv_heads * language.head_dim * positions) as u64 * element
+    let numbers = (2 * language.layers * language.kv_heads * positions * language.head_dim) as u64;
+    match work.kv_cache {
+        CachePrecision::Full => numbers * element,
+        // Blocks of 32 with a scale each.
+        CachePrecision::EightBit => numbers / 32 * 34,
+        CachePrecision::FourBit => numbers / 32 * 18,
+    }
 }
 
 /// The decoder's pictures, and pixels (F, 3, S, S) in f32.
@@ -186,7 +194,7 @@ fn media(config: &ModelConfig, work: &Work, frames: u64) -> u64 {
 }
 
 /// A step of `frames` frames through one block.
-fn visual_encoder(config: &ModelConfig, frames: u64, dtype: DType) -> u64 {
+fn visual_encoder(config: &ModelConfig, frames: u64, dtype: DType, held: &Held) -> u64 {
     let (heads, mlp_width, patch_size) = match &config.visual {
         VisualEncoderConfig::Eva(eva) => (eva.heads, eva.mlp_width, eva.patch_size),
         VisualEncoderConfig::Clip(clip) => (clip.heads, clip.mlp_width, clip.patch_size),
@@ -202,6 +210,11 @@ fn visual_encoder(config: &ModelConfig, frames: u64, dtype: DType) -> u64 {
     let attention = 7 * rows * width;
     let feed_forward = 3 * rows * width + 2 * rows * mlp_width as u64;
     let block = match dtype {
+        // Matrices in blocks are not fused with what is around them, and biases are added to a copy.
+        DType::F32 if held.encoder_in_blocks => {
+            let copies = (3 * rows * width).max(rows * mlp_width as u64);
+            (attention.max(feed_forward) + copies) * 4
+        }
         DType::F32 => attention.max(feed_forward) * 4,
         // Without fused operations: heads are copied apart, and all scores exist, also in f32.
         _ => {
@@ -233,8 +246,8 @@ fn token_generator(config: &ModelConfig, frames: u64, words: u64, element: u64) 
 }
 
 /// The last chunk of the prompt, in a layer: what it attends to is longest then.
-fn prefill(config: &ModelConfig, chunk: u64, positions: u64, element: u64) -> u64 {
-    let language = &config.language;
+fn prefill(config: &ModelConfig, chunk: u64, work: &Work, element: u64) -> u64 {
+    let (language, positions) = (&config.language, work.prompt_tokens as u64);
     let (width, inner) = (language.hidden_size as u64, language.intermediate_size as u64);
     let projected = ((language.heads + 2 * language.kv_heads) * language.head_dim) as u64;
     let a_row = language.heads as u64 * positions;
@@ -243,7 +256,12 @@ fn prefill(config: &ModelConfig, chunk: u64, positions: u64, element: u64) -> u6
     let halves = if element < 4 { 2 * element } else { 0 };
     let scores = rows * a_row * (3 * 4 + halves);
     let hidden = rows * positions * (3 * 4 + 1);
-    let attention = chunk * (4 * width + 2 * projected) * element + scores + hidden;
+    // Keys and values in blocks are unpacked a layer at a time.
+    let unpacked = match work.kv_cache {
+        CachePrecision::Full => 0,
+        _ => 2 * (language.kv_heads * language.head_dim) as u64 * positions * 4,
+    };
+    let attention = chunk * (4 * width + 2 * projected) * element + scores + hidden + unpacked;
     let feed_forward = chunk * (4 * width + 3 * inner) * element;
     attention.max(feed_forward)
 }

@@ -1,61 +1,43 @@
-//! Bytes of a model's weights in each format, from their shapes.
+//! Bytes of a model's weights in each format, from their shapes and from how their files hold them.
 
-use candle_core::{DType, Shape};
-use llamavid_models::config::ModelConfig;
+use std::collections::BTreeSet;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use candle_core::{DType, Device, Shape};
+use llamavid_models::WeightSource;
 use llamavid_models::language_model::LanguageModel;
 use llamavid_models::token_generation::TokenGenerator;
 use llamavid_models::visual_encoder::VisualEncoder;
+use llamavid_weights::{Loader, Quantisation};
 use serde::{Serialize, Serializer};
 
+use crate::Result;
+use crate::model_folder::ModelFolder;
 use crate::weight_shapes::weight_shapes;
-use crate::{Error, Result};
-
-/// How the language model's matrices are held.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-pub(super) enum Load {
-    /// As numbers, of the dtype that everything is computed in.
-    #[serde(rename = "16bit")]
-    Plain,
-    /// 34 bytes for 32 weights.
-    #[serde(rename = "8bit")]
-    EightBit,
-    /// 144 bytes for 256 weights, or 18 for 32.
-    #[serde(rename = "4bit")]
-    FourBit,
-}
-
-impl Load {
-    /// Parses `16bit`, `8bit` or `4bit`; another text is `INVALID_ARGUMENT`.
-    pub(super) fn parse(name: &str) -> Result<Self> {
-        match name {
-            "16bit" => Ok(Self::Plain),
-            "8bit" => Ok(Self::EightBit),
-            "4bit" => Ok(Self::FourBit),
-            other => Err(Error::argument(format!("load {other:?} is none of 16bit, 8bit, 4bit"))),
-        }
-    }
-
-    /// Bytes and weights of a block, if rows of `columns` weights fill blocks.
-    fn block(self, columns: u64) -> Option<(u64, u64)> {
-        let block = match self {
-            Self::Plain => return None,
-            Self::EightBit => (34, 32),
-            Self::FourBit => (18, 32),
-        };
-        columns.is_multiple_of(block.1).then_some(block)
-    }
-}
 
 /// A way to hold weights.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub(super) struct Format {
     #[serde(serialize_with = "dtype_name")]
     pub(super) dtype: DType,
-    pub(super) load: Load,
+    /// How matrices are rounded. None leaves those of a file as they are there.
+    #[serde(rename = "load", serialize_with = "bits")]
+    pub(super) quantisation: Option<Quantisation>,
 }
 
 fn dtype_name<S: Serializer>(dtype: &DType, serializer: S) -> std::result::Result<S::Ok, S::Error> {
     serializer.serialize_str(dtype.as_str())
+}
+
+fn bits<S: Serializer>(
+    quantisation: &Option<Quantisation>,
+    serializer: S,
+) -> std::result::Result<S::Ok, S::Error> {
+    serializer.serialize_str(match quantisation {
+        None => "16bit",
+        Some(Quantisation::EightBit) => "8bit",
+        Some(Quantisation::FourBit) => "4bit",
+    })
 }
 
 /// Bytes of each part.
@@ -73,63 +55,128 @@ impl PartBytes {
     }
 }
 
-/// Shapes of a model's weights.
+/// The weights of all parts.
 #[derive(Debug)]
 pub(super) struct Weights {
-    visual_encoder: Vec<Shape>,
-    token_generator: Vec<Shape>,
-    language_model: Vec<(String, Shape)>,
+    visual_encoder: Part,
+    token_generator: Part,
+    language_model: Part,
+}
+
+/// What weights in a format take.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Held {
+    pub(super) bytes: PartBytes,
+    /// What loading takes beside them at its end.
+    pub(super) loading: u64,
+    /// Whether the visual encoder's matrices are in blocks.
+    pub(super) encoder_in_blocks: bool,
 }
 
 impl Weights {
     /// Asks the modules what they would read.
     ///
     /// # Errors
-    /// Sizes that do not go together.
-    pub(super) fn of(config: &ModelConfig) -> Result<Self> {
-        let visual_encoder = weight_shapes(|vb| VisualEncoder::new(&config.visual, vb))?;
-        let token_generator = weight_shapes(|vb| TokenGenerator::new(&config.tokens, vb))?;
-        let language_model = weight_shapes(|vb| LanguageModel::new(&config.language, vb))?;
+    /// Sizes that do not go together, and files that cannot be opened.
+    pub(super) fn of(folder: &ModelFolder) -> Result<Self> {
+        // Neither decides where a weight is.
+        let (config, dtype, device) = (folder.config(), DType::F32, &Device::Cpu);
         Ok(Self {
-            visual_encoder: visual_encoder.into_values().collect(),
-            token_generator: token_generator.into_values().collect(),
-            language_model: language_model.into_iter().collect(),
+            visual_encoder: Part::of(folder.visual_loader(dtype, device)?, |source| {
+                VisualEncoder::new(&config.visual, source)
+            })?,
+            token_generator: Part::of(folder.token_loader(dtype, device)?, |source| {
+                TokenGenerator::new(&config.tokens, source)
+            })?,
+            language_model: Part::of(folder.language_loader(dtype, device)?, |source| {
+                LanguageModel::new(&config.language, source)
+            })?,
         })
     }
 
-    /// Bytes in memory.
-    pub(super) fn bytes(&self, format: Format) -> PartBytes {
-        let element = format.dtype.size_in_bytes() as u64;
-        let plain = |shapes: &[Shape]| shapes.iter().map(|shape| shape.elem_count() as u64 * element).sum();
-        PartBytes {
-            visual_encoder: plain(&self.visual_encoder),
-            token_generator: plain(&self.token_generator),
-            language_model: self.language_model.iter().map(|(name, shape)| held(name, shape, format)).sum(),
-        }
-    }
-
-    /// What loading takes beside the weights: the largest one as it lies in the file, mapped, and copied where it is
-    /// converted, and in f32 where it is put into blocks.
-    pub(super) fn loading(&self, format: Format) -> u64 {
-        // Published files are in half precision.
-        const FILE: u64 = 2;
-        let copies = if format.dtype == DType::F16 && format.load == Load::Plain { 1 } else { 2 };
-        let count = |shape: &Shape| shape.elem_count() as u64;
-        let all = self.visual_encoder.iter().chain(&self.token_generator);
-        let largest = all.chain(self.language_model.iter().map(|(_, shape)| shape)).map(count).max();
-        let unpacked = if format.load == Load::Plain { 0 } else { 4 };
-        largest.unwrap_or(0) * (copies * FILE + unpacked)
+    /// What they take in memory.
+    ///
+    /// # Errors
+    /// Weights of a kind that is not read.
+    pub(super) fn held(&self, format: Format) -> Result<Held> {
+        // As `ModelFolder` has it: the small parts feel an error in every answer.
+        let small = Format { quantisation: format.quantisation.map(|_| Quantisation::EightBit), ..format };
+        let parts = [
+            self.visual_encoder.held(small)?,
+            self.token_generator.held(small)?,
+            self.language_model.held(format)?,
+        ];
+        let [visual_encoder, token_generator, language_model] = parts.map(|part| part.bytes);
+        Ok(Held {
+            bytes: PartBytes { visual_encoder, token_generator, language_model },
+            loading: parts.iter().map(|part| part.loading).max().unwrap_or(0),
+            encoder_in_blocks: parts[0].in_blocks,
+        })
     }
 }
 
-/// Bytes of a weight of the language model.
-fn held(name: &str, shape: &Shape, format: Format) -> u64 {
-    let count = shape.elem_count() as u64;
-    let columns = shape.dims().last().copied().unwrap_or(1) as u64;
-    match format.load.block(columns) {
-        Some((bytes, weights)) if shape.rank() == 2 && !name.starts_with("embed_tokens") => {
-            count / weights * bytes
+/// The weights of a part.
+#[derive(Debug)]
+struct Part {
+    loader: Loader,
+    /// Names, shapes, and whether a weight is a matrix that may be in blocks.
+    weights: Vec<(String, Shape, bool)>,
+}
+
+#[derive(Debug, Clone, Copy, Default)]
+struct HeldPart {
+    bytes: u64,
+    loading: u64,
+    in_blocks: bool,
+}
+
+impl Part {
+    fn of<M>(
+        loader: Loader,
+        build: impl FnOnce(WeightSource<'static>) -> llamavid_models::Result<M>,
+    ) -> Result<Self> {
+        let matrices = Arc::new(Mutex::new(BTreeSet::new()));
+        let asked = matrices.clone();
+        let shapes = weight_shapes(|vb| {
+            build(WeightSource::new(vb, move |name, _| {
+                asked.lock().unwrap_or_else(PoisonError::into_inner).insert(name.to_owned());
+                Ok(None)
+            }))
+        })?;
+        let matrices = matrices.lock().unwrap_or_else(PoisonError::into_inner);
+        let weights = shapes.into_iter().map(|(name, shape)| {
+            let matrix = matrices.contains(&name);
+            (name, shape, matrix)
+        });
+        Ok(Self { loader, weights: weights.collect() })
+    }
+
+    fn held(&self, format: Format) -> Result<HeldPart> {
+        // Published files are in half precision.
+        const FILE: u64 = 2;
+        let mut held = HeldPart::default();
+        for (name, shape, matrix) in &self.weights {
+            let count = shape.elem_count() as u64;
+            let columns = shape.dims().last().copied().unwrap_or(1);
+            let blocks = match matrix {
+                true => self.loader.format(format.quantisation, name, columns)?,
+                false => None,
+            };
+            let (bytes, loading) = match blocks.and_then(|blocks| Some((blocks, blocks.row_bytes(columns)?))) {
+                Some((blocks, row_bytes)) => {
+                    held.in_blocks |= blocks.block_length() > 1;
+                    // Read as it lies in the file, mapped and copied, and rounded from f32; else mapped only.
+                    let rounded = if format.quantisation.is_some() { count * (2 * FILE + 4) } else { 0 };
+                    (count / columns.max(1) as u64 * row_bytes as u64, rounded)
+                }
+                None => {
+                    let copies = if format.dtype == DType::F16 { 1 } else { 2 };
+                    (count * format.dtype.size_in_bytes() as u64, count * copies * FILE)
+                }
+            };
+            held.bytes += bytes;
+            held.loading = held.loading.max(loading);
         }
-        _ => count * format.dtype.size_in_bytes() as u64,
+        Ok(held)
     }
 }
