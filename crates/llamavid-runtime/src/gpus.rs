@@ -5,8 +5,7 @@ use std::process::Command;
 use serde::Serialize;
 
 const PROGRAM: &str = "nvidia-smi";
-const QUERY: [&str; 2] =
-    ["--query-gpu=index,memory.total,memory.free,name", "--format=csv,noheader,nounits"];
+const QUERY: [&str; 2] = ["--query-gpu=index,memory.total,memory.free,name", "--format=csv,noheader,nounits"];
 
 /// A graphics processor. Bytes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -36,7 +35,12 @@ fn parse(listed: &str) -> Vec<Gpu> {
             let mut number = || fields.next()?.parse::<u64>().ok();
             let (index, total, available) = (number()?, number()?, number()?);
             let name = fields.next()?.to_owned();
-            Some(Gpu { device: format!("cuda:{index}"), name, total: total << 20, available: available << 20 })
+            Some(Gpu {
+                device: format!("cuda:{index}"),
+                name,
+                total: total << 20,
+                available: available << 20,
+            })
         })
         .collect()
 }

@@ -39,6 +39,8 @@ export declare class LanguageModel {
   get contextLength(): number
   /** What the weights are computed in. */
   get dtype(): string
+  /** How most of the weights are stored: as `dtype` says, or `q8_0`, `q4_k` and the like. */
+  get storedAs(): string
   /** What stands in a prompt for one picture or video: `<image>`, or `<im_start><image><im_end>`. */
   get imagePlaceholder(): string
   /** The conversation template that the model was trained with, where its configuration names one. */
@@ -354,6 +356,8 @@ export interface GenerateRequest {
   repetitionPenalty?: number
   /** Default 0. */
   seed?: number
+  /** How many bits keys and values of past positions are held in; default `16bit`, which is as the model computes them. */
+  kvCache?: '16bit' | '8bit' | '4bit'
   /** Texts that end the answer and are not part of it. */
   stop: Array<string>
 }
@@ -392,6 +396,8 @@ export interface LoadOptions {
   device: Device
   /** What the weights are computed in; default `auto`. */
   dtype?: 'auto' | 'f32' | 'bf16' | 'f16'
+  /** How many bits matrices are held in; default `16bit`, which leaves those of a file as they are there. */
+  load?: '16bit' | '8bit' | '4bit'
   /** Stops loading. */
   cancellation?: Cancellation
 }

@@ -70,7 +70,9 @@ impl Size {
             Self::Small => Some((704, 8, 8, 3072, 384, 4, 6, 1536)),
             Self::Smallest => Some((32, 2, 2, 64, 32, 2, 2, 64)),
         };
-        if let Some((width, depth, heads, mlp_width, query_width, query_layers, query_heads, query_mlp)) = smaller {
+        if let Some((width, depth, heads, mlp_width, query_width, query_layers, query_heads, query_mlp)) =
+            smaller
+        {
             config["mm_hidden_size"] = width.into();
             config["llamavid"] = json!({
                 "vision": { "width": width, "depth": depth, "heads": heads, "mlpWidth": mlp_width },

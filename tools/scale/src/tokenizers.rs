@@ -35,7 +35,10 @@ pub fn write(folder: &Path, size: Size) -> Result<()> {
     )?;
     fs::create_dir_all(folder.join("bert"))?;
     fs::write(folder.join("bert/vocab.txt"), word_pieces().join("\n") + "\n")?;
-    write_json(&folder.join("bert/tokenizer_config.json"), &json!({ "do_lower_case": true, "model_max_length": 512 }))?;
+    write_json(
+        &folder.join("bert/tokenizer_config.json"),
+        &json!({ "do_lower_case": true, "model_max_length": 512 }),
+    )?;
     let query = size.model()?.tokens.query;
     write_json(
         &folder.join("bert/config.json"),
@@ -116,7 +119,9 @@ fn word_pieces() -> Vec<String> {
     let mut pieces = vec!["[PAD]".to_owned()];
     pieces.extend((0..99).map(|index| format!("[unused{index}]")));
     pieces.extend(["[UNK]", "[CLS]", "[SEP]", "[MASK]"].map(str::to_owned));
-    let marks = ('!'..='~').filter(|mark| !mark.is_ascii_alphabetic()).flat_map(|mark| [mark.to_string(), format!("##{mark}")]);
+    let marks = ('!'..='~')
+        .filter(|mark| !mark.is_ascii_alphabetic())
+        .flat_map(|mark| [mark.to_string(), format!("##{mark}")]);
     pieces.extend(marks);
     pieces.extend(letters().flat_map(|text| [text.clone(), format!("##{text}")]));
     pieces.truncate(WORD_PIECES);

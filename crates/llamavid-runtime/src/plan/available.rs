@@ -71,7 +71,8 @@ fn control_groups(root: &Path) -> Vec<PathBuf> {
             _ => continue,
         };
         let group = mount.join(path.trim_start_matches('/'));
-        groups.extend(group.ancestors().take_while(|folder| folder.starts_with(&mount)).map(Path::to_path_buf));
+        groups
+            .extend(group.ancestors().take_while(|folder| folder.starts_with(&mount)).map(Path::to_path_buf));
     }
     groups
 }
@@ -135,7 +136,10 @@ mod tests {
             ("sys/fs/cgroup/work/job/memory.current", "1\n"),
             ("sys/fs/cgroup/work/memory.max", "4294967296\n"),
             ("sys/fs/cgroup/work/memory.current", "4294967296\n"),
-            ("sys/fs/cgroup/work/memory.stat", "anon 1073741824\ninactive_file 2147483648\nactive_file 1073741824\n"),
+            (
+                "sys/fs/cgroup/work/memory.stat",
+                "anon 1073741824\ninactive_file 2147483648\nactive_file 1073741824\n",
+            ),
         ]);
         assert_eq!(memory.unwrap(), Memory { total: 4 * GIB, available: 3 * GIB, limit: Limit::Cgroup });
     }

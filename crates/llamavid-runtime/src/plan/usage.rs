@@ -13,10 +13,10 @@ use llamavid_models::visual_encoder::VisualEncoderConfig;
 use serde::Serialize;
 
 use super::weights::{Format, Held, PartBytes};
+use crate::DeviceKind;
 use crate::session::prefill_chunk;
 use crate::token_generator::PAIRS_A_STEP;
 use crate::visual_encoder::frames_a_step;
-use crate::DeviceKind;
 
 /// Frames of a batch that the pipeline hands to the encoder, as `@llamavid/video` makes them.
 const BATCH: u64 = 16;
@@ -147,7 +147,12 @@ pub(super) fn usage(
                 // A batch's features in parts and put together, and a copy of the last one among all.
                 + 2 * batch
         },
-        token_generator: token_generator(config, steps.token_frames as u64, work.query_tokens as u64, element),
+        token_generator: token_generator(
+            config,
+            steps.token_frames as u64,
+            work.query_tokens as u64,
+            element,
+        ),
         prefill: prefill(config, steps.prefill_chunk as u64, work, element),
         // The row, its copy, and the sampler's order of it.
         logits: 4 * 4 * config.language.vocab_size as u64,

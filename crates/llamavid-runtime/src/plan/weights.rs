@@ -162,7 +162,8 @@ impl Part {
                 true => self.loader.format(format.quantisation, name, columns)?,
                 false => None,
             };
-            let (bytes, loading) = match blocks.and_then(|blocks| Some((blocks, blocks.row_bytes(columns)?))) {
+            let (bytes, loading) = match blocks.and_then(|blocks| Some((blocks, blocks.row_bytes(columns)?)))
+            {
                 Some((blocks, row_bytes)) => {
                     held.in_blocks |= blocks.block_length() > 1;
                     // Read as it lies in the file, mapped and copied, and rounded from f32; else mapped only.

@@ -13,9 +13,9 @@ use llamavid_train::{Part, StageModel};
 use serde::Serialize;
 
 use super::config::{ComputeDtype, OptimizerKind, Recipe, TrainingConfig};
+use super::is_hidden;
 use super::start::Start;
 use super::step_plan::StepPlan;
-use super::is_hidden;
 use crate::weight_shapes::weight_shapes;
 use crate::{Error, ErrorCode, Reply, Result, run_aside};
 

@@ -22,10 +22,8 @@ const LARGE: usize = 1 << 31;
 /// # Errors
 /// Those of `out`, and a dtype that torch does not have.
 pub fn write_torch(out: impl Write + Seek, archive: &str, tensors: &BTreeMap<String, Tensor>) -> Result<()> {
-    let announced: Vec<_> = tensors
-        .iter()
-        .map(|(name, tensor)| (name.clone(), tensor.dtype(), tensor.shape().clone()))
-        .collect();
+    let announced: Vec<_> =
+        tensors.iter().map(|(name, tensor)| (name.clone(), tensor.dtype(), tensor.shape().clone())).collect();
     let mut tensors = tensors.values();
     write_torch_streamed(out, archive, &announced, |_| {
         tensors.next().cloned().ok_or_else(|| Error::other("a tensor was announced and is not there"))
