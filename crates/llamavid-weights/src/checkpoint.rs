@@ -210,7 +210,17 @@ impl Checkpoint {
         let matrix = located.file.matrix(&located.key)?;
         let Some((matrix, width)) = matrix.as_ref().zip(located.turned) else { return Ok(matrix) };
         located.rows(width)?;
-        Ok(Some(matrix.with_rows(|row| turned_row(row, width))?))
+        let copied = matrix.with_rows(|row| turned_row(row, width))?;
+        located.file.release(&located.key);
+        Ok(Some(copied))
+    }
+
+    /// Gives the memory of a mapped tensor back to the system: reading a whole checkpoint then takes the memory of one
+    /// tensor and not that of all files.
+    pub fn release(&self, name: &str) {
+        if let Ok(located) = self.located(name) {
+            located.file.release(&located.key);
+        }
     }
 
     /// The tensors whose names begin with `prefix`, without it. `prefix` is taken as it is, so mind its last dot.

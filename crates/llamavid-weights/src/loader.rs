@@ -180,7 +180,10 @@ impl Source {
                     (BlockFormat::F16, Some(BlockFormat::F16 | BlockFormat::BF16)) => {
                         self.checkpoint.matrix(&name)?
                     }
-                    _ => Some(QuantisedMatrix::quantise(&numbers, format)?),
+                    _ => {
+                        self.checkpoint.release(&name);
+                        Some(QuantisedMatrix::quantise(&numbers, format)?)
+                    }
                 }
             }
         };
@@ -222,6 +225,7 @@ impl Source {
             return Err(Error::ShapeMismatch { file, key, expected: expected.dims().to_vec(), found });
         }
         let tensor = self.checkpoint.read(&name, &Device::Cpu)?;
+        self.checkpoint.release(&name);
         if tensor.dtype().is_int() && dtype.is_float() {
             let problem = format!("expected floating-point numbers, found {}", tensor.dtype().as_str());
             return Err(Fault::Unsupported(problem).in_tensor(&file, &key));

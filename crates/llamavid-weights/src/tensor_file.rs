@@ -159,6 +159,16 @@ impl TensorFile {
         }
     }
 
+    /// Gives the memory of a tensor's bytes back to the system.
+    pub(crate) fn release(&self, key: &str) {
+        match self.entries.get(key) {
+            Some(Entry::Tensor { span: Span::Plain(range), .. } | Entry::Blocks { range, .. }) => {
+                self.file.release(range.clone());
+            }
+            _ => {}
+        }
+    }
+
     fn entry(&self, key: &str) -> Result<&Entry> {
         self.entries
             .get(key)
