@@ -147,6 +147,14 @@ impl Checkpoint {
         Ok(tensor.to_device(device)?)
     }
 
+    /// Gives the memory of a mapped tensor back to the system: reading a whole checkpoint then takes the memory of one
+    /// tensor and not that of all files.
+    pub fn release(&self, name: &str) {
+        if let Ok(located) = self.located(name) {
+            located.file.release(&located.key);
+        }
+    }
+
     /// The tensors whose names begin with `prefix`, without it. `prefix` is taken as it is, so mind its last dot.
     pub fn under(&self, prefix: &str) -> Self {
         let cut = |name: &str| name.strip_prefix(prefix).filter(|rest| !rest.is_empty()).map(str::to_string);
@@ -163,7 +171,7 @@ impl Checkpoint {
     }
 
     /// The file that holds a tensor and its full name there, or what was opened where there is none.
-    pub(crate) fn place(&self, name: &str) -> (PathBuf, String) {
+    pub fn place(&self, name: &str) -> (PathBuf, String) {
         match self.tensors.get(name) {
             Some(located) => (located.file.path().to_path_buf(), located.key.clone()),
             None => (self.origin.clone(), format!("{}{name}", self.prefix)),

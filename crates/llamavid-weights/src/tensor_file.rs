@@ -94,6 +94,13 @@ impl TensorFile {
         }
     }
 
+    /// Gives the memory of a tensor's bytes back to the system.
+    pub(crate) fn release(&self, key: &str) {
+        if let Ok((_, _, Span::Plain(range))) = self.located(key) {
+            self.file.release(range.clone());
+        }
+    }
+
     fn located(&self, key: &str) -> Result<(ElementType, &Layout, &Span)> {
         match self.entries.get(key) {
             Some(Entry::Tensor { element, layout, span }) => Ok((*element, layout, span)),
