@@ -13,7 +13,8 @@ const crates: Record<string, string[]> = {
   models: ['kernels'],
   train: ['kernels', 'models', 'weights'],
   runtime: ['models', 'train', 'weights'],
-  napi: ['runtime', 'world'],
+  convert: ['models', 'runtime', 'weights'],
+  napi: ['convert', 'runtime', 'world'],
   parity: ['models', 'runtime', 'train', 'weights'],
   tiny: ['kernels', 'models', 'train', 'world'],
 };
@@ -28,6 +29,7 @@ const packages: Record<string, { values: string[]; types?: string[] }> = {
   llm: { values: ['@llamavid/errors', '@llamavid/native'], types: ['@llamavid/tokens'] },
   train: { values: ['@llamavid/errors', '@llamavid/native', '@llamavid/video'] },
   world: { values: ['@llamavid/errors', '@llamavid/native', '@llamavid/video'] },
+  convert: { values: ['@llamavid/errors', '@llamavid/native'] },
   tiny: { values: [] },
   pipeline: {
     values: [
@@ -40,7 +42,17 @@ const packages: Record<string, { values: string[]; types?: string[] }> = {
       '@llamavid/vision',
     ],
   },
-  cli: { values: ['@llamavid/errors', '@llamavid/pipeline', '@llamavid/train', '@llamavid/world'] },
+  cli: {
+    values: [
+      '@llamavid/convert',
+      '@llamavid/errors',
+      '@llamavid/native',
+      '@llamavid/pipeline',
+      '@llamavid/train',
+      '@llamavid/video',
+      '@llamavid/world',
+    ],
+  },
 };
 
 function sources(folder: string, ending: string): { path: string; text: string }[] {

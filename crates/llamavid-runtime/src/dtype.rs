@@ -33,7 +33,12 @@ impl Dtype {
 
     /// The choice for tensors on `device`.
     pub fn on(self, device: &Device) -> DType {
-        match (self, device.kind()) {
+        self.for_kind(device.kind())
+    }
+
+    /// The choice for tensors on a device of this kind.
+    pub fn for_kind(self, kind: DeviceKind) -> DType {
+        match (self, kind) {
             (Self::F32, _) | (Self::Auto, DeviceKind::Cpu) => DType::F32,
             (Self::Bf16, _) | (Self::Auto, DeviceKind::Cuda) => DType::BF16,
             (Self::F16, _) => DType::F16,

@@ -239,7 +239,7 @@ impl Checkpoint {
     }
 
     /// The file that holds a tensor and its full name there, or what was opened where there is none.
-    pub(crate) fn place(&self, name: &str) -> (PathBuf, String) {
+    pub fn place(&self, name: &str) -> (PathBuf, String) {
         match self.tensors.get(name) {
             Some(located) => (located.file.path().to_path_buf(), located.key.clone()),
             None => (self.origin.clone(), format!("{}{name}", self.prefix)),

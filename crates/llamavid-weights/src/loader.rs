@@ -2,6 +2,7 @@
 //! and with finite numbers, and every weight that is there must be asked for.
 
 use std::collections::BTreeSet;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use candle_core::{DType, Device, Shape, Tensor};
@@ -26,6 +27,19 @@ pub struct Loader {
     source: Arc<Source>,
     dtype: DType,
     device: Device,
+}
+
+/// Where a weight is, and of which kind.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Found {
+    /// Its published name.
+    pub name: String,
+    /// The file that holds it.
+    pub file: PathBuf,
+    /// Its name in that file.
+    pub key: String,
+    /// The dtype of its numbers.
+    pub dtype: DType,
 }
 
 #[derive(Debug)]
@@ -111,6 +125,33 @@ impl Loader {
             Some(index) => account.errors.remove(index),
             None => Error::Tensor(error),
         }
+    }
+
+    /// Whether the checkpoint has a weight, by our name.
+    pub fn contains(&self, ours: &str) -> bool {
+        self.source.table.upstream(ours).is_some_and(|name| self.source.checkpoint.contains(&name))
+    }
+
+    /// Looks a weight up without reading its numbers, and counts it as used.
+    ///
+    /// # Errors
+    /// No such weight, another shape, or numbers that are no floating-point ones.
+    pub fn find(&self, ours: &str, shape: &[usize]) -> Result<Found> {
+        let found = self.source.find(ours, Some(&Shape::from(shape)), true)?;
+        self.source.account().used.insert(found.name.clone());
+        Ok(found)
+    }
+
+    /// Reads a weight by our name in `dtype` and gives the memory of the mapped file back.
+    ///
+    /// # Errors
+    /// No such weight, or one that is not finite in `dtype`.
+    pub fn read(&self, ours: &str, dtype: DType) -> Result<Tensor> {
+        let tensor = self.source.load(ours, None, dtype, &self.device)?;
+        if let Some(name) = self.source.table.upstream(ours) {
+            self.source.checkpoint.release(&name);
+        }
+        Ok(tensor)
     }
 
     /// Ends loading.
@@ -211,8 +252,8 @@ impl Source {
         Err(Error::NotFinite { file, key, index, value, overflows: None })
     }
 
-    /// A weight by our name, in the dtype asked for; `expected` is absent where the module takes any shape.
-    fn load(&self, ours: &str, expected: Option<&Shape>, dtype: DType, device: &Device) -> Result<Tensor> {
+    /// Where a weight is by our name; `expected` is absent where the module takes any shape.
+    fn find(&self, ours: &str, expected: Option<&Shape>, float: bool) -> Result<Found> {
         let Some(name) = self.table.upstream(ours) else {
             let (file, key) = (self.checkpoint.origin().to_path_buf(), ours.to_string());
             return Err(Error::TensorMissing { file, key });
@@ -224,12 +265,19 @@ impl Source {
         {
             return Err(Error::ShapeMismatch { file, key, expected: expected.dims().to_vec(), found });
         }
+        let dtype = self.checkpoint.dtype(&name)?;
+        if dtype.is_int() && float {
+            let problem = format!("expected floating-point numbers, found {}", dtype.as_str());
+            return Err(Fault::Invalid(problem).in_tensor(&file, &key));
+        }
+        Ok(Found { name, file, key, dtype })
+    }
+
+    /// A weight by our name, in the dtype asked for.
+    fn load(&self, ours: &str, expected: Option<&Shape>, dtype: DType, device: &Device) -> Result<Tensor> {
+        let Found { name, file, key, .. } = self.find(ours, expected, dtype.is_float())?;
         let tensor = self.checkpoint.read(&name, &Device::Cpu)?;
         self.checkpoint.release(&name);
-        if tensor.dtype().is_int() && dtype.is_float() {
-            let problem = format!("expected floating-point numbers, found {}", tensor.dtype().as_str());
-            return Err(Fault::Unsupported(problem).in_tensor(&file, &key));
-        }
         self.expect_finite(&name, &tensor)?;
         let narrowed = dtype.is_float() && dtype != tensor.dtype();
         let converted = tensor.to_dtype(dtype)?;

@@ -4,7 +4,9 @@ import { recipeNames } from '@llamavid/train/recipes';
 import { Command, CommanderError } from 'commander';
 import { ask } from './ask.js';
 import { chat } from './chat.js';
+import { addConvert } from './convert.js';
 import { type DataCheckFlags, dataCheck, dataPublished } from './data.js';
+import { addDoctor } from './doctor.js';
 import {
   type AskFlags,
   addAnswerFlags,
@@ -14,6 +16,7 @@ import {
   kvCacheOption,
   parseWholeNumber,
 } from './flags.js';
+import { addInspect } from './inspect.js';
 import { type PlanFlags, plan } from './plan.js';
 import { reportFailure } from './report-failure.js';
 import { addTrainFlags, type TrainFlags, train } from './train.js';
@@ -120,6 +123,10 @@ function createProgram(end: (exitCode: number) => void): Command {
     .option('--json', 'write one JSON object to stdout instead of text')
     .action(async (root: string, flags: { json?: boolean }) => end(await dataPublished(root, flags)));
 
+  addConvert(command(program, 'convert', 'Make one folder of the parts of a model, quantised if wanted.'), end);
+  addInspect(command(program, 'inspect', 'What a model or a file of weights holds, and what is missing.'), end);
+  addDoctor(command(program, 'doctor', 'Look whether this machine and a model are ready.'), end);
+
   const worldCommand = command(program, 'world', 'The toy world that the embedded model is trained on.');
   addWorldRender(
     command(worldCommand, 'render', 'Render its videos and pictures with their questions.'),
@@ -141,6 +148,7 @@ Examples:
   llamavid train video-7b-stage1 --llm vicuna-7b-v1.5 --vision eva_vit_g.pth \\
     --query-model instruct_blip_vicuna7b_trimmed.pth --data pretrain.json --images images --videos videos -o stage1
   llamavid data check pretrain.json --images images --videos videos
+  llamavid convert llama-vid-7b eva_vit_g.pth bert-base-uncased -o llama-vid-7b-4bit --quantize q4_k
   llamavid world render world --count 20`,
   );
   return program;
@@ -152,7 +160,7 @@ function command(program: Command, name: string, description: string): Command {
 
 function wrongUsage(error: CommanderError): LlamaVidError {
   const message =
-    error.code === 'commander.help' ? 'a command is missing: ask, chat, plan, train, data or world' : error.message;
+    error.code === 'commander.help' ? 'a command is missing: ask, chat, plan, train, data, convert, inspect, doctor or world' : error.message;
   return new LlamaVidError('INVALID_ARGUMENT', message.replace(/^error: /, '').replaceAll('\n', ' '), {
     hint: '`llamavid --help` and `llamavid ask --help` list what there is.',
     cause: error,
