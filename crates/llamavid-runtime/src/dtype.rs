@@ -71,7 +71,7 @@ impl Precision {
     /// # Errors
     /// `MODEL_UNSUPPORTED` for fewer than 16 bits on another device than the CPU.
     pub(crate) fn on(self, device: &Device) -> Result<DType> {
-        if self.quantisation.is_some() && device.kind() != DeviceKind::Cpu {
+        if self.quantisation.is_some() && !device.is_cpu_only() {
             let message = format!("weights of 8 or 4 bits are on the CPU only, not on {}", device.name());
             return Err(Error::new(ErrorCode::ModelUnsupported, message)
                 .with_hint("Load with 16bit, or take the device cpu."));

@@ -10,6 +10,7 @@ mod dtype;
 mod error;
 mod gpus;
 mod language_model;
+mod layer_placement;
 pub mod manifest;
 mod model_description;
 pub mod model_folder;

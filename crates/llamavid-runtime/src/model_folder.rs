@@ -8,7 +8,7 @@ use std::path::{Component, Path, PathBuf};
 use candle_core::{DType, Device};
 use llamavid_models::WeightSource;
 use llamavid_models::config::{Extension, ModelConfig, Surroundings};
-use llamavid_models::language_model::{LanguageModel, LanguageModelConfig, LoraConfig};
+use llamavid_models::language_model::{LanguageModel, LanguageModelConfig, LoraConfig, Placement};
 use llamavid_models::preprocess::{Fit, Preprocessing};
 use llamavid_models::token_generation::{FeatureKind, QueryKind, TokenGenerator};
 use llamavid_models::tokenizer::{LlamaTokenizer, WordPieceTokenizer};
@@ -18,6 +18,7 @@ use llamavid_weights::key_table::{CLIP, LANGUAGE, LORA, TOKENS, VISION_TOWER, VI
 use llamavid_weights::{Checkpoint, KeyTable, Loader, Quantisation};
 use serde::Deserialize;
 
+use crate::layer_placement::place_layers;
 use crate::manifest::Manifest;
 use crate::{Error, ErrorCode, Result};
 
@@ -265,6 +266,26 @@ impl ModelFolder {
         Ok(adapted.with_merged_lora()?)
     }
 
+    /// Builds the decoder with its layers on several devices, which take turns in their order.
+    pub(crate) fn placed_language_model(
+        &self,
+        dtype: DType,
+        device: &crate::Device,
+    ) -> Result<LanguageModel> {
+        let config = &self.config.language;
+        let [_only] = device.stages() else {
+            if self.adapter.is_some() {
+                let message = format!("{}: adapters are for one device", self.root.display());
+                return Err(Error::new(ErrorCode::ModelUnsupported, message)
+                    .with_hint("Name one device, or merge the adapter into the model first."));
+            }
+            let placement = Placement::in_stages(place_layers(self, dtype, device.stages())?)?;
+            let loader = self.language_loader(dtype, device.tensors())?;
+            return build(loader, |vb| LanguageModel::placed(config, vb, placement));
+        };
+        self.language_model(dtype, device.tensors())
+    }
+
     /// What the decoder's weights are read by.
     pub(crate) fn language_loader(&self, dtype: DType, device: &Device) -> Result<Loader> {
         let (checkpoint, table) = self.language_weights()?;
@@ -293,6 +314,10 @@ impl ModelFolder {
     #[must_use]
     pub fn with_quantisation(self, quantisation: Option<Quantisation>) -> Self {
         Self { quantisation, ..self }
+    }
+
+    pub(crate) fn quantisation(&self) -> Option<Quantisation> {
+        self.quantisation
     }
 
     /// Of the parts that feel an error in every answer and are small beside the language model.
@@ -537,11 +562,7 @@ pub fn find_query_folder(root: &Path, written: Option<&str>) -> Option<PathBuf> 
 }
 
 /// The image processor's file.
-pub fn find_processor(
-    root: &Path,
-    written: Option<&str>,
-    vision: Option<&VisionWeights>,
-) -> Option<PathBuf> {
+pub fn find_processor(root: &Path, written: Option<&str>, vision: Option<&VisionWeights>) -> Option<PathBuf> {
     let mut places: Vec<PathBuf> =
         [written, Some("processor")].into_iter().flatten().flat_map(|name| candidates(root, name)).collect();
     places.push(root.to_path_buf());

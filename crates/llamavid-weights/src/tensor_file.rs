@@ -161,11 +161,10 @@ impl TensorFile {
 
     /// Gives the memory of a tensor's bytes back to the system.
     pub(crate) fn release(&self, key: &str) {
-        match self.entries.get(key) {
-            Some(Entry::Tensor { span: Span::Plain(range), .. } | Entry::Blocks { range, .. }) => {
-                self.file.release(range.clone());
-            }
-            _ => {}
+        if let Some(Entry::Tensor { span: Span::Plain(range), .. } | Entry::Blocks { range, .. }) =
+            self.entries.get(key)
+        {
+            self.file.release(range.clone());
         }
     }
 

@@ -37,7 +37,7 @@ export type AskFlags = ChatFlags & { json?: boolean; dryRun?: boolean };
 export function addModelFlags(command: Command): void {
   command
     .option('--model <folder>', 'folder of the model; `tiny` is the embedded one', 'tiny')
-    .option('--device <device>', 'auto, cpu, cuda or cuda:N', device, 'auto')
+    .option('--device <device>', 'auto, cpu, cuda or cuda:N; several (cuda:0,cuda:1 or cuda,cpu) share the layers', device, 'auto')
     .option(
       '--dtype <dtype>',
       'auto, f32 (exact), bf16 or f16',
@@ -83,7 +83,10 @@ export function addAnswerFlags(command: Command): void {
 }
 
 export function kvCacheOption(): Option {
-  return new Option('--kv-cache <bits>', 'keys and values of past positions in 16bit (as computed), 8bit or 4bit')
+  return new Option(
+    '--kv-cache <bits>',
+    'keys and values of past positions in 16bit (as computed), 8bit or 4bit',
+  )
     .argParser(oneOf('--kv-cache', ['16bit', '8bit', '4bit']))
     .default('16bit');
 }
@@ -143,10 +146,11 @@ export function wrong(message: string, hint?: string): LlamaVidError {
 }
 
 export function device(value: string): string {
-  if (/^(auto|cpu|cuda(:\d+)?)$/.test(value)) return value;
-  if (value.includes(','))
-    throw wrong(`--device ${value}: several devices are not supported yet`, 'Name one device.');
-  throw wrong(`--device ${value}: no such device`, 'Devices are auto, cpu, cuda and cuda:N.');
+  if (/^(auto|(cpu|cuda(:\d+)?)(,(cpu|cuda(:\d+)?))*)$/.test(value)) return value;
+  throw wrong(
+    `--device ${value}: no such device`,
+    'Devices are auto, cpu, cuda and cuda:N; several with commas between share the layers.',
+  );
 }
 
 function subtitles(value: string): string {

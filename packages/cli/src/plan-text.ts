@@ -52,7 +52,12 @@ export function planText(plan: MediaPlan): string {
     ['feature store', `${bytesText(featureBytes.f32)} as f32, ${bytesText(featureBytes.f16)} as f16`],
     ['free memory', free],
     ['GPU', gpus.length === 0 ? 'no GPU' : gpus.join('; ')],
-    ['would take', chosen === undefined ? '' : `${formatText(chosen)}${chosen.fits === false ? ', which does not fit' : ''}`],
+    [
+      'would take',
+      chosen === undefined
+        ? ''
+        : `${formatText(chosen)}${chosen.fits === false ? ', which does not fit' : ''}`,
+    ],
   ];
   if (nearest !== null) {
     const frames = nearest.frames === null ? '' : ` with ${nearest.frames} frames`;

@@ -3,14 +3,14 @@ import {
   conversation,
   describeDevice,
   describeModel,
-  type LoadOptions as StageOptions,
   type ModelDescription,
+  type LoadOptions as StageOptions,
 } from '@llamavid/llm';
 import type { Media, MediaInfo, MediaSource } from '@llamavid/video';
 import { type OpenOptions, openWithSubtitles } from './clip.js';
 import { locateModel } from './model-name.js';
 import { countTokens, type Shown, usualTemplate, writePrompt } from './prompt.js';
-import { planRun, type RunPlan, type WeightFormat } from './run-plan.js';
+import { planRun, type RunPlan } from './run-plan.js';
 import { type ReadSubtitles, subtitlesWithin } from './subtitles.js';
 
 export interface PlanOptions extends Omit<OpenOptions, 'onProgress'>, Omit<StageOptions, 'signal'> {

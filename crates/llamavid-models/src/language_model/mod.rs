@@ -11,6 +11,7 @@ mod generation;
 mod kv_cache;
 mod llama;
 mod lora;
+mod placement;
 mod rotary;
 mod sampling;
 mod stop_rule;
@@ -21,5 +22,6 @@ pub use generation::{FinishReason, Generation, GenerationOptions, PREFILL_CHUNK,
 pub use kv_cache::{CachePrecision, KvCache};
 pub use llama::{LanguageModel, Pass};
 pub use lora::{LoraConfig, LoraTarget};
+pub use placement::{Placement, Stage};
 pub use sampling::{Sampler, SamplingOptions};
 pub use stop_rule::{Keyword, StopRule};

@@ -35,6 +35,11 @@ impl Memory {
     pub(super) fn of_gpu(total: u64, available: u64) -> Self {
         Self { total, available, limit: Limit::Gpu }
     }
+
+    /// This and another one.
+    pub(super) fn with(self, other: Self) -> Self {
+        Self { total: self.total + other.total, available: self.available + other.available, ..self }
+    }
 }
 
 /// What this process may take now; none where the system does not say.

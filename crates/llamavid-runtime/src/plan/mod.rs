@@ -4,6 +4,8 @@ mod available;
 mod usage;
 mod weights;
 
+use std::collections::BTreeSet;
+
 use candle_core::DType;
 use llamavid_models::config::ModelConfig;
 use llamavid_models::language_model::CachePrecision;
@@ -35,7 +37,7 @@ struct Request {
     load: String,
     /// `16bit`, `8bit` or `4bit`.
     kv_cache: String,
-    /// `cpu` or `cuda:N`.
+    /// `cpu`, `cuda:N`, or several with commas between.
     device: String,
     /// Whether to tell what graphics processors there are, also for a run on the CPU.
     #[serde(default)]
@@ -138,6 +140,12 @@ fn formats(dtype: Dtype, kind: DeviceKind) -> [Format; 4] {
     ]
 }
 
+/// Bytes of the decoder's weights as they would be loaded.
+pub(crate) fn language_bytes(folder: &ModelFolder, dtype: DType) -> Result<u64> {
+    let held = Weights::of(folder)?.held(Format { dtype, quantisation: folder.quantisation() })?;
+    Ok(held.bytes.language_model)
+}
+
 struct Planner<'a> {
     config: &'a ModelConfig,
     formats: Vec<(Format, Held)>,
@@ -153,15 +161,22 @@ struct Planner<'a> {
 impl<'a> Planner<'a> {
     fn new(folder: &'a ModelFolder, request: &Request) -> Result<Self> {
         let config = folder.config();
-        let kind = if request.device == "cpu" { DeviceKind::Cpu } else { DeviceKind::Cuda };
-        let gpus = if request.list_gpus || kind == DeviceKind::Cuda { gpus() } else { Vec::new() };
-        let memory = match kind {
-            DeviceKind::Cpu => available::memory(),
-            DeviceKind::Cuda => gpus
-                .iter()
-                .find(|gpu| gpu.device == request.device)
-                .map(|gpu| Memory::of_gpu(gpu.total, gpu.available)),
-        };
+        let names: BTreeSet<&str> = request.device.split(',').collect();
+        let kind = if request.device.starts_with("cuda") { DeviceKind::Cuda } else { DeviceKind::Cpu };
+        let any_gpu = names.iter().any(|name| name.starts_with("cuda"));
+        let gpus = if request.list_gpus || any_gpu { gpus() } else { Vec::new() };
+        // Several devices hold it together.
+        let memory = names
+            .iter()
+            .map(|name| match *name {
+                "cpu" => available::memory(),
+                name => gpus
+                    .iter()
+                    .find(|gpu| gpu.device == name)
+                    .map(|gpu| Memory::of_gpu(gpu.total, gpu.available)),
+            })
+            .reduce(|sum, each| Some(sum?.with(each?)))
+            .flatten();
         let query_tokens = match request.frames.is_empty() {
             true => 0,
             false => {
