@@ -6,9 +6,10 @@ use std::path::PathBuf;
 use candle_core::{DType, Device, Tensor};
 use llamavid_runtime::{Cancellation, ErrorCode};
 use llamavid_weights::Checkpoint;
+use llamavid_weights::key_table::VISION_TOWER;
 use llamavid_weights::writer::write_safetensors;
 
-use crate::folders::{copy, names, options, oracle, random_model, refused, run, stage_one};
+use crate::folders::{copy, names, options, oracle, random_model, refused, run, stage_one, tiny_model};
 
 #[test]
 fn each_missing_part_is_named_with_where_to_get_it() {
@@ -49,11 +50,14 @@ fn two_of_a_part_are_refused() {
 fn weights_of_another_model_are_named() {
     let place = tempfile::tempdir().unwrap();
     let output = place.path().join("out");
-    let result = run(&options(&[random_model(), oracle("image-336").join("eva_vit_g.pth")], &output));
-    let error = result.unwrap_err();
-    assert_eq!(error.code, ErrorCode::ModelInvalid, "{error}");
-    assert!(error.message.contains("eva_vit_g.pth") || error.message.contains("config.json"), "{error}");
-    assert!(!output.exists());
+    let vision = Checkpoint::open_folder(&tiny_model()).unwrap().under(VISION_TOWER);
+    let read = |name: &str| (name.to_owned(), vision.read(name, &Device::Cpu).unwrap());
+    let file = place.path().join("wider.safetensors");
+    let mut out = fs::File::create(&file).unwrap();
+    write_safetensors(&mut out, &vision.names().map(read).collect(), &Default::default()).unwrap();
+    let result = run(&options(&[random_model(), file], &output));
+    refused(result, ErrorCode::ModelInvalid, &["wider.safetensors", "`pos_embed`", "expected shape"]);
+    assert_eq!(names(place.path()), ["wider.safetensors"]);
 }
 
 /// The random model as one safetensors file whose tensors `change` may replace.
