@@ -48,9 +48,14 @@ if (task === 'lint') {
   const program = join(root, 'target', target, 'release', 'llamavid-tiny');
   const done = spawnSync(program, [folder, ...rest.slice(1)], { stdio: 'inherit', env });
   process.exit(done.status ?? 1);
+} else if (task === 'quant') {
+  cargo('build', ...shared, '--quiet', '--example', 'quantisation');
+  const program = join(root, 'target', target, 'release', 'examples', 'quantisation');
+  const done = spawnSync(program, rest, { stdio: 'inherit' });
+  process.exit(done.status ?? 1);
 } else {
   console.error(
-    'usage: node tools/cargo.mjs lint | test [filter] | parity <folder> [--json] | tiny [folder] [part]',
+    'usage: node tools/cargo.mjs lint | test [filter] | parity <folder> [--json] | tiny [folder] [part] | quant [folder]',
   );
   process.exit(2);
 }

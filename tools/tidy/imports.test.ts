@@ -8,7 +8,7 @@ const root = resolve(import.meta.dirname, '../..');
 /** What each crate may depend on among the crates of this repository. */
 const crates: Record<string, string[]> = {
   kernels: [],
-  weights: [],
+  weights: ['kernels'],
   world: [],
   models: ['kernels'],
   train: ['kernels', 'models', 'weights'],

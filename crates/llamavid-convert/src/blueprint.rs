@@ -76,9 +76,9 @@ pub fn needed(part: Part, config: &ModelConfig) -> Result<Vec<Needed>> {
     let backend = Listener { asked: asked.clone() };
     let vb = VarBuilder::from_backend(Box::new(backend), DType::F16, Device::Cpu);
     match part {
-        Part::VisualEncoder => VisualEncoder::new(&config.visual, vb).map(drop)?,
-        Part::TokenGenerator => TokenGenerator::new(&config.tokens, vb).map(drop)?,
-        Part::LanguageModel => LanguageModel::new(&config.language, vb).map(drop)?,
+        Part::VisualEncoder => VisualEncoder::new(&config.visual, vb.into()).map(drop)?,
+        Part::TokenGenerator => TokenGenerator::new(&config.tokens, vb.into()).map(drop)?,
+        Part::LanguageModel => LanguageModel::new(&config.language, vb.into()).map(drop)?,
     }
     let asked = std::mem::take(&mut *asked.lock().unwrap_or_else(PoisonError::into_inner));
     Ok(asked)
@@ -101,7 +101,9 @@ impl SimpleBackend for Listener {
         let needed = Needed { ours: name.to_owned(), shape: shape.dims().to_vec() };
         let mut asked = self.asked.lock().unwrap_or_else(PoisonError::into_inner);
         if asked.len() == MOST {
-            return Err(candle_core::Error::Msg(format!("the configuration asks for more than {MOST} weights")));
+            return Err(candle_core::Error::Msg(format!(
+                "the configuration asks for more than {MOST} weights"
+            )));
         }
         asked.push(needed);
         Tensor::zeros((), dtype, device)?.broadcast_as(shape)

@@ -106,6 +106,11 @@ pub fn metadata(
     let positions = match config.rope_scaling {
         Some(RopeScaling::Linear { factor }) => (config.max_positions as f64 / factor).round() as usize,
         None => config.max_positions,
+        Some(other) => {
+            let message = format!("config.json: rope_scaling: {other:?} cannot be written to a GGUF file");
+            return Err(Error::new(ErrorCode::ModelUnsupported, message)
+                .with_hint("Convert without --quantize, and quantise while loading: --load 4bit."));
+        }
     };
     let mut metadata = vec![
         ("general.architecture".to_owned(), GgufValue::Text("llama".into())),
@@ -164,7 +169,11 @@ impl Tokenizer {
             .collect();
         added.sort();
         let unknown = pieces.pieces().iter().position(|piece| piece.r#type() == Type::Unknown).unwrap_or(0);
-        Ok(Self { added: added.into_iter().map(|(_, token)| token).collect(), unknown: unknown as u32, pieces })
+        Ok(Self {
+            added: added.into_iter().map(|(_, token)| token).collect(),
+            unknown: unknown as u32,
+            pieces,
+        })
     }
 
     fn metadata(&self, config: &LanguageModelConfig) -> Result<Vec<(String, GgufValue)>> {

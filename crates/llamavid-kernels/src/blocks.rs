@@ -13,7 +13,7 @@ use crate::many_inputs::{Differentiable, record};
 use crate::matrix::{Matrix, multiply};
 use crate::rows::{add_rows, column_sums, fusible, rows_of_a_task, tensor, values};
 use crate::{
-    Dropout, Heads, gelu, layer_norm, linear, multi_head_attention, packed_attention, rms_norm, swiglu,
+    Dropout, Heads, Weight, gelu, layer_norm, multi_head_attention, packed_attention, rms_norm, swiglu,
 };
 
 /// Normalisation over the last dimension: of layers with a bias, of root mean squares without one.
@@ -40,14 +40,14 @@ impl Norm<'_> {
 #[derive(Debug, Clone, Copy)]
 pub struct Projection<'a> {
     /// (out, in).
-    pub weight: &'a Tensor,
+    pub weight: Weight<'a>,
     /// (out).
     pub bias: Option<&'a Tensor>,
 }
 
 impl Projection<'_> {
     fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        linear(x, self.weight, self.bias)
+        self.weight.linear(x, self.bias)
     }
 }
 
@@ -91,9 +91,9 @@ pub fn attention_block(
         3 => Kind::Attention,
         count => bail!("attention of {count} sources, not of one or three"),
     };
-    let inputs = Inputs::new(kind, x, (norm, place), sources.iter().copied().chain([output]));
-    let fused = if inputs.fusible() { fused(&[x], heads)? } else { None };
-    if let Some(attention) = fused {
+    if let Some(inputs) = Inputs::fusible(kind, x, (norm, place), sources.iter().copied().chain([output]))
+        && let Some(attention) = fused(&[x], heads)?
+    {
         let (batch, rows, _width) = x.dims3()?;
         let inner = SelfAttention { attention, sources: sources.len(), batch, rows };
         return inputs.compute(inner, rows.max(1));
@@ -116,8 +116,7 @@ pub fn swiglu_block(
     up: Projection,
     down: Projection,
 ) -> Result<Tensor> {
-    let inputs = Inputs::new(Kind::FeedForward, x, (norm, place), [gate, up, down]);
-    if inputs.fusible() {
+    if let Some(inputs) = Inputs::fusible(Kind::FeedForward, x, (norm, place), [gate, up, down]) {
         return inputs.compute(SwiGlu, 1);
     }
     place.compose(x, norm, |rows| down.forward(&swiglu(&gate.forward(rows)?, &up.forward(rows)?)?))
@@ -131,8 +130,7 @@ pub fn gelu_block(
     first: Projection,
     second: Projection,
 ) -> Result<Tensor> {
-    let inputs = Inputs::new(Kind::FeedForward, x, (norm, place), [first, second]);
-    if inputs.fusible() {
+    if let Some(inputs) = Inputs::fusible(Kind::FeedForward, x, (norm, place), [first, second]) {
         return inputs.compute(Gelu, 1);
     }
     place.compose(x, norm, |rows| second.forward(&gelu(&first.forward(rows)?)?))
@@ -174,28 +172,26 @@ struct Inputs {
 }
 
 impl Inputs {
-    fn new<'a>(
+    /// None unless all are f32 tensors on a CPU, with something in a row: weights in blocks have operations of their
+    /// own.
+    fn fusible<'a>(
         kind: Kind,
         x: &Tensor,
         (norm, place): (Norm, NormPlace),
         projections: impl IntoIterator<Item = Projection<'a>>,
-    ) -> Self {
+    ) -> Option<Self> {
         let mut form =
             Form { kind, place, eps: norm.eps as f32, norm_bias: norm.bias.is_some(), biases: [false; 4] };
         let mut tensors = vec![x.clone(), norm.weight.clone()];
         tensors.extend(norm.bias.cloned());
         for (bias, projection) in form.biases.iter_mut().zip(projections) {
+            let Weight::Dense(weight) = projection.weight else { return None };
             *bias = projection.bias.is_some();
-            tensors.push(projection.weight.clone());
+            tensors.push(weight.clone());
             tensors.extend(projection.bias.cloned());
         }
-        Self { tensors, form }
-    }
-
-    /// Whether all are f32 on a CPU, and there is something in a row.
-    fn fusible(&self) -> bool {
-        self.tensors.iter().all(|tensor| fusible(&[tensor]) && tensor.rank() > 0)
-            && crate::rows::width(self.tensors[0].shape()) > 0
+        let fusible = tensors.iter().all(|tensor| fusible(&[tensor]) && tensor.rank() > 0);
+        (fusible && crate::rows::width(x.shape()) > 0).then_some(Self { tensors, form })
     }
 
     /// The sub-layer's result. `unit` rows belong together.

@@ -5,6 +5,7 @@
 //! operations when a gradient can flow through them, and are candle-nn's when none can.
 
 mod attention;
+mod block_format;
 mod blocks;
 mod cross_entropy;
 mod dropout;
@@ -14,14 +15,17 @@ mod layer_norm;
 mod linear;
 mod many_inputs;
 mod matrix;
+mod quantised_matrix;
 mod rms_norm;
 mod rotary;
 mod rows;
 mod softmax;
 mod swiglu;
 mod vector;
+mod weight;
 
 pub use attention::{Heads, Mask, attention, multi_head_attention, packed_attention};
+pub use block_format::BlockFormat;
 pub use blocks::{Norm, NormPlace, Projection, attention_block, gelu_block, swiglu_block};
 pub use cross_entropy::{IGNORED, cross_entropy, cross_entropy_sum};
 pub use dropout::Dropout;
@@ -29,7 +33,9 @@ pub use embedding::embedding;
 pub use gelu::gelu;
 pub use layer_norm::layer_norm;
 pub use linear::linear;
+pub use quantised_matrix::{QuantisedMatrix, SharedBytes};
 pub use rms_norm::rms_norm;
 pub use rotary::rotary_embedding;
 pub use softmax::softmax;
 pub use swiglu::swiglu;
+pub use weight::Weight;

@@ -3,8 +3,8 @@
 
 use candle_core::{DType, Device, Result, Shape, Tensor, Var};
 use llamavid_kernels::{
-    Dropout, Heads, IGNORED, Mask, Norm, NormPlace, Projection, attention, attention_block, cross_entropy,
-    cross_entropy_sum, embedding, gelu, gelu_block, layer_norm, linear, multi_head_attention,
+    Dropout, Heads, IGNORED, Mask, Norm, NormPlace, Projection, Weight, attention, attention_block,
+    cross_entropy, cross_entropy_sum, embedding, gelu, gelu_block, layer_norm, linear, multi_head_attention,
     packed_attention, rms_norm, rotary_embedding, softmax, swiglu, swiglu_block,
 };
 
@@ -371,7 +371,7 @@ fn blocks_of_a_language_model() {
                     ..Heads::new(heads, head_width)
                 };
                 let norm = Norm { weight: &i[1], bias: None, eps: 1e-5 };
-                let layer = |index: usize| Projection { weight: &i[index], bias: None };
+                let layer = |index: usize| Projection { weight: Weight::Dense(&i[index]), bias: None };
                 attention_block(
                     &i[0],
                     (norm, NormPlace::Before),
@@ -390,7 +390,7 @@ fn blocks_of_a_language_model() {
         ];
         check("feed-forward block", &inputs, |i| {
             let norm = Norm { weight: &i[1], bias: None, eps: 1e-5 };
-            let layer = |index: usize| Projection { weight: &i[index], bias: None };
+            let layer = |index: usize| Projection { weight: Weight::Dense(&i[index]), bias: None };
             swiglu_block(&i[0], (norm, NormPlace::Before), layer(2), layer(3), layer(4))
         });
     }
@@ -412,8 +412,8 @@ fn blocks_of_a_visual_encoder() {
     check("packed attention block", &inputs, |i| {
         let (packed, output) = (layer(i, 3), layer(i, 5));
         let norm = Norm { weight: &i[1], bias: Some(&i[2]), eps: 1e-5 };
-        let packed = Projection { weight: &packed.0, bias: Some(&packed.1) };
-        let output = Projection { weight: &output.0, bias: Some(&output.1) };
+        let packed = Projection { weight: Weight::Dense(&packed.0), bias: Some(&packed.1) };
+        let output = Projection { weight: Weight::Dense(&output.0), bias: Some(&output.1) };
         attention_block(
             &i[0],
             (norm, NormPlace::Before),
@@ -434,12 +434,12 @@ fn blocks_of_a_visual_encoder() {
     check("feed-forward block", &inputs, |i| {
         let (first, second) = (layer(i, 3), layer(i, 5));
         let norm = Norm { weight: &i[1], bias: Some(&i[2]), eps: 1e-5 };
-        let first = Projection { weight: &first.0, bias: Some(&first.1) };
+        let first = Projection { weight: Weight::Dense(&first.0), bias: Some(&first.1) };
         gelu_block(
             &i[0],
             (norm, NormPlace::Before),
             first,
-            Projection { weight: &second.0, bias: Some(&second.1) },
+            Projection { weight: Weight::Dense(&second.0), bias: Some(&second.1) },
         )
     });
 }
@@ -474,8 +474,8 @@ fn blocks_of_many_sequences() {
             }
             options.angles = Some((&cos, &sin));
             let norm = Norm { weight: &i[1], bias: None, eps: 1e-5 };
-            let layer = |index: usize| Projection { weight: &i[index], bias: None };
-            let output = Projection { weight: &i[5], bias: Some(&i[6]) };
+            let layer = |index: usize| Projection { weight: Weight::Dense(&i[index]), bias: None };
+            let output = Projection { weight: Weight::Dense(&i[5]), bias: Some(&i[6]) };
             attention_block(
                 &i[0],
                 (norm, NormPlace::Before),
@@ -496,8 +496,13 @@ fn blocks_of_many_sequences() {
     ];
     check("feed-forward block of many rows", &inputs, |i| {
         let norm = Norm { weight: &i[1], bias: Some(&i[2]), eps: 1e-5 };
-        let first = Projection { weight: &i[3], bias: Some(&i[4]) };
-        gelu_block(&i[0], (norm, NormPlace::Before), first, Projection { weight: &i[5], bias: Some(&i[6]) })
+        let first = Projection { weight: Weight::Dense(&i[3]), bias: Some(&i[4]) };
+        gelu_block(
+            &i[0],
+            (norm, NormPlace::Before),
+            first,
+            Projection { weight: Weight::Dense(&i[5]), bias: Some(&i[6]) },
+        )
     });
 }
 
@@ -527,8 +532,9 @@ fn blocks_of_bert() {
                     ..Heads::new(heads, width / heads)
                 };
                 let norm = Norm { weight: &i[1], bias: Some(&i[2]), eps: 1e-5 };
-                let biased = |index: usize| Projection { weight: &i[index], bias: Some(&i[index + 1]) };
-                let plain = |index: usize| Projection { weight: &i[index], bias: None };
+                let biased =
+                    |index: usize| Projection { weight: Weight::Dense(&i[index]), bias: Some(&i[index + 1]) };
+                let plain = |index: usize| Projection { weight: Weight::Dense(&i[index]), bias: None };
                 let sources = [biased(3), plain(5), plain(6)];
                 attention_block(&i[0], (norm, NormPlace::After(dropout(2))), &sources, biased(7), &options)
             });
@@ -543,7 +549,8 @@ fn blocks_of_bert() {
             ];
             check(&format!("feed-forward block of BERT, {batch} x {rows}, dropout {rate}"), &inputs, |i| {
                 let norm = Norm { weight: &i[1], bias: Some(&i[2]), eps: 1e-5 };
-                let layer = |index: usize| Projection { weight: &i[index], bias: Some(&i[index + 1]) };
+                let layer =
+                    |index: usize| Projection { weight: Weight::Dense(&i[index]), bias: Some(&i[index + 1]) };
                 gelu_block(&i[0], (norm, NormPlace::After(dropout(3))), layer(3), layer(5))
             });
         }
@@ -562,7 +569,8 @@ fn blocks_refuse_weights_that_do_not_go_together() {
         (layer(5, 8), layer(5, 8), layer(7, 5)),
         (layer(5, 8), layer(5, 8), layer(8, 4)),
     ] {
-        let [gate, up, down] = [&gate, &up, &down].map(|weight| Projection { weight, bias: None });
+        let [gate, up, down] =
+            [&gate, &up, &down].map(|weight| Projection { weight: Weight::Dense(weight), bias: None });
         assert!(swiglu_block(&x, (norm, NormPlace::Before), gate, up, down).is_err());
     }
 }
@@ -573,8 +581,14 @@ fn chains_of_blocks_share_their_inputs() {
     check("a block after itself", &inputs, |i| {
         let norm = Norm { weight: &i[1], bias: None, eps: 1e-5 };
         let block = |x: &Tensor| {
-            let inner = Projection { weight: &i[2], bias: None };
-            swiglu_block(x, (norm, NormPlace::Before), inner, inner, Projection { weight: &i[3], bias: None })
+            let inner = Projection { weight: Weight::Dense(&i[2]), bias: None };
+            swiglu_block(
+                x,
+                (norm, NormPlace::Before),
+                inner,
+                inner,
+                Projection { weight: Weight::Dense(&i[3]), bias: None },
+            )
         };
         block(&block(&i[0])?)
     });

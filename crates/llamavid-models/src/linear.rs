@@ -1,45 +1,78 @@
 //! Linear layers.
 
 use candle_core::{Result, Tensor};
-use candle_nn::VarBuilder;
-use llamavid_kernels::Projection;
+use candle_nn::Init;
+use llamavid_kernels::{Projection, QuantisedMatrix, Weight};
+
+use crate::weight_source::WeightSource;
+
+/// Weights (out, in), as numbers or in blocks.
+#[derive(Debug, Clone)]
+pub(crate) enum Matrix {
+    Dense(Tensor),
+    Blocks(QuantisedMatrix),
+}
+
+impl Matrix {
+    /// Reads `weight` (rows, columns).
+    pub(crate) fn new(rows: usize, columns: usize, init: Init, vb: &WeightSource) -> Result<Self> {
+        match vb.blocks(rows, columns)? {
+            Some(blocks) => Ok(Self::Blocks(blocks)),
+            None => Ok(Self::Dense(vb.get_with_hints((rows, columns), "weight", init)?)),
+        }
+    }
+
+    /// Itself, for an operation.
+    pub(crate) fn weight(&self) -> Weight<'_> {
+        match self {
+            Self::Dense(weight) => Weight::Dense(weight),
+            Self::Blocks(weight) => Weight::Blocks(weight),
+        }
+    }
+}
 
 /// A linear layer with its weights: `x` (…, in) gives (…, out).
 #[derive(Debug, Clone)]
 pub(crate) struct Linear {
     /// (out, in).
-    weight: Tensor,
+    weight: Matrix,
     /// (out).
     bias: Option<Tensor>,
 }
 
 impl Linear {
-    pub(crate) fn new(weight: Tensor, bias: Option<Tensor>) -> Self {
+    pub(crate) fn new(weight: Matrix, bias: Option<Tensor>) -> Self {
         Self { weight, bias }
     }
 
     /// Its weights, for an operation that it is a part of.
     pub(crate) fn projection(&self) -> Projection<'_> {
-        Projection { weight: &self.weight, bias: self.bias.as_ref() }
+        Projection { weight: self.weight.weight(), bias: self.bias.as_ref() }
     }
 
     pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        llamavid_kernels::linear(x, &self.weight, self.bias.as_ref())
+        self.weight.weight().linear(x, self.bias.as_ref())
     }
 }
 
 impl From<candle_nn::Linear> for Linear {
     fn from(layer: candle_nn::Linear) -> Self {
-        Self::new(layer.weight().clone(), layer.bias().cloned())
+        Self::new(Matrix::Dense(layer.weight().clone()), layer.bias().cloned())
     }
 }
 
 /// Reads `weight` and `bias`; where they are created, as candle-nn does.
-pub(crate) fn linear(input: usize, output: usize, vb: VarBuilder) -> Result<Linear> {
-    Ok(candle_nn::linear(input, output, vb)?.into())
+pub(crate) fn linear(input: usize, output: usize, vb: WeightSource) -> Result<Linear> {
+    match vb.blocks(output, input)? {
+        Some(weight) => Ok(Linear::new(Matrix::Blocks(weight), Some(vb.get(output, "bias")?))),
+        None => Ok(candle_nn::linear(input, output, vb.tensors())?.into()),
+    }
 }
 
 /// Reads `weight` only.
-pub(crate) fn linear_no_bias(input: usize, output: usize, vb: VarBuilder) -> Result<Linear> {
-    Ok(candle_nn::linear_no_bias(input, output, vb)?.into())
+pub(crate) fn linear_no_bias(input: usize, output: usize, vb: WeightSource) -> Result<Linear> {
+    match vb.blocks(output, input)? {
+        Some(weight) => Ok(Linear::new(Matrix::Blocks(weight), None)),
+        None => Ok(candle_nn::linear_no_bias(input, output, vb.tensors())?.into()),
+    }
 }

@@ -8,8 +8,8 @@ use candle_core::safetensors::BufferedSafetensors;
 use candle_core::{D, DType, Device, IndexOp, Tensor};
 use candle_nn::{VarBuilder, VarMap};
 use llamavid_models::language_model::{
-    FinishReason, Generation, GenerationOptions, Keyword, LanguageModel, LanguageModelConfig, Prompt,
-    RopeScaling, Sampler, SamplingOptions, StopRule,
+    AttentionBias, FinishReason, Generation, GenerationOptions, Keyword, LanguageModel, LanguageModelConfig,
+    Prompt, RopeScaling, Sampler, SamplingOptions, StopRule,
 };
 use llamavid_models::observer::{Blind, Observer};
 use llamavid_models::{Error, Result};
@@ -321,6 +321,7 @@ fn small_config() -> LanguageModelConfig {
         rope_scaling: Some(RopeScaling::Linear { factor: 2.0 }),
         max_positions: 96,
         tie_word_embeddings: false,
+        attention_bias: AttentionBias::None,
         bos_id: 1,
         eos_ids: vec![2],
         pad_id: Some(0),

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use llamavid_runtime::{self as runtime, Dtype};
+use llamavid_runtime::{self as runtime, Dtype, Precision};
 use napi::bindgen_prelude::ClassInstance;
 use napi_derive::napi;
 
@@ -83,13 +83,17 @@ pub struct LoadOptions<'env> {
     /// What the weights are computed in; default `auto`.
     #[napi(ts_type = "'auto' | 'f32' | 'bf16' | 'f16'")]
     pub dtype: Option<String>,
+    /// How many bits matrices are held in; default `16bit`, which leaves those of a file as they are there.
+    #[napi(ts_type = "'16bit' | '8bit' | '4bit'")]
+    pub load: Option<String>,
     /// Stops loading.
     pub cancellation: Option<ClassInstance<'env, Cancellation>>,
 }
 
 impl LoadOptions<'_> {
-    pub(crate) fn parts(&self) -> runtime::Result<(Arc<runtime::Device>, Dtype, runtime::Cancellation)> {
+    pub(crate) fn parts(&self) -> runtime::Result<(Arc<runtime::Device>, Precision, runtime::Cancellation)> {
         let dtype = self.dtype.as_deref().map(Dtype::parse).transpose()?.unwrap_or_default();
-        Ok((self.device.get()?, dtype, flag(self.cancellation.as_deref())))
+        let quantisation = Precision::parse_bits(self.load.as_deref().unwrap_or("16bit"))?;
+        Ok((self.device.get()?, Precision { dtype, quantisation }, flag(self.cancellation.as_deref())))
     }
 }

@@ -1,6 +1,6 @@
 //! The language model and its sessions.
 
-use llamavid_runtime::{self as runtime, FinishReason, SamplingOptions, SpliceKind};
+use llamavid_runtime::{self as runtime, CachePrecision, FinishReason, SamplingOptions, SpliceKind};
 use napi::Env;
 use napi::bindgen_prelude::{AsyncBlock, ClassInstance};
 use napi_derive::napi;
@@ -36,8 +36,8 @@ impl LanguageModel {
         promise(
             env,
             || {
-                let (device, dtype, cancellation) = o.parts()?;
-                Ok(runtime::LanguageModel::load(folder.into(), device, dtype, cancellation))
+                let (device, precision, cancellation) = o.parts()?;
+                Ok(runtime::LanguageModel::load(folder.into(), device, precision, cancellation))
             },
             |model| Self { handle: Handle::new("language model", model) },
         )
@@ -53,6 +53,12 @@ impl LanguageModel {
     #[napi(getter)]
     pub fn dtype(&self) -> napi::Result<&'static str> {
         call(|| Ok(self.handle.open()?.dtype().as_str()))
+    }
+
+    /// How most of the weights are stored: as `dtype` says, or `q8_0`, `q4_k` and the like.
+    #[napi(getter)]
+    pub fn stored_as(&self) -> napi::Result<String> {
+        call(|| Ok(self.handle.open()?.stored_as()))
     }
 
     /// What stands in a prompt for one picture or video: `<image>`, or `<im_start><image><im_end>`.
@@ -121,6 +127,9 @@ pub struct GenerateRequest<'env> {
     pub repetition_penalty: Option<f64>,
     /// Default 0.
     pub seed: Option<f64>,
+    /// How many bits keys and values of past positions are held in; default `16bit`, which is as the model computes them.
+    #[napi(ts_type = "'16bit' | '8bit' | '4bit'")]
+    pub kv_cache: Option<String>,
     /// Texts that end the answer and are not part of it.
     pub stop: Vec<String>,
 }
@@ -129,6 +138,11 @@ impl GenerateRequest<'_> {
     fn parse(self) -> runtime::Result<runtime::GenerateRequest> {
         let layouts = [("per-placeholder", SpliceKind::PerPlaceholder), ("per-token", SpliceKind::PerToken)];
         let defaults = SamplingOptions::default();
+        let caches = [
+            ("16bit", CachePrecision::Full),
+            ("8bit", CachePrecision::EightBit),
+            ("4bit", CachePrecision::FourBit),
+        ];
         Ok(runtime::GenerateRequest {
             prompt: self.prompt,
             visual_tokens: self
@@ -149,6 +163,7 @@ impl GenerateRequest<'_> {
                 repetition_penalty: self.repetition_penalty.unwrap_or(defaults.repetition_penalty),
                 seed: self.seed.map(|seed| whole("seed", seed)).transpose()?.unwrap_or(defaults.seed),
             },
+            cache: word("kvCache", self.kv_cache.as_deref().unwrap_or("16bit"), &caches)?,
             stop: self.stop,
         })
     }

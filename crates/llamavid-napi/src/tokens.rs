@@ -28,8 +28,8 @@ impl TokenGenerator {
         promise(
             env,
             || {
-                let (device, dtype, cancellation) = o.parts()?;
-                Ok(runtime::TokenGenerator::load(folder.into(), device, dtype, cancellation))
+                let (device, precision, cancellation) = o.parts()?;
+                Ok(runtime::TokenGenerator::load(folder.into(), device, precision, cancellation))
             },
             |generator| Self { handle: Handle::new("token generator", generator) },
         )

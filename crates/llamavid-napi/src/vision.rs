@@ -27,8 +27,8 @@ impl VisualEncoder {
         promise(
             env,
             || {
-                let (device, dtype, cancellation) = o.parts()?;
-                Ok(runtime::VisualEncoder::load(folder.into(), device, dtype, cancellation))
+                let (device, precision, cancellation) = o.parts()?;
+                Ok(runtime::VisualEncoder::load(folder.into(), device, precision, cancellation))
             },
             |encoder| Self { handle: Handle::new("visual encoder", encoder) },
         )

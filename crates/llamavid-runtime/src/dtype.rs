@@ -1,8 +1,9 @@
-//! What weights are computed in.
+//! What weights are computed in, and how many bits they are held in.
 
 use candle_core::DType;
+use llamavid_weights::Quantisation;
 
-use crate::{Device, DeviceKind, Error, Result};
+use crate::{Device, DeviceKind, Error, ErrorCode, Result};
 
 /// The caller's choice.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -42,5 +43,39 @@ impl Dtype {
             (Self::Bf16, _) | (Self::Auto, DeviceKind::Cuda) => DType::BF16,
             (Self::F16, _) => DType::F16,
         }
+    }
+}
+
+/// What weights are computed in, and whether matrices are held in fewer bits.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Precision {
+    /// What they are computed in.
+    pub dtype: Dtype,
+    /// How matrices are stored as they are read. None leaves those of a file as they are there.
+    pub quantisation: Option<Quantisation>,
+}
+
+impl Precision {
+    /// Parses `16bit`, `8bit` or `4bit`; another text is `INVALID_ARGUMENT`.
+    pub fn parse_bits(name: &str) -> Result<Option<Quantisation>> {
+        match name {
+            "16bit" => Ok(None),
+            "8bit" => Ok(Some(Quantisation::EightBit)),
+            "4bit" => Ok(Some(Quantisation::FourBit)),
+            other => Err(Error::argument(format!("weights of {other:?}: there are 16bit, 8bit and 4bit"))),
+        }
+    }
+
+    /// Checks that `device` can hold them so.
+    ///
+    /// # Errors
+    /// `MODEL_UNSUPPORTED` for fewer than 16 bits on another device than the CPU.
+    pub(crate) fn on(self, device: &Device) -> Result<DType> {
+        if self.quantisation.is_some() && device.kind() != DeviceKind::Cpu {
+            let message = format!("weights of 8 or 4 bits are on the CPU only, not on {}", device.name());
+            return Err(Error::new(ErrorCode::ModelUnsupported, message)
+                .with_hint("Load with 16bit, or take the device cpu."));
+        }
+        Ok(self.dtype.on(device))
     }
 }

@@ -8,6 +8,7 @@ mod data_check;
 mod device;
 mod dtype;
 mod error;
+mod gguf_model;
 mod language_model;
 pub mod manifest;
 mod model_description;
@@ -29,12 +30,12 @@ pub use data_check::{
     CheckTotals, CheckedPart, CheckedSamples, DataCheck, Finding, VideoReference, published_data,
 };
 pub use device::{Device, DeviceKind};
-pub use dtype::Dtype;
+pub use dtype::{Dtype, Precision};
 pub use error::{Error, ErrorCode, Result};
 pub use language_model::LanguageModel;
 /// What the addon needs of the model crate: it depends on this crate alone.
 pub use llamavid_models::{
-    language_model::{FinishReason, SamplingOptions},
+    language_model::{CachePrecision, FinishReason, SamplingOptions},
     preprocess::{Fit, Preprocessing, RgbImage},
     prompt::{
         conversation::{ImageTag, TEMPLATES, Template, Turn},

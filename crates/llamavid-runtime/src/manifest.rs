@@ -74,7 +74,8 @@ impl Manifest {
         }
         let manifest: Self = parse_json(&path, &bytes)?;
         let inside = |name: &str| {
-            !name.contains('\\') && Path::new(name).components().all(|part| matches!(part, Component::Normal(_)))
+            !name.contains('\\')
+                && Path::new(name).components().all(|part| matches!(part, Component::Normal(_)))
         };
         match manifest.files.keys().find(|name| name.is_empty() || !inside(name)) {
             Some(name) => Err(Error::new(

@@ -6,19 +6,23 @@
 use std::path::{Component, Path, PathBuf};
 
 use candle_core::{DType, Device};
+use llamavid_models::WeightSource;
 use llamavid_models::config::{Extension, ModelConfig, Surroundings};
 use llamavid_models::language_model::{LanguageModel, LanguageModelConfig, LoraConfig};
 use llamavid_models::preprocess::{Fit, Preprocessing};
 use llamavid_models::token_generation::{FeatureKind, QueryKind, TokenGenerator};
 use llamavid_models::tokenizer::{LlamaTokenizer, WordPieceTokenizer};
 use llamavid_models::visual_encoder::{VisualEncoder, VisualEncoderConfig};
+use llamavid_weights::gguf::GgufFile;
 use llamavid_weights::key_table::{CLIP, LANGUAGE, LORA, TOKENS, VISION_TOWER, VISUAL};
-use llamavid_weights::{Checkpoint, KeyTable, Loader};
+use llamavid_weights::{Checkpoint, KeyTable, Loader, Quantisation};
 use serde::Deserialize;
 
 use crate::manifest::Manifest;
 use crate::{Error, ErrorCode, Result};
 
+/// The visual encoder of a converted model in eight bits.
+const VISION_FILE: &str = "visual-encoder.gguf";
 /// Side files are small; a larger one is not what its name says.
 const LARGEST_SIDE_FILE: u64 = 64 << 20;
 
@@ -36,6 +40,7 @@ pub struct ModelFolder {
     adapter: Option<Adapter>,
     /// Where the decoder is when it is not here.
     base: Option<PathBuf>,
+    quantisation: Option<Quantisation>,
 }
 
 /// Adapters in the PEFT library's files.
@@ -99,6 +104,7 @@ impl ModelFolder {
             manifest.check_sizes(&root)?;
         }
         let vision = match whole {
+            true if root.join(VISION_FILE).is_file() => VisionWeights::EvaFile(root.join(VISION_FILE)),
             true => VisionWeights::Shards,
             false => find_vision(&root, files.vision.as_deref())?,
         };
@@ -158,7 +164,17 @@ impl ModelFolder {
             None => Preprocessing::clip(image_size, Fit::Crop),
         };
         let (adapter, base) = if whole { (None, None) } else { find_adapter(&root, &config_bytes)? };
-        Ok(Self { root, config, vision, preprocessing, processor: processor_file, query_folder, adapter, base })
+        Ok(Self {
+            root,
+            config,
+            vision,
+            preprocessing,
+            processor: processor_file,
+            query_folder,
+            adapter,
+            base,
+            quantisation: None,
+        })
     }
 
     /// The folder's path.
@@ -199,13 +215,14 @@ impl ModelFolder {
     /// Builds the visual encoder.
     pub fn visual_encoder(&self, dtype: DType, device: &Device) -> Result<VisualEncoder> {
         let (checkpoint, table) = self.visual_weights()?;
-        build(checkpoint, table, dtype, device, |vb| VisualEncoder::new(&self.config.visual, vb))
+        let loader = Loader::quantising(checkpoint, table, self.eight_bit(), dtype, device);
+        build(loader, |vb| VisualEncoder::new(&self.config.visual, vb))
     }
 
     /// The visual encoder's weights and their names.
     pub fn visual_weights(&self) -> Result<(Checkpoint, &'static KeyTable)> {
         Ok(match &self.vision {
-            VisionWeights::EvaFile(file) => (Checkpoint::open_file(file)?, &VISUAL),
+            VisionWeights::EvaFile(file) => (visual_weights(file)?, &VISUAL),
             VisionWeights::ClipFolder(folder) => (Checkpoint::open_folder(folder)?, &CLIP),
             VisionWeights::Shards => (Checkpoint::open_folder(&self.root)?.under(VISION_TOWER), &VISUAL),
         })
@@ -214,19 +231,13 @@ impl ModelFolder {
     /// Builds the part that makes context and content tokens.
     pub fn token_generator(&self, dtype: DType, device: &Device) -> Result<TokenGenerator> {
         let (checkpoint, table) = self.token_weights()?;
-        build(checkpoint, table, dtype, device, |vb| TokenGenerator::new(&self.config.tokens, vb))
+        let loader = Loader::quantising(checkpoint, table, self.eight_bit(), dtype, device);
+        build(loader, |vb| TokenGenerator::new(&self.config.tokens, vb))
     }
 
     /// The token generator's weights and their names.
     pub fn token_weights(&self) -> Result<(Checkpoint, &'static KeyTable)> {
-        let adapter = self.root.join("mm_projector.bin");
-        let checkpoint = match (Checkpoint::open_folder(&self.root), adapter.is_file()) {
-            (Ok(shards), true) => shards.overlaid_with(Checkpoint::open_file(&adapter)?),
-            // What stage 1 writes is this file alone.
-            (Err(_), true) => Checkpoint::open_file(&adapter)?,
-            (shards, false) => shards?,
-        };
-        Ok((checkpoint, &TOKENS))
+        Ok((token_weights(&self.root)?, &TOKENS))
     }
 
     /// Builds the decoder.
@@ -242,17 +253,18 @@ impl ModelFolder {
         device: &Device,
     ) -> Result<LanguageModel> {
         let (checkpoint, table) = self.language_weights()?;
-        let model = build(checkpoint, table, dtype, device, |vb| LanguageModel::new(config, vb))?;
+        let loader = Loader::quantising(checkpoint, table, self.quantisation, dtype, device);
+        let model = build(loader, |vb| LanguageModel::new(config, vb))?;
         let Some(adapter) = &self.adapter else { return Ok(model) };
-        let weights = Checkpoint::open_file(&adapter.weights)?;
-        let adapted = build(weights, &LORA, dtype, device, |vb| model.with_lora(&adapter.config, vb))?;
+        let loader = Loader::new(Checkpoint::open_file(&adapter.weights)?, &LORA, dtype, device);
+        let adapted = build(loader, |vb| model.with_lora(&adapter.config, vb))?;
         // Added once, so that answers take no longer than without an adapter.
         Ok(adapted.with_merged_lora()?)
     }
 
     /// The decoder's weights and their names, without adapters beside them.
     pub fn language_weights(&self) -> Result<(Checkpoint, &'static KeyTable)> {
-        Ok((Checkpoint::open_folder(&self.language_folder())?, &LANGUAGE))
+        Ok((language_weights(&self.language_folder())?, &LANGUAGE))
     }
 
     /// The image processor's file and the folder of the query model's vocabulary, where they are.
@@ -267,10 +279,22 @@ impl ModelFolder {
         Self { base: Some(base.to_path_buf()), ..self }
     }
 
+    /// The same folder, whose matrices are stored in fewer bits as they are read. The language model has as many bits as asked
+    /// for, the visual encoder and the query model eight, and what a file holds in blocks stays as it is there.
+    #[must_use]
+    pub fn with_quantisation(self, quantisation: Option<Quantisation>) -> Self {
+        Self { quantisation, ..self }
+    }
+
+    /// Of the parts that feel an error in every answer and are small beside the language model.
+    fn eight_bit(&self) -> Option<Quantisation> {
+        self.quantisation.map(|_| Quantisation::EightBit)
+    }
+
     /// The folder of the decoder's weights.
     fn language_folder(&self) -> PathBuf {
         match &self.base {
-            Some(base) if Checkpoint::open_folder(&self.root).is_err() => base.clone(),
+            Some(base) if language_weights(&self.root).is_err() => base.clone(),
             _ => self.root.clone(),
         }
     }
@@ -335,15 +359,44 @@ impl ModelFolder {
     }
 }
 
-fn build<M>(
-    checkpoint: Checkpoint,
-    table: &'static KeyTable,
-    dtype: DType,
-    device: &Device,
-    new: impl FnOnce(candle_nn::VarBuilder<'static>) -> llamavid_models::Result<M>,
+/// The decoder's weights in a folder: llama.cpp's file when it is there, else as published.
+fn language_weights(folder: &Path) -> Result<Checkpoint> {
+    let file = folder.join("language-model.gguf");
+    match file.is_file() {
+        true => Ok(Checkpoint::from_gguf(GgufFile::open(&file)?)?),
+        false => Ok(Checkpoint::open_folder(folder)?),
+    }
+}
+
+/// The weights of the parts between encoder and decoder: the folder's, and what lies beside them.
+fn token_weights(folder: &Path) -> Result<Checkpoint> {
+    // What stage 1 writes, alone; and a converted model's in eight bits.
+    let beside = ["mm_projector.bin", "token-generator.gguf"].map(|name| folder.join(name));
+    let mut weights = Checkpoint::open_folder(folder);
+    for file in beside.iter().filter(|file| file.is_file()) {
+        let later = Checkpoint::open_file(file)?;
+        weights = Ok(match weights {
+            Ok(weights) => weights.overlaid_with(later),
+            Err(_) => later,
+        });
+    }
+    Ok(weights?)
+}
+
+/// The visual encoder's own file, whose names may be those that they have among the others.
+fn visual_weights(file: &Path) -> Result<Checkpoint> {
+    let checkpoint = Checkpoint::open_file(file)?;
+    let tower = checkpoint.under(VISION_TOWER);
+    let own = tower.names().next().is_none();
+    Ok(if own { checkpoint } else { tower })
+}
+
+/// Builds a part of a model, strictly.
+pub(crate) fn build<M>(
+    loader: Loader,
+    new: impl FnOnce(WeightSource<'static>) -> llamavid_models::Result<M>,
 ) -> Result<M> {
-    let loader = Loader::new(checkpoint, table, dtype, device);
-    match new(loader.var_builder()) {
+    match new(WeightSource::new(loader.var_builder(), loader.matrices())) {
         Ok(module) => {
             loader.finish()?;
             Ok(module)
@@ -382,6 +435,10 @@ fn candidates(root: &Path, written: &str) -> Vec<PathBuf> {
 /// # Errors
 /// `MODEL_FILE_MISSING` names the places that were looked at.
 pub fn find_vision(root: &Path, written: Option<&str>) -> Result<VisionWeights> {
+    let converted = root.join(VISION_FILE);
+    if converted.is_file() {
+        return Ok(VisionWeights::EvaFile(converted));
+    }
     let written = written.unwrap_or("eva_vit_g.pth");
     let places = candidates(root, written);
     for place in &places {
@@ -411,7 +468,7 @@ pub fn find_vision(root: &Path, written: Option<&str>) -> Result<VisionWeights> 
 
 fn position_side(vision: &VisionWeights) -> Result<Option<usize>> {
     let VisionWeights::EvaFile(file) = vision else { return Ok(None) };
-    let checkpoint = Checkpoint::open_file(file)?;
+    let checkpoint = visual_weights(file)?;
     if !checkpoint.contains("pos_embed") {
         // The strict load names the missing key.
         return Ok(None);
@@ -425,7 +482,7 @@ fn position_side(vision: &VisionWeights) -> Result<Option<usize>> {
 fn projected_width(root: &Path) -> Result<Option<usize>> {
     const KEY: &str = "model.vlm_att_bert_proj.weight";
     // Weights that cannot be opened are reported by the part that needs them.
-    let Ok(checkpoint) = Checkpoint::open_folder(root) else { return Ok(None) };
+    let Ok(checkpoint) = token_weights(root) else { return Ok(None) };
     if !checkpoint.contains(KEY) {
         return Ok(None);
     }
@@ -458,7 +515,7 @@ fn find_adapter(root: &Path, config: &[u8]) -> Result<(Option<Adapter>, Option<P
     };
     let names = [described.as_deref().and_then(name), name(config)];
     let mut places = names.into_iter().flatten().flat_map(|name| candidates(root, &name));
-    let base = places.find(|place| place != root && Checkpoint::open_folder(place).is_ok());
+    let base = places.find(|place| place != root && language_weights(place).is_ok());
     Ok((adapter, base))
 }
 
@@ -472,11 +529,7 @@ pub fn find_query_folder(root: &Path, written: Option<&str>) -> Option<PathBuf> 
 }
 
 /// The image processor's file.
-pub fn find_processor(
-    root: &Path,
-    written: Option<&str>,
-    vision: Option<&VisionWeights>,
-) -> Option<PathBuf> {
+pub fn find_processor(root: &Path, written: Option<&str>, vision: Option<&VisionWeights>) -> Option<PathBuf> {
     let mut places: Vec<PathBuf> =
         [written, Some("processor")].into_iter().flatten().flat_map(|name| candidates(root, name)).collect();
     places.push(root.to_path_buf());

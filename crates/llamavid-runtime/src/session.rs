@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 
 use candle_core::Tensor;
 use llamavid_models::language_model::{
-    FinishReason, Generation, GenerationOptions, Keyword, LanguageModelConfig, PREFILL_CHUNK, Prompt,
-    SamplingOptions, StopRule, Token,
+    CachePrecision, FinishReason, Generation, GenerationOptions, Keyword, LanguageModelConfig, PREFILL_CHUNK,
+    Prompt, SamplingOptions, StopRule, Token,
 };
 use llamavid_models::prompt::placeholders::tokenize_with_images;
 use llamavid_models::prompt::splice::{SpliceKind, splice};
@@ -33,6 +33,8 @@ pub struct GenerateRequest {
     pub max_new_tokens: usize,
     /// How ids are chosen.
     pub sampling: SamplingOptions,
+    /// How the keys and values of past positions are held.
+    pub cache: CachePrecision,
     /// Texts that end the answer and are not part of it. The text of a special token (`</s>`) is one too.
     pub stop: Vec<String>,
 }
@@ -272,6 +274,7 @@ impl Answer {
         let started =
             Started { prompt_tokens: prompt.embeds.dims2()?.0, visual_tokens: prompt.visual_tokens };
         let options = GenerationOptions {
+            cache: request.cache,
             prefill_chunk: prefill_chunk(model.config(), language_model.device().kind()),
             ..GenerationOptions::new(request.max_new_tokens, request.sampling.clone())
         };

@@ -11,7 +11,7 @@ use llamavid_models::tokenizer::WordPieceTokenizer;
 
 use crate::device::Weights;
 use crate::model_folder::ModelFolder;
-use crate::{Cancellation, Device, Dtype, Error, Reply, Result, VisualFeatures, VisualTokens, run_aside};
+use crate::{Cancellation, Device, Error, Precision, Reply, Result, VisualFeatures, VisualTokens, run_aside};
 
 /// Pairs of a frame and a question of one step. The numbers do not depend on it.
 const PAIRS_A_STEP: usize = 64;
@@ -53,15 +53,15 @@ impl TokenGenerator {
     pub fn load(
         folder: PathBuf,
         device: Arc<Device>,
-        dtype: Dtype,
+        precision: Precision,
         cancellation: Cancellation,
     ) -> Reply<Self> {
         run_aside("llamavid load", move || {
             cancellation.check()?;
-            let folder = ModelFolder::open(&folder)?;
+            let folder = ModelFolder::open(&folder)?.with_quantisation(precision.quantisation);
             let tokenizer = Arc::new(folder.query_tokenizer()?);
             cancellation.check()?;
-            let model = folder.token_generator(dtype.on(&device), device.tensors())?;
+            let model = folder.token_generator(precision.on(&device)?, device.tensors())?;
             cancellation.check()?;
             let expects = folder.config().features;
             Ok(Self { model: Weights::new(model, device.clone()), tokenizer, expects, device })

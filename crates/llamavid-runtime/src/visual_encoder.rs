@@ -12,7 +12,7 @@ use llamavid_models::visual_encoder::{VisualEncoder as Model, VisualEncoderConfi
 
 use crate::device::Weights;
 use crate::model_folder::ModelFolder;
-use crate::{Cancellation, Device, DeviceKind, Dtype, Error, Pixels, Reply, VisualFeatures, run_aside};
+use crate::{Cancellation, Device, DeviceKind, Error, Pixels, Precision, Reply, VisualFeatures, run_aside};
 
 /// Work of one step, in multiply-adds: a tenth of a second, so that other jobs and cancellations wait no longer.
 const CPU_STEP: usize = 10_000_000_000;
@@ -42,13 +42,13 @@ impl VisualEncoder {
     pub fn load(
         folder: PathBuf,
         device: Arc<Device>,
-        dtype: Dtype,
+        precision: Precision,
         cancellation: Cancellation,
     ) -> Reply<Self> {
         run_aside("llamavid load", move || {
             cancellation.check()?;
-            let dtype = dtype.on(&device);
-            let folder = ModelFolder::open(&folder)?;
+            let dtype = precision.on(&device)?;
+            let folder = ModelFolder::open(&folder)?.with_quantisation(precision.quantisation);
             cancellation.check()?;
             let model = folder.visual_encoder(dtype, device.tensors())?;
             cancellation.check()?;

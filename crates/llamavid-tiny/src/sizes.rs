@@ -1,6 +1,6 @@
 //! The sizes of the embedded model: the published architecture, small.
 
-use llamavid_models::language_model::LanguageModelConfig;
+use llamavid_models::language_model::{AttentionBias, LanguageModelConfig};
 use llamavid_models::token_generation::{
     Compression, Projector, QueryKind, QueryModelConfig, TokenGenerationConfig, TokenRows,
 };
@@ -74,6 +74,7 @@ pub fn language(vocabulary: usize) -> LanguageModelConfig {
         rope_scaling: None,
         max_positions: POSITIONS,
         tie_word_embeddings: false,
+        attention_bias: AttentionBias::None,
         bos_id: 1,
         eos_ids: vec![2],
         pad_id: Some(0),

@@ -5,8 +5,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor};
+use llamavid_kernels::{BlockFormat, QuantisedMatrix};
 
 use crate::error::{Error, Fault, Result};
+use crate::gguf::{GgufFile, Published, turned_row};
 use crate::index_file;
 use crate::tensor_file::TensorFile;
 
@@ -35,6 +37,20 @@ pub struct Checkpoint {
 struct Located {
     file: Arc<TensorFile>,
     key: String,
+    /// The width of a head whose rows lie in pairs.
+    turned: Option<usize>,
+}
+
+impl Located {
+    /// Rows of a tensor whose heads are `width` rows each.
+    fn rows(&self, width: usize) -> Result<usize> {
+        let rows = self.file.shape(&self.key)?.first().copied().unwrap_or(0);
+        if rows.is_multiple_of(width) {
+            return Ok(rows);
+        }
+        let problem = format!("{rows} rows are no whole heads of {width}");
+        Err(Fault::Invalid(problem).in_tensor(self.file.path(), &self.key))
+    }
 }
 
 impl Checkpoint {
@@ -72,6 +88,22 @@ impl Checkpoint {
         Ok(checkpoint)
     }
 
+    /// Takes the tensors of a GGUF file under their published names.
+    ///
+    /// # Errors
+    /// A file of another architecture than `llama`, `qwen2` and `llamavid`, or with a tensor that these do not have.
+    pub fn from_gguf(gguf: GgufFile) -> Result<Self> {
+        let names = gguf.published_names()?;
+        let mut checkpoint = Self::empty(gguf.path());
+        let file = Arc::new(TensorFile::from_gguf(gguf));
+        checkpoint.tensors.extend(
+            names
+                .into_iter()
+                .map(|Published { name, key, turned }| (name, Located { file: file.clone(), key, turned })),
+        );
+        Ok(checkpoint)
+    }
+
     fn empty(origin: &Path) -> Self {
         Self { origin: origin.to_path_buf(), prefix: String::new(), tensors: BTreeMap::new() }
     }
@@ -92,14 +124,15 @@ impl Checkpoint {
         }
         // Where two shards have a tensor, the index decides.
         for (file, key) in indexed {
-            checkpoint.tensors.insert(key.clone(), Located { file, key });
+            checkpoint.tensors.insert(key.clone(), Located { file, key, turned: None });
         }
         Ok(checkpoint)
     }
 
     fn add(&mut self, file: &Arc<TensorFile>) {
         for name in file.names() {
-            self.tensors.insert(name.to_string(), Located { file: file.clone(), key: name.to_string() });
+            let located = Located { file: file.clone(), key: name.to_string(), turned: None };
+            self.tensors.insert(name.to_string(), located);
         }
     }
 
@@ -143,7 +176,12 @@ impl Checkpoint {
     /// No tensor of this name, one of a kind that is not read, or a device without memory.
     pub fn read(&self, name: &str, device: &Device) -> Result<Tensor> {
         let located = self.located(name)?;
-        let tensor = located.file.read(&located.key)?;
+        let mut tensor = located.file.read(&located.key)?;
+        if let Some(width) = located.turned {
+            let rows = located.rows(width)?;
+            let order: Vec<u32> = (0..rows).map(|row| turned_row(row, width) as u32).collect();
+            tensor = tensor.index_select(&Tensor::new(order, &Device::Cpu)?, 0)?;
+        }
         Ok(tensor.to_device(device)?)
     }
 
@@ -153,6 +191,34 @@ impl Checkpoint {
         if let Ok(located) = self.located(name) {
             located.file.release(&located.key);
         }
+    }
+
+    /// How a matrix is stored, where it can stay in its file; none where it has to be read.
+    ///
+    /// # Errors
+    /// No tensor of this name, or one of a kind that is not read.
+    pub fn format(&self, name: &str) -> Result<Option<BlockFormat>> {
+        let located = self.located(name)?;
+        located.file.format(&located.key)
+    }
+
+    /// Whether it is a tensor of a GGUF file in fewer than 32 bits, made to be used as it lies there.
+    pub(crate) fn is_compact(&self, name: &str) -> Result<bool> {
+        let located = self.located(name)?;
+        located.file.is_compact(&located.key)
+    }
+
+    /// A matrix as it is stored, in its mapped file where its rows lie in order; none where [`Checkpoint::format`] gives none.
+    /// Its numbers are not looked at.
+    ///
+    /// # Errors
+    /// No tensor of this name, or one of a kind that is not read.
+    pub fn matrix(&self, name: &str) -> Result<Option<QuantisedMatrix>> {
+        let located = self.located(name)?;
+        let matrix = located.file.matrix(&located.key)?;
+        let Some((matrix, width)) = matrix.as_ref().zip(located.turned) else { return Ok(matrix) };
+        located.rows(width)?;
+        Ok(Some(matrix.with_rows(|row| turned_row(row, width))?))
     }
 
     /// The tensors whose names begin with `prefix`, without it. `prefix` is taken as it is, so mind its last dot.

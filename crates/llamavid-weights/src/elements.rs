@@ -1,7 +1,10 @@
 //! Bytes of a storage → a tensor: element types, strides, and the limits within which both are believed.
 
+use std::ops::Range;
+
 use candle_core::{CpuStorage, DType, Device, Storage, Tensor};
 use half::{bf16, f16};
+use llamavid_kernels::BlockFormat;
 
 use crate::error::Fault;
 
@@ -33,6 +36,16 @@ impl ElementType {
             Self::F32 | Self::I32 | Self::U32 => 4,
             Self::F16 | Self::Bf16 | Self::I16 | Self::U16 => 2,
             Self::I8 | Self::U8 | Self::Bool => 1,
+        }
+    }
+
+    /// The same as a format of rows, which can stay where they are.
+    pub(crate) fn format(self) -> Option<BlockFormat> {
+        match self {
+            Self::F32 => Some(BlockFormat::F32),
+            Self::F16 => Some(BlockFormat::F16),
+            Self::Bf16 => Some(BlockFormat::BF16),
+            _ => None,
         }
     }
 
@@ -125,6 +138,11 @@ impl Layout {
 
     pub(crate) fn shape(&self) -> &[usize] {
         &self.shape
+    }
+
+    /// The elements of the storage that it takes, when they lie there in the order of the tensor.
+    pub(crate) fn contiguous_range(&self) -> Option<Range<usize>> {
+        self.is_contiguous().then(|| self.offset..self.offset + self.count)
     }
 
     /// Whether the elements lie in the storage in the order of the tensor.

@@ -1,4 +1,4 @@
-//! Weight files read as data: torch's zip and older stream format, safetensors, shards with an index.
+//! Weight files read as data: torch's zip and older stream format, safetensors, shards with an index, GGUF.
 //!
 //! A [`Checkpoint`] is a set of named tensors over one or more files; a [`Loader`] builds a part of the model from it,
 //! strictly. No file is trusted: pickles are read without running anything they name, every size is checked
@@ -7,11 +7,13 @@
 mod checkpoint;
 mod elements;
 mod error;
+pub mod gguf;
 mod index_file;
 pub mod key_table;
 mod loader;
 mod mapped_file;
 pub mod pickle;
+mod quantisation;
 mod safetensors_file;
 mod tensor_file;
 mod torch;
@@ -21,3 +23,4 @@ pub use checkpoint::Checkpoint;
 pub use error::{Error, ErrorKind, Result};
 pub use key_table::KeyTable;
 pub use loader::{Found, Loader};
+pub use quantisation::Quantisation;

@@ -8,11 +8,13 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use candle_core::{DType, Device, Shape, Tensor};
 use candle_nn::var_builder::SimpleBackend;
 use candle_nn::{Init, VarBuilder};
+use llamavid_kernels::{BlockFormat, QuantisedMatrix};
 
 use crate::checkpoint::Checkpoint;
 use crate::elements;
 use crate::error::{Error, Fault, Result};
 use crate::key_table::KeyTable;
+use crate::quantisation::Quantisation;
 
 /// Names of unused keys that an error lists.
 const LISTED: usize = 10;
@@ -36,14 +38,17 @@ pub struct Found {
     pub file: PathBuf,
     /// Its name in that file.
     pub key: String,
-    /// The dtype of its numbers.
+    /// The dtype in which it is read.
     pub dtype: DType,
+    /// How it is stored, where it lies in its file as it is.
+    pub format: Option<BlockFormat>,
 }
 
 #[derive(Debug)]
 struct Source {
     checkpoint: Checkpoint,
     table: &'static KeyTable,
+    quantisation: Option<Quantisation>,
     account: Mutex<Account>,
 }
 
@@ -58,7 +63,18 @@ struct Account {
 impl Loader {
     /// A loader of the part that `table` describes. Its weights become `dtype` on `device`.
     pub fn new(checkpoint: Checkpoint, table: &'static KeyTable, dtype: DType, device: &Device) -> Self {
-        let source = Source { checkpoint, table, account: Mutex::new(Account::default()) };
+        Self::quantising(checkpoint, table, None, dtype, device)
+    }
+
+    /// The same, whose [`Loader::matrices`] are stored in fewer bits as they are read, one at a time.
+    pub fn quantising(
+        checkpoint: Checkpoint,
+        table: &'static KeyTable,
+        quantisation: Option<Quantisation>,
+        dtype: DType,
+        device: &Device,
+    ) -> Self {
+        let source = Source { checkpoint, table, quantisation, account: Mutex::new(Account::default()) };
         Self { source: Arc::new(source), dtype, device: device.clone() }
     }
 
@@ -66,6 +82,19 @@ impl Loader {
     pub fn var_builder(&self) -> VarBuilder<'static> {
         let backend = Backend { source: self.source.clone() };
         VarBuilder::from_backend(Box::new(backend), self.dtype, self.device.clone())
+    }
+
+    /// Gives matrices by our names in blocks: those that a file holds in blocks, as they lie there, and those that are to be
+    /// quantised. Others, and all on another device than the CPU, are for the builder.
+    pub fn matrices(
+        &self,
+    ) -> impl Fn(&str, (usize, usize)) -> candle_core::Result<Option<QuantisedMatrix>> + Send + Sync + 'static
+    {
+        let (source, on_cpu) = (self.source.clone(), self.device.is_cpu());
+        move |ours, shape| match on_cpu {
+            true => source.matrix(ours, shape).map_err(|error| source.keep(error)),
+            false => Ok(None),
+        }
     }
 
     /// The error behind one that a builder of this loader gave, or that error itself when it is of another origin.
@@ -132,6 +161,63 @@ impl Source {
         self.account.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Keeps an error, of which candle's can carry the text only.
+    fn keep(&self, error: Error) -> candle_core::Error {
+        match error {
+            Error::Tensor(error) => error,
+            error => {
+                let text = error.to_string();
+                let mut account = self.account();
+                if account.errors.len() < KEPT {
+                    account.errors.push(error);
+                }
+                candle_core::Error::Msg(text)
+            }
+        }
+    }
+
+    /// A matrix by our name in blocks, or none where it is to be a tensor.
+    fn matrix(&self, ours: &str, (rows, columns): (usize, usize)) -> Result<Option<QuantisedMatrix>> {
+        let Some(name) = self.table.upstream(ours).filter(|name| self.checkpoint.contains(name)) else {
+            // The builder says what is missing.
+            return Ok(None);
+        };
+        let stored = self.checkpoint.format(&name)?;
+        let wanted = self.quantisation.and_then(|quantisation| quantisation.format(ours, columns));
+        // Rounded numbers are not rounded again.
+        let wanted = wanted.filter(|_| stored.is_none_or(|format| format.block_length() == 1));
+        if wanted.is_none() && !self.checkpoint.is_compact(&name)? {
+            return Ok(None);
+        }
+        let found = self.checkpoint.shape(&name)?;
+        if found != [rows, columns] {
+            let (file, key) = self.checkpoint.place(&name);
+            return Err(Error::ShapeMismatch { file, key, expected: vec![rows, columns], found });
+        }
+        let matrix = match wanted {
+            None => self.checkpoint.matrix(&name)?,
+            Some(format) => {
+                let numbers = self.checkpoint.read(&name, &Device::Cpu)?;
+                self.expect_finite(&name, &numbers)?;
+                match (format, stored) {
+                    // In 16 bits of either kind already.
+                    (BlockFormat::F16, Some(BlockFormat::F16 | BlockFormat::BF16)) => {
+                        self.checkpoint.matrix(&name)?
+                    }
+                    _ => Some(QuantisedMatrix::quantise(&numbers, format)?),
+                }
+            }
+        };
+        self.account().used.insert(name);
+        Ok(matrix)
+    }
+
+    fn expect_finite(&self, name: &str, tensor: &Tensor) -> Result<()> {
+        let Some((index, value)) = elements::first_not_finite(tensor) else { return Ok(()) };
+        let (file, key) = self.checkpoint.place(name);
+        Err(Error::NotFinite { file, key, index, value, overflows: None })
+    }
+
     /// Where a weight is by our name; `expected` is absent where the module takes any shape.
     fn find(&self, ours: &str, expected: Option<&Shape>, float: bool) -> Result<Found> {
         let Some(name) = self.table.upstream(ours) else {
@@ -150,16 +236,15 @@ impl Source {
             let problem = format!("expected floating-point numbers, found {}", dtype.as_str());
             return Err(Fault::Invalid(problem).in_tensor(&file, &key));
         }
-        Ok(Found { name, file, key, dtype })
+        let format = self.checkpoint.format(&name)?;
+        Ok(Found { name, file, key, dtype, format })
     }
 
     /// A weight by our name, in the dtype asked for.
     fn load(&self, ours: &str, expected: Option<&Shape>, dtype: DType, device: &Device) -> Result<Tensor> {
         let Found { name, file, key, .. } = self.find(ours, expected, dtype.is_float())?;
         let tensor = self.checkpoint.read(&name, &Device::Cpu)?;
-        if let Some((index, value)) = elements::first_not_finite(&tensor) {
-            return Err(Error::NotFinite { file, key, index, value, overflows: None });
-        }
+        self.expect_finite(&name, &tensor)?;
         let narrowed = dtype.is_float() && dtype != tensor.dtype();
         let converted = tensor.to_dtype(dtype)?;
         if narrowed && let Some((index, _)) = elements::first_not_finite(&converted) {
@@ -184,17 +269,7 @@ impl Backend {
         dtype: DType,
         device: &Device,
     ) -> candle_core::Result<Tensor> {
-        self.source.load(name, shape, dtype, device).map_err(|error| match error {
-            Error::Tensor(error) => error,
-            error => {
-                let text = error.to_string();
-                let mut account = self.source.account();
-                if account.errors.len() < KEPT {
-                    account.errors.push(error);
-                }
-                candle_core::Error::Msg(text)
-            }
-        })
+        self.source.load(name, shape, dtype, device).map_err(|error| self.source.keep(error))
     }
 }
 

@@ -19,6 +19,12 @@ pub(crate) struct MappedFile {
     map: Option<Mmap>,
 }
 
+impl AsRef<[u8]> for MappedFile {
+    fn as_ref(&self) -> &[u8] {
+        self.bytes()
+    }
+}
+
 impl MappedFile {
     pub(crate) fn open(path: &Path) -> Result<Self> {
         let io_error = |source: io::Error| match source.kind() {
@@ -61,9 +67,8 @@ impl MappedFile {
         {
             // SAFETY: the map is shared with an unchanged file and only read, so its pages come back as they were.
             // Where the system refuses, they stay.
-            let _ = unsafe {
-                map.unchecked_advise_range(UncheckedAdvice::DontNeed, range.start, range.len())
-            };
+            let _ =
+                unsafe { map.unchecked_advise_range(UncheckedAdvice::DontNeed, range.start, range.len()) };
         }
         #[cfg(not(unix))]
         let _ = range;

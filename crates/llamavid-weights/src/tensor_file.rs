@@ -4,12 +4,15 @@ use std::collections::BTreeMap;
 use std::io::{Cursor, Read};
 use std::ops::Range;
 use std::path::Path;
+use std::sync::Arc;
 
 use candle_core::{DType, Tensor};
+use llamavid_kernels::{BlockFormat, QuantisedMatrix, SharedBytes};
 use zip::ZipArchive;
 
 use crate::elements::{self, ElementType, Layout};
 use crate::error::{Error, Fault, Result};
+use crate::gguf::{self, Content, GgufFile, Placed};
 use crate::mapped_file::MappedFile;
 use crate::{safetensors_file, torch};
 
@@ -40,6 +43,12 @@ pub(crate) enum Entry {
         layout: Layout,
         span: Span,
     },
+    /// In a format of blocks.
+    Blocks {
+        format: BlockFormat,
+        shape: Vec<usize>,
+        range: Range<usize>,
+    },
     /// A tensor of a kind that is not read, and why. An error only when it is asked for.
     Unsupported(String),
 }
@@ -47,7 +56,7 @@ pub(crate) enum Entry {
 /// A mapped file and its tensors.
 #[derive(Debug)]
 pub(crate) struct TensorFile {
-    file: MappedFile,
+    file: Arc<MappedFile>,
     entries: BTreeMap<String, Entry>,
 }
 
@@ -56,7 +65,13 @@ impl TensorFile {
     pub(crate) fn open(path: &Path) -> Result<Self> {
         let file = MappedFile::open(path)?;
         let entries = parse(file.bytes()).map_err(|fault| fault.in_file(path))?;
-        Ok(Self { file, entries })
+        Ok(Self { file: Arc::new(file), entries })
+    }
+
+    /// The tensors of a GGUF file.
+    pub(crate) fn from_gguf(file: GgufFile) -> Self {
+        let (file, tensors) = file.parts();
+        Self { file, entries: gguf_entries(tensors) }
     }
 
     pub(crate) fn path(&self) -> &Path {
@@ -72,15 +87,65 @@ impl TensorFile {
     }
 
     pub(crate) fn shape(&self, key: &str) -> Result<&[usize]> {
-        self.located(key).map(|(_, layout, _)| layout.shape())
+        match self.entry(key)? {
+            Entry::Blocks { shape, .. } => Ok(shape),
+            _ => self.located(key).map(|(_, layout, _)| layout.shape()),
+        }
     }
 
     pub(crate) fn dtype(&self, key: &str) -> Result<DType> {
-        self.located(key).map(|(element, _, _)| element.dtype())
+        match self.entry(key)? {
+            Entry::Blocks { .. } => Ok(DType::F32),
+            _ => self.located(key).map(|(element, _, _)| element.dtype()),
+        }
+    }
+
+    /// How a matrix is stored, where it lies in the file as it is.
+    pub(crate) fn format(&self, key: &str) -> Result<Option<BlockFormat>> {
+        Ok(match self.entry(key)? {
+            Entry::Blocks { format, .. } => Some(*format),
+            Entry::Tensor { element, layout, span: Span::Plain(_) }
+                if layout.contiguous_range().is_some() =>
+            {
+                element.format()
+            }
+            _ => None,
+        })
+    }
+
+    /// Whether it is a tensor of a GGUF file in fewer than 32 bits, made to be used as it lies there.
+    pub(crate) fn is_compact(&self, key: &str) -> Result<bool> {
+        Ok(matches!(self.entry(key)?, Entry::Blocks { format, .. } if *format != BlockFormat::F32))
+    }
+
+    /// A matrix as it lies in the file, which stays mapped as long as the matrix lives; none where [`TensorFile::format`] gives
+    /// none.
+    pub(crate) fn matrix(&self, key: &str) -> Result<Option<QuantisedMatrix>> {
+        let (shape, range) = match self.entry(key)? {
+            Entry::Blocks { shape, range, .. } => (shape.as_slice(), range.clone()),
+            Entry::Tensor { element, layout, span: Span::Plain(span) } => {
+                let Some(elements) = layout.contiguous_range() else { return Ok(None) };
+                let at = |element_count: usize| span.start + element_count * element.size();
+                (layout.shape(), at(elements.start)..at(elements.end))
+            }
+            _ => return Ok(None),
+        };
+        let (Some(format), &[rows, columns]) = (self.format(key)?, shape) else { return Ok(None) };
+        let outside = || Fault::invalid("lies outside the file").in_tensor(self.path(), key);
+        let bytes = SharedBytes::new(self.file.clone(), range).ok_or_else(outside)?;
+        Ok(Some(QuantisedMatrix::new(format, rows, columns, bytes)?))
     }
 
     /// The tensor, on the CPU.
     pub(crate) fn read(&self, key: &str) -> Result<Tensor> {
+        if let Entry::Blocks { format, shape, range } = self.entry(key)? {
+            let outside = || Fault::invalid("lies outside the file").in_tensor(self.path(), key);
+            let bytes = SharedBytes::new(self.file.clone(), range.clone()).ok_or_else(outside)?;
+            let columns = shape.last().copied().unwrap_or(1);
+            let rows = shape.iter().rev().skip(1).product();
+            let matrix = QuantisedMatrix::new(*format, rows, columns, bytes)?.dequantise()?;
+            return Ok(matrix.reshape(shape.as_slice())?);
+        }
         let (element, layout, span) = self.located(key)?;
         match span {
             Span::Plain(range) => match self.file.bytes().get(range.clone()) {
@@ -96,18 +161,30 @@ impl TensorFile {
 
     /// Gives the memory of a tensor's bytes back to the system.
     pub(crate) fn release(&self, key: &str) {
-        if let Ok((_, _, Span::Plain(range))) = self.located(key) {
+        if let Ok(Entry::Tensor { span: Span::Plain(range), .. } | Entry::Blocks { range, .. }) =
+            self.entry(key)
+        {
             self.file.release(range.clone());
         }
     }
 
+    fn entry(&self, key: &str) -> Result<&Entry> {
+        self.entries
+            .get(key)
+            .ok_or_else(|| Error::TensorMissing { file: self.path().to_path_buf(), key: key.to_string() })
+    }
+
+    /// A tensor of numbers.
     fn located(&self, key: &str) -> Result<(ElementType, &Layout, &Span)> {
-        match self.entries.get(key) {
-            Some(Entry::Tensor { element, layout, span }) => Ok((*element, layout, span)),
-            Some(Entry::Unsupported(problem)) => {
+        match self.entry(key)? {
+            Entry::Tensor { element, layout, span } => Ok((*element, layout, span)),
+            Entry::Blocks { format, .. } => {
+                let problem = format!("is stored as {}, in blocks", format.name());
+                Err(Fault::unsupported(problem).in_tensor(self.path(), key))
+            }
+            Entry::Unsupported(problem) => {
                 Err(Fault::unsupported(problem.as_str()).in_tensor(self.path(), key))
             }
-            None => Err(Error::TensorMissing { file: self.path().to_path_buf(), key: key.to_string() }),
         }
     }
 }
@@ -137,10 +214,21 @@ fn parse(bytes: &[u8]) -> Result<BTreeMap<String, Entry>, Fault> {
         return Err(Fault::unsupported("a tar file of torch before 0.1.10"));
     }
     if bytes.starts_with(b"GGUF") {
-        return Err(Fault::unsupported("a GGUF file"));
+        return Ok(gguf_entries(gguf::parse(bytes)?.tensors));
     }
     let start: String = bytes[..bytes.len().min(16)].escape_ascii().to_string();
     Err(Fault::invalid(format!("expected a torch or safetensors file, found one that starts with `{start}`")))
+}
+
+fn gguf_entries(tensors: BTreeMap<String, Placed>) -> BTreeMap<String, Entry> {
+    let entry = |Placed { shape, content }| match content {
+        Content::Stored(format, range) => Entry::Blocks { format, shape, range },
+        Content::Unsupported(name) => {
+            let known = BlockFormat::ALL.map(BlockFormat::name).join(", ");
+            Entry::Unsupported(format!("its numbers are of type {name}; {known} are read"))
+        }
+    };
+    tensors.into_iter().map(|(name, placed)| (name, entry(placed))).collect()
 }
 
 /// The content of a deflated zip entry, which must be exactly as long as the archive says.

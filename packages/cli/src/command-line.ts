@@ -97,8 +97,14 @@ function createProgram(end: (exitCode: number) => void): Command {
     .option('--json', 'write one JSON object to stdout instead of text')
     .action(async (root: string, flags: { json?: boolean }) => end(await dataPublished(root, flags)));
 
-  addConvert(command(program, 'convert', 'Make one folder of the parts of a model, quantised if wanted.'), end);
-  addInspect(command(program, 'inspect', 'What a model or a file of weights holds, and what is missing.'), end);
+  addConvert(
+    command(program, 'convert', 'Make one folder of the parts of a model, quantised if wanted.'),
+    end,
+  );
+  addInspect(
+    command(program, 'inspect', 'What a model or a file of weights holds, and what is missing.'),
+    end,
+  );
   addDoctor(command(program, 'doctor', 'Look whether this machine and a model are ready.'), end);
 
   const worldCommand = command(program, 'world', 'The toy world that the embedded model is trained on.');
@@ -133,7 +139,9 @@ function command(program: Command, name: string, description: string): Command {
 
 function wrongUsage(error: CommanderError): LlamaVidError {
   const message =
-    error.code === 'commander.help' ? 'a command is missing: ask, chat, train, data, convert, inspect, doctor or world' : error.message;
+    error.code === 'commander.help'
+      ? 'a command is missing: ask, chat, train, data, convert, inspect, doctor or world'
+      : error.message;
   return new LlamaVidError('INVALID_ARGUMENT', message.replace(/^error: /, '').replaceAll('\n', ' '), {
     hint: '`llamavid --help` and `llamavid ask --help` list what there is.',
     cause: error,

@@ -6,7 +6,7 @@ export interface ModelFlags {
   model?: string;
   device: NonNullable<LoadOptions['device']>;
   dtype: NonNullable<LoadOptions['dtype']>;
-  load: '16bit';
+  load: NonNullable<LoadOptions['load']>;
   quiet?: boolean;
 }
 
@@ -17,6 +17,7 @@ export interface AnswerFlags {
   seed?: number;
   maxNewTokens: number;
   conversation?: string;
+  kvCache: NonNullable<AskOptions['kvCache']>;
 }
 
 export interface MediaFlags {
@@ -42,8 +43,11 @@ export function addModelFlags(command: Command): void {
       oneOf('--dtype', ['auto', 'f32', 'bf16', 'f16']),
       'auto',
     )
-    .addOption(
-      new Option('--load <bits>', '16bit; 8bit and 4bit are not there yet').argParser(load).default('16bit'),
+    .option(
+      '--load <bits>',
+      '16bit leaves weights as they are; 8bit and 4bit round them while loading',
+      oneOf('--load', ['16bit', '8bit', '4bit']),
+      '16bit',
     )
     .option('--quiet', 'no progress on stderr');
 }
@@ -68,6 +72,12 @@ export function addAnswerFlags(command: Command): void {
       'at most this many new tokens',
       parseWholeNumber('--max-new-tokens', 1),
       512,
+    )
+    .option(
+      '--kv-cache <bits>',
+      'keys and values of past positions in 16bit (as computed), 8bit or 4bit',
+      oneOf('--kv-cache', ['16bit', '8bit', '4bit']),
+      '16bit',
     )
     .option(
       '--conversation <template>',
@@ -114,14 +124,14 @@ export function openOptions(flags: MediaFlags, paths: readonly string[], signal:
 
 /** Checks the template's name against `templates`, before anything is loaded. */
 export function askOptions(flags: AnswerFlags, templates: readonly string[]): AskOptions {
-  const { temperature, topP, topK, seed, maxNewTokens, conversation } = flags;
+  const { temperature, topP, topK, seed, maxNewTokens, conversation, kvCache } = flags;
   if (conversation !== undefined && !templates.includes(conversation)) {
     throw wrong(
       `--conversation ${conversation}: no template has this name`,
       `Templates: ${templates.join(', ')}.`,
     );
   }
-  return { temperature, topP, topK, seed, maxNewTokens, conversation };
+  return { temperature, topP, topK, seed, maxNewTokens, conversation, kvCache };
 }
 
 export function wrong(message: string, hint?: string): LlamaVidError {
@@ -133,15 +143,6 @@ export function device(value: string): string {
   if (value.includes(','))
     throw wrong(`--device ${value}: several devices are not supported yet`, 'Name one device.');
   throw wrong(`--device ${value}: no such device`, 'Devices are auto, cpu, cuda and cuda:N.');
-}
-
-function load(value: string): string {
-  if (value === '8bit' || value === '4bit') {
-    throw new LlamaVidError('MODEL_UNSUPPORTED', `--load ${value}: quantised loading is not supported yet`, {
-      hint: '16bit is the only value so far.',
-    });
-  }
-  return oneOf('--load', ['16bit'])(value);
 }
 
 function subtitles(value: string): string {

@@ -6,6 +6,11 @@ export interface LoadOptions {
   device?: 'auto' | 'cpu' | 'cuda' | `cuda:${number}` | undefined;
   /** What the weights are computed in. `f32` is exact; `auto` (default) fits the device. */
   dtype?: 'auto' | 'f32' | 'bf16' | 'f16' | undefined;
+  /**
+   * How many bits matrices of weights are held in. `16bit` (default) leaves them as the file has them; `8bit` and `4bit` round them
+   * while loading, on a CPU. What a file holds in blocks of fewer bits stays so in any case, and stays mapped.
+   */
+  load?: '16bit' | '8bit' | '4bit' | undefined;
   /** Stops loading; the promise then rejects with `ABORTED`. */
   signal?: AbortSignal | undefined;
 }
@@ -36,7 +41,12 @@ export class LanguageModel implements Disposable {
   static async load(folder: string, options: LoadOptions = {}): Promise<LanguageModel> {
     using device = callNative(() => Device.open(options.device ?? 'auto'));
     const native = await withCancellation(options.signal, (cancellation) =>
-      NativeLanguageModel.load(folder, { device, dtype: options.dtype ?? 'auto', cancellation }),
+      NativeLanguageModel.load(folder, {
+        device,
+        dtype: options.dtype ?? 'auto',
+        load: options.load ?? '16bit',
+        cancellation,
+      }),
     );
     return new LanguageModel(native, device.name);
   }
@@ -49,6 +59,11 @@ export class LanguageModel implements Disposable {
   /** What the weights are computed in, `auto` resolved. */
   get dtype(): string {
     return callNative(() => this.#native.dtype);
+  }
+
+  /** How most of the weights are stored: as `dtype` says, or in blocks, `q8_0` or `q4_k` for instance. */
+  get storedAs(): string {
+    return callNative(() => this.#native.storedAs);
   }
 
   /**

@@ -1,4 +1,3 @@
-import { LlamaVidError } from '@llamavid/errors';
 import { LanguageModel, type LoadOptions as StageOptions } from '@llamavid/llm';
 import { TokenGenerator } from '@llamavid/tokens';
 import type { MediaSource, SamplingReport } from '@llamavid/video';
@@ -9,8 +8,11 @@ import { Clip, type OpenOptions } from './clip.js';
 import { EMBEDDED, locateModel } from './model-name.js';
 
 export interface LoadOptions extends StageOptions {
-  /** How weights are held. Only `16bit` so far: not quantised, in the number format that `dtype` says. */
-  load?: '16bit' | undefined;
+  /**
+   * How many bits matrices of weights are held in. `16bit` (default) leaves them as the files have them. `8bit` and `4bit` round
+   * those of the language model while loading, and those of the visual encoder and the query model to 8 bits.
+   */
+  load?: StageOptions['load'];
 }
 
 /**
@@ -32,12 +34,8 @@ export class LlamaVid implements AsyncDisposable {
    * thread.
    */
   static async load(nameOrFolder: string = EMBEDDED, options: LoadOptions = {}): Promise<LlamaVid> {
-    const { load = '16bit', ...stage } = options;
-    if (load !== '16bit') {
-      throw new LlamaVidError('MODEL_UNSUPPORTED', `quantised loading (${load}) is not supported yet`, {
-        hint: 'Load with 16bit, the only value so far.',
-      });
-    }
+    // The small parts of the model feel an error in every answer.
+    const small = { ...options, load: options.load === '4bit' ? '8bit' : options.load } as const;
     const { name, folder } = locateModel(nameOrFolder);
     const begun = performance.now();
     const loaded: Disposable[] = [];
@@ -46,10 +44,10 @@ export class LlamaVid implements AsyncDisposable {
       return part;
     };
     try {
-      const encoder = keep(await VisualEncoder.load(folder, stage));
-      const tokenGenerator = keep(await TokenGenerator.load(folder, stage));
-      const languageModel = keep(await LanguageModel.load(folder, stage));
-      const { device, dtype } = languageModel;
+      const encoder = keep(await VisualEncoder.load(folder, small));
+      const tokenGenerator = keep(await TokenGenerator.load(folder, small));
+      const languageModel = keep(await LanguageModel.load(folder, options));
+      const { device, storedAs: dtype } = languageModel;
       return new LlamaVid(encoder, {
         tokenGenerator,
         languageModel,

@@ -14,6 +14,8 @@ export interface LoadOptions {
   device?: DeviceName | undefined;
   /** Default `auto`. */
   dtype?: Dtype | undefined;
+  /** How many bits matrices of the query model are held in. Default `16bit`, which leaves them as the file has them. */
+  load?: '16bit' | '8bit' | undefined;
   /** Stops loading; the promise then rejects with `ABORTED`. */
   signal?: AbortSignal | undefined;
 }
@@ -50,7 +52,12 @@ export class TokenGenerator implements Disposable {
   static async load(folder: string, options: LoadOptions = {}): Promise<TokenGenerator> {
     using device = callNative(() => Device.open(options.device ?? 'auto'));
     const native = await withCancellation(options.signal, (cancellation) =>
-      NativeTokenGenerator.load(folder, { device, dtype: options.dtype ?? 'auto', cancellation }),
+      NativeTokenGenerator.load(folder, {
+        device,
+        dtype: options.dtype ?? 'auto',
+        load: options.load ?? '16bit',
+        cancellation,
+      }),
     );
     return new TokenGenerator(native, device.name);
   }

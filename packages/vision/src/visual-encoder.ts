@@ -19,6 +19,8 @@ export interface LoadOptions {
   device?: DeviceName | undefined;
   /** Default `auto`. */
   dtype?: Dtype | undefined;
+  /** How many bits matrices of weights are held in. Default `16bit`, which leaves them as the file has them. */
+  load?: '16bit' | '8bit' | undefined;
   /** Stops loading; the promise then rejects with `ABORTED`. */
   signal?: AbortSignal | undefined;
 }
@@ -47,7 +49,12 @@ export class VisualEncoder implements Disposable {
   static async load(folder: string, options: LoadOptions = {}): Promise<VisualEncoder> {
     using device = callNative(() => Device.open(options.device ?? 'auto'));
     const native = await withCancellation(options.signal, (cancellation) =>
-      NativeVisualEncoder.load(folder, { device, dtype: options.dtype ?? 'auto', cancellation }),
+      NativeVisualEncoder.load(folder, {
+        device,
+        dtype: options.dtype ?? 'auto',
+        load: options.load ?? '16bit',
+        cancellation,
+      }),
     );
     return new VisualEncoder(native, device.name);
   }

@@ -19,8 +19,12 @@ fn each_missing_part_is_named_with_where_to_get_it() {
     let all = [case.join("llm"), adapter, case.join("eva_vit_g.pth"), case.join("bert")];
     let missing = ["language model", "trained parts", "visual encoder", "vocabulary"];
     for (left_out, word) in missing.iter().enumerate() {
-        let inputs: Vec<PathBuf> =
-            all.iter().enumerate().filter(|(index, _)| *index != left_out).map(|(_, path)| path.clone()).collect();
+        let inputs: Vec<PathBuf> = all
+            .iter()
+            .enumerate()
+            .filter(|(index, _)| *index != left_out)
+            .map(|(_, path)| path.clone())
+            .collect();
         let error = run(&options(&inputs, &place.path().join("out"))).unwrap_err();
         assert_eq!(error.code, ErrorCode::ModelFileMissing, "{error}");
         assert!(error.message.contains(word), "{word}: {}", error.message);
@@ -95,10 +99,17 @@ fn a_wrong_weight_is_named_before_anything_is_written() {
 fn a_weight_that_nobody_wants_and_one_that_is_no_number_are_named() {
     let place = tempfile::tempdir().unwrap();
     let (folder, output) = (place.path().join("model"), place.path().join("out"));
-    changed(&folder, |name, tensor| {
-        if name == "model.norm.weight" { (tensor * f64::NAN).ok() } else { Some(tensor) }
-    });
-    refused(run(&options(std::slice::from_ref(&folder), &output)), ErrorCode::ModelInvalid, &["model.norm.weight", "finite"]);
+    changed(
+        &folder,
+        |name, tensor| {
+            if name == "model.norm.weight" { (tensor * f64::NAN).ok() } else { Some(tensor) }
+        },
+    );
+    refused(
+        run(&options(std::slice::from_ref(&folder), &output)),
+        ErrorCode::ModelInvalid,
+        &["model.norm.weight", "finite"],
+    );
     fs::remove_dir_all(&folder).unwrap();
     copy(&random_model(), &folder);
     let config = fs::read_to_string(folder.join("config.json")).unwrap();
@@ -116,7 +127,11 @@ fn damaged_inputs_are_named() {
     type Damage = fn(&std::path::Path);
     let damages: [(Damage, ErrorCode, &str); 5] = [
         (|folder| cut(&folder.join("pytorch_model-00002-of-00003.bin")), ErrorCode::ModelInvalid, shard),
-        (|folder| fs::remove_file(folder.join("pytorch_model-00002-of-00003.bin")).unwrap(), ErrorCode::ModelFileMissing, shard),
+        (
+            |folder| fs::remove_file(folder.join("pytorch_model-00002-of-00003.bin")).unwrap(),
+            ErrorCode::ModelFileMissing,
+            shard,
+        ),
         (
             |folder| {
                 let path = folder.join("pytorch_model.bin.index.json");

@@ -2,15 +2,19 @@
 //!
 //! Paper: "LoRA: Low-Rank Adaptation of Large Language Models" (arXiv 2106.09685).
 
+use crate::linear::Matrix;
+use crate::weight_source::WeightSource;
 use candle_core::{Result, Tensor};
-use candle_nn::{Init, VarBuilder};
-use llamavid_kernels::{Dropout, Projection};
+use candle_nn::Init;
+use llamavid_kernels::{BlockFormat, Dropout, Projection};
 
-/// A linear layer without bias: `x` (…, in) gives (…, out).
+/// A linear layer: `x` (…, in) gives (…, out).
 #[derive(Debug, Clone)]
 pub(super) struct AdaptedLinear {
     /// (out, in).
-    weight: Tensor,
+    weight: Matrix,
+    /// (out).
+    bias: Option<Tensor>,
     adapter: Option<LowRank>,
 }
 
@@ -26,22 +30,31 @@ struct LowRank {
 }
 
 impl AdaptedLinear {
-    /// Reads `weight`; where it is created, as candle-nn does.
-    pub(super) fn new(input: usize, output: usize, vb: VarBuilder) -> Result<Self> {
-        let layer = candle_nn::linear_no_bias(input, output, vb)?;
-        Ok(Self { weight: layer.weight().clone(), adapter: None })
+    /// Reads `weight` and, where it has one, `bias`; where they are created, as candle-nn does, with a bias of zero.
+    pub(super) fn new(input: usize, output: usize, biased: bool, vb: WeightSource) -> Result<Self> {
+        let weight = Matrix::new(output, input, candle_nn::init::DEFAULT_KAIMING_NORMAL, &vb)?;
+        let bias = biased.then(|| vb.get_with_hints(output, "bias", Init::Const(0.))).transpose()?;
+        Ok(Self { weight, bias, adapter: None })
     }
 
     /// Its weight, for an operation that it is a part of; none when an adapter makes it more than its weight.
     pub(super) fn projection(&self) -> Option<Projection<'_>> {
         match &self.adapter {
             Some(_) => None,
-            None => Some(Projection { weight: &self.weight, bias: None }),
+            None => Some(Projection { weight: self.weight.weight(), bias: self.bias.as_ref() }),
+        }
+    }
+
+    /// The format of its weights, when they are in blocks.
+    pub(super) fn block_format(&self) -> Option<BlockFormat> {
+        match &self.weight {
+            Matrix::Dense(_) => None,
+            Matrix::Blocks(weight) => Some(weight.format()),
         }
     }
 
     pub(super) fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let y = llamavid_kernels::linear(x, &self.weight, None)?;
+        let y = self.weight.weight().linear(x, self.bias.as_ref())?;
         match &self.adapter {
             Some(adapter) => y + adapter.forward(x)?,
             None => Ok(y),
@@ -49,8 +62,8 @@ impl AdaptedLinear {
     }
 
     /// Puts an adapter beside this layer: reads `lora_A.weight` and `lora_B.weight`, created as the PEFT library does.
-    pub(super) fn adapt(&mut self, rank: usize, scale: f64, vb: VarBuilder) -> Result<()> {
-        let (output, input) = self.weight.dims2()?;
+    pub(super) fn adapt(&mut self, rank: usize, scale: f64, vb: WeightSource) -> Result<()> {
+        let (output, input) = self.weight.weight().dims2()?;
         let bound = (input as f64).powf(-0.5);
         let init = Init::Uniform { lo: -bound, up: bound };
         let down = vb.pp("lora_A").get_with_hints((rank, input), "weight", init)?;
@@ -66,10 +79,12 @@ impl AdaptedLinear {
         }
     }
 
-    /// Adds its adapter to its weight, after which it needs none.
+    /// Adds its adapter to its weight, after which it needs none. Beside a weight in blocks it stays: they would round it
+    /// away.
     pub(super) fn merge_adapter(&mut self) -> Result<()> {
-        if let Some(adapter) = self.adapter.take() {
-            self.weight = (&self.weight + adapter.weight()?)?;
+        if let (Matrix::Dense(weight), Some(adapter)) = (&self.weight, &self.adapter) {
+            self.weight = Matrix::Dense((weight + adapter.weight()?)?);
+            self.adapter = None;
         }
         Ok(())
     }

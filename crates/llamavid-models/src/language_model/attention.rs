@@ -3,15 +3,15 @@
 //! Letters: B batch, S new positions, T all positions, H query heads, K key heads, G = H / K.
 
 use candle_core::{D, DType, Device, Tensor};
-use candle_nn::VarBuilder;
 use llamavid_kernels::{
     Heads, Mask, NormPlace, attention_block, multi_head_attention, rotary_embedding, softmax,
 };
 
 use super::adapted_linear::AdaptedLinear;
-use super::config::LanguageModelConfig;
+use super::config::{AttentionBias, LanguageModelConfig};
 use super::kv_cache::KvCache;
 use super::llama::RmsNorm;
+use crate::weight_source::WeightSource;
 use crate::{Error, Result};
 
 /// Rows of queries scored at once.
@@ -32,14 +32,16 @@ pub(super) struct SelfAttention {
 }
 
 impl SelfAttention {
-    pub(super) fn new(config: &LanguageModelConfig, vb: VarBuilder) -> Result<Self> {
+    pub(super) fn new(config: &LanguageModelConfig, vb: WeightSource) -> Result<Self> {
         let width = config.hidden_size;
+        let biased = config.attention_bias != AttentionBias::None;
+        let output_biased = config.attention_bias == AttentionBias::All;
         let (query_width, key_width) = (config.heads * config.head_dim, config.kv_heads * config.head_dim);
         Ok(Self {
-            q_proj: AdaptedLinear::new(width, query_width, vb.pp("q_proj"))?,
-            k_proj: AdaptedLinear::new(width, key_width, vb.pp("k_proj"))?,
-            v_proj: AdaptedLinear::new(width, key_width, vb.pp("v_proj"))?,
-            o_proj: AdaptedLinear::new(query_width, width, vb.pp("o_proj"))?,
+            q_proj: AdaptedLinear::new(width, query_width, biased, vb.pp("q_proj"))?,
+            k_proj: AdaptedLinear::new(width, key_width, biased, vb.pp("k_proj"))?,
+            v_proj: AdaptedLinear::new(width, key_width, biased, vb.pp("v_proj"))?,
+            o_proj: AdaptedLinear::new(query_width, width, output_biased, vb.pp("o_proj"))?,
             heads: config.heads,
             kv_heads: config.kv_heads,
             head_dim: config.head_dim,

@@ -13,6 +13,36 @@ pub enum RopeScaling {
         /// At least 1. Stage 3 of the reference trains with 16 (65536 positions over 4096).
         factor: f64,
     },
+    /// The base grows with the length of the sequence once it is beyond `trained` positions.
+    Dynamic {
+        /// At least 1.
+        factor: f64,
+        /// Positions of the base model.
+        trained: usize,
+    },
+    /// Low frequencies are divided by `factor`, high ones stay, those in between are something in between (LLaMA 3.1).
+    Llama3 {
+        /// At least 1.
+        factor: f64,
+        /// Waves longer than `trained` over this are low.
+        low: f64,
+        /// Waves shorter than `trained` over this are high. More than `low`.
+        high: f64,
+        /// Positions of the base model.
+        trained: usize,
+    },
+}
+
+/// Which projections of the attention have a bias.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum AttentionBias {
+    /// None, as in LLaMA and Vicuna.
+    #[default]
+    None,
+    /// Those of queries, keys and values, as in Qwen2.
+    QueryKeyValue,
+    /// All four (`attention_bias`).
+    All,
 }
 
 /// Sizes and constants of the decoder.
@@ -42,6 +72,8 @@ pub struct LanguageModelConfig {
     pub max_positions: usize,
     /// Whether the output projection is the embedding table.
     pub tie_word_embeddings: bool,
+    /// Biases of the attention.
+    pub attention_bias: AttentionBias,
     /// Begin-of-sequence id.
     pub bos_id: u32,
     /// Ids that end an answer.
@@ -55,7 +87,7 @@ impl LanguageModelConfig {
     ///
     /// An absent key has the value that transformers' `LlamaConfig` gives it, the sizes must be there.
     /// A missing or impossible value is [`Error::Config`], a valid one that this decoder cannot do (another
-    /// activation, biases, dynamic rope scaling) is [`Error::Unsupported`].
+    /// activation, biases in the feed-forward layers, other rope scaling) is [`Error::Unsupported`].
     pub fn from_json(config_json: &[u8]) -> Result<Self> {
         let file: Value = serde_json::from_slice(config_json)
             .map_err(|error| impossible("config.json", format!("is not JSON: {error}")))?;
@@ -63,12 +95,11 @@ impl LanguageModelConfig {
         if hidden_act != "silu" {
             return Err(unsupported("hidden_act", format!("`{hidden_act}`; this decoder has `silu`")));
         }
-        for key in ["attention_bias", "mlp_bias"] {
+        for (key, what) in [("mlp_bias", "biases there"), ("use_sliding_window", "such windows")] {
             if optional::<bool>(&file, key)? == Some(true) {
-                return Err(unsupported(key, "true; this decoder has no biases".to_string()));
+                return Err(unsupported(key, format!("true; this decoder has no {what}")));
             }
         }
-        let rope_scaling = rope_scaling(&file)?;
         let hidden_size: usize = required(&file, "hidden_size")?;
         let heads: usize = required(&file, "num_attention_heads")?;
         let head_dim = match optional(&file, "head_dim")? {
@@ -80,6 +111,14 @@ impl LanguageModelConfig {
             }
         };
         let max_position_embeddings = required(&file, "max_position_embeddings")?;
+        let rope_scaling = rope_scaling(&file, max_position_embeddings)?;
+        // Qwen2's configuration has no key for its biases.
+        let qwen = optional::<String>(&file, "model_type")?.is_some_and(|kind| kind.contains("qwen2"));
+        let attention_bias = match optional::<bool>(&file, "attention_bias")? {
+            Some(true) => AttentionBias::All,
+            None if qwen => AttentionBias::QueryKeyValue,
+            _ => AttentionBias::None,
+        };
         let config = Self {
             vocab_size: required(&file, "vocab_size")?,
             hidden_size,
@@ -93,6 +132,7 @@ impl LanguageModelConfig {
             rope_scaling,
             max_positions: Self::context_length(max_position_embeddings, rope_scaling),
             tie_word_embeddings: optional(&file, "tie_word_embeddings")?.unwrap_or(false),
+            attention_bias,
             bos_id: optional(&file, "bos_token_id")?.unwrap_or(1),
             eos_ids: match file.get("eos_token_id") {
                 Some(Value::Array(_)) => required(&file, "eos_token_id")?,
@@ -105,7 +145,7 @@ impl LanguageModelConfig {
         Ok(config)
     }
 
-    /// Positions of the context: `max_position_embeddings`, times the factor of linear rope scaling.
+    /// Positions of the context: `max_position_embeddings`, times the factor of linear and dynamic rope scaling.
     ///
     /// `max_position_embeddings` stays that of the base model when stage 3 sets a factor (4096 · 16 = 65536), so
     /// it has to be multiplied. Two other numbers that look like a context length are not one: `max_token` is
@@ -114,10 +154,11 @@ impl LanguageModelConfig {
     /// gives there (the parity case `image-224/multi-prompt` does) raises `max_positions`.
     pub fn context_length(max_position_embeddings: usize, rope_scaling: Option<RopeScaling>) -> usize {
         match rope_scaling {
-            Some(RopeScaling::Linear { factor }) => {
+            Some(RopeScaling::Linear { factor } | RopeScaling::Dynamic { factor, .. }) => {
                 (max_position_embeddings as f64 * factor).round() as usize
             }
-            None => max_position_embeddings,
+            // `max_position_embeddings` of LLaMA 3.1 is the context.
+            Some(RopeScaling::Llama3 { .. }) | None => max_position_embeddings,
         }
     }
 
@@ -153,10 +194,8 @@ impl LanguageModelConfig {
         if !(self.rope_theta.is_finite() && self.rope_theta > 0.0) {
             return Err(impossible("rope_theta", format!("{} is not a positive number", self.rope_theta)));
         }
-        if let Some(RopeScaling::Linear { factor }) = self.rope_scaling
-            && !(factor.is_finite() && factor >= 1.0)
-        {
-            return Err(impossible("rope_scaling", format!("factor {factor} is not a number of at least 1")));
+        if let Some(scaling) = self.rope_scaling {
+            scaling.validate()?;
         }
         if let Some(id) = self.eos_ids.iter().find(|&&id| id as usize >= self.vocab_size) {
             let problem = format!("{id} is outside the vocabulary of {}", self.vocab_size);
@@ -166,8 +205,27 @@ impl LanguageModelConfig {
     }
 }
 
+impl RopeScaling {
+    fn validate(self) -> Result<()> {
+        let wrong = |problem: String| Err(impossible("rope_scaling", problem));
+        let (Self::Linear { factor } | Self::Dynamic { factor, .. } | Self::Llama3 { factor, .. }) = self;
+        if !(factor.is_finite() && factor >= 1.0) {
+            return wrong(format!("factor {factor} is not a number of at least 1"));
+        }
+        match self {
+            Self::Dynamic { trained: 0, .. } | Self::Llama3 { trained: 0, .. } => {
+                wrong("the base model has no positions".to_string())
+            }
+            Self::Llama3 { low, high, .. } if !(low > 0.0 && high > low && high.is_finite()) => {
+                wrong(format!("low_freq_factor {low} and high_freq_factor {high} are no range above 0"))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
 /// Transformers renamed `type` to `rope_type`; both are in use.
-fn rope_scaling(file: &Value) -> Result<Option<RopeScaling>> {
+fn rope_scaling(file: &Value, max_position_embeddings: usize) -> Result<Option<RopeScaling>> {
     let Some(scaling) = file.get("rope_scaling").filter(|scaling| !scaling.is_null()) else {
         return Ok(None);
     };
@@ -178,7 +236,21 @@ fn rope_scaling(file: &Value) -> Result<Option<RopeScaling>> {
     match kind.as_str() {
         "default" => Ok(None),
         "linear" => Ok(Some(RopeScaling::Linear { factor: required(scaling, "factor")? })),
-        _ => Err(unsupported("rope_scaling", format!("type `{kind}`; this decoder has `linear`"))),
+        "dynamic" => Ok(Some(RopeScaling::Dynamic {
+            factor: required(scaling, "factor")?,
+            trained: optional(scaling, "original_max_position_embeddings")?
+                .unwrap_or(max_position_embeddings),
+        })),
+        "llama3" => Ok(Some(RopeScaling::Llama3 {
+            factor: required(scaling, "factor")?,
+            low: required(scaling, "low_freq_factor")?,
+            high: required(scaling, "high_freq_factor")?,
+            trained: required(scaling, "original_max_position_embeddings")?,
+        })),
+        _ => {
+            let known = "this decoder has `linear`, `dynamic` and `llama3`";
+            Err(unsupported("rope_scaling", format!("type `{kind}`; {known}")))
+        }
     }
 }
 

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use candle_core::{IndexOp, Tensor};
 
-use super::kv_cache::KvCache;
+use super::kv_cache::{CachePrecision, KvCache};
 use super::llama::LanguageModel;
 use super::sampling::{Sampler, SamplingOptions};
 use super::stop_rule::StopRule;
@@ -30,6 +30,8 @@ pub struct GenerationOptions {
     pub max_new_tokens: usize,
     /// How ids are chosen.
     pub sampling: SamplingOptions,
+    /// How the keys and values of past positions are held.
+    pub cache: CachePrecision,
     /// Positions of one prefill step, usually [`PREFILL_CHUNK`]. The numbers do not depend on it.
     pub prefill_chunk: usize,
 }
@@ -37,7 +39,7 @@ pub struct GenerationOptions {
 impl GenerationOptions {
     /// Options with the usual prefill chunk.
     pub fn new(max_new_tokens: usize, sampling: SamplingOptions) -> Self {
-        Self { max_new_tokens, sampling, prefill_chunk: PREFILL_CHUNK }
+        Self { max_new_tokens, sampling, cache: CachePrecision::Full, prefill_chunk: PREFILL_CHUNK }
     }
 }
 
@@ -141,7 +143,8 @@ impl Generation {
         }
         let max_new_tokens = options.max_new_tokens.min(context - length);
         // The last new token is never read back. A long answer grows the cache by doubling.
-        let cache = model.new_cache(length + max_new_tokens.min(PREFILL_CHUNK));
+        let mut cache = model.new_cache_in(options.cache, length + max_new_tokens.min(PREFILL_CHUNK));
+        cache.announce(length);
         Ok(Self {
             sampler: Sampler::new(options.sampling)?,
             prompt: Some(prompt.embeds.unsqueeze(0)?),

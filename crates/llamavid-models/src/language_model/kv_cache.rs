@@ -1,6 +1,8 @@
 //! Keys and values of the positions a sequence has passed.
 
 use candle_core::{DType, Device, Tensor};
+use llamavid_kernels::BlockFormat;
+use rayon::prelude::*;
 
 use crate::{Error, Result};
 
@@ -15,24 +17,61 @@ pub struct KvCache {
     length: usize,
     first_capacity: usize,
     limit: usize,
+    precision: CachePrecision,
+    /// Positions of the prompt that are known of, read or not.
+    announced: usize,
 }
 
-/// Each (B, key heads, capacity, head width).
+/// How the keys and values of past positions are held.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum CachePrecision {
+    /// In the dtype that they are computed in.
+    #[default]
+    Full,
+    /// In 8.5 bits a number. They are unpacked a layer at a time when they are read.
+    EightBit,
+    /// In 4.5 bits a number, which is felt in long contexts.
+    FourBit,
+}
+
+/// Keys and values of a layer.
 #[derive(Debug)]
 struct LayerBuffers {
-    keys: Tensor,
-    values: Tensor,
+    keys: Buffer,
+    values: Buffer,
+}
+
+/// Rows of heads for some positions.
+#[derive(Debug)]
+enum Buffer {
+    /// (B, key heads, capacity, head width).
+    Dense(Tensor),
+    /// The same in blocks, row after row.
+    Blocks { format: BlockFormat, shape: [usize; 4], row_bytes: usize, bytes: Vec<u8> },
 }
 
 impl KvCache {
     /// An empty cache whose buffers start with room for `capacity_hint` positions and end at `limit`.
-    pub(super) fn new(layers: usize, capacity_hint: usize, limit: usize) -> Self {
+    pub(super) fn new(layers: usize, capacity_hint: usize, limit: usize, precision: CachePrecision) -> Self {
         Self {
             layers: (0..layers).map(|_| None).collect(),
             length: 0,
             first_capacity: capacity_hint.clamp(1, limit.max(1)),
             limit,
+            precision,
+            announced: 0,
         }
+    }
+
+    /// Says that the sequence will have `length` positions before the first new one. Angles of dynamic scaling depend on
+    /// a prompt's whole length, however it is read.
+    pub fn announce(&mut self, length: usize) {
+        self.announced = length;
+    }
+
+    /// Positions of the sequence once `count` more are read: those announced, if they are more.
+    pub(super) fn length_with(&self, count: usize) -> usize {
+        (self.length + count).max(self.announced)
     }
 
     /// Positions held.
@@ -52,7 +91,7 @@ impl KvCache {
 
     /// Positions for which memory is allocated now.
     pub fn capacity(&self) -> usize {
-        self.layers.first().and_then(Option::as_ref).map_or(0, |layer| layer.keys.dims()[2])
+        self.layers.first().and_then(Option::as_ref).map_or(0, |layer| layer.keys.shape()[2])
     }
 
     /// Forgets all positions from `length` on and keeps the memory. A longer `length` changes nothing.
@@ -83,28 +122,29 @@ impl KvCache {
         let (batch, heads, count, width) = keys.dims4()?;
         let total = self.length + count;
         let slot = &mut self.layers[layer];
-        let capacity = slot.as_ref().map_or(0, |buffers| buffers.keys.dims()[2]);
-        if let Some(buffers) = slot.as_ref() {
-            let held = buffers.keys.dims()[0];
-            if held != batch {
-                return Err(Error::Argument(format!("the cache holds {held} sequences, the input {batch}")));
-            }
+        let held = slot.as_ref().map(|buffers| buffers.keys.shape());
+        if let Some([held, ..]) = held
+            && held != batch
+        {
+            return Err(Error::Argument(format!("the cache holds {held} sequences, the input {batch}")));
         }
+        let capacity = held.map_or(0, |[_, _, capacity, _]| capacity);
         if total > capacity {
             let grown = total.max(2 * capacity).max(self.first_capacity).min(self.limit.max(total));
-            let shape = (batch, heads, grown, width);
-            let buffers = LayerBuffers {
-                keys: grow(slot.as_ref().map(|b| &b.keys), shape, keys.dtype(), keys.device())?,
-                values: grow(slot.as_ref().map(|b| &b.values), shape, values.dtype(), values.device())?,
-            };
-            *slot = Some(buffers);
+            let shape = [batch, heads, grown, width];
+            let old = slot.take();
+            let (old_keys, old_values) = old.map(|old| (old.keys, old.values)).unzip();
+            *slot = Some(LayerBuffers {
+                keys: Buffer::new(old_keys, shape, keys, self.precision, self.length)?,
+                values: Buffer::new(old_values, shape, values, self.precision, self.length)?,
+            });
         }
-        let Some(buffers) = slot.as_ref() else {
+        let Some(buffers) = slot else {
             return Err(Error::Argument("a pass needs at least one position".to_string()));
         };
-        buffers.keys.slice_set(&keys.contiguous()?, 2, self.length)?;
-        buffers.values.slice_set(&values.contiguous()?, 2, self.length)?;
-        Ok((buffers.keys.narrow(2, 0, total)?, buffers.values.narrow(2, 0, total)?))
+        buffers.keys.write(keys, self.length)?;
+        buffers.values.write(values, self.length)?;
+        Ok((buffers.keys.read(total, keys)?, buffers.values.read(total, values)?))
     }
 
     /// Counts `count` positions that every layer has written.
@@ -113,15 +153,80 @@ impl KvCache {
     }
 }
 
-fn grow(
-    old: Option<&Tensor>,
-    shape: (usize, usize, usize, usize),
-    dtype: DType,
-    device: &Device,
-) -> Result<Tensor> {
-    let buffer = Tensor::zeros(shape, dtype, device)?;
-    if let Some(old) = old {
-        buffer.slice_set(old, 2, 0)?;
+impl Buffer {
+    /// Room for `shape`, with the first `held` positions of `old`. `like` has the dtype and the device.
+    fn new(
+        old: Option<Self>,
+        shape: [usize; 4],
+        like: &Tensor,
+        precision: CachePrecision,
+        held: usize,
+    ) -> Result<Self> {
+        let format = match precision {
+            CachePrecision::Full => {
+                let buffer = Tensor::zeros(&shape, like.dtype(), like.device())?;
+                if let Some(Self::Dense(old)) = old {
+                    buffer.slice_set(&old, 2, 0)?;
+                }
+                return Ok(Self::Dense(buffer));
+            }
+            CachePrecision::EightBit => BlockFormat::Q8_0,
+            CachePrecision::FourBit => BlockFormat::Q4_0,
+        };
+        let [batch, heads, capacity, width] = shape;
+        let Some(row_bytes) = format.row_bytes(width).filter(|_| like.device().is_cpu()) else {
+            return Err(Error::Argument(format!(
+                "keys and values of {width} numbers cannot be held in 8 or 4 bits: that needs a multiple of {}, and a CPU",
+                format.block_length()
+            )));
+        };
+        let mut bytes = vec![0; batch * heads * capacity * row_bytes];
+        if let Some(Self::Blocks { shape, bytes: old, .. }) = old {
+            let (old_room, room) = (shape[2] * row_bytes, capacity * row_bytes);
+            for (new, old) in bytes.chunks_exact_mut(room).zip(old.chunks_exact(old_room)) {
+                new[..held * row_bytes].copy_from_slice(&old[..held * row_bytes]);
+            }
+        }
+        Ok(Self::Blocks { format, shape, row_bytes, bytes })
     }
-    Ok(buffer)
+
+    fn shape(&self) -> [usize; 4] {
+        match self {
+            Self::Dense(buffer) => [0, 1, 2, 3].map(|axis| buffer.dims()[axis]),
+            Self::Blocks { shape, .. } => *shape,
+        }
+    }
+
+    /// Writes (B, key heads, S, head width) from position `at` on.
+    fn write(&mut self, new: &Tensor, at: usize) -> Result<()> {
+        match self {
+            Self::Dense(buffer) => buffer.slice_set(&new.contiguous()?, 2, at)?,
+            Self::Blocks { format, shape, row_bytes, bytes } => {
+                let count = new.dims()[2];
+                let values = new.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
+                let stored = format.encode(&values, shape[3])?;
+                let heads = bytes.chunks_exact_mut(shape[2] * *row_bytes);
+                for (head, stored) in heads.zip(stored.chunks_exact(count * *row_bytes)) {
+                    head[at * *row_bytes..][..stored.len()].copy_from_slice(stored);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The first `total` positions (B, key heads, T, head width), in the dtype of `like`.
+    fn read(&self, total: usize, like: &Tensor) -> Result<Tensor> {
+        match self {
+            Self::Dense(buffer) => Ok(buffer.narrow(2, 0, total)?),
+            Self::Blocks { format, shape: [batch, heads, capacity, width], row_bytes, bytes } => {
+                let mut values = vec![0f32; batch * heads * total * width];
+                values
+                    .par_chunks_exact_mut(total * width)
+                    .zip(bytes.par_chunks_exact(capacity * row_bytes))
+                    .for_each(|(values, head)| format.decode(&head[..total * row_bytes], values));
+                let shape = (*batch, *heads, total, *width);
+                Ok(Tensor::from_vec(values, shape, &Device::Cpu)?.to_dtype(like.dtype())?)
+            }
+        }
+    }
 }

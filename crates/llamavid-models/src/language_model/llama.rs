@@ -4,29 +4,30 @@
 //! Letters: B batch, S new positions, T all positions, D language width.
 
 use candle_core::{DType, Device, Tensor};
-use candle_nn::{Init, VarBuilder};
-use llamavid_kernels::{Dropout, Norm, NormPlace, embedding, rms_norm, swiglu, swiglu_block};
+use candle_nn::Init;
+use llamavid_kernels::{BlockFormat, Dropout, Norm, NormPlace, rms_norm, swiglu, swiglu_block};
 
 use super::adapted_linear::AdaptedLinear;
 use super::attention::{AttentionPlan, SelfAttention};
 use super::config::LanguageModelConfig;
-use super::kv_cache::KvCache;
+use super::kv_cache::{CachePrecision, KvCache};
 use super::lora::{LoraConfig, LoraTarget};
 use super::rotary::Rotary;
-use crate::linear::{Linear, linear_no_bias};
+use crate::linear::{Linear, Matrix, linear_no_bias};
 use crate::observer::Observer;
+use crate::weight_source::WeightSource;
 use crate::{Error, Result};
 
 /// The language model. Cloning shares the weights.
 ///
-/// Weights are f32, f16 or bf16; norms and softmax are computed in f32, positions in the weights' dtype, logits
+/// Weights are f32, f16 or bf16, matrices also in blocks; norms and softmax are computed in f32, positions in the weights' dtype, logits
 /// are f32. On a CPU bf16 works and is slow: each product widens the whole weight (13 ms become 200 ms for
 /// a 4096 × 11008 matrix and one position), so f32 or f16 is the dtype to load there.
 #[derive(Debug, Clone)]
 pub struct LanguageModel {
     config: LanguageModelConfig,
     /// (vocabulary, D).
-    embed_tokens: Tensor,
+    embed_tokens: Matrix,
     layers: Vec<DecoderLayer>,
     norm: RmsNorm,
     lm_head: Linear,
@@ -37,11 +38,11 @@ pub struct LanguageModel {
 
 impl LanguageModel {
     /// Reads `embed_tokens`, `layers.N`, `norm` and, unless tied to the embeddings, `lm_head` below `vb`.
-    pub fn new(config: &LanguageModelConfig, vb: VarBuilder) -> Result<Self> {
+    pub fn new<'a>(config: &LanguageModelConfig, vb: impl Into<WeightSource<'a>>) -> Result<Self> {
         config.validate()?;
-        let shape = (config.vocab_size, config.hidden_size);
-        let embed_tokens =
-            vb.pp("embed_tokens").get_with_hints(shape, "weight", Init::Randn { mean: 0., stdev: 1. })?;
+        let vb = vb.into();
+        let init = Init::Randn { mean: 0., stdev: 1. };
+        let embed_tokens = Matrix::new(config.vocab_size, config.hidden_size, init, &vb.pp("embed_tokens"))?;
         let layers = (0..config.layers)
             .map(|layer| DecoderLayer::new(config, vb.pp("layers").pp(layer)))
             .collect::<Result<Vec<_>>>()?;
@@ -53,7 +54,10 @@ impl LanguageModel {
         Ok(Self {
             norm: RmsNorm::new(config, vb.pp("norm"))?,
             rotary: Rotary::new(config),
-            dtype: embed_tokens.dtype(),
+            dtype: match &embed_tokens {
+                Matrix::Dense(table) => table.dtype(),
+                Matrix::Blocks(_) => vb.dtype(),
+            },
             device: vb.device().clone(),
             config: config.clone(),
             embed_tokens,
@@ -67,8 +71,9 @@ impl LanguageModel {
     ///
     /// # Errors
     /// [`Error::Config`] for numbers that make no adapter; [`Error::Tensor`] names a missing weight.
-    pub fn with_lora(&self, lora: &LoraConfig, vb: VarBuilder) -> Result<Self> {
+    pub fn with_lora<'a>(&self, lora: &LoraConfig, vb: impl Into<WeightSource<'a>>) -> Result<Self> {
         lora.validate()?;
+        let vb = vb.into();
         let mut adapted = self.clone();
         for (index, layer) in adapted.layers.iter_mut().enumerate() {
             for target in &lora.targets {
@@ -95,6 +100,7 @@ impl LanguageModel {
     }
 
     /// The same model with its adapters added to its weights: as quick as without, and the weights no longer shared.
+    /// An adapter of a weight in blocks stays beside it.
     ///
     /// # Errors
     /// A device without memory.
@@ -123,6 +129,11 @@ impl LanguageModel {
         self.dtype
     }
 
+    /// The format of most of the weights, those of the feed-forward layers, when they are in blocks.
+    pub fn block_format(&self) -> Option<BlockFormat> {
+        self.layers.first()?.mlp.up_proj.block_format()
+    }
+
     /// The device of the weights.
     pub fn device(&self) -> &Device {
         &self.device
@@ -137,12 +148,18 @@ impl LanguageModel {
         if ids.is_empty() {
             return Ok(Tensor::zeros((0, self.config.hidden_size), self.dtype, &self.device)?);
         }
-        Ok(embedding(&self.embed_tokens, &Tensor::new(ids, &self.device)?)?)
+        let embeds = self.embed_tokens.weight().embedding(&Tensor::new(ids, &self.device)?)?;
+        Ok(embeds.to_dtype(self.dtype)?)
     }
 
     /// An empty cache with room for `capacity_hint` positions; it grows up to the context.
     pub fn new_cache(&self, capacity_hint: usize) -> KvCache {
-        KvCache::new(self.config.layers, capacity_hint, self.config.max_positions)
+        self.new_cache_in(CachePrecision::Full, capacity_hint)
+    }
+
+    /// The same, which holds keys and values in fewer bits. Heads must be a multiple of 32 wide then, on a CPU.
+    pub fn new_cache_in(&self, precision: CachePrecision, capacity_hint: usize) -> KvCache {
+        KvCache::new(self.config.layers, capacity_hint, self.config.max_positions, precision)
     }
 
     /// The next positions of a batch: `embeds` (B, S, D) give the hidden states (B, S, D) after the last norm.
@@ -197,7 +214,7 @@ impl LanguageModel {
         let (batch, count) = self.expect_embeds(embeds)?;
         self.new_cache(0).reserve(count)?;
         let plan = AttentionPlan::whole(batch, count, mask, self.dtype, &self.device)?;
-        Ok(Pass { plan, angles: self.rotary.angles(0, count, self.dtype, &self.device)? })
+        Ok(Pass { plan, angles: self.rotary.angles(0, count, count, self.dtype, &self.device)? })
     }
 
     /// One layer of a pass: (B, S, D) gives (B, S, D). The first one reads embeddings.
@@ -234,7 +251,9 @@ impl LanguageModel {
         mut cache: Option<&mut KvCache>,
         observer: &mut dyn Observer,
     ) -> Result<Tensor> {
-        let (cosines, sines) = self.rotary.angles(past, embeds.dims()[1], self.dtype, &self.device)?;
+        let count = embeds.dims()[1];
+        let length = cache.as_ref().map_or(past + count, |cache| cache.length_with(count));
+        let (cosines, sines) = self.rotary.angles(past, count, length, self.dtype, &self.device)?;
         let mut hidden = embeds.clone();
         for (index, layer) in self.layers.iter().enumerate() {
             let place = cache.as_mut().map(|cache| (&mut **cache, index));
@@ -288,7 +307,7 @@ struct DecoderLayer {
 }
 
 impl DecoderLayer {
-    fn new(config: &LanguageModelConfig, vb: VarBuilder) -> Result<Self> {
+    fn new(config: &LanguageModelConfig, vb: WeightSource) -> Result<Self> {
         Ok(Self {
             input_layernorm: RmsNorm::new(config, vb.pp("input_layernorm"))?,
             self_attn: SelfAttention::new(config, vb.pp("self_attn"))?,
@@ -339,12 +358,12 @@ struct SwiGlu {
 }
 
 impl SwiGlu {
-    fn new(config: &LanguageModelConfig, vb: VarBuilder) -> Result<Self> {
+    fn new(config: &LanguageModelConfig, vb: WeightSource) -> Result<Self> {
         let (width, inner) = (config.hidden_size, config.intermediate_size);
         Ok(Self {
-            gate_proj: AdaptedLinear::new(width, inner, vb.pp("gate_proj"))?,
-            up_proj: AdaptedLinear::new(width, inner, vb.pp("up_proj"))?,
-            down_proj: AdaptedLinear::new(inner, width, vb.pp("down_proj"))?,
+            gate_proj: AdaptedLinear::new(width, inner, false, vb.pp("gate_proj"))?,
+            up_proj: AdaptedLinear::new(width, inner, false, vb.pp("up_proj"))?,
+            down_proj: AdaptedLinear::new(inner, width, false, vb.pp("down_proj"))?,
         })
     }
 
@@ -367,7 +386,7 @@ pub(super) struct RmsNorm {
 }
 
 impl RmsNorm {
-    fn new(config: &LanguageModelConfig, vb: VarBuilder) -> Result<Self> {
+    fn new(config: &LanguageModelConfig, vb: WeightSource) -> Result<Self> {
         let weight = vb.get_with_hints(config.hidden_size, "weight", Init::Const(1.0))?;
         Ok(Self { weight, eps: config.rms_norm_eps })
     }

@@ -15,9 +15,9 @@ mod rotary;
 mod sampling;
 mod stop_rule;
 
-pub use config::{LanguageModelConfig, RopeScaling};
+pub use config::{AttentionBias, LanguageModelConfig, RopeScaling};
 pub use generation::{FinishReason, Generation, GenerationOptions, PREFILL_CHUNK, Prefill, Prompt, Token};
-pub use kv_cache::KvCache;
+pub use kv_cache::{CachePrecision, KvCache};
 pub use llama::{LanguageModel, Pass};
 pub use lora::{LoraConfig, LoraTarget};
 pub use sampling::{Sampler, SamplingOptions};

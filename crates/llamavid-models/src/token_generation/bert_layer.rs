@@ -3,7 +3,7 @@
 //! Letters: B pairs, R rows, F frames, N rows of a frame, h width of the query model.
 
 use candle_core::{Result, Tensor};
-use candle_nn::{Init, VarBuilder};
+use candle_nn::Init;
 use llamavid_kernels::{
     Heads, Mask, Norm, NormPlace, attention_block, gelu_block, layer_norm, multi_head_attention,
 };
@@ -12,6 +12,7 @@ use super::config::QueryModelConfig;
 use super::dropout::Dropouts;
 use super::pairs;
 use crate::linear::{Linear, linear};
+use crate::weight_source::WeightSource;
 
 /// BERT's epsilon; in f32 it only keeps a row of equal numbers from a division by zero.
 const EPSILON: f64 = 1e-12;
@@ -25,7 +26,7 @@ pub(super) struct LayerNorm {
 }
 
 impl LayerNorm {
-    pub(super) fn new(width: usize, epsilon: f64, vb: VarBuilder) -> Result<Self> {
+    pub(super) fn new(width: usize, epsilon: f64, vb: WeightSource) -> Result<Self> {
         Ok(Self {
             weight: vb.get_with_hints(width, "weight", Init::Const(1.))?,
             bias: vb.get_with_hints(width, "bias", Init::Const(0.))?,
@@ -33,7 +34,7 @@ impl LayerNorm {
         })
     }
 
-    pub(super) fn bert(width: usize, vb: VarBuilder) -> Result<Self> {
+    pub(super) fn bert(width: usize, vb: WeightSource) -> Result<Self> {
         Self::new(width, EPSILON, vb)
     }
 
@@ -60,7 +61,7 @@ pub(super) struct Attention {
 
 impl Attention {
     /// `source_width` is the width of the rows that keys and values are made of.
-    pub(super) fn new(config: &QueryModelConfig, source_width: usize, vb: VarBuilder) -> Result<Self> {
+    pub(super) fn new(config: &QueryModelConfig, source_width: usize, vb: WeightSource) -> Result<Self> {
         let width = config.width;
         let (inner, output) = (vb.pp("self"), vb.pp("output"));
         Ok(Self {
@@ -116,7 +117,7 @@ pub(super) struct FeedForward {
 
 impl FeedForward {
     /// `suffix` is empty for words and `_query` for the Q-Former's queries.
-    pub(super) fn new(config: &QueryModelConfig, suffix: &str, vb: VarBuilder) -> Result<Self> {
+    pub(super) fn new(config: &QueryModelConfig, suffix: &str, vb: WeightSource) -> Result<Self> {
         let output = vb.pp(format!("output{suffix}"));
         let intermediate = vb.pp(format!("intermediate{suffix}")).pp("dense");
         Ok(Self {

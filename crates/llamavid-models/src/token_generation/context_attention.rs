@@ -4,7 +4,6 @@
 //! Letters: P questions, F frames, N patches, Q text queries, V visual width, D language width.
 
 use candle_core::{DType, Tensor};
-use candle_nn::VarBuilder;
 use llamavid_kernels::softmax;
 
 use super::block_observer::BlockObserver;
@@ -12,6 +11,7 @@ use super::config::TokenGenerationConfig;
 use super::pairs;
 use crate::Result;
 use crate::linear::{Linear, linear};
+use crate::weight_source::WeightSource;
 
 /// Pools the patches that the text queries attend to into one context token a frame.
 #[derive(Debug, Clone)]
@@ -22,7 +22,7 @@ pub(super) struct ContextAttention {
 }
 
 impl ContextAttention {
-    pub(super) fn new(config: &TokenGenerationConfig, vb: VarBuilder) -> Result<Self> {
+    pub(super) fn new(config: &TokenGenerationConfig, vb: WeightSource) -> Result<Self> {
         let visual_width = config.visual_width;
         Ok(Self {
             query_proj: linear(config.query.width, visual_width, vb.pp("query_proj"))?,

@@ -18,7 +18,6 @@ mod raw_bert;
 mod word_embedding;
 
 use candle_core::{DType, Tensor};
-use candle_nn::VarBuilder;
 
 pub use self::config::{
     Compression, FeatureKind, Projector, QueryKind, QueryModelConfig, TokenGenerationConfig, TokenRows,
@@ -33,6 +32,7 @@ use self::q_former::QFormer;
 use self::raw_bert::RawBert;
 use crate::linear::{Linear, linear};
 use crate::observer::Observer;
+use crate::weight_source::WeightSource;
 use crate::{Error, Result};
 
 /// Pairs of a question and a frame that are computed at once. Bounds memory; the numbers do not depend on it.
@@ -73,8 +73,9 @@ impl TokenGenerator {
     ///
     /// # Errors
     /// `Error::Config` for sizes that contradict each other; `Error::Tensor` names a missing weight.
-    pub fn new(config: &TokenGenerationConfig, vb: VarBuilder) -> Result<Self> {
+    pub fn new<'a>(config: &TokenGenerationConfig, vb: impl Into<WeightSource<'a>>) -> Result<Self> {
         check(config)?;
+        let vb = vb.into();
         Ok(Self {
             query_model: QueryModel::new(config, &vb)?,
             context: ContextAttention::new(config, vb.pp("context"))?,
@@ -235,7 +236,7 @@ impl TokenGenerator {
 }
 
 impl QueryModel {
-    fn new(config: &TokenGenerationConfig, vb: &VarBuilder) -> Result<Self> {
+    fn new(config: &TokenGenerationConfig, vb: &WeightSource) -> Result<Self> {
         let query = &config.query;
         let model = vb.pp("query_model");
         match query.kind {

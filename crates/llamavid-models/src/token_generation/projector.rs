@@ -1,11 +1,11 @@
 //! Projectors from the visual width V to the language width D.
 
 use candle_core::{Result, Tensor};
-use candle_nn::VarBuilder;
 use llamavid_kernels::gelu;
 
 use super::config::{Projector, TokenGenerationConfig};
 use crate::linear::{Linear, linear};
+use crate::weight_source::WeightSource;
 
 /// Linear layers with an exact GELU between each two; none at all for `identity`.
 #[derive(Debug, Clone)]
@@ -14,7 +14,7 @@ pub(super) struct ContentProjector {
 }
 
 impl ContentProjector {
-    pub(super) fn new(config: &TokenGenerationConfig, vb: VarBuilder) -> Result<Self> {
+    pub(super) fn new(config: &TokenGenerationConfig, vb: WeightSource) -> Result<Self> {
         let (from, to) = (config.visual_width, config.language_width);
         let layers = match config.projector {
             Projector::Identity => Vec::new(),

@@ -5,7 +5,6 @@
 //! h width of the query model.
 
 use candle_core::{DType, Tensor};
-use candle_nn::VarBuilder;
 
 use super::bert_layer::{Attention, FeedForward, LayerNorm};
 use super::block_observer::BlockObserver;
@@ -14,6 +13,7 @@ use super::dropout::Dropouts;
 use super::word_embedding::{INITIAL_DEVIATION, WordEmbedding};
 use super::{Questions, pairs};
 use crate::Result;
+use crate::weight_source::WeightSource;
 
 /// Queries see the frame in every second layer.
 const CROSS_ATTENTION_EVERY: usize = 2;
@@ -37,7 +37,7 @@ impl QFormer {
         config: &QueryModelConfig,
         visual_width: usize,
         queries: Tensor,
-        vb: VarBuilder,
+        vb: WeightSource,
     ) -> Result<Self> {
         let (embeddings, encoder) = (vb.pp("bert.embeddings"), vb.pp("bert.encoder.layer"));
         let layers = (0..config.layers)
@@ -52,7 +52,7 @@ impl QFormer {
     }
 
     /// The learned queries, as created or read.
-    pub(super) fn learned_queries(config: &QueryModelConfig, vb: &VarBuilder) -> Result<Tensor> {
+    pub(super) fn learned_queries(config: &QueryModelConfig, vb: &WeightSource) -> Result<Tensor> {
         Ok(vb.get_with_hints((1, config.queries, config.width), "query_tokens", INITIAL_DEVIATION)?)
     }
 
@@ -105,7 +105,7 @@ struct QFormerLayer {
 }
 
 impl QFormerLayer {
-    fn new(config: &QueryModelConfig, visual_width: usize, index: usize, vb: VarBuilder) -> Result<Self> {
+    fn new(config: &QueryModelConfig, visual_width: usize, index: usize, vb: WeightSource) -> Result<Self> {
         let cross_attention = index
             .is_multiple_of(CROSS_ATTENTION_EVERY)
             .then(|| Attention::new(config, visual_width, vb.pp("crossattention")))

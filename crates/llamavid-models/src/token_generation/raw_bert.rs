@@ -5,7 +5,6 @@
 //! Letters: P questions, F frames, L word pieces, N rows of a frame, h width of the query model.
 
 use candle_core::{DType, Tensor};
-use candle_nn::VarBuilder;
 
 use super::bert_layer::{Attention, FeedForward, LayerNorm};
 use super::block_observer::BlockObserver;
@@ -14,6 +13,7 @@ use super::dropout::Dropouts;
 use super::word_embedding::{INITIAL_DEVIATION, WordEmbedding};
 use super::{Questions, pairs};
 use crate::Result;
+use crate::weight_source::WeightSource;
 
 /// The decoder.
 #[derive(Debug, Clone)]
@@ -26,7 +26,7 @@ pub(super) struct RawBert {
 }
 
 impl RawBert {
-    pub(super) fn new(config: &QueryModelConfig, vb: VarBuilder) -> Result<Self> {
+    pub(super) fn new(config: &QueryModelConfig, vb: WeightSource) -> Result<Self> {
         let (embeddings, encoder) = (vb.pp("bert.embeddings"), vb.pp("bert.encoder.layer"));
         let token_types = embeddings.pp("token_type_embeddings").get_with_hints(
             (config.type_vocab_size, config.width),
@@ -87,7 +87,7 @@ struct RawBertLayer {
 }
 
 impl RawBertLayer {
-    fn new(config: &QueryModelConfig, vb: VarBuilder) -> Result<Self> {
+    fn new(config: &QueryModelConfig, vb: WeightSource) -> Result<Self> {
         Ok(Self {
             attention: Attention::new(config, config.width, vb.pp("attention"))?,
             cross_attention: Attention::new(config, config.width, vb.pp("crossattention"))?,

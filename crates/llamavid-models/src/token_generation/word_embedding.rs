@@ -1,10 +1,11 @@
 //! Word pieces of a question with their positions, before BERT's first norm.
 
 use candle_core::{Result, Tensor};
-use candle_nn::{Init, VarBuilder};
+use candle_nn::Init;
 use llamavid_kernels::embedding;
 
 use super::config::QueryModelConfig;
+use crate::weight_source::WeightSource;
 
 /// Standard deviation with which BERT creates embeddings.
 pub(super) const INITIAL_DEVIATION: Init = Init::Randn { mean: 0., stdev: 0.02 };
@@ -17,7 +18,7 @@ pub(super) struct WordEmbedding {
 }
 
 impl WordEmbedding {
-    pub(super) fn new(config: &QueryModelConfig, vb: &VarBuilder) -> Result<Self> {
+    pub(super) fn new(config: &QueryModelConfig, vb: &WeightSource) -> Result<Self> {
         let table =
             |rows, name: &str| vb.pp(name).get_with_hints((rows, config.width), "weight", INITIAL_DEVIATION);
         Ok(Self {

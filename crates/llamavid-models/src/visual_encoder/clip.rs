@@ -4,7 +4,7 @@
 //! Letters: F frames, P patches, V visual width.
 
 use candle_core::{Result, Tensor};
-use candle_nn::{VarBuilder, ops::sigmoid};
+use candle_nn::ops::sigmoid;
 use llamavid_kernels::{Heads, multi_head_attention};
 
 use super::ClipConfig;
@@ -12,6 +12,7 @@ use super::layer_norm::LayerNorm;
 use super::patch_embedding::PatchEmbedding;
 use crate::linear::{Linear, linear};
 use crate::observer::Observer;
+use crate::weight_source::WeightSource;
 use crate::{Error, Result as ModelResult};
 
 const EPS: f64 = 1e-5;
@@ -28,7 +29,7 @@ pub(super) struct ClipTower {
 }
 
 impl ClipTower {
-    pub fn new(config: &ClipConfig, vb: VarBuilder) -> ModelResult<Self> {
+    pub fn new(config: &ClipConfig, vb: WeightSource) -> ModelResult<Self> {
         let embeddings = vb.pp("embeddings");
         let rows = config.position_side * config.position_side + 1;
         let layers = vb.pp("encoder").pp("layers");
@@ -99,7 +100,7 @@ struct Layer {
 }
 
 impl Layer {
-    fn new(config: &ClipConfig, vb: VarBuilder) -> Result<Self> {
+    fn new(config: &ClipConfig, vb: WeightSource) -> Result<Self> {
         let mlp = vb.pp("mlp");
         Ok(Self {
             layer_norm1: LayerNorm::new(config.width, EPS, vb.pp("layer_norm1"))?,
@@ -132,7 +133,7 @@ struct Attention {
 }
 
 impl Attention {
-    fn new(config: &ClipConfig, vb: VarBuilder) -> Result<Self> {
+    fn new(config: &ClipConfig, vb: WeightSource) -> Result<Self> {
         let square = |name| linear(config.width, config.width, vb.pp(name));
         Ok(Self {
             q_proj: square("q_proj")?,

@@ -5,15 +5,15 @@
 //! Letters: F frames, P patches, V visual width.
 
 use candle_core::{DType, Result, Tensor};
-use candle_nn::VarBuilder;
 use llamavid_kernels::{Heads, NormPlace, Projection, attention_block, gelu_block};
 
 use super::EvaConfig;
 use super::layer_norm::LayerNorm;
 use super::patch_embedding::PatchEmbedding;
 use super::position_table;
-use crate::linear::{Linear, linear};
+use crate::linear::{Linear, Matrix, linear};
 use crate::observer::Observer;
+use crate::weight_source::WeightSource;
 
 const EPS: f64 = 1e-6;
 
@@ -26,11 +26,15 @@ pub(super) struct EvaTower {
 }
 
 impl EvaTower {
-    pub fn new(config: &EvaConfig, vb: VarBuilder) -> Result<Self> {
+    pub fn new(config: &EvaConfig, vb: WeightSource) -> Result<Self> {
         let rows = config.position_side * config.position_side + 1;
         // Resized in f32 whatever the dtype, as the reference does.
-        let positions =
-            vb.get_with_hints_dtype((1, rows, config.width), "pos_embed", Default::default(), DType::F32)?;
+        let positions = vb.tensors().get_with_hints_dtype(
+            (1, rows, config.width),
+            "pos_embed",
+            Default::default(),
+            DType::F32,
+        )?;
         let side = config.image_size / config.patch_size;
         let blocks = vb.pp("blocks");
         Ok(Self {
@@ -79,7 +83,7 @@ struct Block {
 }
 
 impl Block {
-    fn new(config: &EvaConfig, vb: VarBuilder) -> Result<Self> {
+    fn new(config: &EvaConfig, vb: WeightSource) -> Result<Self> {
         let mlp = vb.pp("mlp");
         Ok(Self {
             norm1: LayerNorm::new(config.width, EPS, vb.pp("norm1"))?,
@@ -100,7 +104,7 @@ impl Block {
 /// Self-attention with its norm and residual.
 #[derive(Debug, Clone)]
 struct Attention {
-    qkv: Tensor,
+    qkv: Matrix,
     query_bias: Tensor,
     value_bias: Tensor,
     proj: Linear,
@@ -108,10 +112,10 @@ struct Attention {
 }
 
 impl Attention {
-    fn new(config: &EvaConfig, vb: VarBuilder) -> Result<Self> {
+    fn new(config: &EvaConfig, vb: WeightSource) -> Result<Self> {
         let width = config.width;
         Ok(Self {
-            qkv: vb.get((3 * width, width), "qkv.weight")?,
+            qkv: Matrix::new(3 * width, width, Default::default(), &vb.pp("qkv"))?,
             query_bias: vb.get(width, "q_bias")?,
             value_bias: vb.get(width, "v_bias")?,
             proj: linear(width, width, vb.pp("proj"))?,
@@ -123,7 +127,7 @@ impl Attention {
         let (_frames, _rows, width) = x.dims3()?;
         // Softmax would cancel a bias on the keys, so the file has none.
         let bias = Tensor::cat(&[&self.query_bias, &self.query_bias.zeros_like()?, &self.value_bias], 0)?;
-        let packed = Projection { weight: &self.qkv, bias: Some(&bias) }; // (F, P+1, 3 V)
+        let packed = Projection { weight: self.qkv.weight(), bias: Some(&bias) }; // (F, P+1, 3 V)
         let heads = Heads::new(self.heads, width / self.heads);
         let norm = (norm.norm(), NormPlace::Before);
         attention_block(x, norm, &[packed], self.proj.projection(), &heads)

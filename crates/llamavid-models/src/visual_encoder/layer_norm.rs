@@ -1,7 +1,7 @@
 //! Layer normalisation with its weights.
 
+use crate::weight_source::WeightSource;
 use candle_core::{Result, Tensor};
-use candle_nn::VarBuilder;
 use llamavid_kernels::Norm;
 
 /// Layer normalisation over the last dimension, with a backward pass.
@@ -13,7 +13,7 @@ pub(super) struct LayerNorm {
 }
 
 impl LayerNorm {
-    pub fn new(width: usize, eps: f64, vb: VarBuilder) -> Result<Self> {
+    pub fn new(width: usize, eps: f64, vb: WeightSource) -> Result<Self> {
         Ok(Self { weight: vb.get(width, "weight")?, bias: vb.get(width, "bias")?, eps })
     }
 

@@ -9,9 +9,9 @@ mod patch_embedding;
 mod position_table;
 
 use candle_core::{DType, Tensor};
-use candle_nn::VarBuilder;
 
 use crate::observer::Observer;
+use crate::weight_source::WeightSource;
 use crate::{Error, Result};
 use clip::ClipTower;
 use eva::EvaTower;
@@ -89,8 +89,9 @@ impl VisualEncoder {
     ///
     /// # Errors
     /// [`Error::Config`] for sizes that do not go together, [`Error::Tensor`] for a missing weight or a wrong shape.
-    pub fn new(config: &VisualEncoderConfig, vb: VarBuilder) -> Result<Self> {
+    pub fn new<'a>(config: &VisualEncoderConfig, vb: impl Into<WeightSource<'a>>) -> Result<Self> {
         config.check()?;
+        let vb = vb.into();
         let dtype = vb.dtype();
         let tower = match config {
             VisualEncoderConfig::Eva(config) => Tower::Eva(EvaTower::new(config, vb)?),

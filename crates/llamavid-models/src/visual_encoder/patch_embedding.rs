@@ -1,9 +1,9 @@
 //! Patches of a picture as rows of features.
 
 use candle_core::{Result, Tensor};
-use candle_nn::VarBuilder;
 
-use crate::linear::Linear;
+use crate::linear::{Linear, Matrix};
+use crate::weight_source::WeightSource;
 
 /// A convolution whose stride is its kernel, written as the matrix product that it is.
 #[derive(Debug, Clone)]
@@ -14,10 +14,10 @@ pub(super) struct PatchEmbedding {
 
 impl PatchEmbedding {
     /// Reads `weight` (V, 3, p, p) and, where the tower has one, `bias` (V).
-    pub fn new(width: usize, patch_size: usize, bias: bool, vb: VarBuilder) -> Result<Self> {
+    pub fn new(width: usize, patch_size: usize, bias: bool, vb: WeightSource) -> Result<Self> {
         let weight = vb.get((width, 3, patch_size, patch_size), "weight")?;
         let bias = if bias { Some(vb.get(width, "bias")?) } else { None };
-        Ok(Self { proj: Linear::new(weight.flatten_from(1)?, bias), patch_size })
+        Ok(Self { proj: Linear::new(Matrix::Dense(weight.flatten_from(1)?), bias), patch_size })
     }
 
     /// `pixels` (F, 3, S, S) give (F, P, V), patches row by row.

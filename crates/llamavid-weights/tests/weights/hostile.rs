@@ -175,7 +175,7 @@ fn other_files_are_told_apart() {
     refused(b"", ErrorKind::Invalid, "empty");
     refused(b"<!DOCTYPE html><html>", ErrorKind::Invalid, "DOCTYPE");
     refused(b"version https://git-lfs.github.com/spec/v1\noid sha256:00\n", ErrorKind::Invalid, "Git LFS");
-    refused(b"GGUF\x03\0\0\0", ErrorKind::Unsupported, "GGUF");
+    refused(b"GGUF\x03\0\0\0", ErrorKind::Invalid, "cut short");
     refused(&[b"a".repeat(257), b"ustar".to_vec(), vec![0; 300]].concat(), ErrorKind::Unsupported, "tar");
     refused(b"PK\x03\x04 and no more", ErrorKind::Invalid, "zip");
 }

@@ -3,6 +3,7 @@
 
 mod features;
 mod formats;
+mod gguf;
 mod hostile;
 mod loading;
 mod oracle;

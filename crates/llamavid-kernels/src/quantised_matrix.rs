@@ -1,0 +1,262 @@
+//! Matrices of weights in blocks: the products are computed in f32, the weights stay as they are stored.
+//!
+//! What a product gives is what it gives with the unpacked weights, up to the order of sums: only the weights are
+//! rounded, never what they are multiplied with. Few rows of `x` are multiplied with each row of weights while it is
+//! unpacked in the first cache; for many, panels of rows are unpacked for the products of whole matrices.
+
+use std::fmt;
+use std::ops::Range;
+use std::sync::Arc;
+
+use candle_core::{CpuStorage, CustomOp1, DType, Device, Layout, Result, Shape, Tensor, bail};
+use rayon::prelude::*;
+
+use crate::block_format::{BlockFormat, decode, dots};
+use crate::matrix::{Matrix, multiply};
+use crate::rows::{rows_of_a_task, tensor, values, with_values};
+
+/// Rows of `x` up to which rows of weights are unpacked one by one.
+const FEW_ROWS: usize = 6;
+/// Numbers of an unpacked panel: 8 MB, so that it stays in the last cache.
+const PANEL: usize = 1 << 21;
+
+/// Bytes that something keeps alive: a mapped file, or memory of their own.
+#[derive(Clone)]
+pub struct SharedBytes {
+    owner: Arc<dyn AsRef<[u8]> + Send + Sync>,
+    range: Range<usize>,
+}
+
+impl SharedBytes {
+    /// A part of what `owner` holds; none when it does not hold that much.
+    pub fn new(owner: Arc<dyn AsRef<[u8]> + Send + Sync>, range: Range<usize>) -> Option<Self> {
+        (*owner).as_ref().get(range.clone())?;
+        Some(Self { owner, range })
+    }
+
+    /// The bytes.
+    pub fn as_slice(&self) -> &[u8] {
+        (*self.owner).as_ref().get(self.range.clone()).unwrap_or_default()
+    }
+}
+
+impl From<Vec<u8>> for SharedBytes {
+    fn from(bytes: Vec<u8>) -> Self {
+        let range = 0..bytes.len();
+        Self { owner: Arc::new(bytes), range }
+    }
+}
+
+impl fmt::Debug for SharedBytes {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(formatter, "{} bytes", self.range.len())
+    }
+}
+
+/// A matrix (rows, columns) in a block format, on the CPU. Clones share the bytes.
+#[derive(Debug, Clone)]
+pub struct QuantisedMatrix {
+    format: BlockFormat,
+    rows: usize,
+    columns: usize,
+    row_bytes: usize,
+    bytes: SharedBytes,
+}
+
+impl QuantisedMatrix {
+    /// Takes rows that are stored already, one after the other.
+    ///
+    /// # Errors
+    /// Rows that do not fill the format's blocks, and another number of bytes than they take.
+    pub fn new(format: BlockFormat, rows: usize, columns: usize, bytes: SharedBytes) -> Result<Self> {
+        let Some(row_bytes) = format.row_bytes(columns) else {
+            let (length, name) = (format.block_length(), format.name());
+            bail!("rows of {columns} numbers do not fill blocks of {length} ({name})");
+        };
+        if row_bytes.checked_mul(rows) != Some(bytes.range.len()) {
+            bail!(
+                "a matrix of {rows} x {columns} takes {row_bytes} bytes a row as {}, not {} in all",
+                format.name(),
+                bytes.range.len()
+            );
+        }
+        Ok(Self { format, rows, columns, row_bytes, bytes })
+    }
+
+    /// Stores a matrix (rows, columns) of finite numbers in `format`.
+    ///
+    /// # Errors
+    /// Rows that do not fill the format's blocks.
+    pub fn quantise(matrix: &Tensor, format: BlockFormat) -> Result<Self> {
+        let (rows, columns) = matrix.dims2()?;
+        let matrix = matrix.to_device(&Device::Cpu)?.to_dtype(DType::F32)?;
+        let bytes = with_values([&matrix], |[values]| format.encode(values, columns))?;
+        Self::new(format, rows, columns, bytes.into())
+    }
+
+    /// How it is stored.
+    pub fn format(&self) -> BlockFormat {
+        self.format
+    }
+
+    /// Rows and columns.
+    pub fn shape(&self) -> (usize, usize) {
+        (self.rows, self.columns)
+    }
+
+    /// Bytes that it takes.
+    pub fn size_in_bytes(&self) -> usize {
+        self.bytes.range.len()
+    }
+
+    /// Its bytes, row after row.
+    pub fn bytes(&self) -> &[u8] {
+        self.bytes.as_slice()
+    }
+
+    /// The same matrix with its rows in another order, as a copy: row r is row `order(r)` of this one.
+    pub fn with_rows(&self, order: impl Fn(usize) -> usize) -> Result<Self> {
+        let mut bytes = Vec::with_capacity(self.size_in_bytes());
+        for row in (0..self.rows).map(order) {
+            if row >= self.rows {
+                bail!("row {row} of a matrix of {}", self.rows);
+            }
+            bytes.extend_from_slice(self.row(row));
+        }
+        Self::new(self.format, self.rows, self.columns, bytes.into())
+    }
+
+    /// All of it in f32, (rows, columns).
+    pub fn dequantise(&self) -> Result<Tensor> {
+        let mut result = vec![0f32; self.rows * self.columns];
+        self.unpack(0, &mut result);
+        Tensor::from_vec(result, (self.rows, self.columns), &Device::Cpu)
+    }
+
+    /// `x` (…, columns) times the transpose of this matrix: (…, rows), in the dtype of `x`.
+    ///
+    /// Gradients flow to `x`, and not to the matrix.
+    pub fn linear(&self, x: &Tensor) -> Result<Tensor> {
+        if !x.device().is_cpu() {
+            bail!("weights in blocks are on the CPU, the rows are on {:?}", x.device());
+        }
+        let dtype = x.dtype();
+        let product = x.to_dtype(DType::F32)?.contiguous()?.apply_op1(Product(self.clone()))?;
+        product.to_dtype(dtype)
+    }
+
+    /// Rows by their numbers `ids` (u32, any shape): (…, columns) in f32.
+    ///
+    /// # Errors
+    /// A number outside the matrix.
+    pub fn embedding(&self, ids: &Tensor) -> Result<Tensor> {
+        let mut shape = ids.dims().to_vec();
+        shape.push(self.columns);
+        let ids = ids.flatten_all()?.to_vec1::<u32>()?;
+        let mut result = vec![0f32; ids.len() * self.columns];
+        for (id, values) in ids.iter().zip(result.chunks_exact_mut(self.columns.max(1))) {
+            if *id as usize >= self.rows {
+                bail!("row {id} of a matrix of {}", self.rows);
+            }
+            decode(self.format, self.row(*id as usize), values);
+        }
+        Tensor::from_vec(result, shape, &Device::Cpu)
+    }
+
+    fn row(&self, row: usize) -> &[u8] {
+        &self.bytes()[row * self.row_bytes..(row + 1) * self.row_bytes]
+    }
+
+    /// Unpacks as many rows from `first` on as `result` has room for.
+    fn unpack(&self, first: usize, result: &mut [f32]) {
+        let part = rows_of_a_task(self.columns);
+        let bytes = &self.bytes()[first * self.row_bytes..];
+        result
+            .par_chunks_mut((part * self.columns).max(1))
+            .zip(bytes.par_chunks((part * self.row_bytes).max(1)))
+            .for_each(|(values, bytes)| decode(self.format, bytes, values));
+    }
+
+    /// Unpacks rows panel by panel: the number of the first one, and the panel.
+    fn panels(&self, mut use_panel: impl FnMut(usize, Matrix)) {
+        let rows = (PANEL / self.columns.max(1)).clamp(1, self.rows.max(1));
+        let mut panel = vec![0f32; rows * self.columns];
+        for first in (0..self.rows).step_by(rows) {
+            let count = rows.min(self.rows - first);
+            let panel = &mut panel[..count * self.columns];
+            self.unpack(first, panel);
+            use_panel(first, Matrix::new(panel, count, self.columns));
+        }
+    }
+
+    /// (rows of x, rows of this) of `x` (rows of x, columns).
+    fn product(&self, x: &[f32], count: usize) -> Vec<f32> {
+        let mut result = vec![0f32; count * self.rows];
+        if result.is_empty() || self.columns == 0 {
+            return result;
+        }
+        if count > FEW_ROWS {
+            let x = Matrix::new(x, count, self.columns);
+            self.panels(|first, panel| {
+                let width = panel.rows();
+                let mut part = vec![0f32; count * width];
+                multiply(x, panel.transposed(), &mut part, false, true);
+                for (row, part) in result.chunks_exact_mut(self.rows).zip(part.chunks_exact(width)) {
+                    row[first..first + width].copy_from_slice(part);
+                }
+            });
+            return result;
+        }
+        let part = rows_of_a_task(self.columns);
+        let mut transposed = vec![0f32; result.len()]; // (rows of this, rows of x)
+        transposed.par_chunks_mut(part * count).enumerate().for_each(|(task, results)| {
+            for (index, results) in results.chunks_exact_mut(count).enumerate() {
+                dots(self.format, self.row(task * part + index), x, self.columns, results);
+            }
+        });
+        if count == 1 {
+            return transposed;
+        }
+        for (row, results) in transposed.chunks_exact(count).enumerate() {
+            for (index, value) in results.iter().enumerate() {
+                result[index * self.rows + row] = *value;
+            }
+        }
+        result
+    }
+}
+
+struct Product(QuantisedMatrix);
+
+impl CustomOp1 for Product {
+    fn name(&self) -> &'static str {
+        "linear-in-blocks"
+    }
+
+    fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        let mut shape = layout.dims().to_vec();
+        let (rows, columns) = self.0.shape();
+        match shape.last_mut() {
+            Some(last) if *last == columns => *last = rows,
+            _ => bail!("a matrix of {rows} x {columns} does not go with rows of shape {:?}", layout.dims()),
+        }
+        let count = layout.dims().iter().rev().skip(1).product();
+        let result = self.0.product(values(x, layout)?, count);
+        Ok((CpuStorage::F32(result), shape.into()))
+    }
+
+    fn bwd(&self, x: &Tensor, _result: &Tensor, gradient: &Tensor) -> Result<Option<Tensor>> {
+        let (rows, columns) = self.0.shape();
+        let count = x.elem_count() / columns.max(1);
+        let of_x = with_values([gradient], |[gradient]| {
+            let mut of_x = vec![0f32; count * columns];
+            self.0.panels(|first, panel| {
+                let gradient = &gradient[first.min(gradient.len())..];
+                let gradient = Matrix::strided(gradient, count, panel.rows(), rows);
+                multiply(gradient, panel, &mut of_x, first > 0, true);
+            });
+            Ok(of_x)
+        })?;
+        tensor(of_x, x.shape()).map(Some)
+    }
+}

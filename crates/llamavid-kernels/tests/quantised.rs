@@ -1,0 +1,195 @@
+//! Products with weights in blocks against products with the same weights unpacked.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
+
+use std::sync::Arc;
+
+use candle_core::{DType, Device, Tensor, Var};
+use llamavid_kernels::{
+    BlockFormat, Heads, Norm, NormPlace, Projection, QuantisedMatrix, SharedBytes, Weight, attention_block,
+    embedding, gelu_block, linear, swiglu_block,
+};
+
+/// Numbers between -1 and 1 that follow no pattern.
+fn noise(shape: &[usize], seed: u32) -> Tensor {
+    let mut state = seed.wrapping_mul(747_796_405).wrapping_add(2_891_336_453);
+    let values: Vec<f32> = (0..shape.iter().product())
+        .map(|_| {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            (state >> 8) as f32 / (1 << 23) as f32 - 1.0
+        })
+        .collect();
+    Tensor::from_vec(values, shape, &Device::Cpu).unwrap()
+}
+
+fn values(tensor: &Tensor) -> Vec<f32> {
+    tensor.to_dtype(DType::F32).unwrap().flatten_all().unwrap().to_vec1().unwrap()
+}
+
+#[track_caller]
+fn assert_close(actual: &Tensor, expected: &Tensor, tolerance: f32, what: &str) {
+    assert_eq!(actual.dims(), expected.dims(), "{what}");
+    assert_eq!(actual.dtype(), expected.dtype(), "{what}");
+    let (actual, expected) = (values(actual), values(expected));
+    let largest = expected.iter().fold(0f32, |largest, value| largest.max(value.abs()));
+    for (actual, expected) in actual.iter().zip(&expected) {
+        // Written so that not-a-number fails.
+        assert!((actual - expected).abs() <= tolerance * largest, "{what}: {actual} instead of {expected}");
+    }
+}
+
+/// A number of columns that the format can have, no multiple of anything larger.
+fn columns(format: BlockFormat) -> usize {
+    match format.block_length() {
+        1 => 77,
+        length => 3 * length,
+    }
+}
+
+#[test]
+fn products_are_those_of_the_unpacked_weights() {
+    for format in BlockFormat::ALL {
+        for (outputs, width) in [(1, columns(format)), (45, columns(format)), (700, 4096)] {
+            let weight = QuantisedMatrix::quantise(&noise(&[outputs, width], 1), format).unwrap();
+            let dense = weight.dequantise().unwrap();
+            for rows in [1, 2, 6, 7, 33] {
+                let what = format!("{} {outputs} x {width}, {rows} rows", format.name());
+                let x = noise(&[rows, width], 2);
+                let expected = linear(&x, &dense, None).unwrap();
+                assert_close(&weight.linear(&x).unwrap(), &expected, 2e-6, &what);
+            }
+        }
+    }
+}
+
+#[test]
+fn rounding_is_as_small_as_the_format_is_wide() {
+    let weight = noise(&[64, 1024], 3);
+    for (format, most) in [
+        (BlockFormat::F32, 0.0),
+        (BlockFormat::F16, 3e-4),
+        (BlockFormat::BF16, 2e-3),
+        (BlockFormat::Q8_0, 4e-3),
+        (BlockFormat::Q6K, 2e-2),
+        (BlockFormat::Q5K, 4e-2),
+        (BlockFormat::Q4K, 8e-2),
+        (BlockFormat::Q4_0, 1e-1),
+    ] {
+        let stored = QuantisedMatrix::quantise(&weight, format).unwrap().dequantise().unwrap();
+        let square = |tensor: &Tensor| tensor.sqr().unwrap().mean_all().unwrap().to_scalar::<f32>().unwrap();
+        let error = (square(&(stored - &weight).unwrap()) / square(&weight)).sqrt();
+        assert!(error <= most, "{}: {error}", format.name());
+    }
+}
+
+#[test]
+fn batches_half_precision_and_nothing_at_all() {
+    let weight = QuantisedMatrix::quantise(&noise(&[40, 64], 4), BlockFormat::Q8_0).unwrap();
+    let dense = weight.dequantise().unwrap();
+    let x = noise(&[3, 5, 64], 5);
+    assert_close(&weight.linear(&x).unwrap(), &linear(&x, &dense, None).unwrap(), 2e-6, "a batch");
+    let strided = x.transpose(0, 1).unwrap();
+    let expected = linear(&strided.contiguous().unwrap(), &dense, None).unwrap();
+    assert_close(&weight.linear(&strided).unwrap(), &expected, 2e-6, "strided");
+    for dtype in [DType::F16, DType::BF16] {
+        let x = x.to_dtype(dtype).unwrap();
+        let expected = linear(&x.to_dtype(DType::F32).unwrap(), &dense, None).unwrap();
+        assert_close(&weight.linear(&x).unwrap(), &expected.to_dtype(dtype).unwrap(), 0.0, "half precision");
+    }
+    let none = Tensor::zeros((0, 64), DType::F32, &Device::Cpu).unwrap();
+    assert_eq!(weight.linear(&none).unwrap().dims(), [0, 40]);
+    assert!(weight.linear(&noise(&[2, 32], 6)).is_err());
+}
+
+#[test]
+fn gradients_reach_what_is_multiplied() {
+    let weight = QuantisedMatrix::quantise(&noise(&[1000, 2560], 7), BlockFormat::Q4K).unwrap();
+    let x = Var::from_tensor(&noise(&[3, 2560], 8)).unwrap();
+    let slope = noise(&[3, 1000], 9);
+    let gradient = |product: Tensor| {
+        (product * &slope).unwrap().sum_all().unwrap().backward().unwrap().get(&x).unwrap().clone()
+    };
+    let dense = weight.dequantise().unwrap();
+    let expected = gradient(linear(&x, &dense, None).unwrap());
+    assert_close(&gradient(weight.linear(&x).unwrap()), &expected, 2e-6, "gradient");
+}
+
+#[test]
+fn rows_of_a_table() {
+    let ids = Tensor::new(&[[6u32, 0], [6, 3]], &Device::Cpu).unwrap();
+    for format in BlockFormat::ALL {
+        let table = QuantisedMatrix::quantise(&noise(&[7, columns(format)], 10), format).unwrap();
+        let expected = embedding(&table.dequantise().unwrap(), &ids).unwrap();
+        assert_close(&table.embedding(&ids).unwrap(), &expected, 0.0, format.name());
+        let outside = Tensor::new(&[7u32], &Device::Cpu).unwrap();
+        assert!(table.embedding(&outside).unwrap_err().to_string().contains("row 7"));
+        let reversed = table.with_rows(|row| 6 - row).unwrap();
+        let expected = table.embedding(&Tensor::new(&[6u32, 5, 4, 3, 2, 1, 0], &Device::Cpu).unwrap());
+        assert_close(&reversed.dequantise().unwrap(), &expected.unwrap(), 0.0, format.name());
+        assert!(table.with_rows(|row| row + 1).is_err());
+    }
+}
+
+#[test]
+fn blocks_of_a_transformer_take_both_kinds_of_weights() {
+    let (rows, width, inner) = (9, 64, 96);
+    let stored = |outputs: usize, inputs: usize, seed| {
+        let weight = (noise(&[outputs, inputs], seed) / 8.0).unwrap();
+        QuantisedMatrix::quantise(&weight, BlockFormat::Q8_0).unwrap()
+    };
+    let (x, norm_weight, norm_bias) = (noise(&[2, rows, width], 1), noise(&[width], 2), noise(&[width], 3));
+    let bias = noise(&[width], 4);
+    let square: Vec<_> = (5..9).map(|seed| stored(width, width, seed)).collect();
+    let (up, gate, down) = (stored(inner, width, 9), stored(inner, width, 10), stored(width, inner, 11));
+    let both = |layers: &[&QuantisedMatrix], block: &dyn Fn(&[Projection]) -> Tensor, what: &str| {
+        let dense: Vec<_> = layers.iter().map(|layer| layer.dequantise().unwrap()).collect();
+        let last = layers.len() - 1;
+        let biased = |index: usize| (index == last).then_some(&bias);
+        let stored: Vec<_> = (0..layers.len())
+            .map(|index| Projection { weight: Weight::Blocks(layers[index]), bias: biased(index) })
+            .collect();
+        let dense: Vec<_> = (0..layers.len())
+            .map(|index| Projection { weight: Weight::Dense(&dense[index]), bias: biased(index) })
+            .collect();
+        let mixed = [&stored[..1], &dense[1..]].concat();
+        assert_close(&block(&stored), &block(&dense), 1e-5, what);
+        assert_close(&block(&mixed), &block(&dense), 1e-5, what);
+    };
+    for place in [NormPlace::Before, NormPlace::After(None)] {
+        let norm = (Norm { weight: &norm_weight, bias: Some(&norm_bias), eps: 1e-5 }, place);
+        let heads = Heads::new(4, width / 4);
+        let attend =
+            |layers: &[Projection]| attention_block(&x, norm, &layers[..3], layers[3], &heads).unwrap();
+        both(&square.iter().collect::<Vec<_>>(), &attend, "attention");
+        let feed = |layers: &[Projection]| gelu_block(&x, norm, layers[0], layers[1]).unwrap();
+        both(&[&up, &down], &feed, "GELU");
+        let gated = |layers: &[Projection]| swiglu_block(&x, norm, layers[0], layers[1], layers[2]).unwrap();
+        both(&[&gate, &up, &down], &gated, "SwiGLU");
+    }
+}
+
+#[test]
+fn bytes_are_taken_as_they_lie_and_only_as_many_as_there_are() {
+    let matrix = QuantisedMatrix::quantise(&noise(&[5, 64], 12), BlockFormat::Q4_0).unwrap();
+    // At an odd address, with something else around.
+    let owner: Arc<Vec<u8>> = Arc::new([&[1], matrix.bytes(), &[2, 3]].concat());
+    let bytes = SharedBytes::new(owner.clone(), 1..1 + matrix.size_in_bytes()).unwrap();
+    let lying = QuantisedMatrix::new(BlockFormat::Q4_0, 5, 64, bytes.clone()).unwrap();
+    assert_eq!(values(&lying.dequantise().unwrap()), values(&matrix.dequantise().unwrap()));
+    assert!(SharedBytes::new(owner.clone(), 1..owner.len() + 1).is_none());
+    for (rows, columns) in [(4, 64), (5, 32), (5, 60), (usize::MAX, 64), (5, usize::MAX / 32 * 32)] {
+        assert!(QuantisedMatrix::new(BlockFormat::Q4_0, rows, columns, bytes.clone()).is_err());
+    }
+}
+
+#[test]
+fn threads_share_a_matrix() {
+    let matrix = QuantisedMatrix::quantise(&noise(&[300, 256], 13), BlockFormat::Q6K).unwrap();
+    let x = noise(&[9, 256], 14);
+    let expected = values(&matrix.linear(&x).unwrap());
+    std::thread::scope(|scope| {
+        for _ in 0..4 {
+            scope.spawn(|| assert_eq!(values(&matrix.linear(&x).unwrap()), expected));
+        }
+    });
+}

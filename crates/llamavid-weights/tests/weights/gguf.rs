@@ -1,0 +1,350 @@
+//! GGUF files: what is read, what stays mapped, and what is refused.
+
+use std::path::PathBuf;
+
+use candle_core::{DType, Device, Tensor};
+use llamavid_kernels::BlockFormat;
+use llamavid_weights::gguf::{GgufFile, Value};
+use llamavid_weights::key_table::{LANGUAGE, TOKENS};
+use llamavid_weights::{Checkpoint, Error, ErrorKind, Loader, Quantisation};
+use tempfile::TempDir;
+
+use crate::writer::on_disk;
+
+const WIDTH: usize = 256;
+const HEADS: usize = 4;
+
+/// A GGUF file in the making.
+#[derive(Clone)]
+struct File {
+    entries: Vec<(String, u32, Vec<u8>)>,
+    /// Name, dimensions as written, kind and bytes.
+    tensors: Vec<(String, Vec<u64>, u32, Vec<u8>)>,
+}
+
+fn text(text: &str) -> Vec<u8> {
+    [&(text.len() as u64).to_le_bytes(), text.as_bytes()].concat()
+}
+
+impl File {
+    fn of(architecture: &str) -> Self {
+        let mut file = Self { entries: Vec::new(), tensors: Vec::new() };
+        file.entry("general.architecture", 8, text(architecture));
+        file.whole(&format!("{architecture}.attention.head_count"), HEADS as u32);
+        file.whole(&format!("{architecture}.embedding_length"), WIDTH as u32);
+        file
+    }
+
+    fn entry(&mut self, key: &str, kind: u32, value: Vec<u8>) {
+        self.entries.push((key.to_owned(), kind, value));
+    }
+
+    fn whole(&mut self, key: &str, value: u32) {
+        self.entry(key, 4, value.to_le_bytes().to_vec());
+    }
+
+    fn tensor(&mut self, name: &str, shape: &[usize], format: BlockFormat, values: &[f32]) {
+        let kind = match format {
+            BlockFormat::F32 => 0,
+            BlockFormat::F16 => 1,
+            BlockFormat::Q4_0 => 2,
+            BlockFormat::Q8_0 => 8,
+            BlockFormat::Q4K => 12,
+            BlockFormat::Q5K => 13,
+            BlockFormat::Q6K => 14,
+            BlockFormat::BF16 => 30,
+        };
+        let bytes = format.encode(values, *shape.last().unwrap()).unwrap();
+        let dimensions = shape.iter().rev().map(|size| *size as u64).collect();
+        self.tensors.push((name.to_owned(), dimensions, kind, bytes));
+    }
+
+    fn bytes(&self) -> Vec<u8> {
+        let mut head = [b"GGUF".as_slice(), &3u32.to_le_bytes()].concat();
+        head.extend((self.tensors.len() as u64).to_le_bytes());
+        head.extend((self.entries.len() as u64).to_le_bytes());
+        for (key, kind, value) in &self.entries {
+            head.extend([text(key), kind.to_le_bytes().to_vec(), value.clone()].concat());
+        }
+        let mut data = Vec::new();
+        for (name, dimensions, kind, bytes) in &self.tensors {
+            head.extend(text(name));
+            head.extend((dimensions.len() as u32).to_le_bytes());
+            dimensions.iter().for_each(|size| head.extend(size.to_le_bytes()));
+            head.extend(kind.to_le_bytes());
+            head.extend((data.len() as u64).to_le_bytes());
+            data.extend(bytes);
+            data.resize(data.len().next_multiple_of(32), 0);
+        }
+        head.resize(head.len().next_multiple_of(32), 0);
+        [head, data].concat()
+    }
+
+    fn on_disk(&self) -> (TempDir, PathBuf) {
+        let folder = TempDir::new().unwrap();
+        let path = on_disk(&folder, "model.gguf", &self.bytes());
+        (folder, path)
+    }
+
+    fn checkpoint(&self) -> Checkpoint {
+        let (_folder, path) = self.on_disk();
+        Checkpoint::from_gguf(GgufFile::open(&path).unwrap()).unwrap()
+    }
+}
+
+fn numbers(count: usize, seed: u32) -> Vec<f32> {
+    let mut state = seed.wrapping_mul(747_796_405).wrapping_add(2_891_336_453);
+    (0..count)
+        .map(|_| {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            (state >> 8) as f32 / (1 << 23) as f32 - 1.0
+        })
+        .collect()
+}
+
+fn values(tensor: &Tensor) -> Vec<f32> {
+    tensor.flatten_all().unwrap().to_vec1().unwrap()
+}
+
+#[track_caller]
+fn refused(bytes: &[u8], kind: ErrorKind, told: &str) {
+    let folder = TempDir::new().unwrap();
+    let path = on_disk(&folder, "model.gguf", bytes);
+    let error = GgufFile::open(&path).and_then(Checkpoint::from_gguf).unwrap_err();
+    assert_eq!(error.kind(), kind, "{error}");
+    assert!(error.to_string().contains(told), "{error}");
+    assert!(error.to_string().contains("model.gguf"), "{error}");
+}
+
+#[test]
+fn every_format_is_read_and_stays_in_the_file() {
+    let mut file = File::of("llamavid");
+    for (seed, format) in BlockFormat::ALL.into_iter().enumerate() {
+        file.tensor(format.name(), &[3, WIDTH], format, &numbers(3 * WIDTH, seed as u32));
+    }
+    let checkpoint = file.checkpoint();
+    for (seed, format) in BlockFormat::ALL.into_iter().enumerate() {
+        let name = format.name();
+        assert_eq!(checkpoint.shape(name).unwrap(), [3, WIDTH]);
+        assert_eq!(checkpoint.dtype(name).unwrap(), DType::F32);
+        assert_eq!(checkpoint.format(name).unwrap(), Some(format));
+        let matrix = checkpoint.matrix(name).unwrap().unwrap();
+        assert_eq!(matrix.bytes(), format.encode(&numbers(3 * WIDTH, seed as u32), WIDTH).unwrap());
+        let read = checkpoint.read(name, &Device::Cpu).unwrap();
+        assert_eq!(values(&read), values(&matrix.dequantise().unwrap()));
+    }
+}
+
+#[test]
+fn a_description_of_all_kinds() {
+    let mut file = File::of("llamavid");
+    file.entry("whole", 1, vec![0xff]);
+    file.entry("real", 6, 0.5f32.to_le_bytes().to_vec());
+    file.entry("flag", 7, vec![1]);
+    file.entry("large", 10, u64::MAX.to_le_bytes().to_vec());
+    let words = [8u32.to_le_bytes().to_vec(), 2u64.to_le_bytes().to_vec(), text("a"), text("ß")].concat();
+    file.entry("words", 9, words);
+    let (_folder, path) = file.on_disk();
+    let file = GgufFile::open(&path).unwrap();
+    assert_eq!(file.architecture(), "llamavid");
+    assert_eq!(file.whole("llamavid.embedding_length"), Some(256));
+    assert_eq!((file.whole("whole"), file.whole("large")), (None, Some(u64::MAX)));
+    assert_eq!(file.metadata()["whole"], Value::Whole(-1));
+    assert_eq!(file.real("real"), Some(0.5));
+    assert_eq!(file.metadata()["flag"], Value::Flag(true));
+    assert_eq!(file.list("words").unwrap(), [Value::Text("a".into()), Value::Text("ß".into())]);
+}
+
+/// llama.cpp's converter makes neighbours of the rows that are half a head apart.
+fn turned(values: &[f32], rows: usize) -> Vec<f32> {
+    let head = WIDTH / HEADS;
+    (0..rows)
+        .flat_map(|row| {
+            let (first, place) = (row / head * head, row % head);
+            let ours = first + place % 2 * head / 2 + place / 2;
+            values[ours * WIDTH..(ours + 1) * WIDTH].to_vec()
+        })
+        .collect()
+}
+
+#[test]
+fn llamas_have_published_names_and_queries_and_keys_in_their_order() {
+    let (queries, keys, other) =
+        (numbers(WIDTH * WIDTH, 1), numbers(128 * WIDTH, 2), numbers(WIDTH * WIDTH, 3));
+    for format in [BlockFormat::Q8_0, BlockFormat::F32] {
+        for (architecture, turns) in [("llama", true), ("qwen2", false)] {
+            let order = |values: &[f32], rows| if turns { turned(values, rows) } else { values.to_vec() };
+            let mut file = File::of(architecture);
+            file.tensor("blk.0.attn_q.weight", &[WIDTH, WIDTH], format, &order(&queries, WIDTH));
+            file.tensor("blk.0.attn_k.weight", &[128, WIDTH], format, &order(&keys, 128));
+            file.tensor("blk.0.attn_v.weight", &[WIDTH, WIDTH], format, &other);
+            for (name, seed) in [("token_embd", 4), ("output", 5), ("blk.12.ffn_down", 6)] {
+                file.tensor(&format!("{name}.weight"), &[2, WIDTH], format, &numbers(2 * WIDTH, seed));
+            }
+            let checkpoint = file.checkpoint();
+            for (name, expected, rows) in [
+                ("model.layers.0.self_attn.q_proj.weight", &queries, WIDTH),
+                ("model.layers.0.self_attn.k_proj.weight", &keys, 128),
+                ("model.layers.0.self_attn.v_proj.weight", &other, WIDTH),
+                ("model.embed_tokens.weight", &numbers(2 * WIDTH, 4), 2),
+                ("lm_head.weight", &numbers(2 * WIDTH, 5), 2),
+                ("model.layers.12.mlp.down_proj.weight", &numbers(2 * WIDTH, 6), 2),
+            ] {
+                let matrix = checkpoint.matrix(name).unwrap().unwrap();
+                assert_eq!(matrix.shape(), (rows, WIDTH));
+                assert_eq!(matrix.bytes(), format.encode(expected, WIDTH).unwrap(), "{architecture} {name}");
+                let read = checkpoint.read(name, &Device::Cpu).unwrap();
+                assert_eq!(values(&read), values(&matrix.dequantise().unwrap()), "{architecture} {name}");
+            }
+        }
+    }
+}
+
+#[test]
+fn other_architectures_formats_and_tensors_are_named() {
+    refused(&File::of("gemma").bytes(), ErrorKind::Unsupported, "architecture `gemma`");
+    let mut file = File::of("llama");
+    file.tensor("blk.0.ffn_gate_exps.weight", &[1, WIDTH], BlockFormat::F32, &numbers(WIDTH, 1));
+    refused(&file.bytes(), ErrorKind::Unsupported, "blk.0.ffn_gate_exps.weight");
+    for (kind, name) in [(10, "Q2_K"), (20, "IQ4_NL"), (99, "number 99")] {
+        let mut file = File::of("llama");
+        file.tensor("output.weight", &[1, WIDTH], BlockFormat::Q8_0, &numbers(WIDTH, 1));
+        file.tensors[0].2 = kind;
+        let error = file.checkpoint().matrix("lm_head.weight").unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Unsupported);
+        assert!(error.to_string().contains("tensor `output.weight`"), "{error}");
+        assert!(error.to_string().contains(name), "{error}");
+    }
+}
+
+#[test]
+fn a_file_that_is_cut_anywhere_is_refused() {
+    let mut file = File::of("llama");
+    file.tensor("output_norm.weight", &[WIDTH], BlockFormat::F32, &numbers(WIDTH, 1));
+    file.tensor("output.weight", &[2, WIDTH], BlockFormat::Q4K, &numbers(2 * WIDTH, 2));
+    let bytes = file.bytes();
+    for length in (0..bytes.len() - 40).step_by(3).chain([bytes.len() - 1]) {
+        let folder = TempDir::new().unwrap();
+        let path = on_disk(&folder, "model.gguf", &bytes[..length]);
+        let error = GgufFile::open(&path).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Invalid, "{length}: {error}");
+    }
+}
+
+#[test]
+fn hostile_heads_are_refused_before_memory_is_taken() {
+    let mut file = File::of("llama");
+    file.tensor("output.weight", &[2, WIDTH], BlockFormat::Q8_0, &numbers(2 * WIDTH, 2));
+    let patched = |at: usize, value: u64| {
+        let mut bytes = file.bytes();
+        bytes[at..at + 8].copy_from_slice(&value.to_le_bytes());
+        bytes
+    };
+    refused(&patched(8, u64::MAX), ErrorKind::Invalid, "tensors");
+    refused(&patched(16, u64::MAX), ErrorKind::Invalid, "entries");
+    refused(&patched(8, 60_000), ErrorKind::Invalid, "");
+    refused(&patched(24, u64::MAX), ErrorKind::Invalid, "cut short");
+    let changed = |change: &dyn Fn(&mut File)| {
+        let mut changed = file.clone();
+        change(&mut changed);
+        changed.bytes()
+    };
+    let list = |kind: u32, count: u64| [kind.to_le_bytes().to_vec(), count.to_le_bytes().to_vec()].concat();
+    refused(&changed(&|file| file.entry("a", 9, list(8, u64::MAX))), ErrorKind::Invalid, "a list of");
+    refused(&changed(&|file| file.entry("a", 9, list(0, 1 << 40))), ErrorKind::Invalid, "a list of");
+    refused(&changed(&|file| file.entry("a", 9, list(9, 1))), ErrorKind::Unsupported, "a list of lists");
+    refused(&changed(&|file| file.entry("a", 13, vec![0; 8])), ErrorKind::Invalid, "unknown kind");
+    refused(&changed(&|file| file.whole("general.architecture", 1)), ErrorKind::Invalid, "two entries");
+    refused(&changed(&|file| file.whole("general.alignment", 3)), ErrorKind::Invalid, "alignment");
+    refused(&changed(&|file| file.whole("general.alignment", 0)), ErrorKind::Invalid, "alignment");
+    refused(&changed(&|file| file.tensors.push(file.tensors[0].clone())), ErrorKind::Invalid, "two tensors");
+    let with_shape = |shape: &[u64]| changed(&|file| file.tensors[0].1 = shape.to_vec());
+    refused(&with_shape(&[256, 3]), ErrorKind::Invalid, "beyond the file");
+    refused(&with_shape(&[250, 2]), ErrorKind::Invalid, "do not fill blocks");
+    refused(&with_shape(&[256, u64::MAX / 256]), ErrorKind::Invalid, "`output.weight`");
+    refused(&with_shape(&[u64::MAX, u64::MAX, 2]), ErrorKind::Invalid, "`output.weight`");
+    refused(&with_shape(&[1, 1, 1, 1, 512]), ErrorKind::Invalid, "5 dimensions");
+    refused(
+        &[b"GGUF".as_slice(), &1u32.to_le_bytes(), &[0; 64]].concat(),
+        ErrorKind::Unsupported,
+        "version 1",
+    );
+    refused(
+        &[b"GGUF".as_slice(), &3u32.to_be_bytes(), &[0; 64]].concat(),
+        ErrorKind::Unsupported,
+        "big-endian",
+    );
+    refused(b"GGML and more of it", ErrorKind::Invalid, "not a GGUF file");
+    let heads = changed(&|file| {
+        file.entries.retain(|(key, ..)| !key.contains("head_count"));
+        file.whole("llama.attention.head_count", 7);
+    });
+    refused(&heads, ErrorKind::Invalid, "head_count");
+}
+
+/// Takes a matrix from a loader, and its unpacked numbers from a `VarBuilder`.
+fn take(checkpoint: &Checkpoint, quantisation: Option<Quantisation>, name: &str) -> Option<BlockFormat> {
+    let loader = Loader::quantising(checkpoint.clone(), &LANGUAGE, quantisation, DType::F32, &Device::Cpu);
+    let upstream = LANGUAGE.upstream(name).unwrap();
+    let shape = checkpoint.shape(&upstream).unwrap();
+    loader.matrices()(name, (shape[0], shape[1])).unwrap().map(|matrix| matrix.format())
+}
+
+#[test]
+fn loading_rounds_numbers_once() {
+    let mut file = File::of("llama");
+    let layer = |name: &str| format!("blk.0.{name}.weight");
+    let matrix = numbers(4 * WIDTH, 1);
+    file.tensor("token_embd.weight", &[4, WIDTH], BlockFormat::BF16, &matrix);
+    file.tensor("output.weight", &[4, WIDTH], BlockFormat::F32, &matrix);
+    file.tensor(&layer("ffn_up"), &[4, WIDTH], BlockFormat::F16, &matrix);
+    file.tensor(&layer("ffn_gate"), &[4, WIDTH], BlockFormat::Q5K, &matrix);
+    file.tensor(&layer("ffn_down"), &[4, 96], BlockFormat::F32, &numbers(4 * 96, 2));
+    file.tensor(&layer("attn_v"), &[4, 40], BlockFormat::F32, &numbers(4 * 40, 3));
+    let checkpoint = file.checkpoint();
+    let (eight, four) = (Some(Quantisation::EightBit), Some(Quantisation::FourBit));
+    for (name, formats) in [
+        ("embed_tokens.weight", [Some(BlockFormat::BF16); 3]),
+        ("lm_head.weight", [None, Some(BlockFormat::Q8_0), Some(BlockFormat::Q6K)]),
+        ("layers.0.mlp.up_proj.weight", [BlockFormat::F16, BlockFormat::Q8_0, BlockFormat::Q4K].map(Some)),
+        ("layers.0.mlp.gate_proj.weight", [Some(BlockFormat::Q5K); 3]),
+        ("layers.0.mlp.down_proj.weight", [None, Some(BlockFormat::Q8_0), Some(BlockFormat::Q8_0)]),
+        ("layers.0.self_attn.v_proj.weight", [None; 3]),
+    ] {
+        let actual = [None, eight, four].map(|quantisation| take(&checkpoint, quantisation, name));
+        assert_eq!(actual, formats, "{name}");
+    }
+}
+
+#[test]
+fn matrices_count_as_used_and_errors_keep_their_kind() {
+    let mut file = File::of("llama");
+    file.tensor("output.weight", &[4, WIDTH], BlockFormat::Q8_0, &numbers(4 * WIDTH, 1));
+    file.tensor("output_norm.weight", &[WIDTH], BlockFormat::F32, &numbers(WIDTH, 1));
+    let mut broken = numbers(4 * WIDTH, 1);
+    broken[5] = f32::NAN;
+    file.tensor("token_embd.weight", &[4, WIDTH], BlockFormat::F32, &broken);
+    let checkpoint = file.checkpoint();
+    let loader =
+        Loader::quantising(checkpoint, &LANGUAGE, Some(Quantisation::EightBit), DType::F32, &Device::Cpu);
+    let matrices = loader.matrices();
+    let shape = matrices("lm_head.weight", (5, WIDTH)).unwrap_err();
+    let shape = loader.explain(shape);
+    assert!(matches!(&shape, Error::ShapeMismatch { key, .. } if key == "output.weight"), "{shape}");
+    let broken = loader.explain(matrices("embed_tokens.weight", (4, WIDTH)).unwrap_err());
+    assert!(matches!(broken, Error::NotFinite { index: 5, .. }), "{broken}");
+    assert!(matrices("layers.0.mlp.up_proj.weight", (4, WIDTH)).unwrap().is_none());
+    assert!(matrices("lm_head.weight", (4, WIDTH)).unwrap().is_some());
+    loader.var_builder().get(WIDTH, "norm.weight").unwrap();
+    let error = loader.finish().unwrap_err();
+    assert!(matches!(&error, Error::Unused { keys, .. } if keys == &["token_embd.weight"]), "{error}");
+}
+
+#[test]
+fn small_parts_between_the_models_stay_as_they_are() {
+    for name in ["context.key_proj.weight", "projector.0.weight", "bert_proj.weight"] {
+        assert!(TOKENS.upstream(name).is_some());
+        assert_eq!(Quantisation::FourBit.format(name, 4096), None);
+        assert_eq!(Quantisation::EightBit.format(name, 4096), None);
+    }
+}
