@@ -52,9 +52,15 @@ if (task === 'lint') {
   cargo('build', ...shared, '--quiet');
   const program = join(root, 'target', target, 'release', 'llamavid-scale');
   process.exit(spawnSync(program, rest, { stdio: 'inherit' }).status ?? 1);
+} else if (task === 'quant') {
+  cargo('build', ...shared, '--quiet', '--example', 'quantisation');
+  const program = join(root, 'target', target, 'release', 'examples', 'quantisation');
+  const done = spawnSync(program, rest, { stdio: 'inherit' });
+  process.exit(done.status ?? 1);
 } else {
   console.error(
-    'usage: node tools/cargo.mjs lint | test [filter] | parity <folder> [--json] | tiny [folder] [part] | checkpoint <folder> 7b|13b|small',
+    'usage: node tools/cargo.mjs lint | test [filter] | parity <folder> [--json] | tiny [folder] [part] | ' +
+      'checkpoint <folder> 7b|13b|small | quant [folder]',
   );
   process.exit(2);
 }

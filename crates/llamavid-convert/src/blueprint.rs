@@ -101,7 +101,9 @@ impl SimpleBackend for Listener {
         let needed = Needed { ours: name.to_owned(), shape: shape.dims().to_vec() };
         let mut asked = self.asked.lock().unwrap_or_else(PoisonError::into_inner);
         if asked.len() == MOST {
-            return Err(candle_core::Error::Msg(format!("the configuration asks for more than {MOST} weights")));
+            return Err(candle_core::Error::Msg(format!(
+                "the configuration asks for more than {MOST} weights"
+            )));
         }
         asked.push(needed);
         Tensor::zeros((), dtype, device)?.broadcast_as(shape)

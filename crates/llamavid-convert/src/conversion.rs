@@ -47,11 +47,7 @@ impl Conversion {
     }
 }
 
-fn run(
-    options: &ConvertOptions,
-    cancellation: &Cancellation,
-    parts: &SyncSender<Result<ConversionPart>>,
-) {
+fn run(options: &ConvertOptions, cancellation: &Cancellation, parts: &SyncSender<Result<ConversionPart>>) {
     let on_progress = |progress| match parts.try_send(Ok(ConversionPart::Progress(progress))) {
         // Nobody has asked since the last time.
         Ok(()) | Err(TrySendError::Full(_)) => {}

@@ -1,6 +1,7 @@
 //! From the parts of a model to one folder, tensor by tensor.
 
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::path::PathBuf;
 
@@ -97,11 +98,7 @@ pub fn convert(
     Ok(made)
 }
 
-fn write_weights(
-    plan: &Plan,
-    file: &PlannedFile,
-    out: &mut BufWriter<Hashed<'_>>,
-) -> Result<(), WriteError> {
+fn write_weights(plan: &Plan, file: &PlannedFile, out: &mut BufWriter<Hashed<'_>>) -> Result<(), WriteError> {
     match &file.body {
         Body::Safetensors => {
             let mut writer = SafetensorsWriter::new(out, file.headers(), &safetensors_metadata())?;
@@ -109,6 +106,10 @@ fn write_weights(
                 writer.write(&plan.source(weight)?.read(&weight.ours, weight.dtype())?)?;
             }
             writer.finish()?;
+        }
+        Body::Copy(file) => {
+            let mut opened = File::open(file)?;
+            std::io::copy(&mut opened, out)?;
         }
         Body::Gguf(metadata) => {
             let mut writer = GgufWriter::new(out, metadata, file.blocks())?;
@@ -133,7 +134,10 @@ fn origin(file: &PlannedFile, weight: &Weight) -> TensorOrigin {
     let source = weight.found.file.file_name().unwrap_or_default();
     TensorOrigin {
         file: file.name.clone(),
-        dtype: formats::name(weight.format).to_owned(),
+        dtype: match (&file.body, weight.found.format) {
+            (Body::Copy(_), Some(format)) => format.name().to_owned(),
+            _ => formats::name(weight.format).to_owned(),
+        },
         source: source.to_string_lossy().into_owned(),
         key: weight.found.key.clone(),
     }

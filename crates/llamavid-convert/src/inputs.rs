@@ -10,6 +10,7 @@ use llamavid_runtime::model_folder::{
 };
 use llamavid_runtime::{Error, ErrorCode, Result};
 use llamavid_weights::Checkpoint;
+use llamavid_weights::gguf::GgufFile;
 use llamavid_weights::key_table::VISION_TOWER;
 use serde_json::{Map, Value};
 
@@ -57,7 +58,7 @@ pub enum LanguageSource {
     /// A folder in the published layout.
     Folder(PathBuf, Checkpoint),
     /// A GGUF file, taken over as it is.
-    Gguf(PathBuf),
+    Gguf(PathBuf, Checkpoint),
 }
 
 /// Candidates of every part, before it is known whether there is one of each.
@@ -212,7 +213,10 @@ impl Candidates {
 
         let languages = [&self.language[..], &self.gguf[..]].concat();
         let language = match only("the language model", &languages)? {
-            Some(file) if self.gguf.contains(&file) => LanguageSource::Gguf(file),
+            Some(file) if self.gguf.contains(&file) => {
+                let weights = Checkpoint::from_gguf(GgufFile::open(&file)?)?;
+                LanguageSource::Gguf(file, weights)
+            }
             Some(folder) => LanguageSource::Folder(folder.clone(), Checkpoint::open_folder(&folder)?),
             None => return Err(language_missing(&config)),
         };
@@ -316,8 +320,13 @@ fn kind(file: &Path, weights: &Checkpoint) -> Result<Kind> {
         return Ok(Kind::Eva);
     }
     let first: Vec<&str> = weights.names().take(3).collect();
-    Err(invalid(file, &format!("is no part of a model that is known; its first weights are {}", first.join(", ")))
-        .with_hint("Parts are eva_vit_g.pth, instruct_blip_vicuna7b_trimmed.pth, mm_projector.bin and GGUF files."))
+    Err(invalid(
+        file,
+        &format!("is no part of a model that is known; its first weights are {}", first.join(", ")),
+    )
+    .with_hint(
+        "Parts are eva_vit_g.pth, instruct_blip_vicuna7b_trimmed.pth, mm_projector.bin and GGUF files.",
+    ))
 }
 
 /// A visual encoder's file with its names, and whether it is one of pre-training: such a one has a head and a block more.
@@ -326,7 +335,8 @@ fn eva(file: &Path) -> Result<(Checkpoint, bool)> {
     if weights.names().any(|name| name.starts_with(VISION_TOWER)) {
         return Ok((weights.under(VISION_TOWER), false));
     }
-    let pretraining = ["norm.weight", "fc_norm.weight", "head.weight"].iter().any(|key| weights.contains(key));
+    let pretraining =
+        ["norm.weight", "fc_norm.weight", "head.weight"].iter().any(|key| weights.contains(key));
     Ok((weights, pretraining))
 }
 
@@ -342,11 +352,14 @@ fn is_gguf(file: &Path) -> Result<bool> {
 
 /// Files directly in a folder whose names end so, sorted.
 fn files_with(folder: &Path, extensions: &[&str]) -> Result<Vec<PathBuf>> {
-    let entries = fs::read_dir(folder).map_err(|error| invalid(folder, &format!("cannot be read: {error}")))?;
+    let entries =
+        fs::read_dir(folder).map_err(|error| invalid(folder, &format!("cannot be read: {error}")))?;
     let mut files: Vec<PathBuf> = entries
         .flatten()
         .map(|entry| entry.path())
-        .filter(|path| path.is_file() && path.extension().is_some_and(|end| extensions.iter().any(|e| end == *e)))
+        .filter(|path| {
+            path.is_file() && path.extension().is_some_and(|end| extensions.iter().any(|e| end == *e))
+        })
         .collect();
     files.sort();
     Ok(files)

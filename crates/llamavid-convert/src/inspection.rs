@@ -225,8 +225,15 @@ impl Inspection {
                 Ok(place) => {
                     let count = weight.shape.iter().product::<usize>() as u64;
                     found.parameters += count;
-                    found.bytes += count * place.dtype.size_in_bytes() as u64;
-                    *found.dtypes.entry(place.dtype.as_str()).or_default() += 1;
+                    let (name, bytes) = match place.format {
+                        Some(format) => {
+                            let block = (format.block_length() as u64, format.block_bytes() as u64);
+                            (format.name(), count / block.0 * block.1)
+                        }
+                        None => (place.dtype.as_str(), count * place.dtype.size_in_bytes() as u64),
+                    };
+                    found.bytes += bytes;
+                    *found.dtypes.entry(name).or_default() += 1;
                 }
                 Err(error) => {
                     wrong += 1;
@@ -260,7 +267,10 @@ impl Inspection {
 fn tensor(weights: &Checkpoint, name: &str) -> TensorInspection {
     TensorInspection {
         name: name.to_owned(),
-        dtype: weights.dtype(name).ok().map(|dtype| dtype.as_str()),
+        dtype: match weights.format(name) {
+            Ok(Some(format)) => Some(format.name()),
+            _ => weights.dtype(name).ok().map(|dtype| dtype.as_str()),
+        },
         shape: weights.shape(name).unwrap_or_default(),
     }
 }

@@ -106,10 +106,10 @@ pub fn metadata(
     let positions = match config.rope_scaling {
         Some(RopeScaling::Linear { factor }) => (config.max_positions as f64 / factor).round() as usize,
         None => config.max_positions,
-        Some(RopeScaling::Dynamic { .. } | RopeScaling::Llama3 { .. }) => {
-            let message = "config.json: rope_scaling is neither none nor linear, which a GGUF file cannot say here";
+        Some(other) => {
+            let message = format!("config.json: rope_scaling: {other:?} cannot be written to a GGUF file");
             return Err(Error::new(ErrorCode::ModelUnsupported, message)
-                .with_hint("Convert without --quantize: the scaling stays in config.json then."));
+                .with_hint("Convert without --quantize, and quantise while loading: --load 4bit."));
         }
     };
     let mut metadata = vec![
@@ -169,7 +169,11 @@ impl Tokenizer {
             .collect();
         added.sort();
         let unknown = pieces.pieces().iter().position(|piece| piece.r#type() == Type::Unknown).unwrap_or(0);
-        Ok(Self { added: added.into_iter().map(|(_, token)| token).collect(), unknown: unknown as u32, pieces })
+        Ok(Self {
+            added: added.into_iter().map(|(_, token)| token).collect(),
+            unknown: unknown as u32,
+            pieces,
+        })
     }
 
     fn metadata(&self, config: &LanguageModelConfig) -> Result<Vec<(String, GgufValue)>> {

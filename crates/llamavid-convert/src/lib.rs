@@ -18,5 +18,7 @@ mod plan;
 pub use conversion::{Conversion, ConversionPart};
 pub use convert::{ConvertOptions, Converted, convert};
 pub use formats::Quantisation;
-pub use inspection::{Inspection, PartInspection, Problem, SideFile, TensorInspection, inspect, inspect_json};
+pub use inspection::{
+    Inspection, PartInspection, Problem, SideFile, TensorInspection, inspect, inspect_json,
+};
 pub use output::Progress;

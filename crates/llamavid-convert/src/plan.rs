@@ -58,6 +58,8 @@ pub enum Body {
     Safetensors,
     /// Numbers in blocks.
     Gguf(Vec<(String, GgufValue)>),
+    /// Another file, as it is.
+    Copy(PathBuf),
 }
 
 /// A weight on its way.
@@ -91,14 +93,16 @@ struct Sources {
 
 impl Sources {
     fn open(inputs: &Inputs) -> Self {
-        let open = |weights: &Checkpoint, table| Loader::new(weights.clone(), table, DType::F32, &Device::Cpu);
+        let open =
+            |weights: &Checkpoint, table| Loader::new(weights.clone(), table, DType::F32, &Device::Cpu);
         let mut tokens = vec![open(&inputs.trained, Part::TokenGenerator.table())];
         tokens.extend(inputs.query_model.as_ref().map(|weights| open(weights, &INSTRUCT_BLIP)));
-        let language = match &inputs.language {
-            LanguageSource::Folder(_, weights) => vec![open(weights, Part::LanguageModel.table())],
-            LanguageSource::Gguf(_) => Vec::new(),
-        };
-        Self { vision: vec![open(&inputs.vision, Part::VisualEncoder.table())], tokens, language }
+        let (LanguageSource::Folder(_, language) | LanguageSource::Gguf(_, language)) = &inputs.language;
+        Self {
+            vision: vec![open(&inputs.vision, Part::VisualEncoder.table())],
+            tokens,
+            language: vec![open(language, Part::LanguageModel.table())],
+        }
     }
 
     fn of(&self, part: Part) -> &[Loader] {
@@ -127,10 +131,15 @@ impl Plan {
     /// `MODEL_INVALID` names the file and the weight that is missing, of another shape, no floating-point number, or not
     /// wanted; `MODEL_FILE_MISSING` for a tokenizer.
     pub fn new(inputs: &Inputs, options: &ConvertOptions) -> Result<Self> {
+        if let (LanguageSource::Gguf(file, _), Some(_)) = (&inputs.language, options.quantize) {
+            let message = format!("{}: is quantised already, as it says itself", file.display());
+            return Err(Error::new(ErrorCode::InvalidArgument, message)
+                .with_hint("Convert without --quantize, or give the language model's own folder."));
+        }
         let config = configuration::understand(inputs)?;
         let sources = Sources::open(inputs);
         let mut weights = Vec::new();
-        for part in Part::ALL.into_iter().filter(|part| !sources.of(*part).is_empty()) {
+        for part in Part::ALL {
             for needed in needed(part, &config)? {
                 let (source, found) = sources.find(part, &needed)?;
                 let name = part.published(&needed.ours);
@@ -203,6 +212,7 @@ impl PlannedFile {
     /// A weight that the format has no room for.
     pub fn bytes(&self) -> Result<u64> {
         let length = match &self.body {
+            Body::Copy(file) => std::fs::metadata(file).map(|facts| facts.len()),
             Body::Safetensors => {
                 SafetensorsWriter::<Vec<u8>>::length(&self.headers(), &safetensors_metadata())
             }
@@ -296,7 +306,7 @@ impl Tokenizer {
 fn folders(inputs: &Inputs) -> Vec<PathBuf> {
     let language = match &inputs.language {
         LanguageSource::Folder(folder, _) => folder.clone(),
-        LanguageSource::Gguf(file) => file.parent().map(Path::to_path_buf).unwrap_or_default(),
+        LanguageSource::Gguf(file, _) => file.parent().map(Path::to_path_buf).unwrap_or_default(),
     };
     vec![inputs.model.clone(), language]
 }
@@ -341,14 +351,18 @@ fn files(
     tokenizer: &Tokenizer,
 ) -> Result<(Vec<PlannedFile>, Option<Vec<u8>>)> {
     let (mut rest, mut blocks) = (Vec::new(), BTreeMap::<Part, Vec<Weight>>::new());
+    let mut copied = Vec::new();
     for mut weight in weights {
+        if let (Part::LanguageModel, LanguageSource::Gguf(..)) = (weight.part, &inputs.language) {
+            copied.push(weight);
+            continue;
+        }
         match (weight.part, options.quantize) {
             (Part::LanguageModel, Some(quantize)) => {
                 weight.format = language_format(&weight, config, quantize);
                 weight.written_name = language_gguf::name(&weight.ours).ok_or_else(|| {
                     let message = format!("{}: llama.cpp has no name for this weight", weight.name);
-                    Error::new(ErrorCode::ModelUnsupported, message)
-                        .with_hint("Convert without --quantize.")
+                    Error::new(ErrorCode::ModelUnsupported, message).with_hint("Convert without --quantize.")
                 })?;
                 blocks.entry(weight.part).or_default().push(weight);
             }
@@ -360,6 +374,10 @@ fn files(
         }
     }
     let (mut files, index) = shards(rest, options.shard_bytes.unwrap_or(SHARD_BYTES))?;
+    if let LanguageSource::Gguf(file, _) = &inputs.language {
+        let body = Body::Copy(file.clone());
+        files.push(PlannedFile { name: LANGUAGE_GGUF.to_owned(), body, weights: copied });
+    }
     for (part, weights) in blocks {
         let (name, metadata) = match (part, options.quantize) {
             (Part::LanguageModel, Some(quantize)) => {

@@ -70,7 +70,8 @@ fn large_model(folder: &Path) -> u64 {
                         continue;
                     }
                 };
-                let tensor = Tensor::full(0.01f32, shape, &Device::Cpu).unwrap().to_dtype(DType::F16).unwrap();
+                let tensor =
+                    Tensor::full(0.01f32, shape, &Device::Cpu).unwrap().to_dtype(DType::F16).unwrap();
                 shard.insert(name.replacen(".0.", &format!(".{layer}."), 1), tensor);
             }
         }
@@ -100,6 +101,10 @@ fn it_is_that_of_some_weights_and_not_of_the_model() {
         let grown = peak().saturating_sub(before);
         assert!(made.bytes > 2 * largest_shard);
         assert!(grown < largest_shard, "{name}: {grown} bytes for shards of {largest_shard}");
-        println!("{name}: {} MB written, the memory grew by {} MB", made.bytes / 1_000_000, grown / 1_000_000);
+        println!(
+            "{name}: {} MB written, the memory grew by {} MB",
+            made.bytes / 1_000_000,
+            grown / 1_000_000
+        );
     }
 }

@@ -129,7 +129,11 @@ pub fn inspect_model(
     let cancellation = flag(c);
     promise(
         env,
-        move || Ok(run_aside("llamavid inspect", move || converter::inspect_json(path.as_ref(), verify, &cancellation))),
+        move || {
+            Ok(run_aside("llamavid inspect", move || {
+                converter::inspect_json(path.as_ref(), verify, &cancellation)
+            }))
+        },
         |found| found,
     )
 }
@@ -137,7 +141,10 @@ pub fn inspect_model(
 /// Instruction sets of this processor that the kernels use where they are there, and whether they are.
 #[napi]
 pub fn processor_features() -> Vec<ProcessorFeature> {
-    runtime::processor_features().into_iter().map(|(name, present)| ProcessorFeature { name, present }).collect()
+    runtime::processor_features()
+        .into_iter()
+        .map(|(name, present)| ProcessorFeature { name, present })
+        .collect()
 }
 
 /// An instruction set.

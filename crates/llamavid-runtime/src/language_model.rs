@@ -1,15 +1,18 @@
 //! The decoder of a model folder with its tokenizer.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use candle_core::DType;
 use llamavid_models::language_model::LanguageModel as Model;
 use llamavid_models::tokenizer::LlamaTokenizer;
+use llamavid_weights::Loader;
+use llamavid_weights::key_table::LANGUAGE;
 
 use crate::device::Weights;
-use crate::model_folder::{GenerationDefaults, ModelFolder};
-use crate::{Cancellation, Device, Precision, Reply, run_aside};
+use crate::gguf_model::GgufModel;
+use crate::model_folder::{GenerationDefaults, ModelFolder, build};
+use crate::{Cancellation, Device, Precision, Reply, Result, run_aside};
 
 /// The language model of a folder. Sessions keep it alive.
 #[derive(Debug)]
@@ -23,7 +26,7 @@ pub struct LanguageModel {
 }
 
 impl LanguageModel {
-    /// Loads it from `folder`, on a thread of its own.
+    /// Loads it from a model folder, or from a GGUF file of llama.cpp's, on a thread of its own.
     pub fn load(
         folder: PathBuf,
         device: Arc<Device>,
@@ -32,6 +35,9 @@ impl LanguageModel {
     ) -> Reply<Self> {
         run_aside("llamavid load", move || {
             cancellation.check()?;
+            if folder.extension().is_some_and(|extension| extension == "gguf") && folder.is_file() {
+                return Self::from_gguf(&folder, device, precision, &cancellation);
+            }
             let folder = ModelFolder::open(&folder)?.with_quantisation(precision.quantisation);
             let tokenizer = folder.llama_tokenizer()?;
             let defaults = folder.generation_defaults()?;
@@ -47,6 +53,28 @@ impl LanguageModel {
                 conversation,
                 device,
             })
+        })
+    }
+
+    fn from_gguf(
+        file: &Path,
+        device: Arc<Device>,
+        precision: Precision,
+        cancellation: &Cancellation,
+    ) -> Result<Self> {
+        let GgufModel { config, tokenizer, checkpoint } = GgufModel::open(file)?;
+        let dtype = precision.on(&device)?;
+        let quantisation = precision.quantisation;
+        let loader = Loader::quantising(checkpoint, &LANGUAGE, quantisation, dtype, device.tensors());
+        let model = build(loader, |vb| Model::new(&config, vb))?;
+        cancellation.check()?;
+        Ok(Self {
+            model: Weights::new(model, device.clone()),
+            tokenizer,
+            defaults: GenerationDefaults::default(),
+            image_placeholder: "<image>",
+            conversation: None,
+            device,
         })
     }
 

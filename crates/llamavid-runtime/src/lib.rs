@@ -8,6 +8,7 @@ mod data_check;
 mod device;
 mod dtype;
 mod error;
+mod gguf_model;
 mod gpus;
 mod language_model;
 mod layer_placement;

@@ -22,6 +22,8 @@ use crate::layer_placement::place_layers;
 use crate::manifest::Manifest;
 use crate::{Error, ErrorCode, Result};
 
+/// The visual encoder of a converted model in eight bits.
+const VISION_FILE: &str = "visual-encoder.gguf";
 /// Side files are small; a larger one is not what its name says.
 const LARGEST_SIDE_FILE: u64 = 64 << 20;
 
@@ -102,7 +104,8 @@ impl ModelFolder {
         if let Some(manifest) = &manifest {
             manifest.check_sizes(&root)?;
         }
-        let vision = match whole && !root.join("visual-encoder.gguf").is_file() {
+        let vision = match whole {
+            true if root.join(VISION_FILE).is_file() => VisionWeights::EvaFile(root.join(VISION_FILE)),
             true => VisionWeights::Shards,
             false => find_vision(&root, files.vision.as_deref())?,
         };
@@ -425,7 +428,8 @@ fn visual_weights(file: &Path) -> Result<Checkpoint> {
     Ok(if own { checkpoint } else { tower })
 }
 
-fn build<M>(
+/// Builds a part of a model, strictly.
+pub(crate) fn build<M>(
     loader: Loader,
     new: impl FnOnce(WeightSource<'static>) -> llamavid_models::Result<M>,
 ) -> Result<M> {
@@ -468,7 +472,7 @@ fn candidates(root: &Path, written: &str) -> Vec<PathBuf> {
 /// # Errors
 /// `MODEL_FILE_MISSING` names the places that were looked at.
 pub fn find_vision(root: &Path, written: Option<&str>) -> Result<VisionWeights> {
-    let converted = root.join("visual-encoder.gguf");
+    let converted = root.join(VISION_FILE);
     if converted.is_file() {
         return Ok(VisionWeights::EvaFile(converted));
     }

@@ -185,6 +185,14 @@ impl Checkpoint {
         Ok(tensor.to_device(device)?)
     }
 
+    /// Gives the memory of a mapped tensor back to the system: reading a whole checkpoint then takes the memory of one
+    /// tensor and not that of all files.
+    pub fn release(&self, name: &str) {
+        if let Ok(located) = self.located(name) {
+            located.file.release(&located.key);
+        }
+    }
+
     /// How a matrix is stored, where it can stay in its file; none where it has to be read.
     ///
     /// # Errors
@@ -213,14 +221,6 @@ impl Checkpoint {
         let copied = matrix.with_rows(|row| turned_row(row, width))?;
         located.file.release(&located.key);
         Ok(Some(copied))
-    }
-
-    /// Gives the memory of a mapped tensor back to the system: reading a whole checkpoint then takes the memory of one
-    /// tensor and not that of all files.
-    pub fn release(&self, name: &str) {
-        if let Ok(located) = self.located(name) {
-            located.file.release(&located.key);
-        }
     }
 
     /// The tensors whose names begin with `prefix`, without it. `prefix` is taken as it is, so mind its last dot.

@@ -38,8 +38,10 @@ pub struct Found {
     pub file: PathBuf,
     /// Its name in that file.
     pub key: String,
-    /// The dtype of its numbers.
+    /// The dtype in which it is read.
     pub dtype: DType,
+    /// How it is stored, where it lies in its file as it is.
+    pub format: Option<BlockFormat>,
 }
 
 #[derive(Debug)]
@@ -270,7 +272,8 @@ impl Source {
             let problem = format!("expected floating-point numbers, found {}", dtype.as_str());
             return Err(Fault::Invalid(problem).in_tensor(&file, &key));
         }
-        Ok(Found { name, file, key, dtype })
+        let format = self.checkpoint.format(&name)?;
+        Ok(Found { name, file, key, dtype, format })
     }
 
     /// A weight by our name, in the dtype asked for.

@@ -161,8 +161,8 @@ impl TensorFile {
 
     /// Gives the memory of a tensor's bytes back to the system.
     pub(crate) fn release(&self, key: &str) {
-        if let Some(Entry::Tensor { span: Span::Plain(range), .. } | Entry::Blocks { range, .. }) =
-            self.entries.get(key)
+        if let Ok(Entry::Tensor { span: Span::Plain(range), .. } | Entry::Blocks { range, .. }) =
+            self.entry(key)
         {
             self.file.release(range.clone());
         }

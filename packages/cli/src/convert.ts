@@ -24,7 +24,11 @@ export function addConvert(command: Command, end: (exitCode: number) => void): v
     .argument('<inputs...>', 'files and folders of the model, in any order; known by their content')
     .usage('[options] <inputs...> -o <folder>')
     .option('-o, --output <folder>', 'the folder to make; must not be there yet')
-    .option('--dtype <dtype>', `${DTYPES.join(', ')} (default: each weight keeps its own)`, oneOf('--dtype', DTYPES))
+    .option(
+      '--dtype <dtype>',
+      `${DTYPES.join(', ')} (default: each weight keeps its own)`,
+      oneOf('--dtype', DTYPES),
+    )
     .option(
       '--quantize <format>',
       `the language model in blocks, as a GGUF file: ${FORMATS.join(', ')}`,
@@ -45,7 +49,8 @@ are looked for beside them when they are not named.`,
 
 async function convertModel(inputs: string[], flags: ConvertFlags): Promise<number> {
   const { output, dtype, quantize, quantizeVision } = flags;
-  if (output === undefined || output.trim() === '') throw wrong('the output folder is missing', '-o <folder>');
+  if (output === undefined || output.trim() === '')
+    throw wrong('the output folder is missing', '-o <folder>');
   using interrupt = new Interrupt();
   const { convert } = await import('@llamavid/convert');
   const progress = new Progress(flags.quiet ?? false);

@@ -115,13 +115,18 @@ async function addon(): Promise<Check[]> {
   }
   const checks = [pass('addon', `loaded on ${process.platform}-${process.arch}, Node ${process.version}`)];
   const features = native.processorFeatures();
-  const names = (present: boolean) => features.filter((one) => one.present === present).map(({ name }) => name);
+  const names = (present: boolean) =>
+    features.filter((one) => one.present === present).map(({ name }) => name);
   const needed = ['avx2', 'fma', 'neon'].filter((name) => names(false).includes(name));
   const has = names(true).join(', ') || 'none that are used';
   checks.push(
     needed.length === 0
       ? pass('instruction sets', has)
-      : warning('instruction sets', `${has}; not ${needed.join(', ')}`, 'Answers take several times as long here.'),
+      : warning(
+          'instruction sets',
+          `${has}; not ${needed.join(', ')}`,
+          'Answers take several times as long here.',
+        ),
   );
   checks.push(gpu(native));
   return checks;
@@ -146,7 +151,9 @@ async function codecs(): Promise<Check[]> {
     const { videoDecoders } = await import('@llamavid/video');
     const missing = videoDecoders().filter(({ decoder }) => decoder === null);
     const found = videoDecoders().filter(({ decoder }) => decoder !== null);
-    const text = found.map(({ codec, decoder }) => (codec === decoder ? codec : `${codec} (${decoder})`)).join(', ');
+    const text = found
+      .map(({ codec, decoder }) => (codec === decoder ? codec : `${codec} (${decoder})`))
+      .join(', ');
     if (missing.length === 0) return [pass('codecs', text)];
     const names = missing.map(({ codec }) => codec).join(', ');
     return [warning('codecs', `${text}; not ${names}`, 'Convert such videos to H.264 first.')];
@@ -172,7 +179,10 @@ function cache(): Check {
   } catch (error) {
     return failed('cache', error, 'Make it writable, or set HF_HOME to a folder that is.');
   }
-  return pass('cache', place === folder ? `${folder}, ${gigabytes(sizeOf(folder))}` : `${folder}, not made yet`);
+  return pass(
+    'cache',
+    place === folder ? `${folder}, ${gigabytes(sizeOf(folder))}` : `${folder}, not made yet`,
+  );
 }
 
 /** Bytes of the files in a folder; links are not followed, so that nothing counts twice. */

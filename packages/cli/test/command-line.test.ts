@@ -67,6 +67,8 @@ describe('llamavid', () => {
     'an unknown device': ['ask', clip, 'What?', '--device', 'abacus'],
     'several devices': ['ask', clip, 'What?', '--device', 'cuda:0,1'],
     'an unknown dtype': ['ask', clip, 'What?', '--dtype', 'f8'],
+    'an unknown number of bits': ['ask', clip, 'What?', '--load', '2bit'],
+    'an unknown cache': ['ask', clip, 'What?', '--kv-cache', '2bit'],
     'an unknown template': ['ask', clip, 'What?', '--conversation', 'nobody'],
     'a negative temperature': ['ask', clip, 'What?', '--temperature', '-1'],
     'top-p above 1': ['ask', clip, 'What?', '--top-p', '1.5'],
@@ -101,7 +103,6 @@ describe('llamavid', () => {
   for (const [code, args] of Object.entries({
     MEDIA_NOT_FOUND: ['ask', 'nowhere.mp4', 'What?', '--model', model],
     MODEL_NOT_FOUND: ['ask', clip, 'What?', '--model', 'nowhere'],
-    MODEL_UNSUPPORTED: ['ask', clip, 'What?', '--model', model, '--load', '8bit'],
     MEDIA_UNREADABLE: ['ask', join(model, 'config.json'), 'What?', '--model', model],
   })) {
     it(`exits with 1 and tells ${code}`, async () => {

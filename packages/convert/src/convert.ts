@@ -52,7 +52,14 @@ export async function convert(
   if (inputs.length === 0) throw wrong('there are no inputs', 'Name the files and folders of the model.');
   if (output === '') throw wrong('the output is empty', 'Name the folder to make.');
   return withCancellation(signal, async (cancellation) => {
-    const request = { inputs: [...inputs], output, dtype, quantize, quantizeVision, shardBytes };
+    const request = {
+      inputs: [...inputs],
+      output,
+      ...(dtype !== undefined && { dtype }),
+      ...(quantize !== undefined && { quantize }),
+      ...(quantizeVision !== undefined && { quantizeVision }),
+      ...(shardBytes !== undefined && { shardBytes }),
+    };
     using conversion = callNative(() => Conversion.start(request, cancellation));
     for (;;) {
       const report = await conversion.next();

@@ -177,8 +177,12 @@ describe('LlamaVid', () => {
       code: 'INVALID_ARGUMENT',
     });
     // @ts-expect-error Not in the types either.
-    await expect(LlamaVid.load(folder, { load: '8bit' })).rejects.toMatchObject({
-      code: 'MODEL_UNSUPPORTED',
+    await expect(LlamaVid.load(folder, { load: '2bit' })).rejects.toMatchObject({
+      code: 'INVALID_ARGUMENT',
+    });
+    // @ts-expect-error Not in the types either.
+    await expect(model.ask(undefined, 'Hi', { kvCache: '2bit' }).result()).rejects.toMatchObject({
+      code: 'INVALID_ARGUMENT',
     });
     await expect(LlamaVid.load(join(fixtures, 'nowhere'))).rejects.toMatchObject({ code: 'MODEL_NOT_FOUND' });
     await expect(model.open('nowhere.mp4')).rejects.toMatchObject({ code: 'MEDIA_NOT_FOUND' });

@@ -9,7 +9,7 @@ use llamavid_models::observer::Blind;
 use llamavid_models::token_generation::{FeatureKind, Questions};
 use llamavid_runtime::model_folder::ModelFolder;
 
-use crate::folders::{converted, oracle, options, random_model, run, stage_one, tiny_model};
+use crate::folders::{converted, options, oracle, random_model, run, stage_one, tiny_model};
 
 /// New tokens of an answer.
 const ANSWER: usize = 12;
@@ -25,7 +25,8 @@ fn answer_with(
 ) -> (Vec<Vec<f32>>, Vec<u32>) {
     let device = &Device::Cpu;
     let side = folder.preprocessing().size;
-    let pixels: Vec<f32> = (0..2 * 3 * side * side).map(|index| ((index % 251) as f32 - 125.) / 60.).collect();
+    let pixels: Vec<f32> =
+        (0..2 * 3 * side * side).map(|index| ((index % 251) as f32 - 125.) / 60.).collect();
     let pixels = Tensor::from_vec(pixels, (2, 3, side, side), device).unwrap();
     let features = folder.visual_encoder(DType::F32, device).unwrap().forward(&pixels, &mut Blind).unwrap();
     let tokenizer = folder.query_tokenizer().unwrap();

@@ -16,7 +16,11 @@ fn a_good_folder_is_described() {
     assert_eq!(names, ["visual encoder", "token generator", "language model"]);
     assert!(found.parts.iter().all(|part| part.parameters > 0 && part.bytes > part.parameters));
     assert!(found.side_files.iter().all(|file| file.path.is_some()));
-    refused(inspect(&random_model(), true, &Cancellation::default()), ErrorCode::InvalidArgument, &["manifest"]);
+    refused(
+        inspect(&random_model(), true, &Cancellation::default()),
+        ErrorCode::InvalidArgument,
+        &["manifest"],
+    );
 }
 
 #[test]
@@ -54,8 +58,7 @@ fn what_is_missing_or_strange_is_listed() {
 
 #[test]
 fn a_file_of_weights_is_listed() {
-    let found =
-        inspect(&random_model().join("eva_vit_g.pth"), false, &Cancellation::default()).unwrap();
+    let found = inspect(&random_model().join("eva_vit_g.pth"), false, &Cancellation::default()).unwrap();
     assert!(found.tensors.iter().any(|tensor| tensor.name == "pos_embed"));
     refused(inspect("none".as_ref(), false, &Cancellation::default()), ErrorCode::ModelNotFound, &["none"]);
 }

@@ -6,9 +6,10 @@ use std::path::PathBuf;
 use candle_core::{DType, Device, Tensor};
 use llamavid_runtime::{Cancellation, ErrorCode};
 use llamavid_weights::Checkpoint;
+use llamavid_weights::key_table::VISION_TOWER;
 use llamavid_weights::writer::write_safetensors;
 
-use crate::folders::{copy, names, options, oracle, random_model, refused, run, stage_one};
+use crate::folders::{copy, names, options, oracle, random_model, refused, run, stage_one, tiny_model};
 
 #[test]
 fn each_missing_part_is_named_with_where_to_get_it() {
@@ -18,8 +19,12 @@ fn each_missing_part_is_named_with_where_to_get_it() {
     let all = [case.join("llm"), adapter, case.join("eva_vit_g.pth"), case.join("bert")];
     let missing = ["language model", "trained parts", "visual encoder", "vocabulary"];
     for (left_out, word) in missing.iter().enumerate() {
-        let inputs: Vec<PathBuf> =
-            all.iter().enumerate().filter(|(index, _)| *index != left_out).map(|(_, path)| path.clone()).collect();
+        let inputs: Vec<PathBuf> = all
+            .iter()
+            .enumerate()
+            .filter(|(index, _)| *index != left_out)
+            .map(|(_, path)| path.clone())
+            .collect();
         let error = run(&options(&inputs, &place.path().join("out"))).unwrap_err();
         assert_eq!(error.code, ErrorCode::ModelFileMissing, "{error}");
         assert!(error.message.contains(word), "{word}: {}", error.message);
@@ -49,11 +54,14 @@ fn two_of_a_part_are_refused() {
 fn weights_of_another_model_are_named() {
     let place = tempfile::tempdir().unwrap();
     let output = place.path().join("out");
-    let result = run(&options(&[random_model(), oracle("image-336").join("eva_vit_g.pth")], &output));
-    let error = result.unwrap_err();
-    assert_eq!(error.code, ErrorCode::ModelInvalid, "{error}");
-    assert!(error.message.contains("eva_vit_g.pth") || error.message.contains("config.json"), "{error}");
-    assert!(!output.exists());
+    let vision = Checkpoint::open_folder(&tiny_model()).unwrap().under(VISION_TOWER);
+    let read = |name: &str| (name.to_owned(), vision.read(name, &Device::Cpu).unwrap());
+    let file = place.path().join("wider.safetensors");
+    let mut out = fs::File::create(&file).unwrap();
+    write_safetensors(&mut out, &vision.names().map(read).collect(), &Default::default()).unwrap();
+    let result = run(&options(&[random_model(), file], &output));
+    refused(result, ErrorCode::ModelInvalid, &["wider.safetensors", "`pos_embed`", "expected shape"]);
+    assert_eq!(names(place.path()), ["wider.safetensors"]);
 }
 
 /// The random model as one safetensors file whose tensors `change` may replace.
@@ -91,10 +99,17 @@ fn a_wrong_weight_is_named_before_anything_is_written() {
 fn a_weight_that_nobody_wants_and_one_that_is_no_number_are_named() {
     let place = tempfile::tempdir().unwrap();
     let (folder, output) = (place.path().join("model"), place.path().join("out"));
-    changed(&folder, |name, tensor| {
-        if name == "model.norm.weight" { (tensor * f64::NAN).ok() } else { Some(tensor) }
-    });
-    refused(run(&options(std::slice::from_ref(&folder), &output)), ErrorCode::ModelInvalid, &["model.norm.weight", "finite"]);
+    changed(
+        &folder,
+        |name, tensor| {
+            if name == "model.norm.weight" { (tensor * f64::NAN).ok() } else { Some(tensor) }
+        },
+    );
+    refused(
+        run(&options(std::slice::from_ref(&folder), &output)),
+        ErrorCode::ModelInvalid,
+        &["model.norm.weight", "finite"],
+    );
     fs::remove_dir_all(&folder).unwrap();
     copy(&random_model(), &folder);
     let config = fs::read_to_string(folder.join("config.json")).unwrap();
@@ -112,7 +127,11 @@ fn damaged_inputs_are_named() {
     type Damage = fn(&std::path::Path);
     let damages: [(Damage, ErrorCode, &str); 5] = [
         (|folder| cut(&folder.join("pytorch_model-00002-of-00003.bin")), ErrorCode::ModelInvalid, shard),
-        (|folder| fs::remove_file(folder.join("pytorch_model-00002-of-00003.bin")).unwrap(), ErrorCode::ModelFileMissing, shard),
+        (
+            |folder| fs::remove_file(folder.join("pytorch_model-00002-of-00003.bin")).unwrap(),
+            ErrorCode::ModelFileMissing,
+            shard,
+        ),
         (
             |folder| {
                 let path = folder.join("pytorch_model.bin.index.json");

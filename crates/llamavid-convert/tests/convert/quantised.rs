@@ -1,16 +1,20 @@
 //! Language models in GGUF files.
 
 use std::collections::BTreeMap;
-use std::fs::File;
+use std::fs::{self, File};
 use std::path::Path;
 
 use candle_core::quantized::gguf_file::{Content, Value};
 use candle_core::{DType, Device, Tensor};
 use llamavid_convert::Quantisation;
+use llamavid_runtime::ErrorCode;
 use llamavid_runtime::manifest::Manifest;
+use llamavid_runtime::model_folder::ModelFolder;
 use llamavid_weights::Checkpoint;
+use llamavid_weights::writer::write_safetensors;
 
-use crate::folders::{options, run, tiny_model};
+use crate::answers::answer;
+use crate::folders::{options, refused, run, tiny_model};
 
 fn quantised(quantize: Quantisation, vision: bool) -> (tempfile::TempDir, std::path::PathBuf) {
     let place = tempfile::tempdir().unwrap();
@@ -74,6 +78,58 @@ fn the_file_holds_the_weights_under_the_names_and_in_the_order_of_llama_cpp() {
     let Value::Array(tokens) = &content.metadata["tokenizer.ggml.tokens"] else { panic!("no list") };
     assert_eq!(tokens.len(), 1199);
     assert_eq!(tokens[1].to_string().unwrap(), "<s>");
+}
+
+#[test]
+fn it_loads_and_answers_nearly_the_same() {
+    let (_place, output) = quantised(Quantisation::Q8_0, true);
+    let (rounded, _) = answer(&ModelFolder::open(&output).unwrap());
+    let (exact, _) = answer(&ModelFolder::open(&tiny_model()).unwrap());
+    let distance = rounded[0].iter().zip(&exact[0]).map(|(a, b)| (a - b).abs()).fold(0f32, f32::max);
+    let largest = exact[0].iter().fold(0f32, |most, value| most.max(value.abs()));
+    assert!(distance > 0. && distance / largest < 0.05, "{distance} of {largest}");
+}
+
+#[test]
+fn a_gguf_file_is_taken_over_as_it_is() {
+    let (place, output) = quantised(Quantisation::Q4_0, false);
+    // Everything but the language model, as stage 1 leaves it, and the language model apart.
+    let rest = place.path().join("rest");
+    fs::create_dir(&rest).unwrap();
+    for name in ["config.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json"] {
+        fs::copy(output.join(name), rest.join(name)).unwrap();
+    }
+    let weights = Checkpoint::open_folder(&output).unwrap();
+    let only = |families: &[&str], file: &Path| {
+        let tensors = weights
+            .names()
+            .filter(|name| families.iter().any(|family| name.starts_with(family)))
+            .map(|name| (name.to_owned(), weights.read(name, &Device::Cpu).unwrap()))
+            .collect();
+        write_safetensors(&mut File::create(file).unwrap(), &tensors, &Default::default()).unwrap();
+    };
+    only(&["model.vlm_att_", "model.mm_projector."], &rest.join("mm_projector.bin"));
+    only(&["model.vision_tower."], &rest.join("vision.safetensors"));
+    let gguf = output.join("language-model.gguf");
+    let inputs = [
+        gguf.clone(),
+        rest.clone(),
+        rest.join("vision.safetensors"),
+        output.join("bert"),
+        output.join("processor"),
+    ];
+    let again = place.path().join("again");
+    let mut options = options(&inputs, &again);
+    run(&options).unwrap();
+    assert_eq!(fs::read(again.join("language-model.gguf")).unwrap(), fs::read(gguf).unwrap());
+    let open = |folder: &Path| answer(&ModelFolder::open(folder).unwrap());
+    assert_eq!(open(&again), open(&output));
+    let origin = &Manifest::read(&again).unwrap().unwrap().tensors["model.layers.0.mlp.up_proj.weight"];
+    assert_eq!((origin.key.as_str(), origin.source.as_str()), ("blk.0.ffn_up.weight", "language-model.gguf"));
+
+    options.quantize = Some(Quantisation::Q8_0);
+    options.output = place.path().join("third");
+    refused(run(&options), ErrorCode::InvalidArgument, &["quantised already"]);
 }
 
 #[test]

@@ -96,7 +96,11 @@ fn every_damage_to_a_file_is_noticed() {
         let mut changed = whole.clone();
         *changed.last_mut().unwrap() ^= 1;
         fs::write(&path, &changed).unwrap();
-        refused(manifest.verify(&output, &Cancellation::default(), |_| {}), ErrorCode::ModelInvalid, &[name, "sha256"]);
+        refused(
+            manifest.verify(&output, &Cancellation::default(), |_| {}),
+            ErrorCode::ModelInvalid,
+            &[name, "sha256"],
+        );
         fs::write(&path, &whole).unwrap();
     }
     load(&output).unwrap();

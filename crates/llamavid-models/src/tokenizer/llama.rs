@@ -8,6 +8,7 @@ use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
+use sentencepiece_model::Type;
 use serde_json::{Map, Value};
 
 use super::sentence_piece::{PieceDecoder, SPACE_MARK, SentencePiece};
@@ -71,10 +72,66 @@ impl LlamaTokenizer {
                 )));
             }
         }
-        let legacy = read_flag(&config, "legacy", true)?;
-        let special = read_special_tokens(&config, &map)?;
+        Self::assemble(pieces, &config, &added_tokens, &map)
+    }
 
-        let mut added = read_added_tokens(&added_tokens, &pieces)?;
+    /// A vocabulary as GGUF files hold it: a text, a score and ggml's number of a kind for each id. Tokens behind the pieces are
+    /// added ones; `special` are pairs of a role (`bos_token`) and an id.
+    ///
+    /// # Errors
+    /// [`Error::Tokenizer`] for a vocabulary that is none of SentencePiece.
+    pub fn from_vocabulary(
+        tokens: &[(String, f32, u32)],
+        space_prefix: bool,
+        special: &[(&str, u64)],
+    ) -> Result<Self> {
+        const UNUSED: u32 = 5;
+        let count = tokens.iter().take_while(|(_, _, kind)| !matches!(*kind, 4 | UNUSED)).count();
+        let (pieces, added) = tokens.split_at(count);
+        let pieces = pieces.iter().enumerate().map(|(id, (text, score, kind))| {
+            let kind = match kind {
+                1 => Type::Normal,
+                2 => Type::Unknown,
+                3 => Type::Control,
+                6 => Type::Byte,
+                other => {
+                    return Err(Error::Tokenizer(format!(
+                        "token {id} (`{text}`) is of an unknown kind, {other}"
+                    )));
+                }
+            };
+            Ok((text.as_str(), *score, kind))
+        });
+        let pieces: Vec<_> = pieces.collect::<Result<_>>()?;
+        let bytes = pieces.iter().any(|(_, _, kind)| *kind == Type::Byte);
+        let pieces = SentencePiece::new(pieces.into_iter(), bytes, " \u{2047} ".to_owned(), space_prefix)?;
+        let added_tokens = added
+            .iter()
+            .zip(count..)
+            .filter(|((_, _, kind), _)| *kind != UNUSED)
+            .map(|((text, ..), id)| (text.clone(), Value::from(id)))
+            .collect();
+        let text_of = |id: u64| tokens.get(usize::try_from(id).ok()?).map(|(text, ..)| text.clone());
+        let mut config = Map::new();
+        for (role, id) in special {
+            let text = text_of(*id).ok_or_else(|| {
+                Error::Tokenizer(format!("`{role}` has id {id} of {} tokens", tokens.len()))
+            })?;
+            config.insert((*role).to_owned(), Value::from(text));
+        }
+        Self::assemble(pieces, &config, &added_tokens, &Map::new())
+    }
+
+    fn assemble(
+        pieces: SentencePiece,
+        config: &Map<String, Value>,
+        added_tokens: &Map<String, Value>,
+        map: &Map<String, Value>,
+    ) -> Result<Self> {
+        let legacy = read_flag(config, "legacy", true)?;
+        let special = read_special_tokens(config, map)?;
+
+        let mut added = read_added_tokens(added_tokens, &pieces)?;
         let mut added_ids: HashMap<String, u32> = HashMap::new();
         for (token, id) in added.iter().zip(next_id(&pieces, 0)?..) {
             added_ids.insert(token.clone(), id);

@@ -73,26 +73,36 @@ impl SentencePiece {
                 normalizer.name()
             )));
         }
+        let surface = proto.trainer().map_or_else(String::new, |trainer| trainer.unk_surface().into());
+        let pieces = proto.pieces().iter().map(|piece| (piece.piece(), piece.score(), piece.r#type()));
+        Self::new(pieces, byte_fallback, surface, normalizer.add_dummy_prefix())
+    }
+
+    /// A vocabulary of texts, scores and types.
+    pub(super) fn new<'a>(
+        pieces: impl ExactSizeIterator<Item = (&'a str, f32, Type)>,
+        byte_fallback: bool,
+        unknown_surface: String,
+        dummy_prefix: bool,
+    ) -> Result<Self> {
         let mut model = Self {
-            pieces: Vec::with_capacity(proto.pieces().len()),
-            ids: HashMap::with_capacity(proto.pieces().len()),
+            pieces: Vec::with_capacity(pieces.len()),
+            ids: HashMap::with_capacity(pieces.len()),
             unknown: 0,
-            unknown_surface: proto.trainer().map_or_else(String::new, |trainer| trainer.unk_surface().into()),
+            unknown_surface,
             bytes: None,
-            dummy_prefix: normalizer.add_dummy_prefix(),
+            dummy_prefix,
             longest: 0,
         };
         let mut unknown = None;
         let mut bytes = vec![None; 256];
-        for (index, piece) in proto.pieces().iter().enumerate() {
-            let id = u32::try_from(index).map_err(|_| {
-                Error::Tokenizer(format!("tokenizer.model has {} pieces", proto.pieces().len()))
-            })?;
-            let text = piece.piece();
+        for (index, (text, score, kind)) in pieces.enumerate() {
+            let id = u32::try_from(index)
+                .map_err(|_| Error::Tokenizer("tokenizer.model has more pieces than ids".into()))?;
             let problem = |problem: &str| {
                 Error::Tokenizer(format!("tokenizer.model, piece {id} (`{text}`): {problem}"))
             };
-            let kind = match piece.r#type() {
+            let kind = match kind {
                 Type::Normal => PieceKind::Normal,
                 Type::Control => PieceKind::Control,
                 Type::Unknown => {
@@ -116,7 +126,7 @@ impl SentencePiece {
             if text.is_empty() {
                 return Err(problem("it is empty"));
             }
-            if !piece.score().is_finite() {
+            if !score.is_finite() {
                 return Err(problem("its score is not a number"));
             }
             if model.ids.insert(text.to_owned(), id).is_some() {
@@ -126,7 +136,7 @@ impl SentencePiece {
                 model.longest = model.longest.max(text.len());
             }
             // Adding zero makes -0 and 0 one score.
-            model.pieces.push(Piece { text: text.to_owned(), score: piece.score() + 0.0, kind });
+            model.pieces.push(Piece { text: text.to_owned(), score: score + 0.0, kind });
         }
         model.unknown =
             unknown.ok_or_else(|| Error::Tokenizer("tokenizer.model has no unknown piece".into()))?;

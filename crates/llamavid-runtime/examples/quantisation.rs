@@ -1,0 +1,459 @@
+//! What fewer bits cost: errors of logits and changed answers of the embedded model, and errors of a random model of a
+//! billion weights. Prints the tables of docs/benchmarks/quantisation.md: `pnpm bench:quant [model folder]`.
+//!
+//! `--no-large` leaves the random model out, which takes 7 GB and some minutes.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use candle_core::{DType, Device, IndexOp, Tensor};
+use candle_nn::VarBuilder;
+use llamavid_kernels::{BlockFormat, QuantisedMatrix};
+use llamavid_models::WeightSource;
+use llamavid_models::language_model::{
+    AttentionBias, CachePrecision, Generation, GenerationOptions, LanguageModel, LanguageModelConfig, Prompt,
+    SamplingOptions, StopRule,
+};
+use llamavid_models::observer::Blind;
+use llamavid_models::preprocess::{Preprocessing, RgbImage};
+use llamavid_models::prompt::conversation::{ImageTag, Template, question_with_media};
+use llamavid_models::prompt::placeholders::tokenize_with_images;
+use llamavid_models::prompt::splice::{SpliceKind, splice};
+use llamavid_models::token_generation::{FeatureKind, Questions, TokenGenerator};
+use llamavid_models::visual_encoder::VisualEncoder;
+use llamavid_runtime::model_folder::ModelFolder;
+use llamavid_weights::key_table::LANGUAGE;
+use llamavid_weights::{Checkpoint, Loader, Quantisation};
+use llamavid_world::{MediaKind, Phrasing, Video, WorldOptions, questions, seeded_item};
+
+type Result<T> = std::result::Result<T, Box<dyn std::error::Error + Send + Sync>>;
+
+const CPU: Device = Device::Cpu;
+/// Videos of each kind.
+const VIDEOS: u32 = 12;
+const SEED: u64 = 5;
+/// Tokens of the longest answer.
+const LONGEST: usize = 64;
+
+/// Formats of the decoder's matrices; none leaves them as tensors.
+#[derive(Clone, Copy)]
+struct Formats {
+    name: &'static str,
+    layers: Option<BlockFormat>,
+    head: Option<BlockFormat>,
+    table: Option<BlockFormat>,
+}
+
+const fn formats(
+    name: &'static str,
+    layers: Option<BlockFormat>,
+    head: Option<BlockFormat>,
+    table: Option<BlockFormat>,
+) -> Formats {
+    Formats { name, layers, head, table }
+}
+
+const EXACT: Formats = formats("nothing (f32)", None, None, None);
+
+/// Each part alone, then together.
+const DECODERS: [Formats; 15] = {
+    use BlockFormat::{F16, Q4_0, Q4K, Q5K, Q6K, Q8_0};
+    [
+        formats("all F16", Some(F16), Some(F16), Some(F16)),
+        formats("layers Q8_0", Some(Q8_0), None, None),
+        formats("layers Q6_K", Some(Q6K), None, None),
+        formats("layers Q5_K", Some(Q5K), None, None),
+        formats("layers Q4_K", Some(Q4K), None, None),
+        formats("layers Q4_0", Some(Q4_0), None, None),
+        formats("head Q8_0", None, Some(Q8_0), None),
+        formats("head Q6_K", None, Some(Q6K), None),
+        formats("head Q4_K", None, Some(Q4K), None),
+        formats("head Q4_0", None, Some(Q4_0), None),
+        formats("table Q8_0", None, None, Some(Q8_0)),
+        formats("table Q4_0", None, None, Some(Q4_0)),
+        formats("layers and head Q8_0, table F16", Some(Q8_0), Some(Q8_0), Some(F16)),
+        formats("layers Q4_K, head Q6_K, table F16", Some(Q4K), Some(Q6K), Some(F16)),
+        formats("layers Q4_0, head Q8_0, table F16", Some(Q4_0), Some(Q8_0), Some(F16)),
+    ]
+};
+
+impl Formats {
+    fn of(self, name: &str) -> Option<BlockFormat> {
+        match name {
+            "embed_tokens.weight" => self.table,
+            "lm_head.weight" => self.head,
+            _ => self.layers,
+        }
+    }
+
+    /// Whether rows of all these widths fill the blocks.
+    fn fit(self, config: &LanguageModelConfig) -> bool {
+        let widths = [config.hidden_size, config.intermediate_size];
+        let fits = |format: Option<BlockFormat>, widths: &[usize]| {
+            format.is_none_or(|format| widths.iter().all(|width| format.row_bytes(*width).is_some()))
+        };
+        fits(self.layers, &widths) && fits(self.head, &widths[..1]) && fits(self.table, &widths[..1])
+    }
+}
+
+/// Sums over positions.
+#[derive(Default)]
+struct Errors {
+    positions: f64,
+    difference: f64,
+    size: f64,
+    divergence: f64,
+    same_best: f64,
+}
+
+impl Errors {
+    /// Adds logits (S, vocabulary) against the exact ones.
+    fn add(&mut self, actual: &Tensor, exact: &Tensor) -> Result<()> {
+        for (actual, exact) in actual.to_vec2::<f32>()?.iter().zip(exact.to_vec2::<f32>()?) {
+            let mean = exact.iter().map(|value| f64::from(*value)).sum::<f64>() / exact.len() as f64;
+            for (actual, exact) in actual.iter().zip(&exact) {
+                self.difference += f64::from(actual - exact).powi(2);
+                self.size += (f64::from(*exact) - mean).powi(2);
+            }
+            let (exact_log, actual_log) = (log_shares(&exact), log_shares(actual));
+            let terms =
+                exact_log.iter().zip(&actual_log).map(|(exact, actual)| exact.exp() * (exact - actual));
+            self.divergence += terms.sum::<f64>();
+            self.same_best += f64::from(u8::from(best(actual) == best(&exact)));
+            self.positions += 1.0;
+        }
+        Ok(())
+    }
+
+    fn row(&self) -> String {
+        format!(
+            "{:.2} % | {:.1e} | {:.1} %",
+            100.0 * (self.difference / self.size).sqrt(),
+            self.divergence / self.positions,
+            100.0 * self.same_best / self.positions
+        )
+    }
+}
+
+fn log_shares(logits: &[f32]) -> Vec<f64> {
+    let largest = logits.iter().fold(f64::NEG_INFINITY, |largest, value| largest.max(f64::from(*value)));
+    let sum: f64 = logits.iter().map(|value| (f64::from(*value) - largest).exp()).sum();
+    logits.iter().map(|value| f64::from(*value) - largest - sum.ln()).collect()
+}
+
+fn best(logits: &[f32]) -> usize {
+    let largest = logits.iter().fold(f32::NEG_INFINITY, |largest, value| largest.max(*value));
+    logits.iter().position(|value| *value == largest).unwrap_or(0)
+}
+
+fn main() -> Result<()> {
+    let mut arguments: Vec<String> = std::env::args().skip(1).collect();
+    let with_large = !arguments.iter().any(|argument| argument == "--no-large");
+    arguments.retain(|argument| argument != "--no-large");
+    let embedded = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../../packages/tiny/model"));
+    answers(&arguments.first().map_or(embedded, PathBuf::from))?;
+    if with_large {
+        random()?;
+    }
+    Ok(())
+}
+
+/// A question with what the exact model says to it.
+struct Asked {
+    question: String,
+    right: String,
+    /// Number of its video, and its frames (F, 3, S, S).
+    video: usize,
+    pixels: Tensor,
+    visual: Tensor,
+    ids: Vec<i64>,
+    answer: Vec<u32>,
+    /// (answer, vocabulary).
+    logits: Tensor,
+}
+
+/// The parts in front of the decoder.
+struct Front {
+    folder: ModelFolder,
+    encoder: VisualEncoder,
+    generator: TokenGenerator,
+}
+
+impl Front {
+    fn open(place: &Path, quantisation: Option<Quantisation>) -> Result<Self> {
+        let folder = ModelFolder::open(place)?.with_quantisation(quantisation);
+        let encoder = folder.visual_encoder(DType::F32, &CPU)?;
+        let generator = folder.token_generator(DType::F32, &CPU)?;
+        Ok(Self { folder, encoder, generator })
+    }
+
+    fn visual(&self, features: &Tensor, question: &str) -> Result<Tensor> {
+        let (ids, mask) = self.folder.query_tokenizer()?.encode_batch(&[question.to_owned()])?;
+        let questions =
+            Questions { input_ids: Tensor::new(ids, &CPU)?, attention_mask: Tensor::new(mask, &CPU)? };
+        let (features, kind) = match self.folder.config().features {
+            FeatureKind::Pixels => (features.clone(), FeatureKind::Pixels),
+            FeatureKind::Precomputed => {
+                (features.narrow(1, 1, features.dims()[1] - 1)?, FeatureKind::Precomputed)
+            }
+        };
+        Ok(self.generator.generate(&features, kind, &questions, &mut Blind)?.squeeze(0)?)
+    }
+}
+
+/// The decoder of a folder in some formats.
+fn decoder(folder: &Path, config: &LanguageModelConfig, formats: Formats) -> Result<Arc<LanguageModel>> {
+    let checkpoint = Checkpoint::open_folder(folder)?;
+    let loader = Loader::new(checkpoint.clone(), &LANGUAGE, DType::F32, &CPU);
+    let matrices = move |name: &str, _shape: (usize, usize)| {
+        let Some(format) = formats.of(name) else { return Ok(None) };
+        let upstream = LANGUAGE.upstream(name).unwrap_or_default();
+        let weight = checkpoint.read(&upstream, &CPU).map_err(candle_core::Error::wrap)?;
+        QuantisedMatrix::quantise(&weight, format).map(Some)
+    };
+    Ok(Arc::new(LanguageModel::new(config, WeightSource::new(loader.var_builder(), matrices))?))
+}
+
+/// Logits (answer, vocabulary) with which an answer is given, when it is read along.
+fn read_along(
+    model: &LanguageModel,
+    ids: &[i64],
+    answer: &[u32],
+    visual: &Tensor,
+    cache: CachePrecision,
+) -> Result<Tensor> {
+    let visual = std::slice::from_ref(visual);
+    let prompt = splice(ids, visual, SpliceKind::PerPlaceholder, |ids| model.embed(ids))?.embeds;
+    let answer = model.embed(&answer[..answer.len() - 1])?;
+    let all = Tensor::cat(&[&prompt, &answer], 0)?.unsqueeze(0)?;
+    let mut cache = model.new_cache_in(cache, all.dims()[1]);
+    let hidden = model.forward(&all, &mut cache, None, &mut Blind)?;
+    Ok(model.logits(&hidden.i((0, prompt.dims()[0] - 1..))?, &mut Blind)?)
+}
+
+fn generate(
+    model: &Arc<LanguageModel>,
+    ids: &[i64],
+    visual: &Tensor,
+    cache: CachePrecision,
+) -> Result<Vec<u32>> {
+    let visual = std::slice::from_ref(visual);
+    let embeds = splice(ids, visual, SpliceKind::PerPlaceholder, |ids| model.embed(ids))?.embeds;
+    let prompt = Prompt { embeds, visual_tokens: visual[0].dims()[0] };
+    let options = GenerationOptions { cache, ..GenerationOptions::new(LONGEST, SamplingOptions::default()) };
+    let stop = StopRule::new(&model.config().eos_ids);
+    let mut generation = Generation::new(model.clone(), prompt, options, stop)?;
+    while !generation.prefill_step()?.is_complete() {}
+    while generation.decode_step(&|_| String::new())?.is_some() {}
+    Ok(generation.new_ids().to_vec())
+}
+
+/// Videos of the toy world, with every question that can be asked about them, and what the exact model answers.
+fn ask(front: &Front, decoder: &Arc<LanguageModel>) -> Result<Vec<Asked>> {
+    let folder = &front.folder;
+    let template = Template::by_name(folder.conversation().unwrap_or("vicuna_v1"))?;
+    let tokenizer = folder.llama_tokenizer()?;
+    let tag = if folder.config().image_start_end { ImageTag::StartEnd } else { ImageTag::Bare };
+    let mut all = Vec::new();
+    for (number, kind) in [MediaKind::Image, MediaKind::Clip, MediaKind::Multi].into_iter().enumerate() {
+        for index in 0..VIDEOS {
+            let mut rng = seeded_item(SEED, kind, index);
+            let scenes = Video::random(&mut rng, kind, &WorldOptions::default());
+            let pixels = frames(&scenes, folder.preprocessing())?;
+            let features = front.encoder.forward(&pixels, &mut Blind)?;
+            for question in questions(&scenes, kind, Phrasing::Trained, &mut rng) {
+                let visual = front.visual(&features, &question.text)?;
+                let turns = [(question_with_media(&question.text, tag), None)];
+                let ids = tokenize_with_images(&tokenizer, &template.render(&turns)?);
+                let answer = generate(decoder, &ids, &visual, CachePrecision::Full)?;
+                all.push(Asked {
+                    question: question.text,
+                    right: question.answer,
+                    video: number * VIDEOS as usize + index as usize,
+                    pixels: pixels.clone(),
+                    logits: read_along(decoder, &ids, &answer, &visual, CachePrecision::Full)?,
+                    visual,
+                    ids,
+                    answer,
+                });
+            }
+        }
+    }
+    Ok(all)
+}
+
+/// One frame a second, (F, 3, S, S).
+fn frames(video: &Video, preprocessing: &Preprocessing) -> Result<Tensor> {
+    const SIDE: usize = 160;
+    let (count, size) = (video.frames_at_one_a_second(), preprocessing.size);
+    let mut pixels = vec![0f32; count * 3 * size * size];
+    for (second, pixels) in pixels.chunks_exact_mut(3 * size * size).enumerate() {
+        let (scene, progress) = video.frame(second as f64);
+        let mut picture = Vec::new();
+        video.scenes[scene].render(progress, SIDE, &mut picture);
+        let image = RgbImage { data: &picture, width: SIDE, height: SIDE, stride: 3 * SIDE };
+        preprocessing.pixels(&image, pixels)?;
+    }
+    Ok(Tensor::from_vec(pixels, (count, 3, size, size), &CPU)?)
+}
+
+fn answers(place: &Path) -> Result<()> {
+    let front = Front::open(place, None)?;
+    let config = front.folder.config().language.clone();
+    let exact = decoder(place, &config, EXACT)?;
+    let all = ask(&front, &exact)?;
+    let tokenizer = front.folder.llama_tokenizer()?;
+    let right = |answer: &[u32], asked: &Asked| tokenizer.decode(answer, true).trim() == asked.right;
+    println!("\n{} questions about {} pictures and videos\n", all.len(), 3 * VIDEOS);
+    println!("| what is rounded | logits, relative | KL | same first choice | same answer | right answers |");
+    println!("| --- | --- | --- | --- | --- | --- |");
+    let line = |name: &str,
+                decoder: &Arc<LanguageModel>,
+                front: Option<&Front>,
+                cache: CachePrecision|
+     -> Result<()> {
+        let (mut errors, mut same, mut right_count) = (Errors::default(), 0, 0);
+        let mut features: HashMap<usize, Tensor> = HashMap::new();
+        for asked in &all {
+            let visual = match front {
+                None => asked.visual.clone(),
+                Some(front) => {
+                    if !features.contains_key(&asked.video) {
+                        features.insert(asked.video, front.encoder.forward(&asked.pixels, &mut Blind)?);
+                    }
+                    front.visual(&features[&asked.video], &asked.question)?
+                }
+            };
+            let logits = read_along(decoder, &asked.ids, &asked.answer, &visual, cache)?;
+            errors.add(&logits, &asked.logits)?;
+            let answer = generate(decoder, &asked.ids, &visual, cache)?;
+            same += usize::from(answer == asked.answer);
+            right_count += usize::from(right(&answer, asked));
+        }
+        let [same, right] = [same, right_count].map(|count| 100.0 * count as f64 / all.len() as f64);
+        println!("| {name} | {} | {same:.1} % | {right:.1} % |", errors.row());
+        Ok(())
+    };
+    let full = CachePrecision::Full;
+    line(EXACT.name, &exact, None, full)?;
+    for formats in DECODERS {
+        if formats.fit(&config) {
+            line(formats.name, &decoder(place, &config, formats)?, None, full)?;
+        }
+    }
+    let eight = Front::open(place, Some(Quantisation::EightBit))?;
+    line("visual encoder and query model Q8_0", &exact, Some(&eight), full)?;
+    if BlockFormat::Q8_0.row_bytes(config.head_dim).is_some() {
+        line("keys and values in 8 bits", &exact, None, CachePrecision::EightBit)?;
+        line("keys and values in 4 bits", &exact, None, CachePrecision::FourBit)?;
+    }
+    for (name, quantisation) in [("8bit", Quantisation::EightBit), ("4bit", Quantisation::FourBit)] {
+        let folder = ModelFolder::open(place)?.with_quantisation(Some(quantisation));
+        let decoder = Arc::new(folder.language_model(DType::F32, &CPU)?);
+        line(&format!("all parts, as `--load {name}` has them"), &decoder, Some(&eight), full)?;
+    }
+    Ok(())
+}
+
+/// TinyLlama's sizes.
+fn large() -> LanguageModelConfig {
+    LanguageModelConfig {
+        vocab_size: 32_000,
+        hidden_size: 2048,
+        intermediate_size: 5632,
+        layers: 22,
+        heads: 32,
+        kv_heads: 4,
+        head_dim: 64,
+        rms_norm_eps: 1e-5,
+        rope_theta: 10_000.0,
+        rope_scaling: None,
+        max_positions: 2048,
+        tie_word_embeddings: false,
+        attention_bias: AttentionBias::None,
+        bos_id: 1,
+        eos_ids: vec![2],
+        pad_id: None,
+    }
+}
+
+/// Weights from a bell curve whose width keeps the size of what passes through, the same for a name in each call.
+fn weight(name: &str, shape: &[usize]) -> candle_core::Result<Tensor> {
+    let count: usize = shape.iter().product();
+    if shape.len() == 1 {
+        return Tensor::ones(shape, DType::F32, &CPU);
+    }
+    let mut state = name.bytes().fold(0xcbf2_9ce4_8422_2325u64, |state, byte| {
+        (state ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+    });
+    let mut uniform = || {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        ((state >> 40) as f32 + 0.5) / (1u64 << 24) as f32
+    };
+    let size = (1.0 / shape[1] as f32).sqrt();
+    let mut values = Vec::with_capacity(count);
+    while values.len() < count {
+        let (radius, angle) = ((-2.0 * uniform().ln()).sqrt(), std::f32::consts::TAU * uniform());
+        values.push(size * radius * angle.cos());
+    }
+    Tensor::from_vec(values, shape, &CPU)
+}
+
+struct RandomWeights;
+
+impl candle_nn::var_builder::SimpleBackend for RandomWeights {
+    fn get(
+        &self,
+        shape: candle_core::Shape,
+        name: &str,
+        _init: candle_nn::Init,
+        _dtype: DType,
+        _device: &Device,
+    ) -> candle_core::Result<Tensor> {
+        weight(name, shape.dims())
+    }
+
+    fn get_unchecked(&self, name: &str, _dtype: DType, _device: &Device) -> candle_core::Result<Tensor> {
+        candle_core::bail!("{name}: a weight of any shape")
+    }
+
+    fn contains_tensor(&self, _name: &str) -> bool {
+        true
+    }
+}
+
+fn random() -> Result<()> {
+    let config = large();
+    let random = |formats: Formats| -> Result<LanguageModel> {
+        let vb = VarBuilder::from_backend(Box::new(RandomWeights), DType::F32, CPU);
+        let matrices = move |name: &str, (rows, columns): (usize, usize)| {
+            let Some(format) = formats.of(name) else { return Ok(None) };
+            QuantisedMatrix::quantise(&weight(name, &[rows, columns])?, format).map(Some)
+        };
+        Ok(LanguageModel::new(&config, WeightSource::new(vb, matrices))?)
+    };
+    let ids: Vec<u32> = (0..96u32).map(|place| 3 + place.wrapping_mul(2_654_435_761) % 31_990).collect();
+    let logits = |model: &LanguageModel, cache: CachePrecision| -> Result<Tensor> {
+        let embeds = model.embed(&ids)?.unsqueeze(0)?;
+        let hidden = model.forward(&embeds, &mut model.new_cache_in(cache, ids.len()), None, &mut Blind)?;
+        Ok(model.logits(&hidden.i(0)?, &mut Blind)?)
+    };
+    let exact = random(EXACT)?;
+    let expected = logits(&exact, CachePrecision::Full)?;
+    println!("\nA random model of TinyLlama's sizes, {} positions\n", ids.len());
+    println!("| what is rounded | logits, relative | KL | same first choice |");
+    println!("| --- | --- | --- | --- |");
+    for (name, cache) in [("8", CachePrecision::EightBit), ("4", CachePrecision::FourBit)] {
+        let mut errors = Errors::default();
+        errors.add(&logits(&exact, cache)?, &expected)?;
+        println!("| keys and values in {name} bits | {} |", errors.row());
+    }
+    drop(exact);
+    for formats in DECODERS {
+        let mut errors = Errors::default();
+        errors.add(&logits(&random(formats)?, CachePrecision::Full)?, &expected)?;
+        println!("| {} | {} |", formats.name, errors.row());
+    }
+    Ok(())
+}
