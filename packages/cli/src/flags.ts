@@ -37,7 +37,12 @@ export type AskFlags = ChatFlags & { json?: boolean; dryRun?: boolean };
 export function addModelFlags(command: Command): void {
   command
     .option('--model <folder>', 'folder of the model; `tiny` is the embedded one', 'tiny')
-    .option('--device <device>', 'auto, cpu, cuda or cuda:N; several (cuda:0,cuda:1 or cuda,cpu) share the layers', device, 'auto')
+    .option(
+      '--device <device>',
+      'auto, cpu, cuda or cuda:N; several (cuda:0,cuda:1 or cuda,cpu) share the layers',
+      device,
+      'auto',
+    )
     .option(
       '--dtype <dtype>',
       'auto, f32 (exact), bf16 or f16',

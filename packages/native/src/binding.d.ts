@@ -631,30 +631,3 @@ export interface WorldVideoOptions {
   /** Phrasings that training uses, that it never uses, or both. */
   phrasing: 'trained' | 'unseen' | 'mixed'
 }
-
-/** What to convert, and to what. */
-export interface ConversionOptions {
-  inputs: Array<string>
-  output: string
-  dtype?: 'f32' | 'bf16' | 'f16'
-  quantize?: 'q8_0' | 'q4_0' | 'q4_k' | 'q5_k' | 'q6_k'
-  quantizeVision?: boolean
-  shardBytes?: number
-}
-export interface ConversionReport {
-  done: number
-  total: number
-  converted?: ConvertedModel
-}
-export interface ConvertedModel {
-  folder: string
-  bytes: number
-  tensors: number
-  notes: Array<string>
-}
-export interface ProcessorFeature {
-  name: string
-  present: boolean
-}
-export declare function inspectModel(path: string, verify: boolean, c?: Cancellation | undefined | null): Promise<string>
-export declare function processorFeatures(): Array<ProcessorFeature>
