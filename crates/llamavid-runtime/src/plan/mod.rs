@@ -269,7 +269,7 @@ impl<'a> Planner<'a> {
             return Some(Nearest { format: option.format, frames: None, peak_bytes: option.peak_bytes });
         }
         let [all] = self.work.frames.as_slice() else { return None };
-        let smallest = smaller().last().unwrap_or(&options[chosen]).format;
+        let smallest = smaller().next_back().unwrap_or(&options[chosen]).format;
         let smallest = self.formats.iter().find(|(format, _)| *format == smallest)?;
         let with = |frames: usize| {
             let fewer = (*all - frames) * tokens_per_frame(self.config) as usize;
