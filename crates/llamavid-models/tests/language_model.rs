@@ -777,8 +777,8 @@ fn configurations_it_cannot_have_are_named() {
     }
     for (key, value) in [
         ("hidden_act", "gelu".into()),
-        ("attention_bias", true.into()),
-        ("rope_scaling", serde_json::json!({"rope_type": "dynamic", "factor": 2.0})),
+        ("mlp_bias", true.into()),
+        ("rope_scaling", serde_json::json!({"rope_type": "yarn", "factor": 2.0})),
     ] {
         assert!(matches!(with(key, value).unwrap_err(), Error::Unsupported { .. }));
     }

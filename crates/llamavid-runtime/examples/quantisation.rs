@@ -1,7 +1,7 @@
 //! What fewer bits cost: errors of logits and changed answers of the embedded model, and errors of a random model of a
 //! billion weights. Prints the tables of docs/benchmarks/quantisation.md: `pnpm bench:quant [model folder]`.
 //!
-//! `--no-large` leaves the random model out, which takes 7 GB and some minutes.
+//! `--no-large` leaves the random model out, which takes 7 GB and some minutes; `--videos 3` asks about fewer.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -30,7 +30,7 @@ use llamavid_world::{MediaKind, Phrasing, Video, WorldOptions, questions, seeded
 type Result<T> = std::result::Result<T, Box<dyn std::error::Error + Send + Sync>>;
 
 const CPU: Device = Device::Cpu;
-/// Videos of each kind.
+/// Videos of each kind, unless the caller wants fewer.
 const VIDEOS: u32 = 12;
 const SEED: u64 = 5;
 /// Tokens of the longest answer.
@@ -151,8 +151,13 @@ fn main() -> Result<()> {
     let mut arguments: Vec<String> = std::env::args().skip(1).collect();
     let with_large = !arguments.iter().any(|argument| argument == "--no-large");
     arguments.retain(|argument| argument != "--no-large");
+    let mut videos = VIDEOS;
+    if let Some(place) = arguments.iter().position(|argument| argument == "--videos") {
+        videos = arguments.get(place + 1).ok_or("--videos needs a number")?.parse()?;
+        arguments.drain(place..place + 2);
+    }
     let embedded = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../../packages/tiny/model"));
-    answers(&arguments.first().map_or(embedded, PathBuf::from))?;
+    answers(&arguments.first().map_or(embedded, PathBuf::from), videos)?;
     if with_large {
         random()?;
     }
@@ -250,14 +255,14 @@ fn generate(
 }
 
 /// Videos of the toy world, with every question that can be asked about them, and what the exact model answers.
-fn ask(front: &Front, decoder: &Arc<LanguageModel>) -> Result<Vec<Asked>> {
+fn ask(front: &Front, decoder: &Arc<LanguageModel>, videos: u32) -> Result<Vec<Asked>> {
     let folder = &front.folder;
     let template = Template::by_name(folder.conversation().unwrap_or("vicuna_v1"))?;
     let tokenizer = folder.llama_tokenizer()?;
     let tag = if folder.config().image_start_end { ImageTag::StartEnd } else { ImageTag::Bare };
     let mut all = Vec::new();
     for (number, kind) in [MediaKind::Image, MediaKind::Clip, MediaKind::Multi].into_iter().enumerate() {
-        for index in 0..VIDEOS {
+        for index in 0..videos {
             let mut rng = seeded_item(SEED, kind, index);
             let scenes = Video::random(&mut rng, kind, &WorldOptions::default());
             let pixels = frames(&scenes, folder.preprocessing())?;
@@ -270,7 +275,7 @@ fn ask(front: &Front, decoder: &Arc<LanguageModel>) -> Result<Vec<Asked>> {
                 all.push(Asked {
                     question: question.text,
                     right: question.answer,
-                    video: number * VIDEOS as usize + index as usize,
+                    video: number * videos as usize + index as usize,
                     pixels: pixels.clone(),
                     logits: read_along(decoder, &ids, &answer, &visual, CachePrecision::Full)?,
                     visual,
@@ -298,14 +303,14 @@ fn frames(video: &Video, preprocessing: &Preprocessing) -> Result<Tensor> {
     Ok(Tensor::from_vec(pixels, (count, 3, size, size), &CPU)?)
 }
 
-fn answers(place: &Path) -> Result<()> {
+fn answers(place: &Path, videos: u32) -> Result<()> {
     let front = Front::open(place, None)?;
     let config = front.folder.config().language.clone();
     let exact = decoder(place, &config, EXACT)?;
-    let all = ask(&front, &exact)?;
+    let all = ask(&front, &exact, videos)?;
     let tokenizer = front.folder.llama_tokenizer()?;
     let right = |answer: &[u32], asked: &Asked| tokenizer.decode(answer, true).trim() == asked.right;
-    println!("\n{} questions about {} pictures and videos\n", all.len(), 3 * VIDEOS);
+    println!("\n{} questions about {} pictures and videos\n", all.len(), 3 * videos);
     println!("| what is rounded | logits, relative | KL | same first choice | same answer | right answers |");
     println!("| --- | --- | --- | --- | --- | --- |");
     let line = |name: &str,

@@ -35,10 +35,22 @@ fn load(place: &Path, quantisation: Option<Quantisation>) -> Result<LanguageMode
     LanguageModel::load(place.to_owned(), device, precision(quantisation), Cancellation::default()).wait()
 }
 
+/// Questions that the embedded model answers at some length, about nothing.
+const PROMPTS: [&str; 3] = [
+    "USER: describe the video. ASSISTANT:",
+    "USER: what is shown? ASSISTANT: first a large",
+    "USER: describe the picture. ASSISTANT: there is",
+];
+
 fn answer(model: LanguageModel, cache: CachePrecision) -> Vec<u32> {
-    let session = Session::new(Arc::new(model));
+    let model = Arc::new(model);
+    PROMPTS.into_iter().flat_map(|prompt| answer_to(prompt, &model, cache)).collect()
+}
+
+fn answer_to(prompt: &str, model: &Arc<LanguageModel>, cache: CachePrecision) -> Vec<u32> {
+    let session = Session::new(model.clone());
     let request = GenerateRequest {
-        prompt: "USER: What is shown? ASSISTANT:".to_owned(),
+        prompt: prompt.to_owned(),
         visual_tokens: Vec::new(),
         layout: SpliceKind::PerPlaceholder,
         max_new_tokens: 24,
@@ -160,7 +172,7 @@ fn the_same_answer_from_a_file_in_eight_bits_and_from_rounding_while_loading() {
     let rounded = load(&embedded(), Some(Quantisation::EightBit)).unwrap();
     assert_eq!((rounded.stored_as().as_str(), rounded.dtype()), ("q8_0", DType::F32));
     let expected = answer(rounded, CachePrecision::Full);
-    assert_eq!(expected.len(), 24);
+    assert!(expected.len() > 12, "{expected:?}");
 
     let folder = converted();
     let in_folder = load(folder.path(), None).unwrap();
@@ -239,7 +251,7 @@ fn files_that_do_not_fit_are_named() {
         metadata.insert("llama.embedding_length".into(), Value::U32(0));
         metadata.insert("llama.attention.key_length".into(), Value::U32(32));
     });
-    refused(ErrorCode::ModelInvalid, "`blk.2.ffn_up.weight` is needed", &|_, tensors| {
+    refused(ErrorCode::ModelInvalid, "`model.layers.2.mlp.up_proj.weight` is needed", &|_, tensors| {
         tensors.remove("blk.2.ffn_up.weight");
     });
     refused(ErrorCode::ModelInvalid, "`blk.2.ffn_up.weight`: expected shape", &|_, tensors| {
