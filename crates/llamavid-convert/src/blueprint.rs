@@ -76,9 +76,9 @@ pub fn needed(part: Part, config: &ModelConfig) -> Result<Vec<Needed>> {
     let backend = Listener { asked: asked.clone() };
     let vb = VarBuilder::from_backend(Box::new(backend), DType::F16, Device::Cpu);
     match part {
-        Part::VisualEncoder => VisualEncoder::new(&config.visual, vb.into()).map(drop)?,
-        Part::TokenGenerator => TokenGenerator::new(&config.tokens, vb.into()).map(drop)?,
-        Part::LanguageModel => LanguageModel::new(&config.language, vb.into()).map(drop)?,
+        Part::VisualEncoder => VisualEncoder::new(&config.visual, vb).map(drop)?,
+        Part::TokenGenerator => TokenGenerator::new(&config.tokens, vb).map(drop)?,
+        Part::LanguageModel => LanguageModel::new(&config.language, vb).map(drop)?,
     }
     let asked = std::mem::take(&mut *asked.lock().unwrap_or_else(PoisonError::into_inner));
     Ok(asked)
