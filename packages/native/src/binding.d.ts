@@ -49,6 +49,8 @@ export declare class LanguageModel {
   get contextLength(): number
   /** What the weights are computed in. */
   get dtype(): string
+  /** How most of the weights are stored: as `dtype` says, or `q8_0`, `q4_k` and the like. */
+  get storedAs(): string
   /** What stands in a prompt for one picture or video: `<image>`, or `<im_start><image><im_end>`. */
   get imagePlaceholder(): string
   /** The conversation template that the model was trained with, where its configuration names one. */
@@ -256,6 +258,44 @@ export interface ConversationTurn {
   answer?: string
 }
 
+/** What to convert, and to what. */
+export interface ConversionOptions {
+  /** Files and folders in any order. */
+  inputs: Array<string>
+  /** The folder to make. */
+  output: string
+  /** The dtype of the weights; absent, each keeps its own. */
+  dtype?: 'f32' | 'bf16' | 'f16'
+  /** The block format of the language model; absent, it stays as it is. */
+  quantize?: 'q8_0' | 'q4_0' | 'q4_k' | 'q5_k' | 'q6_k'
+  /** Whether visual encoder and token generator are written in 8 bits; default not. */
+  quantizeVision?: boolean
+  /** Bytes of a file of weights at most; default 5 GB. */
+  shardBytes?: number
+}
+
+/** How far a conversion is, and at its end what was made. */
+export interface ConversionReport {
+  /** Bytes written. */
+  done: number
+  /** Bytes of the result. */
+  total: number
+  /** What was made. */
+  converted?: ConvertedModel
+}
+
+/** A folder that was made. */
+export interface ConvertedModel {
+  /** The folder. */
+  folder: string
+  /** Bytes of all files. */
+  bytes: number
+  /** Weights. */
+  tensors: number
+  /** What the user should know. */
+  notes: Array<string>
+}
+
 /** What was seen of the next records. */
 export interface DataCheckPart {
   /** What is wrong, in the list's order. */
@@ -362,6 +402,8 @@ export interface GenerateRequest {
   repetitionPenalty?: number
   /** Default 0. */
   seed?: number
+  /** How many bits keys and values of past positions are held in; default `16bit`, which is as the model computes them. */
+  kvCache?: '16bit' | '8bit' | '4bit'
   /** Texts that end the answer and are not part of it. */
   stop: Array<string>
 }
@@ -394,12 +436,17 @@ export interface GenerationStart {
   visualTokens: number
 }
 
+/** What a model's folder or a file of weights holds, as JSON; `verify` compares checksums. */
+export declare function inspectModel(path: string, verify: boolean, c?: Cancellation | undefined | null): Promise<string>
+
 /** Where and how weights are loaded. */
 export interface LoadOptions {
   /** The device of the weights. */
   device: Device
   /** What the weights are computed in; default `auto`. */
   dtype?: 'auto' | 'f32' | 'bf16' | 'f16'
+  /** How many bits matrices are held in; default `16bit`, which leaves those of a file as they are there. */
+  load?: '16bit' | '8bit' | '4bit'
   /** Stops loading. */
   cancellation?: Cancellation
 }
@@ -441,6 +488,17 @@ export interface Preprocessing {
   /** What happens to the parts of a frame that do not fit a square. */
   fit: 'crop' | 'pad'
 }
+
+/** An instruction set. */
+export interface ProcessorFeature {
+  /** Its name. */
+  name: string
+  /** Whether this processor has it. */
+  present: boolean
+}
+
+/** Instruction sets of this processor that the kernels use where they are there, and whether they are. */
+export declare function processorFeatures(): Array<ProcessorFeature>
 
 /** Tokens of a prompt. */
 export interface PromptTokens {
@@ -571,30 +629,3 @@ export interface WorldVideoOptions {
   /** Phrasings that training uses, that it never uses, or both. */
   phrasing: 'trained' | 'unseen' | 'mixed'
 }
-
-/** What to convert, and to what. */
-export interface ConversionOptions {
-  inputs: Array<string>
-  output: string
-  dtype?: 'f32' | 'bf16' | 'f16'
-  quantize?: 'q8_0' | 'q4_0' | 'q4_k' | 'q5_k' | 'q6_k'
-  quantizeVision?: boolean
-  shardBytes?: number
-}
-export interface ConversionReport {
-  done: number
-  total: number
-  converted?: ConvertedModel
-}
-export interface ConvertedModel {
-  folder: string
-  bytes: number
-  tensors: number
-  notes: Array<string>
-}
-export interface ProcessorFeature {
-  name: string
-  present: boolean
-}
-export declare function inspectModel(path: string, verify: boolean, c?: Cancellation | undefined | null): Promise<string>
-export declare function processorFeatures(): Array<ProcessorFeature>
