@@ -326,9 +326,8 @@ fn beside(inputs: &Inputs, config: &ModelConfig) -> Result<Vec<(String, Vec<u8>)
             .with_hint("Give the vocabulary that belongs to this query model."));
     }
     files.push(("bert/vocab.txt".to_owned(), vocabulary));
-    for (from, to) in [("tokenizer_config.json", "bert/tokenizer_config.json")] {
-        files.extend(read_optional(&inputs.vocabulary.join(from))?.map(|bytes| (to.to_owned(), bytes)));
-    }
+    let settings = read_optional(&inputs.vocabulary.join("tokenizer_config.json"))?;
+    files.extend(settings.map(|bytes| ("bert/tokenizer_config.json".to_owned(), bytes)));
     if let Some(processor) = &inputs.processor {
         let bytes = read_required(processor, "the image processor")?;
         files.push(("processor/preprocessor_config.json".to_owned(), bytes));

@@ -16,13 +16,6 @@ const ANSWER: usize = 12;
 
 /// The logits of every position of a greedy answer about two frames, and its tokens.
 pub fn answer(folder: &ModelFolder) -> (Vec<Vec<f32>>, Vec<u32>) {
-    answer_with(folder, |language, device| language.language_model(DType::F32, device).unwrap())
-}
-
-fn answer_with(
-    folder: &ModelFolder,
-    language: impl Fn(&ModelFolder, &Device) -> LanguageModel,
-) -> (Vec<Vec<f32>>, Vec<u32>) {
     let device = &Device::Cpu;
     let side = folder.preprocessing().size;
     let pixels: Vec<f32> =
@@ -37,13 +30,18 @@ fn answer_with(
     };
     let generator = folder.token_generator(DType::F32, device).unwrap();
     let tokens = generator.generate(&features, FeatureKind::Pixels, &questions, &mut Blind).unwrap();
-    let model = language(folder, device);
+    let model = folder.language_model(DType::F32, device).unwrap();
     let text = model.embed(&folder.llama_tokenizer().unwrap().encode("what is shown?", true)).unwrap();
     let prompt = Tensor::cat(&[&tokens.squeeze(0).unwrap(), &text], 0).unwrap().unsqueeze(0).unwrap();
 
+    greedy(&model, prompt, ANSWER)
+}
+
+/// The logits and the likeliest token of each step behind a prompt (1, S, D).
+pub fn greedy(model: &LanguageModel, prompt: Tensor, count: usize) -> (Vec<Vec<f32>>, Vec<u32>) {
     let (mut cache, mut embeds) = (model.new_cache(64), prompt);
     let (mut all, mut answer) = (Vec::new(), Vec::new());
-    for _ in 0..ANSWER {
+    for _ in 0..count {
         let hidden = model.forward(&embeds, &mut cache, None, &mut Blind).unwrap();
         let last = hidden.narrow(1, hidden.dims()[1] - 1, 1).unwrap();
         let logits: Vec<f32> =

@@ -13,7 +13,7 @@ use llamavid_runtime::model_folder::ModelFolder;
 use llamavid_weights::Checkpoint;
 use llamavid_weights::writer::write_safetensors;
 
-use crate::answers::answer;
+use crate::answers::{answer, greedy};
 use crate::folders::{options, refused, run, tiny_model};
 
 fn quantised(quantize: Quantisation, vision: bool) -> (tempfile::TempDir, std::path::PathBuf) {
@@ -158,4 +158,24 @@ fn vision_in_eight_bits_keeps_the_published_names() {
     assert_eq!(dtype(words), "F16");
     assert_eq!(dtype("model.layers.0.mlp.up_proj.weight"), "Q4_0");
     assert_eq!(dtype("lm_head.weight"), "Q8_0");
+}
+
+/// What llama.cpp answers on the same file, whatever its own tokenizer makes of a text: the ids that the tiny model's
+/// `q8_0` file gave in node-llama-cpp 3.22.1, greedily, on a CPU.
+#[test]
+fn it_answers_as_llama_cpp_does() {
+    let (_place, output) = quantised(Quantisation::Q8_0, false);
+    let folder = ModelFolder::open(&output).unwrap();
+    let tokenizer = folder.llama_tokenizer().unwrap();
+    let text = tokenizer.encode("what is shown?", true);
+    assert_eq!(text, [1, 972, 620, 829, 1182, 1190, 1181, 1134]);
+    let model = folder.language_model(DType::F32, &Device::Cpu).unwrap();
+    for (prompt, expected) in [
+        (&text[..], [354, 853, 981, 868, 606, 354, 635, 981, 865, 606, 606, 606]),
+        (&[1, 22, 45, 78], [635, 354, 635, 354, 635, 354, 635, 354, 635, 354, 635, 354]),
+    ] {
+        let embeds = model.embed(prompt).unwrap().unsqueeze(0).unwrap();
+        let (_, answer) = greedy(&model, embeds, expected.len());
+        assert_eq!(answer, expected);
+    }
 }
