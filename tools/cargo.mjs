@@ -48,6 +48,10 @@ if (task === 'lint') {
   const program = join(root, 'target', target, 'release', 'llamavid-tiny');
   const done = spawnSync(program, [folder, ...rest.slice(1)], { stdio: 'inherit', env });
   process.exit(done.status ?? 1);
+} else if (task === 'checkpoint') {
+  cargo('build', ...shared, '--quiet');
+  const program = join(root, 'target', target, 'release', 'llamavid-scale');
+  process.exit(spawnSync(program, rest, { stdio: 'inherit' }).status ?? 1);
 } else if (task === 'quant') {
   cargo('build', ...shared, '--quiet', '--example', 'quantisation');
   const program = join(root, 'target', target, 'release', 'examples', 'quantisation');
@@ -55,7 +59,8 @@ if (task === 'lint') {
   process.exit(done.status ?? 1);
 } else {
   console.error(
-    'usage: node tools/cargo.mjs lint | test [filter] | parity <folder> [--json] | tiny [folder] [part] | quant [folder]',
+    'usage: node tools/cargo.mjs lint | test [filter] | parity <folder> [--json] | tiny [folder] [part] | ' +
+      'checkpoint <folder> 7b|13b|small | quant [folder]',
   );
   process.exit(2);
 }

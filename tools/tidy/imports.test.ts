@@ -13,7 +13,8 @@ const crates: Record<string, string[]> = {
   models: ['kernels'],
   train: ['kernels', 'models', 'weights'],
   runtime: ['models', 'train', 'weights'],
-  napi: ['runtime', 'world'],
+  convert: ['models', 'runtime', 'weights'],
+  napi: ['convert', 'runtime', 'world'],
   parity: ['models', 'runtime', 'train', 'weights'],
   tiny: ['kernels', 'models', 'train', 'world'],
 };
@@ -29,6 +30,7 @@ const packages: Record<string, { values: string[]; types?: string[] }> = {
   llm: { values: ['@llamavid/errors', '@llamavid/native'], types: ['@llamavid/tokens'] },
   train: { values: ['@llamavid/errors', '@llamavid/native', '@llamavid/video'] },
   world: { values: ['@llamavid/errors', '@llamavid/native', '@llamavid/video'] },
+  convert: { values: ['@llamavid/errors', '@llamavid/native'] },
   tiny: { values: [] },
   pipeline: {
     values: [
@@ -43,7 +45,16 @@ const packages: Record<string, { values: string[]; types?: string[] }> = {
     ],
   },
   cli: {
-    values: ['@llamavid/errors', '@llamavid/hub', '@llamavid/pipeline', '@llamavid/train', '@llamavid/world'],
+    values: [
+      '@llamavid/convert',
+      '@llamavid/errors',
+      '@llamavid/hub',
+      '@llamavid/native',
+      '@llamavid/pipeline',
+      '@llamavid/train',
+      '@llamavid/video',
+      '@llamavid/world',
+    ],
   },
 };
 

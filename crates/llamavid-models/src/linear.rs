@@ -1,6 +1,6 @@
 //! Linear layers.
 
-use candle_core::{Result, Tensor};
+use candle_core::{Device, Result, Tensor};
 use candle_nn::Init;
 use llamavid_kernels::{Projection, QuantisedMatrix, Weight};
 
@@ -19,6 +19,14 @@ impl Matrix {
         match vb.blocks(rows, columns)? {
             Some(blocks) => Ok(Self::Blocks(blocks)),
             None => Ok(Self::Dense(vb.get_with_hints((rows, columns), "weight", init)?)),
+        }
+    }
+
+    /// The same on a device; blocks are on the CPU only and stay there.
+    pub(crate) fn to_device(&self, device: &Device) -> Result<Self> {
+        match self {
+            Self::Dense(weight) => Ok(Self::Dense(weight.to_device(device)?)),
+            Self::Blocks(weight) => Ok(Self::Blocks(weight.clone())),
         }
     }
 

@@ -38,6 +38,11 @@ impl<'a> WeightSource<'a> {
         Self { tensors: self.tensors.pp(name), matrices: self.matrices.clone() }
     }
 
+    /// The same weights, made on another device.
+    pub(crate) fn on(&self, device: &Device) -> Self {
+        Self { tensors: self.tensors.clone().set_device(device.clone()), matrices: self.matrices.clone() }
+    }
+
     pub(crate) fn tensors(&self) -> VarBuilder<'a> {
         self.tensors.clone()
     }

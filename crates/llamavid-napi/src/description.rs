@@ -61,6 +61,12 @@ impl ModelDescription {
         self.inner.preprocessing().into()
     }
 
+    /// What an answer takes and whether it fits. Request and plan are JSON.
+    #[napi]
+    pub fn plan(&self, request: String) -> napi::Result<String> {
+        call(|| self.inner.plan(&request))
+    }
+
     /// Tokens of a prompt, the one that begins it included.
     #[napi]
     pub fn count_prompt_tokens(&self, prompt: String) -> napi::Result<PromptTokens> {

@@ -7,6 +7,7 @@
 
 mod arguments;
 mod conversation;
+mod convert;
 mod description;
 mod device;
 mod handle;

@@ -122,7 +122,7 @@ impl VisualFeatures {
             env,
             || {
                 let parts: Vec<_> = parts.iter().map(|part| part.get()).collect::<runtime::Result<_>>()?;
-                runtime::VisualFeatures::concatenate(&parts)
+                runtime::VisualFeatures::concatenate(parts)
             },
             Self::new,
         )

@@ -47,10 +47,19 @@ type Turn = Box<dyn FnMut(&TensorDevice) -> ControlFlow<()> + Send>;
 /// A device and the thread that works on it. The thread ends after its last job once all handles are gone.
 #[derive(Debug)]
 pub struct Device {
-    tensors: TensorDevice,
-    kind: DeviceKind,
+    /// One, or several that share the layers of the language model; everything else is on the first.
+    stages: Vec<StageDevice>,
     name: String,
     queue: Sender<Turn>,
+}
+
+/// A device that holds some of the language model's layers.
+#[derive(Debug, Clone)]
+pub(crate) struct StageDevice {
+    pub(crate) tensors: TensorDevice,
+    pub(crate) kind: DeviceKind,
+    /// `cpu` or `cuda:N`.
+    pub(crate) name: String,
 }
 
 /// Open devices: a second `open` of a device shares its thread.
@@ -58,65 +67,89 @@ static OPEN: Mutex<Vec<Weak<Device>>> = Mutex::new(Vec::new());
 
 impl Device {
     /// Opens `auto`, `cpu`, `cuda` (the first one) or `cuda:N`. `auto` is the first CUDA device that works, else
-    /// the CPU.
+    /// the CPU. Several, `cuda:0,cuda:1` or `cuda,cpu`, share the layers of the language model, in their order.
     ///
     /// # Errors
     /// `INVALID_ARGUMENT` for another name, `DEVICE_UNAVAILABLE` when there is no such device or this build has no
     /// CUDA.
     pub fn open(name: &str) -> Result<Arc<Self>> {
-        match parse_name(name)? {
-            Wanted::Cpu => Self::open_one(DeviceKind::Cpu, 0),
-            Wanted::Cuda(index) => Self::open_one(DeviceKind::Cuda, index),
-            Wanted::Auto if cfg!(feature = "cuda") => {
-                Self::open_one(DeviceKind::Cuda, 0).or_else(|_| Self::open_one(DeviceKind::Cpu, 0))
-            }
-            Wanted::Auto => Self::open_one(DeviceKind::Cpu, 0),
+        let cpu = (DeviceKind::Cpu, 0);
+        let wanted = name.split(',').map(parse_name).collect::<Result<Vec<_>>>()?;
+        if let [Wanted::Auto] = wanted.as_slice() {
+            return match cfg!(feature = "cuda") {
+                true => Self::open_all(&[(DeviceKind::Cuda, 0)]).or_else(|_| Self::open_all(&[cpu])),
+                false => Self::open_all(&[cpu]),
+            };
         }
+        let each = wanted.into_iter().map(|wanted| match wanted {
+            Wanted::Cpu => Ok(cpu),
+            Wanted::Cuda(index) => Ok((DeviceKind::Cuda, index)),
+            Wanted::Auto => Err(Error::argument(format!("{name:?}: auto stands alone, for one device"))),
+        });
+        Self::open_all(&each.collect::<Result<Vec<_>>>()?)
     }
 
-    fn open_one(kind: DeviceKind, index: usize) -> Result<Arc<Self>> {
-        let name = match kind {
-            DeviceKind::Cpu => "cpu".to_owned(),
-            DeviceKind::Cuda => format!("cuda:{index}"),
-        };
+    fn open_all(devices: &[(DeviceKind, usize)]) -> Result<Arc<Self>> {
+        let names: Vec<String> = devices
+            .iter()
+            .map(|(kind, index)| match kind {
+                DeviceKind::Cpu => "cpu".to_owned(),
+                DeviceKind::Cuda => format!("cuda:{index}"),
+            })
+            .collect();
+        let name = names.join(",");
         let mut open = OPEN.lock().unwrap_or_else(PoisonError::into_inner);
         open.retain(|device| device.strong_count() > 0);
         if let Some(device) = open.iter().filter_map(Weak::upgrade).find(|device| device.name == name) {
             return Ok(device);
         }
-        let tensors = match kind {
-            DeviceKind::Cpu => {
-                use_available_cores();
-                TensorDevice::Cpu
-            }
-            DeviceKind::Cuda => open_cuda(index)?,
-        };
+        let stages = devices.iter().zip(names).map(|(&(kind, index), name)| {
+            let tensors = match kind {
+                DeviceKind::Cpu => {
+                    use_available_cores();
+                    TensorDevice::Cpu
+                }
+                DeviceKind::Cuda => open_cuda(index)?,
+            };
+            Ok(StageDevice { tensors, kind, name })
+        });
+        let stages = stages.collect::<Result<Vec<_>>>()?;
         let (queue, inbox) = mpsc::channel();
-        let on_thread = tensors.clone();
+        let on_thread = first_of(&stages).clone();
         std::thread::Builder::new()
             .name(format!("llamavid {name}"))
             .spawn(move || serve(&on_thread, &inbox))
             .map_err(|error| {
                 Error::new(ErrorCode::OutOfMemory, format!("no thread for the device {name}: {error}"))
             })?;
-        let device = Arc::new(Self { tensors, kind, name, queue });
+        let device = Arc::new(Self { stages, name, queue });
         open.push(Arc::downgrade(&device));
         Ok(device)
     }
 
-    /// What it is.
+    /// What it is; of several, the first one.
     pub fn kind(&self) -> DeviceKind {
-        self.kind
+        self.stages.first().map_or(DeviceKind::Cpu, |stage| stage.kind)
     }
 
-    /// `cpu` or `cuda:N`.
+    /// Whether nothing of it is a graphics processor.
+    pub(crate) fn is_cpu_only(&self) -> bool {
+        self.stages.iter().all(|stage| stage.kind == DeviceKind::Cpu)
+    }
+
+    /// The devices that share the language model's layers.
+    pub(crate) fn stages(&self) -> &[StageDevice] {
+        &self.stages
+    }
+
+    /// `cpu` or `cuda:N`; of several, all with commas between.
     pub fn name(&self) -> &str {
         &self.name
     }
 
-    /// Where tensors are made.
+    /// Where tensors are made; of several, the first one.
     pub fn tensors(&self) -> &TensorDevice {
-        &self.tensors
+        first_of(&self.stages)
     }
 
     /// Runs a job: `step` is called again and again, with steps of other jobs in between, until it gives
@@ -230,6 +263,11 @@ fn serve(device: &TensorDevice, inbox: &Receiver<Turn>) {
     }
 }
 
+/// Where tensors are made.
+fn first_of(stages: &[StageDevice]) -> &TensorDevice {
+    stages.first().map_or(&TensorDevice::Cpu, |stage| &stage.tensors)
+}
+
 fn parse_name(name: &str) -> Result<Wanted> {
     let wanted = match name {
         "auto" => Some(Wanted::Auto),
@@ -293,7 +331,7 @@ mod tests {
     fn private_device() -> Device {
         let (queue, inbox) = mpsc::channel();
         std::thread::spawn(move || serve(&TensorDevice::Cpu, &inbox));
-        Device { tensors: TensorDevice::Cpu, kind: DeviceKind::Cpu, name: "cpu".into(), queue }
+        Device { stages: Vec::new(), name: "cpu".into(), queue }
     }
 
     #[test]

@@ -33,7 +33,12 @@ impl Dtype {
 
     /// The choice for tensors on `device`.
     pub fn on(self, device: &Device) -> DType {
-        match (self, device.kind()) {
+        self.for_kind(device.kind())
+    }
+
+    /// The choice for tensors on a device of this kind.
+    pub fn for_kind(self, kind: DeviceKind) -> DType {
+        match (self, kind) {
             (Self::F32, _) | (Self::Auto, DeviceKind::Cpu) => DType::F32,
             (Self::Bf16, _) | (Self::Auto, DeviceKind::Cuda) => DType::BF16,
             (Self::F16, _) => DType::F16,
@@ -66,7 +71,7 @@ impl Precision {
     /// # Errors
     /// `MODEL_UNSUPPORTED` for fewer than 16 bits on another device than the CPU.
     pub(crate) fn on(self, device: &Device) -> Result<DType> {
-        if self.quantisation.is_some() && device.kind() != DeviceKind::Cpu {
+        if self.quantisation.is_some() && !device.is_cpu_only() {
             let message = format!("weights of 8 or 4 bits are on the CPU only, not on {}", device.name());
             return Err(Error::new(ErrorCode::ModelUnsupported, message)
                 .with_hint("Load with 16bit, or take the device cpu."));

@@ -42,7 +42,7 @@ impl LanguageModel {
             let tokenizer = folder.llama_tokenizer()?;
             let defaults = folder.generation_defaults()?;
             cancellation.check()?;
-            let model = folder.language_model(precision.on(&device)?, device.tensors())?;
+            let model = folder.placed_language_model(precision.on(&device)?, &device)?;
             cancellation.check()?;
             let (image_placeholder, conversation) = (folder.image_placeholder(), folder.conversation());
             Ok(Self {

@@ -9,11 +9,16 @@ mod device;
 mod dtype;
 mod error;
 mod gguf_model;
+mod gpus;
 mod language_model;
+mod layer_placement;
+pub mod manifest;
 mod model_description;
 pub mod model_folder;
 mod picture;
 mod pixels;
+mod plan;
+mod processor;
 mod reply;
 mod session;
 mod subtitles;
@@ -22,6 +27,7 @@ mod training;
 mod visual_encoder;
 mod visual_features;
 mod visual_tokens;
+mod weight_shapes;
 
 pub use cancellation::Cancellation;
 pub use data_check::{
@@ -46,6 +52,7 @@ pub use llamavid_models::{
 pub use model_description::ModelDescription;
 pub use picture::{MAX_PICTURE_PIXELS, Picture, decode_picture, encode_png};
 pub use pixels::{MAX_FRAME_SIZE, PixelChannel, Pixels};
+pub use processor::processor_features;
 pub use reply::{Reply, catch_panic, run_aside};
 pub use session::{GenerateRequest, Piece, Session, Started};
 pub use subtitles::Subtitles;
@@ -57,3 +64,4 @@ pub use training::{
 pub use visual_encoder::VisualEncoder;
 pub use visual_features::VisualFeatures;
 pub use visual_tokens::VisualTokens;
+pub use weight_shapes::weight_shapes;

@@ -6,7 +6,8 @@ use llamavid_models::prompt::placeholders::{IMAGE_TOKEN, tokenize_with_images};
 use llamavid_models::tokenizer::LlamaTokenizer;
 
 use crate::model_folder::ModelFolder;
-use crate::{Preprocessing, Reply, run_aside};
+use crate::plan::plan;
+use crate::{Preprocessing, Reply, Result, run_aside};
 
 /// A model folder's configuration and tokenizer.
 #[derive(Debug)]
@@ -48,6 +49,14 @@ impl ModelDescription {
     /// How pictures become pixels.
     pub fn preprocessing(&self) -> &Preprocessing {
         self.folder.preprocessing()
+    }
+
+    /// What an answer takes and whether it fits, as JSON. `request` is JSON too; `@llamavid/pipeline` writes it.
+    ///
+    /// # Errors
+    /// `INVALID_ARGUMENT` for a request that cannot be read, and those of the model's files.
+    pub fn plan(&self, request: &str) -> Result<String> {
+        plan(&self.folder, request)
     }
 
     /// Tokens of a prompt: all, and the places of visual tokens among them.

@@ -8,18 +8,22 @@ use std::path::{Component, Path, PathBuf};
 use candle_core::{DType, Device};
 use llamavid_models::WeightSource;
 use llamavid_models::config::{Extension, ModelConfig, Surroundings};
-use llamavid_models::language_model::{LanguageModel, LanguageModelConfig, LoraConfig};
+use llamavid_models::language_model::{LanguageModel, LanguageModelConfig, LoraConfig, Placement};
 use llamavid_models::preprocess::{Fit, Preprocessing};
 use llamavid_models::token_generation::{FeatureKind, QueryKind, TokenGenerator};
 use llamavid_models::tokenizer::{LlamaTokenizer, WordPieceTokenizer};
 use llamavid_models::visual_encoder::{VisualEncoder, VisualEncoderConfig};
 use llamavid_weights::gguf::GgufFile;
 use llamavid_weights::key_table::{CLIP, LANGUAGE, LORA, TOKENS, VISION_TOWER, VISUAL};
-use llamavid_weights::{Checkpoint, Loader, Quantisation};
+use llamavid_weights::{Checkpoint, KeyTable, Loader, Quantisation};
 use serde::Deserialize;
 
+use crate::layer_placement::place_layers;
+use crate::manifest::Manifest;
 use crate::{Error, ErrorCode, Result};
 
+/// The visual encoder of a converted model in eight bits.
+const VISION_FILE: &str = "visual-encoder.gguf";
 /// Side files are small; a larger one is not what its name says.
 const LARGEST_SIDE_FILE: u64 = 64 << 20;
 
@@ -30,6 +34,8 @@ pub struct ModelFolder {
     config: ModelConfig,
     vision: VisionWeights,
     preprocessing: Preprocessing,
+    /// The file that the preprocessing was read from.
+    processor: Option<PathBuf>,
     query_folder: Option<PathBuf>,
     /// Adapters of the decoder.
     adapter: Option<Adapter>,
@@ -47,7 +53,7 @@ struct Adapter {
 
 /// Where the visual encoder's weights are.
 #[derive(Debug, Clone)]
-pub(crate) enum VisionWeights {
+pub enum VisionWeights {
     /// One EVA file.
     EvaFile(PathBuf),
     /// A folder of a CLIP model.
@@ -92,20 +98,37 @@ impl ModelFolder {
         let in_config = |error| in_file(&config_path, error);
         let files = ModelConfig::side_files(&config_bytes).map_err(in_config)?;
 
-        let vision = find_vision(&root, files.vision.as_deref())?;
+        let manifest = Manifest::read(&root)?;
+        // What `llamavid convert` made has all of its parts inside, whatever lies beside it.
+        let whole = manifest.is_some();
+        if let Some(manifest) = &manifest {
+            manifest.check_sizes(&root)?;
+        }
+        let vision = match whole {
+            true if root.join(VISION_FILE).is_file() => VisionWeights::EvaFile(root.join(VISION_FILE)),
+            true => VisionWeights::Shards,
+            false => find_vision(&root, files.vision.as_deref())?,
+        };
         let clip = match &vision {
             VisionWeights::ClipFolder(folder) => {
                 Some(read_required(&folder.join("config.json"), "the visual encoder's configuration")?)
             }
             _ => None,
         };
-        let query_folder = find_query_folder(&root, files.query_tokenizer.as_deref());
+        let query_folder = match whole {
+            true => Some(root.join("bert")),
+            false => find_query_folder(&root, files.query_tokenizer.as_deref()),
+        };
         let bert = match &query_folder {
             Some(folder) => read_optional(&folder.join("config.json"))?,
             None => None,
         };
-        let processor = find_processor(&root, files.processor.as_deref(), clip.is_some().then_some(&vision));
-        let processor = match &processor {
+        let processor = match whole {
+            true => Some(root.join("processor/preprocessor_config.json")).filter(|file| file.is_file()),
+            false => find_processor(&root, files.processor.as_deref(), clip.is_some().then_some(&vision)),
+        };
+        let processor_file = processor;
+        let processor = match &processor_file {
             Some(path) => Some(read_processor(path)?),
             None => None,
         };
@@ -141,8 +164,18 @@ impl ModelFolder {
             Some(processor) => processor,
             None => Preprocessing::clip(image_size, Fit::Crop),
         };
-        let (adapter, base) = find_adapter(&root, &config_bytes)?;
-        Ok(Self { root, config, vision, preprocessing, query_folder, adapter, base, quantisation: None })
+        let (adapter, base) = if whole { (None, None) } else { find_adapter(&root, &config_bytes)? };
+        Ok(Self {
+            root,
+            config,
+            vision,
+            preprocessing,
+            processor: processor_file,
+            query_folder,
+            adapter,
+            base,
+            quantisation: None,
+        })
     }
 
     /// The folder's path.
@@ -182,20 +215,38 @@ impl ModelFolder {
 
     /// Builds the visual encoder.
     pub fn visual_encoder(&self, dtype: DType, device: &Device) -> Result<VisualEncoder> {
-        let (checkpoint, table) = match &self.vision {
+        build(self.visual_loader(dtype, device)?, |vb| VisualEncoder::new(&self.config.visual, vb))
+    }
+
+    /// What the visual encoder's weights are read by.
+    pub(crate) fn visual_loader(&self, dtype: DType, device: &Device) -> Result<Loader> {
+        let (checkpoint, table) = self.visual_weights()?;
+        Ok(Loader::quantising(checkpoint, table, self.eight_bit(), dtype, device))
+    }
+
+    /// The visual encoder's weights and their names.
+    pub fn visual_weights(&self) -> Result<(Checkpoint, &'static KeyTable)> {
+        Ok(match &self.vision {
             VisionWeights::EvaFile(file) => (visual_weights(file)?, &VISUAL),
             VisionWeights::ClipFolder(folder) => (Checkpoint::open_folder(folder)?, &CLIP),
             VisionWeights::Shards => (Checkpoint::open_folder(&self.root)?.under(VISION_TOWER), &VISUAL),
-        };
-        let loader = Loader::quantising(checkpoint, table, self.eight_bit(), dtype, device);
-        build(loader, |vb| VisualEncoder::new(&self.config.visual, vb))
+        })
     }
 
     /// Builds the part that makes context and content tokens.
     pub fn token_generator(&self, dtype: DType, device: &Device) -> Result<TokenGenerator> {
-        let checkpoint = token_weights(&self.root)?;
-        let loader = Loader::quantising(checkpoint, &TOKENS, self.eight_bit(), dtype, device);
-        build(loader, |vb| TokenGenerator::new(&self.config.tokens, vb))
+        build(self.token_loader(dtype, device)?, |vb| TokenGenerator::new(&self.config.tokens, vb))
+    }
+
+    /// What that part's weights are read by.
+    pub(crate) fn token_loader(&self, dtype: DType, device: &Device) -> Result<Loader> {
+        let (checkpoint, table) = self.token_weights()?;
+        Ok(Loader::quantising(checkpoint, table, self.eight_bit(), dtype, device))
+    }
+
+    /// The token generator's weights and their names.
+    pub fn token_weights(&self) -> Result<(Checkpoint, &'static KeyTable)> {
+        Ok((token_weights(&self.root)?, &TOKENS))
     }
 
     /// Builds the decoder.
@@ -210,14 +261,48 @@ impl ModelFolder {
         dtype: DType,
         device: &Device,
     ) -> Result<LanguageModel> {
-        let checkpoint = language_weights(&self.language_folder())?;
-        let loader = Loader::quantising(checkpoint, &LANGUAGE, self.quantisation, dtype, device);
-        let model = build(loader, |vb| LanguageModel::new(config, vb))?;
+        let model = build(self.language_loader(dtype, device)?, |vb| LanguageModel::new(config, vb))?;
         let Some(adapter) = &self.adapter else { return Ok(model) };
         let loader = Loader::new(Checkpoint::open_file(&adapter.weights)?, &LORA, dtype, device);
         let adapted = build(loader, |vb| model.with_lora(&adapter.config, vb))?;
         // Added once, so that answers take no longer than without an adapter.
         Ok(adapted.with_merged_lora()?)
+    }
+
+    /// Builds the decoder with its layers on several devices, which take turns in their order.
+    pub(crate) fn placed_language_model(
+        &self,
+        dtype: DType,
+        device: &crate::Device,
+    ) -> Result<LanguageModel> {
+        let config = &self.config.language;
+        let [_only] = device.stages() else {
+            if self.adapter.is_some() {
+                let message = format!("{}: adapters are for one device", self.root.display());
+                return Err(Error::new(ErrorCode::ModelUnsupported, message)
+                    .with_hint("Name one device, or merge the adapter into the model first."));
+            }
+            let placement = Placement::in_stages(place_layers(self, dtype, device.stages())?)?;
+            let loader = self.language_loader(dtype, device.tensors())?;
+            return build(loader, |vb| LanguageModel::placed(config, vb, placement));
+        };
+        self.language_model(dtype, device.tensors())
+    }
+
+    /// What the decoder's weights are read by.
+    pub(crate) fn language_loader(&self, dtype: DType, device: &Device) -> Result<Loader> {
+        let (checkpoint, table) = self.language_weights()?;
+        Ok(Loader::quantising(checkpoint, table, self.quantisation, dtype, device))
+    }
+
+    /// The decoder's weights and their names, without adapters beside them.
+    pub fn language_weights(&self) -> Result<(Checkpoint, &'static KeyTable)> {
+        Ok((language_weights(&self.language_folder())?, &LANGUAGE))
+    }
+
+    /// The image processor's file and the folder of the query model's vocabulary, where they are.
+    pub fn side_files(&self) -> (Option<&Path>, Option<&Path>) {
+        (self.processor.as_deref(), self.query_folder.as_deref())
     }
 
     /// The same folder with the base language model of another one: what stage 1 and a training of adapters write has
@@ -232,6 +317,10 @@ impl ModelFolder {
     #[must_use]
     pub fn with_quantisation(self, quantisation: Option<Quantisation>) -> Self {
         Self { quantisation, ..self }
+    }
+
+    pub(crate) fn quantisation(&self) -> Option<Quantisation> {
+        self.quantisation
     }
 
     /// Of the parts that feel an error in every answer and are small beside the language model.
@@ -378,8 +467,12 @@ fn candidates(root: &Path, written: &str) -> Vec<PathBuf> {
     bases.into_iter().flatten().flat_map(|base| tails.iter().map(move |tail| base.join(tail))).collect()
 }
 
-pub(crate) fn find_vision(root: &Path, written: Option<&str>) -> Result<VisionWeights> {
-    let converted = root.join("visual-encoder.gguf");
+/// Where a model's visual encoder is; `written` is what its configuration says.
+///
+/// # Errors
+/// `MODEL_FILE_MISSING` names the places that were looked at.
+pub fn find_vision(root: &Path, written: Option<&str>) -> Result<VisionWeights> {
+    let converted = root.join(VISION_FILE);
     if converted.is_file() {
         return Ok(VisionWeights::EvaFile(converted));
     }
@@ -463,7 +556,8 @@ fn find_adapter(root: &Path, config: &[u8]) -> Result<(Option<Adapter>, Option<P
     Ok((adapter, base))
 }
 
-pub(crate) fn find_query_folder(root: &Path, written: Option<&str>) -> Option<PathBuf> {
+/// The folder of the query model's vocabulary.
+pub fn find_query_folder(root: &Path, written: Option<&str>) -> Option<PathBuf> {
     let names = [written, Some("bert"), Some("bert-base-uncased")];
     let mut places: Vec<PathBuf> =
         names.into_iter().flatten().flat_map(|name| candidates(root, name)).collect();
@@ -471,11 +565,8 @@ pub(crate) fn find_query_folder(root: &Path, written: Option<&str>) -> Option<Pa
     places.into_iter().find(|place| place.join("vocab.txt").is_file())
 }
 
-pub(crate) fn find_processor(
-    root: &Path,
-    written: Option<&str>,
-    vision: Option<&VisionWeights>,
-) -> Option<PathBuf> {
+/// The image processor's file.
+pub fn find_processor(root: &Path, written: Option<&str>, vision: Option<&VisionWeights>) -> Option<PathBuf> {
     let mut places: Vec<PathBuf> =
         [written, Some("processor")].into_iter().flatten().flat_map(|name| candidates(root, name)).collect();
     places.push(root.to_path_buf());
@@ -486,7 +577,7 @@ pub(crate) fn find_processor(
 }
 
 /// Reads a CLIP image processor's file; only what the reference's settings can express is accepted.
-pub(crate) fn read_processor(path: &Path) -> Result<Preprocessing> {
+pub fn read_processor(path: &Path) -> Result<Preprocessing> {
     #[derive(Deserialize)]
     #[serde(untagged)]
     enum Size {
@@ -540,14 +631,22 @@ pub(crate) fn read_processor(path: &Path) -> Result<Preprocessing> {
     Ok(Preprocessing { size, mean, std, fit: Fit::Crop })
 }
 
-pub(crate) fn read_required(path: &Path, what: &str) -> Result<Vec<u8>> {
+/// Reads a small file that must be there; `what` says what it is.
+///
+/// # Errors
+/// `MODEL_FILE_MISSING`, and `MODEL_INVALID` for one that cannot be read or is no small file.
+pub fn read_required(path: &Path, what: &str) -> Result<Vec<u8>> {
     read_optional(path)?.ok_or_else(|| {
         Error::new(ErrorCode::ModelFileMissing, format!("{}: {what} is missing", path.display()))
             .with_hint("Download the whole model again, or give another folder.")
     })
 }
 
-pub(crate) fn read_optional(path: &Path) -> Result<Option<Vec<u8>>> {
+/// Reads a small file, if it is there.
+///
+/// # Errors
+/// `MODEL_INVALID` for one that cannot be read or is no small file.
+pub fn read_optional(path: &Path) -> Result<Option<Vec<u8>>> {
     let failed = |error: std::io::Error| {
         Error::new(ErrorCode::ModelInvalid, format!("{}: cannot be read: {error}", path.display()))
     };
@@ -567,12 +666,17 @@ pub(crate) fn read_optional(path: &Path) -> Result<Option<Vec<u8>>> {
     std::fs::read(path).map(Some).map_err(failed)
 }
 
-pub(crate) fn parse_json<'a, T: Deserialize<'a>>(path: &Path, bytes: &'a [u8]) -> Result<T> {
+/// Parses a file's JSON.
+///
+/// # Errors
+/// `MODEL_INVALID` names the file.
+pub fn parse_json<'a, T: Deserialize<'a>>(path: &Path, bytes: &'a [u8]) -> Result<T> {
     serde_json::from_slice(bytes)
         .map_err(|error| Error::new(ErrorCode::ModelInvalid, format!("{}: {error}", path.display())))
 }
 
-pub(crate) fn in_file(path: &Path, error: llamavid_models::Error) -> Error {
+/// An error of the models about a file's content.
+pub fn in_file(path: &Path, error: llamavid_models::Error) -> Error {
     let error = Error::from(error);
     Error { message: format!("{}: {}", path.display(), error.message), ..error }
 }

@@ -318,7 +318,7 @@ impl Answer {
 
 /// Positions of one prefill step. A large model on a CPU needs half a minute for the usual chunk, in which nothing
 /// could be cancelled; far smaller ones would spend their time on reading the weights again.
-fn prefill_chunk(config: &LanguageModelConfig, kind: DeviceKind) -> usize {
+pub(crate) fn prefill_chunk(config: &LanguageModelConfig, kind: DeviceKind) -> usize {
     /// Multiply-adds of one step on a CPU: a few seconds on a small machine.
     const CPU_STEP: usize = 400_000_000_000;
     let attention = 2 * (config.heads + config.kv_heads) * config.head_dim;

@@ -14,7 +14,7 @@ use crate::model_folder::ModelFolder;
 use crate::{Cancellation, Device, Error, Precision, Reply, Result, VisualFeatures, VisualTokens, run_aside};
 
 /// Pairs of a frame and a question of one step. The numbers do not depend on it.
-const PAIRS_A_STEP: usize = 64;
+pub(crate) const PAIRS_A_STEP: usize = 64;
 
 /// A token of each frame that is taken away, to measure what it is worth. For evaluations, never for answers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -114,22 +114,27 @@ impl VisualEncoder {
 
 impl Sizes {
     fn new(config: &VisualEncoderConfig, kind: DeviceKind) -> Self {
-        let (side, width, depth, mlp_width) = match config {
-            VisualEncoderConfig::Eva(eva) => {
-                (eva.image_size / eva.patch_size, eva.width, eva.depth, eva.mlp_width)
-            }
-            VisualEncoderConfig::Clip(clip) => {
-                (clip.image_size / clip.patch_size, clip.width, clip.depth, clip.mlp_width)
-            }
-        };
-        let patch_count = side * side;
-        let step = match kind {
-            DeviceKind::Cpu => CPU_STEP,
-            DeviceKind::Cuda => CUDA_STEP,
-        };
-        // Products with the weights, and of the attention, of each block.
-        let a_row = width.saturating_mul(4 * width + 2 * mlp_width + 2 * patch_count);
-        let a_frame = a_row.saturating_mul(patch_count).saturating_mul(depth).max(1);
-        Self { patch_count, width, frames_a_step: (step / a_frame).clamp(1, 64) }
+        Self {
+            patch_count: config.patches(),
+            width: config.width(),
+            frames_a_step: frames_a_step(config, kind),
+        }
     }
+}
+
+/// Frames that are encoded at once.
+pub(crate) fn frames_a_step(config: &VisualEncoderConfig, kind: DeviceKind) -> usize {
+    let (width, depth, mlp_width) = match config {
+        VisualEncoderConfig::Eva(eva) => (eva.width, eva.depth, eva.mlp_width),
+        VisualEncoderConfig::Clip(clip) => (clip.width, clip.depth, clip.mlp_width),
+    };
+    let patch_count = config.patches();
+    let step = match kind {
+        DeviceKind::Cpu => CPU_STEP,
+        DeviceKind::Cuda => CUDA_STEP,
+    };
+    // Products with the weights, and of the attention, of each block.
+    let a_row = width.saturating_mul(4 * width + 2 * mlp_width + 2 * patch_count);
+    let a_frame = a_row.saturating_mul(patch_count).saturating_mul(depth).max(1);
+    (step / a_frame).clamp(1, 64)
 }

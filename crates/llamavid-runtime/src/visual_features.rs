@@ -47,11 +47,12 @@ impl VisualFeatures {
         }))
     }
 
-    /// The frames of all parts, in their order.
+    /// The frames of all parts, in their order. A part that nobody else holds is freed as soon as it is copied, so that
+    /// features of hours never exist twice.
     ///
     /// # Errors
     /// `INVALID_ARGUMENT` without a part, or when kinds, devices or rows differ.
-    pub fn concatenate(parts: &[Arc<Self>]) -> Result<Reply<Self>> {
+    pub fn concatenate(parts: Vec<Arc<Self>>) -> Result<Reply<Self>> {
         let Some(first) = parts.first() else {
             return Err(Error::argument("there are no features to concatenate"));
         };
@@ -70,11 +71,23 @@ impl VisualFeatures {
                 )));
             }
         }
-        let (kind, device) = (first.kind, first.device.clone());
-        let tensors: Vec<_> = parts.iter().map(|part| part.tensor.clone()).collect();
-        Ok(first
-            .device
-            .run_once(&Cancellation::default(), move |_| Self::new(Tensor::cat(&tensors, 0)?, kind, device)))
+        let (kind, device, dtype) = (first.kind, first.device.clone(), first.tensor.dtype());
+        let (_, rows, width) = first.tensor.dims3()?;
+        let frames = parts.iter().map(|part| part.frame_count()).sum::<usize>();
+        let owner = device.clone();
+        Ok(device.run_once(&Cancellation::default(), move |on| {
+            if let [only] = parts.as_slice() {
+                return Ok(Self::clone(only));
+            }
+            let whole = Tensor::zeros((frames, rows, width), dtype, on)?;
+            let mut end = frames;
+            // The last one first: memory goes back to the system from where it was taken last.
+            for part in parts.into_iter().rev() {
+                end -= part.frame_count();
+                whole.slice_set(&part.tensor.contiguous()?, 0, end)?;
+            }
+            Self::new(whole, kind, owner)
+        }))
     }
 
     /// F.

@@ -185,6 +185,14 @@ impl Checkpoint {
         Ok(tensor.to_device(device)?)
     }
 
+    /// Gives the memory of a mapped tensor back to the system: reading a whole checkpoint then takes the memory of one
+    /// tensor and not that of all files.
+    pub fn release(&self, name: &str) {
+        if let Ok(located) = self.located(name) {
+            located.file.release(&located.key);
+        }
+    }
+
     /// How a matrix is stored, where it can stay in its file; none where it has to be read.
     ///
     /// # Errors
@@ -210,7 +218,9 @@ impl Checkpoint {
         let matrix = located.file.matrix(&located.key)?;
         let Some((matrix, width)) = matrix.as_ref().zip(located.turned) else { return Ok(matrix) };
         located.rows(width)?;
-        Ok(Some(matrix.with_rows(|row| turned_row(row, width))?))
+        let copied = matrix.with_rows(|row| turned_row(row, width))?;
+        located.file.release(&located.key);
+        Ok(Some(copied))
     }
 
     /// The tensors whose names begin with `prefix`, without it. `prefix` is taken as it is, so mind its last dot.
@@ -229,7 +239,7 @@ impl Checkpoint {
     }
 
     /// The file that holds a tensor and its full name there, or what was opened where there is none.
-    pub(crate) fn place(&self, name: &str) -> (PathBuf, String) {
+    pub fn place(&self, name: &str) -> (PathBuf, String) {
         match self.tensors.get(name) {
             Some(located) => (located.file.path().to_path_buf(), located.key.clone()),
             None => (self.origin.clone(), format!("{}{name}", self.prefix)),

@@ -22,5 +22,5 @@ pub mod writer;
 pub use checkpoint::Checkpoint;
 pub use error::{Error, ErrorKind, Result};
 pub use key_table::KeyTable;
-pub use loader::Loader;
+pub use loader::{Found, Loader};
 pub use quantisation::Quantisation;

@@ -2,6 +2,7 @@
 //! and with finite numbers, and every weight that is there must be asked for.
 
 use std::collections::BTreeSet;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use candle_core::{DType, Device, Shape, Tensor};
@@ -26,6 +27,21 @@ pub struct Loader {
     source: Arc<Source>,
     dtype: DType,
     device: Device,
+}
+
+/// Where a weight is, and of which kind.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Found {
+    /// Its published name.
+    pub name: String,
+    /// The file that holds it.
+    pub file: PathBuf,
+    /// Its name in that file.
+    pub key: String,
+    /// The dtype in which it is read.
+    pub dtype: DType,
+    /// How it is stored, where it lies in its file as it is.
+    pub format: Option<BlockFormat>,
 }
 
 #[derive(Debug)]
@@ -81,6 +97,27 @@ impl Loader {
         }
     }
 
+    /// The format of blocks in which a matrix by our name would be held with this quantisation; none for a tensor.
+    ///
+    /// # Errors
+    /// A tensor of a kind that is not read.
+    pub fn format(
+        &self,
+        quantisation: Option<Quantisation>,
+        ours: &str,
+        columns: usize,
+    ) -> Result<Option<BlockFormat>> {
+        let source = &self.source;
+        let Some(name) = source.table.upstream(ours).filter(|name| source.checkpoint.contains(name)) else {
+            return Ok(quantisation.and_then(|quantisation| quantisation.format(ours, columns)));
+        };
+        let wanted = source.wanted(quantisation, &name, ours, columns)?;
+        match source.checkpoint.is_compact(&name)? {
+            true => Ok(wanted.or(source.checkpoint.format(&name)?)),
+            false => Ok(wanted),
+        }
+    }
+
     /// The error behind one that a builder of this loader gave, or that error itself when it is of another origin.
     pub fn explain(&self, error: candle_core::Error) -> Error {
         let text = error.to_string();
@@ -90,6 +127,33 @@ impl Loader {
             Some(index) => account.errors.remove(index),
             None => Error::Tensor(error),
         }
+    }
+
+    /// Whether the checkpoint has a weight, by our name.
+    pub fn contains(&self, ours: &str) -> bool {
+        self.source.table.upstream(ours).is_some_and(|name| self.source.checkpoint.contains(&name))
+    }
+
+    /// Looks a weight up without reading its numbers, and counts it as used.
+    ///
+    /// # Errors
+    /// No such weight, another shape, or numbers that are no floating-point ones.
+    pub fn find(&self, ours: &str, shape: &[usize]) -> Result<Found> {
+        let found = self.source.find(ours, Some(&Shape::from(shape)), true)?;
+        self.source.account().used.insert(found.name.clone());
+        Ok(found)
+    }
+
+    /// Reads a weight by our name in `dtype` and gives the memory of the mapped file back.
+    ///
+    /// # Errors
+    /// No such weight, or one that is not finite in `dtype`.
+    pub fn read(&self, ours: &str, dtype: DType) -> Result<Tensor> {
+        let tensor = self.source.load(ours, None, dtype, &self.device)?;
+        if let Some(name) = self.source.table.upstream(ours) {
+            self.source.checkpoint.release(&name);
+        }
+        Ok(tensor)
     }
 
     /// Ends loading.
@@ -140,9 +204,7 @@ impl Source {
             return Ok(None);
         };
         let stored = self.checkpoint.format(&name)?;
-        let wanted = self.quantisation.and_then(|quantisation| quantisation.format(ours, columns));
-        // Rounded numbers are not rounded again.
-        let wanted = wanted.filter(|_| stored.is_none_or(|format| format.block_length() == 1));
+        let wanted = self.wanted(self.quantisation, &name, ours, columns)?;
         if wanted.is_none() && !self.checkpoint.is_compact(&name)? {
             return Ok(None);
         }
@@ -161,12 +223,29 @@ impl Source {
                     (BlockFormat::F16, Some(BlockFormat::F16 | BlockFormat::BF16)) => {
                         self.checkpoint.matrix(&name)?
                     }
-                    _ => Some(QuantisedMatrix::quantise(&numbers, format)?),
+                    _ => {
+                        self.checkpoint.release(&name);
+                        Some(QuantisedMatrix::quantise(&numbers, format)?)
+                    }
                 }
             }
         };
         self.account().used.insert(name);
         Ok(matrix)
+    }
+
+    /// The format that a matrix is to be rounded to.
+    fn wanted(
+        &self,
+        quantisation: Option<Quantisation>,
+        name: &str,
+        ours: &str,
+        columns: usize,
+    ) -> Result<Option<BlockFormat>> {
+        let stored = self.checkpoint.format(name)?;
+        let wanted = quantisation.and_then(|quantisation| quantisation.format(ours, columns));
+        // Rounded numbers are not rounded again.
+        Ok(wanted.filter(|_| stored.is_none_or(|format| format.block_length() == 1)))
     }
 
     fn expect_finite(&self, name: &str, tensor: &Tensor) -> Result<()> {
@@ -175,8 +254,8 @@ impl Source {
         Err(Error::NotFinite { file, key, index, value, overflows: None })
     }
 
-    /// A weight by our name, in the dtype asked for; `expected` is absent where the module takes any shape.
-    fn load(&self, ours: &str, expected: Option<&Shape>, dtype: DType, device: &Device) -> Result<Tensor> {
+    /// Where a weight is by our name; `expected` is absent where the module takes any shape.
+    fn find(&self, ours: &str, expected: Option<&Shape>, float: bool) -> Result<Found> {
         let Some(name) = self.table.upstream(ours) else {
             let (file, key) = (self.checkpoint.origin().to_path_buf(), ours.to_string());
             return Err(Error::TensorMissing { file, key });
@@ -188,11 +267,20 @@ impl Source {
         {
             return Err(Error::ShapeMismatch { file, key, expected: expected.dims().to_vec(), found });
         }
-        let tensor = self.checkpoint.read(&name, &Device::Cpu)?;
-        if tensor.dtype().is_int() && dtype.is_float() {
-            let problem = format!("expected floating-point numbers, found {}", tensor.dtype().as_str());
-            return Err(Fault::Unsupported(problem).in_tensor(&file, &key));
+        let dtype = self.checkpoint.dtype(&name)?;
+        if dtype.is_int() && float {
+            let problem = format!("expected floating-point numbers, found {}", dtype.as_str());
+            return Err(Fault::Invalid(problem).in_tensor(&file, &key));
         }
+        let format = self.checkpoint.format(&name)?;
+        Ok(Found { name, file, key, dtype, format })
+    }
+
+    /// A weight by our name, in the dtype asked for.
+    fn load(&self, ours: &str, expected: Option<&Shape>, dtype: DType, device: &Device) -> Result<Tensor> {
+        let Found { name, file, key, .. } = self.find(ours, expected, dtype.is_float())?;
+        let tensor = self.checkpoint.read(&name, &Device::Cpu)?;
+        self.checkpoint.release(&name);
         self.expect_finite(&name, &tensor)?;
         let narrowed = dtype.is_float() && dtype != tensor.dtype();
         let converted = tensor.to_dtype(dtype)?;

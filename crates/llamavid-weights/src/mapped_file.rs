@@ -2,9 +2,12 @@
 
 use std::fs::{self, File};
 use std::io;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 
 use memmap2::Mmap;
+#[cfg(unix)]
+use memmap2::UncheckedAdvice;
 
 use crate::error::{Error, Result};
 
@@ -54,5 +57,20 @@ impl MappedFile {
 
     pub(crate) fn bytes(&self) -> &[u8] {
         self.map.as_deref().unwrap_or_default()
+    }
+
+    /// Gives the memory of these bytes back to the system, which reads them from the file again when they are asked for.
+    pub(crate) fn release(&self, range: Range<usize>) {
+        #[cfg(unix)]
+        if let Some(map) = &self.map
+            && range.end <= map.len()
+        {
+            // SAFETY: the map is shared with an unchanged file and only read, so its pages come back as they were.
+            // Where the system refuses, they stay.
+            let _ =
+                unsafe { map.unchecked_advise_range(UncheckedAdvice::DontNeed, range.start, range.len()) };
+        }
+        #[cfg(not(unix))]
+        let _ = range;
     }
 }

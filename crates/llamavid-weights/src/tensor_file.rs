@@ -159,6 +159,15 @@ impl TensorFile {
         }
     }
 
+    /// Gives the memory of a tensor's bytes back to the system.
+    pub(crate) fn release(&self, key: &str) {
+        if let Ok(Entry::Tensor { span: Span::Plain(range), .. } | Entry::Blocks { range, .. }) =
+            self.entry(key)
+        {
+            self.file.release(range.clone());
+        }
+    }
+
     fn entry(&self, key: &str) -> Result<&Entry> {
         self.entries
             .get(key)

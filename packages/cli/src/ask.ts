@@ -3,7 +3,7 @@ import process from 'node:process';
 import type { AnswerResult, Clip, SamplingReport, SubtitleReport } from '@llamavid/pipeline';
 import { type AskFlags, askOptions, loadOptions, openOptions, wrong } from './flags.js';
 import { Interrupt } from './interrupt.js';
-import { checkFiles, openFile, sourceOf } from './media-files.js';
+import { checkFiles, openFile, planFiles, sourceOf } from './media-files.js';
 import { previewToJson, previewToText } from './preview.js';
 import { Progress } from './progress.js';
 import { samplingToJson } from './sampling-to-json.js';
@@ -37,8 +37,10 @@ export async function ask(words: readonly string[], flags: AskFlags): Promise<nu
       );
       return 0;
     }
+    const toLoad = loadOptions(flags, signal);
+    const dtype = await planFiles(flags.model, paths, { ...toOpen, ...toAsk, ...toLoad, question }, progress);
     progress.step('loading the model');
-    await using model = await LlamaVid.load(flags.model, loadOptions(flags, signal));
+    await using model = await LlamaVid.load(flags.model, { ...toLoad, dtype });
     const clips: Clip[] = [];
     for (const path of paths) clips.push(await openFile(model, path, toOpen, progress));
     progress.step('answering');

@@ -3,7 +3,7 @@ import { createInterface } from 'node:readline';
 import type { Chat, LlamaVid, OpenOptions } from '@llamavid/pipeline';
 import { askOptions, type ChatFlags, loadOptions, openOptions, wrong } from './flags.js';
 import { Interrupt } from './interrupt.js';
-import { checkFiles, openFile } from './media-files.js';
+import { checkFiles, openFile, planFiles } from './media-files.js';
 import { Progress } from './progress.js';
 import { reportFailure } from './report-failure.js';
 import { writeAnswer } from './write-answer.js';
@@ -28,8 +28,10 @@ export async function chat(paths: readonly string[], flags: ChatFlags): Promise<
 
   const progress = new Progress(flags.quiet ?? false);
   try {
+    const toLoad = loadOptions(flags, signal);
+    const dtype = await planFiles(flags.model, paths, { ...toOpen, ...toAsk, ...toLoad }, progress);
     progress.step('loading the model');
-    await using model = await LlamaVid.load(flags.model, loadOptions(flags, signal));
+    await using model = await LlamaVid.load(flags.model, { ...toLoad, dtype });
     const talk = new Talk(model, model.chat([], toAsk), toOpen, progress);
     for (const path of paths) await talk.open(path);
     progress.clear();

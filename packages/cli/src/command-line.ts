@@ -4,8 +4,20 @@ import { recipeNames } from '@llamavid/train/recipes';
 import { Command, CommanderError } from 'commander';
 import { ask } from './ask.js';
 import { chat } from './chat.js';
+import { addConvert } from './convert.js';
 import { type DataCheckFlags, dataCheck, dataPublished } from './data.js';
-import { type AskFlags, addAnswerFlags, addMediaFlags, addModelFlags, type ChatFlags } from './flags.js';
+import { addDoctor } from './doctor.js';
+import {
+  type AskFlags,
+  addAnswerFlags,
+  addMediaFlags,
+  addModelFlags,
+  type ChatFlags,
+  kvCacheOption,
+  parseWholeNumber,
+} from './flags.js';
+import { addInspect } from './inspect.js';
+import { type PlanFlags, plan } from './plan.js';
 import { addPull } from './pull.js';
 import { reportFailure } from './report-failure.js';
 import { addTrainFlags, type TrainFlags, train } from './train.js';
@@ -70,6 +82,23 @@ function createProgram(end: (exitCode: number) => void): Command {
     end,
   );
 
+  const planCommand = command(
+    program,
+    'plan',
+    'Tell what a question takes of memory with each weight format, and what fits. Loads no weights, decodes no frame.',
+  )
+    .argument('[media...]', 'files that the question is about')
+    .usage('[options] [media...]');
+  addModelFlags(planCommand);
+  addMediaFlags(planCommand);
+  planCommand
+    .option('--question <text>', 'the question (default: one of usual length)')
+    .option('--conversation <template>', 'conversation template')
+    .option('--max-new-tokens <n>', 'the longest answer', parseWholeNumber('--max-new-tokens', 1), 512)
+    .addOption(kvCacheOption())
+    .option('--json', 'write one JSON object to stdout instead of text')
+    .action(async (media: string[], flags: PlanFlags) => end(await plan(media, flags)));
+
   const trainCommand = command(program, 'train', 'Train one stage, as a recipe says.')
     .argument('<recipe>', 'name of a recipe (`llamavid train --help` lists them), or a file')
     .usage('[options] <recipe> --data <file> -o <folder>')
@@ -100,6 +129,16 @@ function createProgram(end: (exitCode: number) => void): Command {
     .option('--json', 'write one JSON object to stdout instead of text')
     .action(async (root: string, flags: { json?: boolean }) => end(await dataPublished(root, flags)));
 
+  addConvert(
+    command(program, 'convert', 'Make one folder of the parts of a model, quantised if wanted.'),
+    end,
+  );
+  addInspect(
+    command(program, 'inspect', 'What a model or a file of weights holds, and what is missing.'),
+    end,
+  );
+  addDoctor(command(program, 'doctor', 'Look whether this machine and a model are ready.'), end);
+
   const worldCommand = command(program, 'world', 'The toy world that the embedded model is trained on.');
   addWorldRender(
     command(worldCommand, 'render', 'Render its videos and pictures with their questions.'),
@@ -118,9 +157,11 @@ Examples:
   llamavid ask film.mp4 "Why does she leave?" --subtitles film.srt --model models/llama-vid-7b-long
   llamavid ask before.jpg after.jpg "What has changed?" --model models/llama-vid-7b --json
   llamavid chat talk.mp4 --model models/llama-vid-7b
+  llamavid plan film.mp4 --model models/llama-vid-7b
   llamavid train video-7b-stage1 --llm vicuna-7b-v1.5 --vision eva_vit_g.pth \\
     --query-model instruct_blip_vicuna7b_trimmed.pth --data pretrain.json --images images --videos videos -o stage1
   llamavid data check pretrain.json --images images --videos videos
+  llamavid convert llama-vid-7b eva_vit_g.pth bert-base-uncased -o llama-vid-7b-4bit --quantize q4_k
   llamavid world render world --count 20`,
   );
   return program;
@@ -133,7 +174,7 @@ function command(program: Command, name: string, description: string): Command {
 function wrongUsage(error: CommanderError): LlamaVidError {
   const message =
     error.code === 'commander.help'
-      ? 'a command is missing: ask, chat, pull, train, data or world'
+      ? 'a command is missing: ask, chat, pull, plan, train, data, convert, inspect, doctor or world'
       : error.message;
   return new LlamaVidError('INVALID_ARGUMENT', message.replace(/^error: /, '').replaceAll('\n', ' '), {
     hint: '`llamavid --help` and `llamavid ask --help` list what there is.',

@@ -7,6 +7,7 @@ export interface ModelFlags {
   device: NonNullable<LoadOptions['device']>;
   dtype: NonNullable<LoadOptions['dtype']>;
   load: NonNullable<LoadOptions['load']>;
+  tryAnyway?: boolean;
   quiet?: boolean;
 }
 
@@ -40,7 +41,12 @@ export function addModelFlags(command: Command): void {
       'folder of the model, or name of one that `llamavid pull` fetched; `tiny` is the embedded one',
       'tiny',
     )
-    .option('--device <device>', 'auto, cpu, cuda or cuda:N', device, 'auto')
+    .option(
+      '--device <device>',
+      'auto, cpu, cuda or cuda:N; several (cuda:0,cuda:1 or cuda,cpu) share the layers',
+      device,
+      'auto',
+    )
     .option(
       '--dtype <dtype>',
       'auto, f32 (exact), bf16 or f16',
@@ -53,6 +59,7 @@ export function addModelFlags(command: Command): void {
       oneOf('--load', ['16bit', '8bit', '4bit']),
       '16bit',
     )
+    .option('--try-anyway', 'load and answer even where memory will not suffice')
     .option('--quiet', 'no progress on stderr');
 }
 
@@ -77,16 +84,20 @@ export function addAnswerFlags(command: Command): void {
       parseWholeNumber('--max-new-tokens', 1),
       512,
     )
-    .option(
-      '--kv-cache <bits>',
-      'keys and values of past positions in 16bit (as computed), 8bit or 4bit',
-      oneOf('--kv-cache', ['16bit', '8bit', '4bit']),
-      '16bit',
-    )
+    .addOption(kvCacheOption())
     .option(
       '--conversation <template>',
       'conversation template (default: the model\'s, else "llava_v1", with subtitles "vicuna_v1")',
     );
+}
+
+export function kvCacheOption(): Option {
+  return new Option(
+    '--kv-cache <bits>',
+    'keys and values of past positions in 16bit (as computed), 8bit or 4bit',
+  )
+    .argParser(oneOf('--kv-cache', ['16bit', '8bit', '4bit']))
+    .default('16bit');
 }
 
 export function addMediaFlags(command: Command): void {
@@ -105,7 +116,8 @@ export function addMediaFlags(command: Command): void {
 }
 
 export function loadOptions(flags: ModelFlags, signal: AbortSignal): LoadOptions {
-  return { device: flags.device, dtype: flags.dtype, load: flags.load, signal };
+  const { device, dtype, load, tryAnyway } = flags;
+  return { device, dtype, load, tryAnyway, signal };
 }
 
 /** `paths` are the files that the flags are about. */
@@ -143,10 +155,11 @@ export function wrong(message: string, hint?: string): LlamaVidError {
 }
 
 export function device(value: string): string {
-  if (/^(auto|cpu|cuda(:\d+)?)$/.test(value)) return value;
-  if (value.includes(','))
-    throw wrong(`--device ${value}: several devices are not supported yet`, 'Name one device.');
-  throw wrong(`--device ${value}: no such device`, 'Devices are auto, cpu, cuda and cuda:N.');
+  if (/^(auto|(cpu|cuda(:\d+)?)(,(cpu|cuda(:\d+)?))*)$/.test(value)) return value;
+  throw wrong(
+    `--device ${value}: no such device`,
+    'Devices are auto, cpu, cuda and cuda:N; several with commas between share the layers.',
+  );
 }
 
 function subtitles(value: string): string {

@@ -2,7 +2,7 @@ import { existsSync } from 'node:fs';
 import { basename } from 'node:path';
 import process from 'node:process';
 import { LlamaVidError } from '@llamavid/errors';
-import type { Clip, LlamaVid, MediaSource, OpenOptions } from '@llamavid/pipeline';
+import type { Clip, LlamaVid, MediaSource, OpenOptions, PlanOptions } from '@llamavid/pipeline';
 import type { Progress } from './progress.js';
 
 /** Says before a model is loaded what would only show afterwards. */
@@ -14,6 +14,30 @@ export function checkFiles(paths: readonly string[]): void {
       });
     }
   }
+}
+
+/**
+ * Refuses what cannot fit before the model is loaded, and gives the dtype to load. Stdin can be read once only, so a question about it is
+ * checked when it is opened.
+ */
+export async function planFiles(
+  model: string | undefined,
+  paths: readonly string[],
+  options: PlanOptions & { tryAnyway?: boolean | undefined },
+  progress: Progress,
+): Promise<NonNullable<PlanOptions['dtype']>> {
+  const { dtype = 'auto' } = options;
+  if (paths.includes('-')) return dtype;
+  const { LlamaVid, refuseWhatCannotFit } = await import('@llamavid/pipeline');
+  progress.step('looking at the files');
+  const plan = await LlamaVid.plan(model, paths.map(sourceOf), options);
+  if (options.tryAnyway !== true) refuseWhatCannotFit(plan);
+  const chosen = plan.options[plan.chosen];
+  if (chosen === undefined || plan.device !== 'cpu') return dtype;
+  if (dtype === 'auto' && chosen.dtype !== 'f32') {
+    progress.note(`f32 does not fit into memory, so ${chosen.dtype} is taken, which is slower on a CPU`);
+  }
+  return chosen.dtype;
 }
 
 export function openFile(

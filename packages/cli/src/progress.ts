@@ -44,6 +44,14 @@ export class Progress {
     process.stderr.write(`${text}\n`);
   }
 
+  /** The same for bytes. */
+  bytes(what: string, done: number, total: number): void {
+    if (this.#quiet) return;
+    const percent = total === 0 ? 100 : Math.floor((100 * done) / total);
+    const text = `${what}: ${percent} % of ${(total / 1e9).toFixed(2)} GB`;
+    if (this.terminal) this.#replace(text);
+  }
+
   /** Something that the user should know and that stays. */
   note(text: string): void {
     this.line(`note: ${text}`);

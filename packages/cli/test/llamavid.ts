@@ -17,11 +17,13 @@ export interface Watch {
   watch?: (text: string, kill: (signal: NodeJS.Signals) => void) => void;
   /** Sent this many milliseconds after the start. */
   killAfter?: number;
+  /** Variables besides those of this process. */
+  env?: Record<string, string>;
 }
 
 /** Runs the built command. */
-export function llamavid(args: string[], { input = '', watch, killAfter }: Watch = {}): Promise<Run> {
-  const child = spawn(process.execPath, [main, ...args], { stdio: 'pipe' });
+export function llamavid(args: string[], { input = '', watch, killAfter, env }: Watch = {}): Promise<Run> {
+  const child = spawn(process.execPath, [main, ...args], { stdio: 'pipe', env: { ...process.env, ...env } });
   const run: Run = { exitCode: null, signal: null, stdout: '', stderr: '' };
   for (const stream of ['stdout', 'stderr'] as const) {
     child[stream].setEncoding('utf8').on('data', (text: string) => {

@@ -1,4 +1,5 @@
 export { Conversation, type ConversationTurn, conversation, conversationTemplates } from './conversation.js';
+export { type DeviceDescription, describeDevice } from './device.js';
 export { type GenerationDefaults, LanguageModel, type LoadOptions } from './language-model.js';
 export { describeModel, type ModelDescription } from './model-description.js';
 export {

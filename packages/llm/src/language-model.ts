@@ -2,8 +2,11 @@ import { callNative, Device, LanguageModel as NativeLanguageModel, withCancellat
 import { Session } from './session.js';
 
 export interface LoadOptions {
-  /** `auto` takes the first CUDA device that works, else the CPU. Default `auto`. */
-  device?: 'auto' | 'cpu' | 'cuda' | `cuda:${number}` | undefined;
+  /**
+   * `auto` (default) takes the first CUDA device that works, else the CPU. Several, `cuda:0,cuda:1` or `cuda,cpu`, share the layers of the
+   * language model; all else is on the first.
+   */
+  device?: 'auto' | 'cpu' | 'cuda' | `cuda:${number}` | `${string},${string}` | undefined;
   /** What the weights are computed in. `f32` is exact; `auto` (default) fits the device. */
   dtype?: 'auto' | 'f32' | 'bf16' | 'f16' | undefined;
   /**

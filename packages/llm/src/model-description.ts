@@ -19,6 +19,8 @@ export interface ModelDescription {
   preprocessing: Preprocessing;
   /** Tokens of a prompt, and the places (`<image>`) among them. */
   countPromptTokens(prompt: string): { promptTokens: number; places: number };
+  /** @internal What an answer takes. Request and plan are JSON; `@llamavid/pipeline` knows them. */
+  plan(request: string): string;
 }
 
 /** Reads a model folder's configuration and tokenizer. Runs outside the event loop's thread. */
@@ -32,5 +34,6 @@ export async function describeModel(folder: string): Promise<ModelDescription> {
     conversation: native.conversation ?? undefined,
     preprocessing,
     countPromptTokens: (prompt) => callNative(() => native.countPromptTokens(prompt)),
+    plan: (request) => callNative(() => native.plan(request)),
   };
 }

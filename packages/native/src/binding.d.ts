@@ -9,6 +9,16 @@ export declare class Cancellation {
   cancel(): void
 }
 
+/** A conversion that runs; it stops when it is closed. */
+export declare class Conversion {
+  /** Begins. */
+  static start(options: ConversionOptions, c?: Cancellation | undefined | null): Conversion
+  /** How far it is; null behind the end. */
+  next(): Promise<ConversionReport | null>
+  /** Ends it. Closing twice does nothing. */
+  close(): void
+}
+
 /** The check of a data list, which goes on as far as its parts are asked for. */
 export declare class DataCheck {
   /** Opens a list and begins. */
@@ -69,6 +79,8 @@ export declare class ModelDescription {
   get conversation(): string | null
   /** How frames become pixels. */
   get preprocessing(): Preprocessing
+  /** What an answer takes and whether it fits. Request and plan are JSON. */
+  plan(request: string): string
   /** Tokens of a prompt, the one that begins it included. */
   countPromptTokens(prompt: string): PromptTokens
 }
@@ -248,6 +260,44 @@ export interface ConversationTurn {
   answer?: string
 }
 
+/** What to convert, and to what. */
+export interface ConversionOptions {
+  /** Files and folders in any order. */
+  inputs: Array<string>
+  /** The folder to make. */
+  output: string
+  /** The dtype of the weights; absent, each keeps its own. */
+  dtype?: 'f32' | 'bf16' | 'f16'
+  /** The block format of the language model; absent, it stays as it is. */
+  quantize?: 'q8_0' | 'q4_0' | 'q4_k' | 'q5_k' | 'q6_k'
+  /** Whether visual encoder and token generator are written in 8 bits; default not. */
+  quantizeVision?: boolean
+  /** Bytes of a file of weights at most; default 5 GB. */
+  shardBytes?: number
+}
+
+/** How far a conversion is, and at its end what was made. */
+export interface ConversionReport {
+  /** Bytes written. */
+  done: number
+  /** Bytes of the result. */
+  total: number
+  /** What was made. */
+  converted?: ConvertedModel
+}
+
+/** A folder that was made. */
+export interface ConvertedModel {
+  /** The folder. */
+  folder: string
+  /** Bytes of all files. */
+  bytes: number
+  /** Weights. */
+  tensors: number
+  /** What the user should know. */
+  notes: Array<string>
+}
+
 /** What was seen of the next records. */
 export interface DataCheckPart {
   /** What is wrong, in the list's order. */
@@ -388,6 +438,9 @@ export interface GenerationStart {
   visualTokens: number
 }
 
+/** What a model's folder or a file of weights holds, as JSON; `verify` compares checksums. */
+export declare function inspectModel(path: string, verify: boolean, c?: Cancellation | undefined | null): Promise<string>
+
 /** Where and how weights are loaded. */
 export interface LoadOptions {
   /** The device of the weights. */
@@ -437,6 +490,17 @@ export interface Preprocessing {
   /** What happens to the parts of a frame that do not fit a square. */
   fit: 'crop' | 'pad'
 }
+
+/** An instruction set. */
+export interface ProcessorFeature {
+  /** Its name. */
+  name: string
+  /** Whether this processor has it. */
+  present: boolean
+}
+
+/** Instruction sets of this processor that the kernels use where they are there, and whether they are. */
+export declare function processorFeatures(): Array<ProcessorFeature>
 
 /** Tokens of a prompt. */
 export interface PromptTokens {

@@ -5,6 +5,8 @@ const addon = loadAddon();
 
 export const Cancellation = addon.Cancellation;
 export type Cancellation = Binding.Cancellation;
+export const Conversion = addon.Conversion;
+export type Conversion = Binding.Conversion;
 export const DataCheck = addon.DataCheck;
 export type DataCheck = Binding.DataCheck;
 export const Device = addon.Device;
@@ -38,15 +40,18 @@ export const {
   conversationTemplates,
   decodeImage,
   errorCodes,
+  inspectModel,
   planTraining,
   publishedData,
   movieQuestion,
   parseSubtitles,
+  processorFeatures,
   renderConversation,
 } = addon;
 
 /** What holds memory until it is closed; `using` closes it too. */
 const closable = [
+  Conversion,
   DataCheck,
   Device,
   LanguageModel,
@@ -67,6 +72,7 @@ for (const { prototype } of closable) {
 }
 
 declare module './binding.js' {
+  interface Conversion extends Disposable {}
   interface DataCheck extends Disposable {}
   interface Device extends Disposable {}
   interface LanguageModel extends Disposable {}

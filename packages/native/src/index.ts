@@ -1,5 +1,8 @@
 export type {
   ConversationTurn,
+  ConversionOptions,
+  ConversionReport,
+  ConvertedModel,
   DataFinding,
   DecodedImage,
   GenerateRequest,
@@ -23,6 +26,7 @@ export type {
 export { callNative, callNativeAsync } from './call-native.js';
 export {
   Cancellation,
+  Conversion,
   checkSubtitles,
   conversationStop,
   conversationTemplates,
@@ -30,6 +34,7 @@ export {
   Device,
   decodeImage,
   errorCodes,
+  inspectModel,
   LanguageModel,
   ModelDescription,
   movieQuestion,
@@ -37,6 +42,7 @@ export {
   Pixels,
   parseSubtitles,
   planTraining,
+  processorFeatures,
   publishedData,
   renderConversation,
   Session,

@@ -97,6 +97,19 @@ export interface Stages {
   languageModel: LanguageModel;
   model: AnswerModel;
   loadMs: number;
+  /** Throws `OUT_OF_MEMORY` for an answer that cannot fit. */
+  checkMemory: (question: PlannedQuestion) => void;
+}
+
+/** @internal A question before its frames are decoded. */
+export interface PlannedQuestion {
+  clips: readonly Clip[];
+  subtitles: readonly (ReadSubtitles | undefined)[];
+  history: readonly ConversationTurn[];
+  question: string;
+  conversation: string | undefined;
+  maxNewTokens: number | undefined;
+  kvCache: AskOptions['kvCache'];
 }
 
 /** @internal Where a question stands: what was said before it, and what it is about. */
@@ -143,6 +156,15 @@ export function answerQuestion(
     try {
       // Before the long work: a file of subtitles that cannot be read ends the answer here.
       const read = await subtitlesOf(clips, options.subtitles);
+      stages.checkMemory({
+        clips,
+        subtitles: read,
+        history,
+        question,
+        conversation: options.conversation,
+        maxNewTokens: options.maxNewTokens,
+        kvCache: options.kvCache,
+      });
       const subtitles: (ReadSubtitles | undefined)[] = [];
       for (const [index, clip] of clips.entries()) {
         const { value, fresh } = await clip.encoded(options.signal);

@@ -1,6 +1,7 @@
 import { LlamaVidError } from '@llamavid/errors';
 import { type Media, type MediaSource, openMedia, type SamplingReport } from '@llamavid/video';
 import { type VisualEncoder, VisualFeatures } from '@llamavid/vision';
+import type { Looked } from './plan.js';
 import { SharedWork } from './shared-work.js';
 import { type ReadSubtitles, readSubtitles, type SubtitleSource, subtitlesWithin } from './subtitles.js';
 
@@ -83,6 +84,21 @@ export class Clip implements AsyncDisposable {
   /** Size, length and codec of the source. */
   get info(): Media['info'] {
     return this.#media.info;
+  }
+
+  /** Frames that the first question will decode and encode, as far as the file tells. */
+  get expectedFrames(): number {
+    return this.#media.expectedFrames;
+  }
+
+  /** @internal What its header tells. */
+  looked(subtitles: ReadSubtitles | undefined): Looked {
+    return { info: this.info, frames: this.expectedFrames, subtitles, options: this.#options };
+  }
+
+  /** @internal Whether the features are there already. */
+  get isEncoded(): boolean {
+    return this.#encoded.isDone;
   }
 
   /** Decodes and encodes now instead of at the first question. */
@@ -184,8 +200,11 @@ async function encode(
         hint: 'Widen start and end.',
       });
     }
+    const whole = VisualFeatures.concatenate(parts);
+    // Now and not at the end: a part that nobody holds is freed once it is copied, so the features never exist twice.
+    for (const part of parts) part.close();
     return {
-      features: await VisualFeatures.concatenate(parts),
+      features: await whole,
       sampling: media.report(),
       decodeMs,
       encodeMs,

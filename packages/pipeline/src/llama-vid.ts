@@ -1,11 +1,21 @@
-import { LanguageModel, type LoadOptions as StageOptions } from '@llamavid/llm';
+import {
+  type DeviceDescription,
+  describeDevice,
+  describeModel,
+  LanguageModel,
+  type ModelDescription,
+  type LoadOptions as StageOptions,
+} from '@llamavid/llm';
 import { TokenGenerator } from '@llamavid/tokens';
 import type { MediaSource, SamplingReport } from '@llamavid/video';
 import { VisualEncoder } from '@llamavid/vision';
-import { type Answer, type AskOptions, answerQuestion, type Stages } from './answer.js';
+import { type Answer, type AskOptions, answerQuestion, type PlannedQuestion, type Stages } from './answer.js';
 import { Chat } from './chat.js';
 import { Clip, type OpenOptions } from './clip.js';
+import { refuseWhatCannotFit } from './fitting.js';
 import { EMBEDDED, locateModel } from './model-name.js';
+import { largest, type MediaPlan, type PlanOptions, planMedia, promptSize, USUAL_ANSWER } from './plan.js';
+import { planRun, type RunPlan, type WeightFormat } from './run-plan.js';
 
 export interface LoadOptions extends StageOptions {
   /**
@@ -13,6 +23,8 @@ export interface LoadOptions extends StageOptions {
    * those of the language model while loading, and those of the visual encoder and the query model to 8 bits.
    */
   load?: StageOptions['load'];
+  /** Loads and answers even where memory will not suffice, instead of failing with `OUT_OF_MEMORY` before it begins. */
+  tryAnyway?: boolean | undefined;
 }
 
 /**
@@ -34,10 +46,27 @@ export class LlamaVid implements AsyncDisposable {
    * (`tiny`, the default). Runs outside the event loop's thread.
    */
   static async load(nameOrFolder: string = EMBEDDED, options: LoadOptions = {}): Promise<LlamaVid> {
-    // The small parts of the model feel an error in every answer.
-    const small = { ...options, load: options.load === '4bit' ? '8bit' : options.load } as const;
+    const { load = '16bit', tryAnyway = false, ...given } = options;
     const { name, folder } = locateModel(nameOrFolder);
     const begun = performance.now();
+    const description = await describeModel(folder);
+    const device = describeDevice(given.device);
+    const plan = planRun(description, {
+      frames: [],
+      sourcePixels: 0,
+      promptTokens: 1,
+      question: '',
+      maxNewTokens: 1,
+      dtype: given.dtype ?? 'auto',
+      load,
+      kvCache: '16bit',
+      device: device.name,
+    });
+    if (!tryAnyway) refuseWhatCannotFit(plan);
+    const { dtype } = plan.options[plan.chosen] as WeightFormat;
+    const stage = { ...given, device: device.name as StageOptions['device'], dtype, load };
+    // The small parts of the model feel an error in every answer.
+    const small = { ...stage, load: load === '4bit' ? '8bit' : load } as const;
     const loaded: Disposable[] = [];
     const keep = <T extends Disposable>(part: T): T => {
       loaded.push(part);
@@ -46,18 +75,32 @@ export class LlamaVid implements AsyncDisposable {
     try {
       const encoder = keep(await VisualEncoder.load(folder, small));
       const tokenGenerator = keep(await TokenGenerator.load(folder, small));
-      const languageModel = keep(await LanguageModel.load(folder, options));
-      const { device, storedAs: dtype } = languageModel;
+      const languageModel = keep(await LanguageModel.load(folder, stage));
       return new LlamaVid(encoder, {
         tokenGenerator,
         languageModel,
-        model: { name, dtype, device },
+        model: { name, dtype: languageModel.storedAs, device: languageModel.device },
         loadMs: performance.now() - begun,
+        checkMemory: (question) => {
+          if (!tryAnyway) refuseWhatCannotFit(planQuestion(description, question, { dtype, load }, device));
+        },
       });
     } catch (error) {
       for (const part of loaded) part[Symbol.dispose]();
       throw error;
     }
+  }
+
+  /**
+   * What a question about these sources would take of memory, and whether it is there: from the model's small files and the
+   * headers of the sources, without weights and without decoding.
+   */
+  static async plan(
+    nameOrFolder: string | undefined,
+    sources: readonly MediaSource[],
+    options: PlanOptions = {},
+  ): Promise<MediaPlan> {
+    return await planMedia(nameOrFolder ?? EMBEDDED, sources, options);
   }
 
   /** What was loaded, and where. */
@@ -104,6 +147,30 @@ export class LlamaVid implements AsyncDisposable {
   async [Symbol.asyncDispose](): Promise<void> {
     await this.close();
   }
+}
+
+/** What a question takes of a model that is loaded. */
+function planQuestion(
+  description: ModelDescription,
+  planned: PlannedQuestion,
+  format: WeightFormat,
+  device: DeviceDescription,
+): RunPlan {
+  const { clips, subtitles, history, question, maxNewTokens = USUAL_ANSWER } = planned;
+  const looked = clips.map((clip, index) => clip.looked(subtitles[index]));
+  const { promptTokens } = promptSize(description, looked, history, question, planned.conversation);
+  return planRun(description, {
+    ...format,
+    frames: looked.map(({ frames }) => frames),
+    sourcePixels: largest(looked),
+    promptTokens,
+    question,
+    maxNewTokens,
+    kvCache: planned.kvCache ?? '16bit',
+    device: device.name,
+    loaded: true,
+    encodedFrames: clips.reduce((sum, clip) => sum + (clip.isEncoded ? clip.expectedFrames : 0), 0),
+  });
 }
 
 function listed(media: Clip | readonly Clip[] | undefined): readonly Clip[] {

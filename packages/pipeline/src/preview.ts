@@ -3,7 +3,7 @@ import { conversation, describeModel } from '@llamavid/llm';
 import type { Media, MediaSource, SamplingReport } from '@llamavid/video';
 import { type OpenOptions, openWithSubtitles } from './clip.js';
 import { EMBEDDED, locateModel } from './model-name.js';
-import { type Shown, usualTemplate, writePrompt } from './prompt.js';
+import { countTokens, type Shown, usualTemplate, writePrompt } from './prompt.js';
 import { type SubtitleReport, subtitlesWithin } from './subtitles.js';
 
 export interface PreviewOptions extends OpenOptions {
@@ -67,9 +67,9 @@ export async function previewPrompt(
   const template = conversation(
     options.conversation ?? usualTemplate(description.conversation, reports.length > 0),
   );
-  const { text, layout } = writePrompt(template, [], shown, imagePlaceholder, question);
-  const visualTokens = shown.reduce((sum, { frameTimes }) => sum + frameTimes.length * tokensPerFrame, 0);
-  const { promptTokens, places } = description.countPromptTokens(text);
+  const written = writePrompt(template, [], shown, imagePlaceholder, question);
+  const { text, layout } = written;
+  const { promptTokens, visualTokens } = countTokens(description, written, shown);
   let prompt = text;
   if (layout === 'per-placeholder') {
     const pieces = text.split('<image>');
@@ -84,7 +84,7 @@ export async function previewPrompt(
     queryQuestion: question,
     frameTimes: shown.map(({ frameTimes }) => [...frameTimes]),
     tokensPerFrame,
-    promptTokens: promptTokens - places + visualTokens,
+    promptTokens,
     visualTokens,
     contextLength,
     samplings,

@@ -1,4 +1,10 @@
-import { type Conversation, type ConversationTurn, movieQuestion, type Subtitle } from '@llamavid/llm';
+import {
+  type Conversation,
+  type ConversationTurn,
+  type ModelDescription,
+  movieQuestion,
+  type Subtitle,
+} from '@llamavid/llm';
 
 /** What a prompt shows of one video or picture. */
 export interface Shown {
@@ -12,6 +18,19 @@ export interface Prompt {
   text: string;
   /** What an `<image>` of the text stands for: all tokens of a video, or one. */
   layout: 'per-placeholder' | 'per-token';
+}
+
+/** Tokens of a prompt that shows `shown`: all, and the visual ones among them. */
+export function countTokens(
+  description: ModelDescription,
+  prompt: Prompt,
+  shown: readonly Shown[],
+): { promptTokens: number; visualTokens: number } {
+  const visualTokens = shown.reduce((sum, { frameTimes, tokensPerFrame }) => {
+    return sum + frameTimes.length * tokensPerFrame;
+  }, 0);
+  const { promptTokens, places } = description.countPromptTokens(prompt.text);
+  return { promptTokens: promptTokens - places + visualTokens, visualTokens };
 }
 
 /** The template of a question for which nobody named one: the model's, else that of the reference's own script. */

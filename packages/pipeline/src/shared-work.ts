@@ -22,6 +22,11 @@ export class SharedWork<T> {
     this.#free = free;
   }
 
+  /** Whether its value is there. */
+  get isDone(): boolean {
+    return this.#run?.done === true;
+  }
+
   /** The work's value, and whether this call made the work run. */
   async wait(signal?: AbortSignal): Promise<{ value: T; fresh: boolean }> {
     if (signal?.aborted) throw aborted(signal);

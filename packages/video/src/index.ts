@@ -1,4 +1,5 @@
 export type { Pixels, Preprocessing } from '@llamavid/native';
+export { type DecoderReport, videoDecoders } from './decoders.js';
 export type {
   Frame,
   FramesOptions,

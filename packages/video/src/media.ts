@@ -64,6 +64,8 @@ export interface PixelsOptions extends FramesOptions {
 export interface Media extends AsyncDisposable {
   readonly kind: 'video' | 'image';
   readonly info: MediaInfo;
+  /** Frames that will be taken, as far as the file tells before it is decoded. */
+  readonly expectedFrames: number;
   /** The chosen frames as RGB, a few at a time: the next are decoded as you take them. Each is a copy for you. */
   frames(options?: FramesOptions): AsyncIterable<Frame>;
   /** The chosen frames as the visual encoder takes them. No full-size frame is copied on the way. */

@@ -74,6 +74,7 @@ export async function openPictures(
 class PictureMedia implements Media {
   readonly kind: 'image' | 'video';
   readonly info: MediaInfo;
+  readonly expectedFrames: number;
   readonly #pictures: readonly Picture[];
   readonly #settings: PictureSettings;
   readonly #chosen: readonly number[];
@@ -94,6 +95,7 @@ class PictureMedia implements Media {
     this.#pictures = list.pictures;
     this.#settings = settings;
     this.#chosen = chosen;
+    this.expectedFrames = chosen.length;
     this.#openingNotes = [...list.notes, ...settings.notes];
     this.info = {
       ...(path !== undefined && { path }),

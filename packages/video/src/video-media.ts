@@ -90,6 +90,7 @@ export async function openVideo(
 class VideoMedia implements Media {
   readonly kind = 'video';
   readonly info: MediaInfo;
+  readonly expectedFrames: number;
   readonly #source: VideoSource;
   readonly #sampling: Sampling;
   readonly #facts: VideoFacts;
@@ -104,6 +105,7 @@ class VideoMedia implements Media {
     this.#sampling = settings.sampling;
     this.#facts = facts;
     this.#line = line;
+    this.expectedFrames = facts.expectedSamples;
     const { durationSeconds, fps, frameCount, width, height, codec } = facts;
     this.info = {
       ...(source.path !== undefined && { path: source.path }),

@@ -9,7 +9,7 @@ import {
 import { VisualFeatures } from './visual-features.js';
 
 /** `auto` takes the first CUDA device that works, else the CPU. */
-export type DeviceName = 'auto' | 'cpu' | 'cuda' | `cuda:${number}`;
+export type DeviceName = 'auto' | 'cpu' | 'cuda' | `cuda:${number}` | `${string},${string}`;
 
 /** What the weights are computed in. `f32` is exact; `auto` fits the device. */
 export type Dtype = 'auto' | 'f32' | 'bf16' | 'f16';

@@ -41,7 +41,10 @@ export class VisualFeatures implements Disposable {
     return new VisualFeatures(await callNativeAsync(make));
   }
 
-  /** The frames of all parts, in the order given. The parts stay open. */
+  /**
+   * The frames of all parts, in the order given. The parts stay open; one that is closed at once, behind this call, is freed as
+   * soon as it is copied.
+   */
   static async concatenate(parts: readonly VisualFeatures[]): Promise<VisualFeatures> {
     const natives = parts.map((part) => part.#native);
     return new VisualFeatures(await callNativeAsync(() => NativeVisualFeatures.concatenate(natives)));

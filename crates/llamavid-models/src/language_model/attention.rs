@@ -15,9 +15,9 @@ use crate::weight_source::WeightSource;
 use crate::{Error, Result};
 
 /// Rows of queries scored at once.
-const QUERY_BLOCK: usize = 256;
+pub const QUERY_BLOCK: usize = 256;
 /// Scores (B · H · rows · T) held at once: 256 MB in f32.
-const SCORES_AT_ONCE: usize = 1 << 26;
+pub const SCORES_AT_ONCE: usize = 1 << 26;
 
 /// Self-attention of one decoder layer.
 #[derive(Debug, Clone)]
@@ -135,7 +135,7 @@ impl SelfAttention {
 }
 
 /// Who sees whom in one pass, for every layer.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct AttentionPlan {
     blocks: Vec<QueryBlock>,
     /// (B, T) u8, 0 for padding.
@@ -149,7 +149,7 @@ pub(super) struct AttentionPlan {
 }
 
 /// `rows` queries from `start` of the new positions; they see the first `visible` of all positions at most.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct QueryBlock {
     start: usize,
     rows: usize,
@@ -160,6 +160,17 @@ impl AttentionPlan {
     /// Whether whole sequences go through [`SelfAttention::forward_whole`], and then with which padding.
     pub(super) fn whole_padding(&self) -> Option<Option<&Tensor>> {
         self.fused.then_some(self.padding.as_ref())
+    }
+
+    /// The same for layers on a device.
+    pub(super) fn on(&self, device: &Device) -> Result<Self> {
+        let to_device = |tensor: &Option<Tensor>| tensor.as_ref().map(|t| t.to_device(device)).transpose();
+        Ok(Self {
+            padding: to_device(&self.padding)?,
+            shared_bias: to_device(&self.shared_bias)?,
+            device: device.clone(),
+            ..self.clone()
+        })
     }
 
     /// In blocks of rows, so that the scores of a long sequence never exist as a whole.

@@ -12,6 +12,7 @@ use super::attention::{AttentionPlan, SelfAttention};
 use super::config::LanguageModelConfig;
 use super::kv_cache::{CachePrecision, KvCache};
 use super::lora::{LoraConfig, LoraTarget};
+use super::placement::{Placement, Stage};
 use super::rotary::Rotary;
 use crate::linear::{Linear, Matrix, linear_no_bias};
 use crate::observer::Observer;
@@ -33,26 +34,49 @@ pub struct LanguageModel {
     lm_head: Linear,
     rotary: Rotary,
     dtype: DType,
+    /// That of the embeddings.
     device: Device,
+    placement: Placement,
 }
 
 impl LanguageModel {
     /// Reads `embed_tokens`, `layers.N`, `norm` and, unless tied to the embeddings, `lm_head` below `vb`.
     pub fn new<'a>(config: &LanguageModelConfig, vb: impl Into<WeightSource<'a>>) -> Result<Self> {
+        let vb = vb.into();
+        let placement = Placement::single(vb.device(), config.layers);
+        Self::placed(config, vb, placement)
+    }
+
+    /// The same with its layers on several devices. Embeddings are on that of `vb`, the last norm and the output on that
+    /// of the last layer.
+    ///
+    /// # Errors
+    /// Those of [`LanguageModel::new`], and a placement of another number of layers.
+    pub fn placed<'a>(
+        config: &LanguageModelConfig,
+        vb: impl Into<WeightSource<'a>>,
+        placement: Placement,
+    ) -> Result<Self> {
         config.validate()?;
         let vb = vb.into();
+        if placement.layers() != config.layers {
+            let (placed, layers) = (placement.layers(), config.layers);
+            return Err(Error::Argument(format!("{placed} layers are placed, the model has {layers}")));
+        }
+        let place = |layer: usize| placement.device_of(layer).unwrap_or(vb.device());
+        let last = vb.on(place(config.layers));
         let init = Init::Randn { mean: 0., stdev: 1. };
         let embed_tokens = Matrix::new(config.vocab_size, config.hidden_size, init, &vb.pp("embed_tokens"))?;
         let layers = (0..config.layers)
-            .map(|layer| DecoderLayer::new(config, vb.pp("layers").pp(layer)))
+            .map(|layer| DecoderLayer::new(config, vb.on(place(layer)).pp("layers").pp(layer)))
             .collect::<Result<Vec<_>>>()?;
         let lm_head = if config.tie_word_embeddings {
-            Linear::new(embed_tokens.clone(), None)
+            Linear::new(embed_tokens.to_device(last.device())?, None)
         } else {
-            linear_no_bias(config.hidden_size, config.vocab_size, vb.pp("lm_head"))?
+            linear_no_bias(config.hidden_size, config.vocab_size, last.pp("lm_head"))?
         };
         Ok(Self {
-            norm: RmsNorm::new(config, vb.pp("norm"))?,
+            norm: RmsNorm::new(config, last.pp("norm"))?,
             rotary: Rotary::new(config),
             dtype: match &embed_tokens {
                 Matrix::Dense(table) => table.dtype(),
@@ -63,6 +87,7 @@ impl LanguageModel {
             embed_tokens,
             layers,
             lm_head,
+            placement,
         })
     }
 
@@ -253,13 +278,17 @@ impl LanguageModel {
     ) -> Result<Tensor> {
         let count = embeds.dims()[1];
         let length = cache.as_ref().map_or(past + count, |cache| cache.length_with(count));
-        let (cosines, sines) = self.rotary.angles(past, count, length, self.dtype, &self.device)?;
         let mut hidden = embeds.clone();
-        for (index, layer) in self.layers.iter().enumerate() {
-            let place = cache.as_mut().map(|cache| (&mut **cache, index));
-            hidden = layer.forward(&hidden, (&cosines, &sines), plan, place)?;
-            if observer.wants() {
-                observer.see(&format!("llm.layer{index}"), &hidden);
+        for Stage { device, layers } in self.placement.stages() {
+            let (cosines, sines) = self.rotary.angles(past, count, length, self.dtype, device)?;
+            let plan = plan.on(device)?;
+            hidden = hidden.to_device(device)?;
+            for (index, layer) in layers.clone().zip(&self.layers[layers.clone()]) {
+                let place = cache.as_mut().map(|cache| (&mut **cache, index));
+                hidden = layer.forward(&hidden, (&cosines, &sines), &plan, place)?;
+                if observer.wants() {
+                    observer.see(&format!("llm.layer{index}"), &hidden);
+                }
             }
         }
         let hidden = self.norm.forward(&hidden)?;

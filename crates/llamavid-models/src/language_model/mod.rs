@@ -11,14 +11,17 @@ mod generation;
 mod kv_cache;
 mod llama;
 mod lora;
+mod placement;
 mod rotary;
 mod sampling;
 mod stop_rule;
 
+pub use attention::{QUERY_BLOCK, SCORES_AT_ONCE};
 pub use config::{AttentionBias, LanguageModelConfig, RopeScaling};
 pub use generation::{FinishReason, Generation, GenerationOptions, PREFILL_CHUNK, Prefill, Prompt, Token};
 pub use kv_cache::{CachePrecision, KvCache};
 pub use llama::{LanguageModel, Pass};
 pub use lora::{LoraConfig, LoraTarget};
+pub use placement::{Placement, Stage};
 pub use sampling::{Sampler, SamplingOptions};
 pub use stop_rule::{Keyword, StopRule};

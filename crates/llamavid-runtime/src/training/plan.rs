@@ -1,11 +1,8 @@
 //! What a run would do, told before weights are read: parameters, memory, steps, tokens.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex};
 
-use candle_core::{DType, Device, Shape, Tensor};
-use candle_nn::var_builder::SimpleBackend;
-use candle_nn::{Init, VarBuilder};
+use candle_core::Shape;
 use llamavid_models::config::ModelConfig;
 use llamavid_models::language_model::{LanguageModel, LoraConfig};
 use llamavid_models::token_generation::{Compression, TokenGenerator};
@@ -16,9 +13,10 @@ use llamavid_train::{Part, StageModel};
 use serde::Serialize;
 
 use super::config::{ComputeDtype, OptimizerKind, Recipe, TrainingConfig};
+use super::is_hidden;
 use super::start::Start;
 use super::step_plan::StepPlan;
-use super::{is_hidden, lock};
+use crate::weight_shapes::weight_shapes;
 use crate::{Error, ErrorCode, Reply, Result, run_aside};
 
 /// Records whose length is looked at.
@@ -145,41 +143,17 @@ fn title(part: Part) -> &'static str {
     }
 }
 
-/// Shapes of all weights, by our names: the modules are built on numbers that take no memory.
+/// Shapes of all weights, by our names.
 fn shapes(model: &ModelConfig, lora: Option<&LoraConfig>) -> Result<BTreeMap<String, Shape>> {
-    let shapes = Arc::new(Mutex::new(BTreeMap::new()));
-    let vb = VarBuilder::from_backend(Box::new(ShapeRecorder(shapes.clone())), DType::F32, Device::Cpu);
-    VisualEncoder::new(&model.visual, vb.pp(Part::VisualEncoder.name()))?;
-    TokenGenerator::new(&model.tokens, vb.pp(Part::TokenGenerator.name()))?;
-    let language = LanguageModel::new(&model.language, vb.pp(Part::LanguageModel.name()))?;
-    if let Some(lora) = lora {
-        language.with_lora(lora, vb.pp("lora"))?;
-    }
-    Ok(std::mem::take(&mut lock(&shapes)))
-}
-
-struct ShapeRecorder(Arc<Mutex<BTreeMap<String, Shape>>>);
-
-impl SimpleBackend for ShapeRecorder {
-    fn get(
-        &self,
-        shape: Shape,
-        name: &str,
-        _init: Init,
-        dtype: DType,
-        device: &Device,
-    ) -> candle_core::Result<Tensor> {
-        lock(&self.0).insert(name.to_owned(), shape.clone());
-        Tensor::zeros((), dtype, device)?.broadcast_as(shape)
-    }
-
-    fn get_unchecked(&self, name: &str, _dtype: DType, _device: &Device) -> candle_core::Result<Tensor> {
-        candle_core::bail!("the shape of `{name}` is not known")
-    }
-
-    fn contains_tensor(&self, _name: &str) -> bool {
-        true
-    }
+    weight_shapes(|vb| {
+        VisualEncoder::new(&model.visual, vb.pp(Part::VisualEncoder.name()))?;
+        TokenGenerator::new(&model.tokens, vb.pp(Part::TokenGenerator.name()))?;
+        let language = LanguageModel::new(&model.language, vb.pp(Part::LanguageModel.name()))?;
+        match lora {
+            Some(lora) => language.with_lora(lora, vb.pp("lora")),
+            None => Ok(language),
+        }
+    })
 }
 
 /// Positions of a record, visual tokens included, as the mean of some records all over the list.

@@ -1,10 +1,12 @@
-//! Weight files written: safetensors, and torch's zip format, which the reference reads.
+//! Weight files written: safetensors, GGUF, and torch's zip format, which the reference reads.
 //!
 //! A writer fills a stream and keeps no copy of the tensors.
 
+mod gguf_writer;
 mod numbers;
 mod safetensors_writer;
 mod torch_writer;
 
-pub use safetensors_writer::write_safetensors;
-pub use torch_writer::write_torch;
+pub use gguf_writer::{GgufTensor, GgufValue, GgufWriter};
+pub use safetensors_writer::{SafetensorsWriter, TensorHeader, write_safetensors};
+pub use torch_writer::{write_torch, write_torch_streamed};

@@ -7,11 +7,6 @@ use candle_core::{CpuStorage, DType, Storage, Tensor};
 /// Numbers converted at a time.
 const BLOCK: usize = 1 << 16;
 
-/// Bytes that [`write`] gives.
-pub(super) fn length(tensor: &Tensor) -> usize {
-    tensor.elem_count() * tensor.dtype().size_in_bytes()
-}
-
 /// Writes the numbers row by row.
 pub(super) fn write(tensor: &Tensor, out: &mut dyn Write) -> Result<()> {
     let tensor = tensor

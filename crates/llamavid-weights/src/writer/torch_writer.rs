@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::io::{Error, Result, Seek, Write};
 
-use candle_core::{DType, Layout, Tensor};
+use candle_core::{DType, Layout, Shape, Tensor};
 use zip::CompressionMethod;
 use zip::write::{SimpleFileOptions, ZipWriter};
 
@@ -22,17 +22,40 @@ const LARGE: usize = 1 << 31;
 /// # Errors
 /// Those of `out`, and a dtype that torch does not have.
 pub fn write_torch(out: impl Write + Seek, archive: &str, tensors: &BTreeMap<String, Tensor>) -> Result<()> {
+    let announced: Vec<_> =
+        tensors.iter().map(|(name, tensor)| (name.clone(), tensor.dtype(), tensor.shape().clone())).collect();
+    let mut tensors = tensors.values();
+    write_torch_streamed(out, archive, &announced, |_| {
+        tensors.next().cloned().ok_or_else(|| Error::other("a tensor was announced and is not there"))
+    })
+}
+
+/// The same for tensors that are made one after the other: `announced` are their names, dtypes and shapes, and `make`
+/// gives the one of a number.
+///
+/// # Errors
+/// Those of [`write_torch`] and of `make`, and a tensor that is not what was announced.
+pub fn write_torch_streamed(
+    out: impl Write + Seek,
+    archive: &str,
+    announced: &[(String, DType, Shape)],
+    mut make: impl FnMut(usize) -> Result<Tensor>,
+) -> Result<()> {
     let mut zip = ZipWriter::new(out);
     let stored = SimpleFileOptions::default()
         .compression_method(CompressionMethod::Stored)
         .with_alignment(ALIGNMENT)
         .large_file(false);
     zip.start_file(format!("{archive}/data.pkl"), stored)?;
-    zip.write_all(&pickle(tensors)?)?;
-    for (index, tensor) in tensors.values().enumerate() {
-        let stored = stored.large_file(numbers::length(tensor) >= LARGE);
+    zip.write_all(&pickle(announced)?)?;
+    for (index, (name, dtype, shape)) in announced.iter().enumerate() {
+        let stored = stored.large_file(shape.elem_count() * dtype.size_in_bytes() >= LARGE);
         zip.start_file(format!("{archive}/data/{index}"), stored)?;
-        numbers::write(tensor, &mut zip)?;
+        let tensor = make(index)?;
+        if (tensor.dtype(), tensor.shape()) != (*dtype, shape) {
+            return Err(Error::other(format!("the tensor {name} is not of the shape and dtype announced")));
+        }
+        numbers::write(&tensor, &mut zip)?;
     }
     zip.start_file(format!("{archive}/version"), stored)?;
     zip.write_all(b"3\n")?;
@@ -40,12 +63,12 @@ pub fn write_torch(out: impl Write + Seek, archive: &str, tensors: &BTreeMap<Str
 }
 
 /// A dictionary of tensors; the numbers of the n-th lie in storage `n`.
-fn pickle(tensors: &BTreeMap<String, Tensor>) -> Result<Vec<u8>> {
+fn pickle(tensors: &[(String, DType, Shape)]) -> Result<Vec<u8>> {
     let mut pickle = Pickle(vec![0x80, 2]);
     pickle.push(b"}(");
-    for (index, (name, tensor)) in tensors.iter().enumerate() {
+    for (index, (name, dtype, shape)) in tensors.iter().enumerate() {
         pickle.text(name);
-        pickle.tensor(index, tensor)?;
+        pickle.tensor(index, *dtype, shape)?;
     }
     pickle.push(b"u.");
     Ok(pickle.0)
@@ -86,17 +109,17 @@ impl Pickle {
     }
 
     /// `_rebuild_tensor_v2(storage, offset, shape, strides, requires_grad, hooks)`.
-    fn tensor(&mut self, storage: usize, tensor: &Tensor) -> Result<()> {
+    fn tensor(&mut self, storage: usize, dtype: DType, shape: &Shape) -> Result<()> {
         self.push(b"ctorch._utils\n_rebuild_tensor_v2\n((");
         self.text("storage");
-        self.push(format!("ctorch\n{}\n", storage_class(tensor.dtype())?).as_bytes());
+        self.push(format!("ctorch\n{}\n", storage_class(dtype)?).as_bytes());
         self.text(&storage.to_string());
         self.text("cpu");
-        self.integer(tensor.elem_count());
+        self.integer(shape.elem_count());
         self.push(b"tQ");
         self.integer(0);
-        self.integers(tensor.dims());
-        self.integers(Layout::contiguous(tensor.shape()).stride());
+        self.integers(shape.dims());
+        self.integers(Layout::contiguous(shape).stride());
         // False, an empty dictionary of hooks, and the call.
         self.push(b"\x89ccollections\nOrderedDict\n)RtR");
         Ok(())

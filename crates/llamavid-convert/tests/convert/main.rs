@@ -1,0 +1,10 @@
+//! Conversion from whole files to answers, and everything that can be wrong with what it is given.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod answers;
+mod folders;
+mod inspecting;
+mod parts;
+mod processes;
+mod quantised;
+mod results;

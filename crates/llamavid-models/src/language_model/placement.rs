@@ -1,0 +1,60 @@
+//! Which device computes which layers of the decoder.
+
+use std::ops::Range;
+
+use candle_core::Device;
+
+use crate::{Error, Result};
+
+/// Layers in a row, computed by one device. Hidden states move to it from the stage before; its keys and values stay.
+#[derive(Debug, Clone)]
+pub struct Stage {
+    /// Where their weights are.
+    pub device: Device,
+    /// Which ones.
+    pub layers: Range<usize>,
+}
+
+/// All layers in stages, one behind the other.
+#[derive(Debug, Clone)]
+pub struct Placement(Vec<Stage>);
+
+impl Placement {
+    /// All layers on one device.
+    pub fn single(device: &Device, layers: usize) -> Self {
+        Self(vec![Stage { device: device.clone(), layers: 0..layers }])
+    }
+
+    /// The next so many layers on each device; one without layers is no stage.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] without any layer.
+    pub fn in_stages(counts: impl IntoIterator<Item = (Device, usize)>) -> Result<Self> {
+        let mut first = 0;
+        let mut stages = Vec::new();
+        for (device, count) in counts.into_iter().filter(|(_, count)| *count > 0) {
+            stages.push(Stage { device, layers: first..first + count });
+            first += count;
+        }
+        if stages.is_empty() {
+            return Err(Error::Argument("no device has a layer".to_owned()));
+        }
+        Ok(Self(stages))
+    }
+
+    /// The stages in the order of their layers; never none.
+    pub fn stages(&self) -> &[Stage] {
+        &self.0
+    }
+
+    /// Layers of all stages.
+    pub fn layers(&self) -> usize {
+        self.0.last().map_or(0, |stage| stage.layers.end)
+    }
+
+    /// The device of a layer; that of the last one for what comes behind.
+    pub(super) fn device_of(&self, layer: usize) -> Option<&Device> {
+        let stage = self.0.iter().find(|stage| stage.layers.contains(&layer)).or(self.0.last());
+        stage.map(|stage| &stage.device)
+    }
+}

@@ -1,0 +1,272 @@
+//! What one setting takes in each phase of an answer, in bytes.
+//!
+//! Follows what the modules allocate on the CPU: tensors that live at the same time are added up, those of later steps
+//! take the place of earlier ones. A key/value cache is counted as far as it is written: its buffers are mapped zeros,
+//! which take no memory before. Letters: F frames, P patches, R rows of a frame, V visual width, Q text queries,
+//! L word pieces, N rows that tokens are made of, D language width, S positions.
+
+use candle_core::DType;
+use llamavid_models::config::ModelConfig;
+use llamavid_models::language_model::{CachePrecision, QUERY_BLOCK, SCORES_AT_ONCE};
+use llamavid_models::token_generation::{FeatureKind, QueryKind};
+use llamavid_models::visual_encoder::VisualEncoderConfig;
+use serde::Serialize;
+
+use super::weights::{Format, Held, PartBytes};
+use crate::DeviceKind;
+use crate::session::prefill_chunk;
+use crate::token_generator::PAIRS_A_STEP;
+use crate::visual_encoder::frames_a_step;
+
+/// Frames of a batch that the pipeline hands to the encoder, as `@llamavid/video` makes them.
+const BATCH: u64 = 16;
+/// Batches of pixels that exist at once: one that is encoded, two that wait or are being filled.
+const PIXEL_BATCHES: u64 = 3;
+/// What a decoder takes for a pixel of the source: six pictures with subsampled colours, and one in RGB. Measured on H.264,
+/// HEVC and VP9 from 320 to 1920 pixels a row, beyond what opening the file has taken already.
+const DECODER_BYTES_A_PIXEL: u64 = 6 * 3 / 2 + 3;
+/// What the addon, its threads and packed panels of matrices take once something is computed. Measured.
+const ENGINE: u64 = 16 << 20;
+
+/// What is asked for.
+#[derive(Debug, Clone)]
+pub(super) struct Work {
+    /// Frames of each video or picture.
+    pub(super) frames: Vec<usize>,
+    /// Pixels of the largest source picture.
+    pub(super) source_pixels: u64,
+    /// Positions of the prompt, visual tokens included.
+    pub(super) prompt_tokens: usize,
+    /// Word pieces that the query model reads.
+    pub(super) query_tokens: usize,
+    /// The longest answer.
+    pub(super) max_new_tokens: usize,
+    /// Frames whose features exist already.
+    pub(super) encoded_frames: usize,
+    /// How keys and values are held.
+    pub(super) kv_cache: CachePrecision,
+    /// Whether the weights are in memory already.
+    pub(super) loaded: bool,
+}
+
+/// Sizes of the steps that work is done in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Steps {
+    /// Frames that the visual encoder takes at once.
+    pub(super) encoder_frames: usize,
+    /// Frames that the Q-Former takes at once.
+    pub(super) token_frames: usize,
+    /// Positions of the prompt that the language model reads at once.
+    pub(super) prefill_chunk: usize,
+}
+
+/// Working memory of the steps.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Activations {
+    /// Of the decoder and of pixels that wait.
+    pub(super) media: u64,
+    /// Of the visual encoder.
+    pub(super) visual_encoder: u64,
+    /// Of the token generator.
+    pub(super) token_generator: u64,
+    /// Of a chunk of the prompt behind all others.
+    pub(super) prefill: u64,
+    /// Of the choice of a token.
+    pub(super) logits: u64,
+}
+
+/// What a setting takes.
+#[derive(Debug, Clone, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub(super) struct Usage {
+    /// By parts, whether in memory already or not.
+    pub(super) weights: PartBytes,
+    pub(super) kv_cache: u64,
+    pub(super) features: u64,
+    /// The prompt's embeddings, and the visual tokens that are a part of them.
+    pub(super) prompt: u64,
+    pub(super) activations: Activations,
+    /// What is taken beyond what the process has now, at its highest.
+    pub(super) needed: u64,
+    /// When that is: `load`, `encode`, `tokens` or `answer`.
+    pub(super) peak_phase: &'static str,
+}
+
+/// The steps for this model on a device.
+pub(super) fn steps(config: &ModelConfig, work: &Work, kind: DeviceKind) -> Steps {
+    let longest = work.frames.iter().copied().max().unwrap_or(0);
+    Steps {
+        encoder_frames: frames_a_step(&config.visual, kind),
+        token_frames: PAIRS_A_STEP.min(longest),
+        prefill_chunk: prefill_chunk(&config.language, kind).min(work.prompt_tokens.max(1)),
+    }
+}
+
+/// Bytes of the features of `frames` frames.
+pub(super) fn feature_bytes(config: &ModelConfig, frames: usize, element: u64) -> u64 {
+    let rows = config.visual.patches() as u64 + class_row(config);
+    frames as u64 * rows * config.visual.width() as u64 * element
+}
+
+fn class_row(config: &ModelConfig) -> u64 {
+    match &config.visual {
+        VisualEncoderConfig::Clip(clip) => u64::from(clip.class_token),
+        VisualEncoderConfig::Eva(_) => 1,
+    }
+}
+
+/// What `work` takes in `format`.
+pub(super) fn usage(
+    config: &ModelConfig,
+    held: &Held,
+    format: Format,
+    work: &Work,
+    kind: DeviceKind,
+) -> Usage {
+    let element = format.dtype.size_in_bytes() as u64;
+    let steps = steps(config, work, kind);
+    let frames: usize = work.frames.iter().sum();
+    let new_frames = frames.saturating_sub(work.encoded_frames);
+
+    let parts = held.bytes;
+    let resident = if work.loaded { 0 } else { parts.total() };
+    let features = feature_bytes(config, frames, element);
+    let new_features = feature_bytes(config, new_frames, element);
+    let tokens = frames as u64 * tokens_per_frame(config) * config.language.hidden_size as u64 * element;
+    let prompt = work.prompt_tokens as u64 * config.language.hidden_size as u64 * element + tokens;
+    let kv_cache = kv_bytes(config, work, element);
+    let activations = Activations {
+        media: if new_frames == 0 { 0 } else { media(config, work, new_frames as u64) },
+        visual_encoder: if new_frames == 0 {
+            0
+        } else {
+            let batch = feature_bytes(config, new_frames.min(BATCH as usize), element);
+            visual_encoder(config, steps.encoder_frames.min(new_frames) as u64, format.dtype, held)
+                // A batch's features in parts and put together, and a copy of the last one among all.
+                + 2 * batch
+        },
+        token_generator: token_generator(
+            config,
+            steps.token_frames as u64,
+            work.query_tokens as u64,
+            element,
+        ),
+        prefill: prefill(config, steps.prefill_chunk as u64, work, element),
+        // The row, its copy, and the sampler's order of it.
+        logits: 4 * 4 * config.language.vocab_size as u64,
+    };
+    let phases = [
+        ("load", if work.loaded { 0 } else { resident + held.loading }),
+        ("encode", resident + new_features + activations.media + activations.visual_encoder),
+        ("tokens", resident + new_features + 2 * tokens + activations.token_generator),
+        ("answer", resident + new_features + prompt + kv_cache + activations.prefill.max(activations.logits)),
+    ];
+    let (peak_phase, most) =
+        phases.into_iter().fold(("load", 0), |most, phase| if phase.1 > most.1 { phase } else { most });
+    let engine = if work.loaded { 0 } else { ENGINE };
+    Usage { weights: parts, kv_cache, features, prompt, activations, needed: most + engine, peak_phase }
+}
+
+/// Context and content tokens of a frame.
+pub(super) fn tokens_per_frame(config: &ModelConfig) -> u64 {
+    let class_row = match config.features {
+        FeatureKind::Pixels => class_row(config) as usize,
+        FeatureKind::Precomputed => 0,
+    };
+    config.tokens.tokens_per_frame(config.visual.patches() + class_row) as u64
+}
+
+/// Keys and values of the prompt and of the longest answer that the context has room for.
+fn kv_bytes(config: &ModelConfig, work: &Work, element: u64) -> u64 {
+    let language = &config.language;
+    let positions = (work.prompt_tokens + work.max_new_tokens).min(language.max_positions);
+    let numbers = (2 * language.layers * language.kv_heads * positions * language.head_dim) as u64;
+    match work.kv_cache {
+        CachePrecision::Full => numbers * element,
+        // Blocks of 32 with a scale each.
+        CachePrecision::EightBit => numbers / 32 * 34,
+        CachePrecision::FourBit => numbers / 32 * 18,
+    }
+}
+
+/// The decoder's pictures, and pixels (F, 3, S, S) in f32.
+fn media(config: &ModelConfig, work: &Work, frames: u64) -> u64 {
+    let side = config.visual.image_size() as u64;
+    let pixels = frames.min(PIXEL_BATCHES * BATCH) * 3 * side * side * 4;
+    pixels + work.source_pixels * DECODER_BYTES_A_PIXEL
+}
+
+/// A step of `frames` frames through one block.
+fn visual_encoder(config: &ModelConfig, frames: u64, dtype: DType, held: &Held) -> u64 {
+    let (heads, mlp_width, patch_size) = match &config.visual {
+        VisualEncoderConfig::Eva(eva) => (eva.heads, eva.mlp_width, eva.patch_size),
+        VisualEncoderConfig::Clip(clip) => (clip.heads, clip.mlp_width, clip.patch_size),
+    };
+    let element = dtype.size_in_bytes() as u64;
+    let (side, patches, width) =
+        (config.visual.image_size() as u64, config.visual.patches() as u64, config.visual.width() as u64);
+    let pixels = frames * 3 * side * side * (4 + element);
+    let unfolded = frames * patches * 3 * (patch_size * patch_size) as u64 * element;
+    let rows = frames * (patches + 1);
+    // Input, result, norm; queries, keys, values and what they attend to; or the hidden layer before and behind its
+    // GELU.
+    let attention = 7 * rows * width;
+    let feed_forward = 3 * rows * width + 2 * rows * mlp_width as u64;
+    let block = match dtype {
+        // Matrices in blocks are not fused with what is around them, and biases are added to a copy.
+        DType::F32 if held.encoder_in_blocks => {
+            let copies = (3 * rows * width).max(rows * mlp_width as u64);
+            (attention.max(feed_forward) + copies) * 4
+        }
+        DType::F32 => attention.max(feed_forward) * 4,
+        // Without fused operations: heads are copied apart, and all scores exist, also in f32.
+        _ => {
+            let scores = heads as u64 * rows * (patches + 1) * (2 * element + 2 * 4);
+            ((attention + 5 * rows * width) * element + scores).max(2 * feed_forward * element)
+        }
+    };
+    pixels + unfolded.max(block)
+}
+
+/// A step of `frames` frames and one question through the query model or the context attention.
+fn token_generator(config: &ModelConfig, frames: u64, words: u64, element: u64) -> u64 {
+    let query = &config.tokens.query;
+    let (width, mlp_width, visual_width) =
+        (query.width as u64, query.mlp_width as u64, config.tokens.visual_width as u64);
+    let rows = config.visual.patches() as u64 + class_row(config);
+    let patches = frames * rows * visual_width;
+    let queries = match query.kind {
+        QueryKind::QFormer { .. } => query.queries as u64,
+        QueryKind::RawBert => 0,
+    };
+    let looked_at = frames * rows * query.projected_width.map_or(visual_width, |width| width as u64);
+    let keys_and_values = 2 * frames * rows * width;
+    let between = frames * (queries + words) * (6 * width + 2 * mlp_width);
+    let query_model = looked_at + keys_and_values.max(between);
+    let scores = 3 * frames * (queries + words) * rows;
+    // The context attention's keys are as wide as the patches.
+    (patches + query_model.max(patches + scores)) * element
+}
+
+/// The last chunk of the prompt, in a layer: what it attends to is longest then.
+fn prefill(config: &ModelConfig, chunk: u64, work: &Work, element: u64) -> u64 {
+    let (language, positions) = (&config.language, work.prompt_tokens as u64);
+    let (width, inner) = (language.hidden_size as u64, language.intermediate_size as u64);
+    let projected = ((language.heads + 2 * language.kv_heads) * language.head_dim) as u64;
+    let a_row = language.heads as u64 * positions;
+    let rows = (SCORES_AT_ONCE as u64 / a_row.max(1)).clamp(1, QUERY_BLOCK as u64).min(chunk);
+    // Scores, with what hides the future, and after the softmax; in half precision also as they come and go.
+    let halves = if element < 4 { 2 * element } else { 0 };
+    let scores = rows * a_row * (3 * 4 + halves);
+    let hidden = rows * positions * (3 * 4 + 1);
+    // Keys and values in blocks are unpacked a layer at a time.
+    let unpacked = match work.kv_cache {
+        CachePrecision::Full => 0,
+        _ => 2 * (language.kv_heads * language.head_dim) as u64 * positions * 4,
+    };
+    let attention = chunk * (4 * width + 2 * projected) * element + scores + hidden + unpacked;
+    let feed_forward = chunk * (4 * width + 3 * inner) * element;
+    attention.max(feed_forward)
+}

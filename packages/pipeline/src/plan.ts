@@ -1,0 +1,121 @@
+import {
+  type ConversationTurn,
+  conversation,
+  describeDevice,
+  describeModel,
+  type ModelDescription,
+  type LoadOptions as StageOptions,
+} from '@llamavid/llm';
+import type { Media, MediaInfo, MediaSource } from '@llamavid/video';
+import { type OpenOptions, openWithSubtitles } from './clip.js';
+import { locateModel } from './model-name.js';
+import { countTokens, type Shown, usualTemplate, writePrompt } from './prompt.js';
+import { planRun, type RunPlan } from './run-plan.js';
+import { type ReadSubtitles, subtitlesWithin } from './subtitles.js';
+
+export interface PlanOptions extends Omit<OpenOptions, 'onProgress'>, Omit<StageOptions, 'signal'> {
+  /** What would be asked; a short question by default. */
+  question?: string | undefined;
+  /** Conversation template. Default: as for a question that is really asked. */
+  conversation?: string | undefined;
+  /** The longest answer. Default 512. */
+  maxNewTokens?: number | undefined;
+  /** How keys and values are held. Default `16bit`: as they are computed. */
+  kvCache?: '16bit' | '8bit' | '4bit' | undefined;
+}
+
+/** What a run takes. */
+export interface MediaPlan extends RunPlan {
+  model: { name: string };
+  device: string;
+  sources: MediaInfo[];
+  notes: string[];
+}
+
+/** A question whose length is usual. */
+const USUAL_QUESTION = 'What happens in this video, and in which order?';
+/** As `ask` has it. */
+export const USUAL_ANSWER = 512;
+
+/** Says what a question about `sources` takes, without reading weights or decoding frames. */
+export async function planMedia(
+  nameOrFolder: string,
+  sources: readonly MediaSource[],
+  options: PlanOptions = {},
+): Promise<MediaPlan> {
+  const { name, folder } = locateModel(nameOrFolder);
+  const { question = USUAL_QUESTION, maxNewTokens = USUAL_ANSWER } = options;
+  const device = describeDevice(options.device);
+  const description = await describeModel(folder);
+  const looked: Looked[] = [];
+  for (const source of sources) {
+    const { media, subtitles } = await openWithSubtitles(source, options);
+    await using opened: Media = media;
+    looked.push({ info: opened.info, frames: opened.expectedFrames, subtitles, options });
+  }
+  const { promptTokens } = promptSize(description, looked, [], question, options.conversation);
+  const plan = planRun(description, {
+    frames: looked.map(({ frames }) => frames),
+    sourcePixels: largest(looked),
+    promptTokens,
+    question,
+    maxNewTokens,
+    dtype: options.dtype ?? 'auto',
+    load: options.load ?? '16bit',
+    kvCache: options.kvCache ?? '16bit',
+    device: device.name,
+    listGpus: true,
+  });
+  const notes: string[] = [];
+  if (promptTokens >= plan.contextLength) {
+    notes.push(`the prompt of ${promptTokens} tokens does not fit the context of ${plan.contextLength}`);
+  }
+  return {
+    ...plan,
+    model: { name },
+    device: device.name,
+    sources: looked.map(({ info }) => info),
+    notes,
+  };
+}
+
+/** A source of which the header is known. */
+export interface Looked {
+  info: MediaInfo;
+  frames: number;
+  subtitles: ReadSubtitles | undefined;
+  /** The part of it that was chosen. */
+  options: Pick<OpenOptions, 'start' | 'end'>;
+}
+
+/** Tokens of the prompt. Frame times, which only decoding tells, are spread evenly. */
+export function promptSize(
+  description: ModelDescription,
+  looked: readonly Looked[],
+  history: readonly ConversationTurn[],
+  question: string,
+  template: string | undefined,
+): { promptTokens: number; visualTokens: number } {
+  const { tokensPerFrame, imagePlaceholder } = description;
+  const shown = looked.map(({ info, frames, subtitles, options }): Shown => {
+    const { start = 0, end = Number.POSITIVE_INFINITY } = options;
+    const seconds = Math.max(0, Math.min(end, info.durationSeconds ?? frames) - start);
+    const frameTimes = Array.from({ length: frames }, (_, frame) => start + (frame * seconds) / frames);
+    const within = subtitles && subtitlesWithin(subtitles, options, frameTimes);
+    return { subtitles: within?.subtitles, frameTimes, tokensPerFrame };
+  });
+  const hasSubtitles = shown.some(({ subtitles }) => subtitles !== undefined);
+  const written = writePrompt(
+    conversation(template ?? usualTemplate(description.conversation, hasSubtitles)),
+    history,
+    shown,
+    imagePlaceholder,
+    question,
+  );
+  return countTokens(description, written, shown);
+}
+
+/** Pixels of the largest picture. */
+export function largest(looked: readonly Looked[]): number {
+  return Math.max(0, ...looked.map(({ info }) => info.width * info.height));
+}
