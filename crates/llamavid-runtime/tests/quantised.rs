@@ -11,6 +11,7 @@ use candle_core::quantized::gguf_file::{self, Value};
 use candle_core::quantized::{GgmlDType, QTensor};
 use candle_core::{DType, Device as TensorDevice, Tensor};
 use llamavid_models::language_model::{CachePrecision, SamplingOptions};
+use llamavid_models::observer::Blind;
 use llamavid_models::tokenizer::LlamaTokenizer;
 use llamavid_runtime::model_folder::ModelFolder;
 use llamavid_runtime::{
@@ -172,7 +173,7 @@ fn the_same_answer_from_a_file_in_eight_bits_and_from_rounding_while_loading() {
     let rounded = load(&embedded(), Some(Quantisation::EightBit)).unwrap();
     assert_eq!((rounded.stored_as().as_str(), rounded.dtype()), ("q8_0", DType::F32));
     let expected = answer(rounded, CachePrecision::Full);
-    assert!(expected.len() > 12, "{expected:?}");
+    assert!(expected.len() > 4, "{expected:?}");
 
     let folder = converted();
     let in_folder = load(folder.path(), None).unwrap();
@@ -184,6 +185,19 @@ fn the_same_answer_from_a_file_in_eight_bits_and_from_rounding_while_loading() {
 
     let plain = load(&embedded(), None).unwrap();
     assert_eq!(plain.stored_as(), "f32");
+
+    // The same to the last digit, at every position of a longer text.
+    let hidden = |folder: &Path, quantisation| {
+        let folder = ModelFolder::open(folder).unwrap().with_quantisation(quantisation);
+        let model = folder.language_model(DType::F32, &TensorDevice::Cpu).unwrap();
+        let ids: Vec<u32> = (0..60).map(|place| 3 + place * 17 % 1000).collect();
+        let embeds = model.embed(&ids).unwrap().unsqueeze(0).unwrap();
+        let hidden = model.forward_uncached(&embeds, None, &mut Blind).unwrap();
+        model.logits(&hidden, &mut Blind).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap()
+    };
+    let from_file = hidden(folder.path(), None);
+    assert_eq!(from_file, hidden(&embedded(), Some(Quantisation::EightBit)));
+    assert_ne!(from_file, hidden(&embedded(), None));
 }
 
 #[test]
