@@ -4,6 +4,7 @@
 //! `--no-large` leaves the random model out, which takes 7 GB and some minutes; `--videos 3` asks about fewer.
 
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -324,8 +325,8 @@ fn answers(place: &Path, videos: u32) -> Result<()> {
             let visual = match front {
                 None => asked.visual.clone(),
                 Some(front) => {
-                    if !features.contains_key(&asked.video) {
-                        features.insert(asked.video, front.encoder.forward(&asked.pixels, &mut Blind)?);
+                    if let Entry::Vacant(missing) = features.entry(asked.video) {
+                        missing.insert(front.encoder.forward(&asked.pixels, &mut Blind)?);
                     }
                     front.visual(&features[&asked.video], &asked.question)?
                 }

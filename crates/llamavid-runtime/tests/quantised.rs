@@ -237,20 +237,20 @@ fn all_parts_load_in_fewer_bits() {
     }
 }
 
+/// A change of a file's metadata and tensors.
+type Change<'a> = dyn Fn(&mut BTreeMap<String, Value>, &mut BTreeMap<String, QTensor>) + 'a;
+
 #[test]
 fn files_that_do_not_fit_are_named() {
     let folder = TempDir::new().unwrap();
     let path = folder.path().join("model.gguf");
-    let refused =
-        |code: ErrorCode,
-         told: &str,
-         change: &dyn Fn(&mut BTreeMap<String, Value>, &mut BTreeMap<String, QTensor>)| {
-            gguf(&path, change);
-            let error = load(&path, None).unwrap_err();
-            assert_eq!(error.code, code, "{error}");
-            assert!(error.message.contains(told), "{error}");
-            assert!(error.message.contains("model.gguf"), "{error}");
-        };
+    let refused = |code: ErrorCode, told: &str, change: &Change| {
+        gguf(&path, change);
+        let error = load(&path, None).unwrap_err();
+        assert_eq!(error.code, code, "{error}");
+        assert!(error.message.contains(told), "{error}");
+        assert!(error.message.contains("model.gguf"), "{error}");
+    };
     let text = |text: &str| Value::String(text.into());
     refused(ErrorCode::ModelUnsupported, "gemma", &|metadata, _| {
         metadata.insert("general.architecture".into(), text("gemma"));
