@@ -76,7 +76,7 @@ fn the_file_holds_the_weights_under_the_names_and_in_the_order_of_llama_cpp() {
     assert_eq!(number("llama.block_count"), 5);
     assert_eq!(number("llama.rope.dimension_count"), 32);
     let Value::Array(tokens) = &content.metadata["tokenizer.ggml.tokens"] else { panic!("no list") };
-    assert_eq!(tokens.len(), 1199);
+    assert_eq!(tokens.len(), 1195);
     assert_eq!(tokens[1].to_string().unwrap(), "<s>");
 }
 
@@ -161,18 +161,18 @@ fn vision_in_eight_bits_keeps_the_published_names() {
 }
 
 /// What llama.cpp answers on the same file, whatever its own tokenizer makes of a text: the ids that the tiny model's
-/// `q8_0` file gave in node-llama-cpp 3.22.1, greedily, on a CPU.
+/// `q8_0` file gave in node-llama-cpp 3.22.1, greedily, on a CPU, up to the end of the answer.
 #[test]
 fn it_answers_as_llama_cpp_does() {
     let (_place, output) = quantised(Quantisation::Q8_0, false);
     let folder = ModelFolder::open(&output).unwrap();
     let tokenizer = folder.llama_tokenizer().unwrap();
     let text = tokenizer.encode("what is shown?", true);
-    assert_eq!(text, [1, 972, 620, 829, 1182, 1190, 1181, 1134]);
+    assert_eq!(text, [1, 968, 616, 825, 1178, 1186, 1177, 1130]);
     let model = folder.language_model(DType::F32, &Device::Cpu).unwrap();
     for (prompt, expected) in [
-        (&text[..], [354, 853, 981, 868, 606, 354, 635, 981, 865, 606, 606, 606]),
-        (&[1, 22, 45, 78], [635, 354, 635, 354, 635, 354, 635, 354, 635, 354, 635, 354]),
+        (&text[..], &[276, 1125, 354, 977, 931][..]),
+        (&[1, 22, 45, 78], &[360, 354, 789, 861, 602, 602]),
     ] {
         let embeds = model.embed(prompt).unwrap().unsqueeze(0).unwrap();
         let (_, answer) = greedy(&model, embeds, expected.len());
