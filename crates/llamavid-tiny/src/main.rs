@@ -190,16 +190,16 @@ impl<'a> World<'a> {
             turns: 3,
         };
         let long: fn(f64) -> Mix = |_| Mix { shares: [0.04, 0.11, 0.2, 0.65], relations: 2.5, turns: 3 };
-        let (name, number, plan, mix, scenes, text_alone) = match name {
-            "stage1" => ("stage1", 1, FreezePlan::alignment(false), short, (8, 40), 1.),
-            "stage2" => ("stage2", 2, FreezePlan::instruction(), tuned, (8, 40), 1.),
-            _ => ("stage3", 3, FreezePlan::long_video(), long, (20, 110), 0.72),
+        let (name, number, steps, plan, mix, scenes, text_alone) = match name {
+            "stage1" => ("stage1", 1, 60, FreezePlan::alignment(false), short, (8, 40), 1.),
+            "stage2" => ("stage2", 2, 1000, FreezePlan::instruction(), tuned, (8, 40), 1.),
+            _ => ("stage3", 3, 150, FreezePlan::long_video(), long, (20, 110), 0.72),
         };
         let recipe = Recipe::of_stage(number)?;
         let course = Course {
             name,
-            steps: recipe.max_steps,
-            warmup: (recipe.max_steps as f64 * recipe.optimizer.warmup_ratio).ceil() as u64,
+            steps,
+            warmup: (steps as f64 * recipe.optimizer.warmup_ratio).ceil() as u64,
             matrices: recipe.optimizer.muon_learning_rate,
             others: recipe.optimizer.learning_rate,
             decay: recipe.optimizer.weight_decay,

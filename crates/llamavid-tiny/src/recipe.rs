@@ -12,8 +12,6 @@ pub struct Recipe {
     pub optimizer: Rates,
     /// Size of a step.
     pub batch: Batch,
-    /// Steps of the stage.
-    pub max_steps: u64,
     /// Seed of everything that is drawn.
     pub seed: u64,
 }
