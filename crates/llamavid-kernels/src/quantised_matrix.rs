@@ -1,8 +1,8 @@
 //! Matrices of weights in blocks: the products are computed in f32, the weights stay as they are stored.
 //!
 //! What a product gives is what it gives with the unpacked weights, up to the order of sums: only the weights are
-//! rounded, never what they are multiplied with. Few rows of `x` are multiplied with each row of weights while it is
-//! unpacked in the first cache; for many, panels of rows are unpacked for the products of whole matrices.
+//! rounded, never what they are multiplied with. A few rows of weights are unpacked into the first cache, and all rows of
+//! `x` are multiplied with them there. Gradients take whole panels of unpacked rows.
 
 use std::fmt;
 use std::ops::Range;
@@ -11,12 +11,10 @@ use std::sync::Arc;
 use candle_core::{CpuStorage, CustomOp1, DType, Device, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
-use crate::block_format::{BlockFormat, decode, dots};
+use crate::block_format::{BlockFormat, ROWS_AT_ONCE, decode, parts, products};
 use crate::matrix::{Matrix, multiply};
 use crate::rows::{rows_of_a_task, tensor, values, with_values};
 
-/// Rows of `x` up to which rows of weights are unpacked one by one.
-const FEW_ROWS: usize = 6;
 /// Numbers of an unpacked panel: 8 MB, so that it stays in the last cache.
 const PANEL: usize = 1 << 21;
 
@@ -195,24 +193,13 @@ impl QuantisedMatrix {
         if result.is_empty() || self.columns == 0 {
             return result;
         }
-        if count > FEW_ROWS {
-            let x = Matrix::new(x, count, self.columns);
-            self.panels(|first, panel| {
-                let width = panel.rows();
-                let mut part = vec![0f32; count * width];
-                multiply(x, panel.transposed(), &mut part, false, true);
-                for (row, part) in result.chunks_exact_mut(self.rows).zip(part.chunks_exact(width)) {
-                    row[first..first + width].copy_from_slice(part);
-                }
-            });
-            return result;
-        }
-        let part = rows_of_a_task(self.columns);
-        let mut transposed = vec![0f32; result.len()]; // (rows of this, rows of x)
-        transposed.par_chunks_mut(part * count).enumerate().for_each(|(task, results)| {
-            for (index, results) in results.chunks_exact_mut(count).enumerate() {
-                dots(self.format, self.row(task * part + index), x, self.columns, results);
-            }
+        let x = parts(x, self.columns);
+        // (rows of this, rows of x)
+        let mut transposed = vec![0f32; result.len()];
+        transposed.par_chunks_mut(ROWS_AT_ONCE * count).enumerate().for_each(|(task, results)| {
+            let first = task * ROWS_AT_ONCE * self.row_bytes;
+            let rows = &self.bytes()[first..first + results.len() / count * self.row_bytes];
+            products(self.format, rows, &x, self.columns, results);
         });
         if count == 1 {
             return transposed;

@@ -3,7 +3,8 @@
 /// Defines a function that runs `$body` in the widest vectors of this processor.
 ///
 /// `$body` is an `#[inline(always)]` function with a `const FUSED: bool`: whether a multiplication and an addition
-/// are one instruction (see [`multiply_add`]).
+/// are one instruction (see [`multiply_add`]). What it calls must be inlined as well, and so must not be a function that
+/// was passed to another one: that is compiled without these vectors.
 macro_rules! widest {
     ($(#[$meta:meta])* $visibility:vis fn $name:ident($($argument:ident: $type:ty),* $(,)?) $(-> $result:ty)? = $body:ident) => {
         $(#[$meta])*
@@ -127,21 +128,6 @@ pub(crate) fn sum_of(length: usize, term: impl Fn(usize) -> f32) -> f32 {
     fold(sums) + rest
 }
 
-/// The product of two rows of equal length, in lanes.
-#[inline(always)]
-pub(crate) fn dot<const FUSED: bool>(a: &[f32], b: &[f32]) -> f32 {
-    let mut sums = [0f32; LANES];
-    let (a_blocks, a_rest) = a.as_chunks::<LANES>();
-    let (b_blocks, b_rest) = b.as_chunks::<LANES>();
-    for (a, b) in a_blocks.iter().zip(b_blocks) {
-        for ((sum, a), b) in sums.iter_mut().zip(a).zip(b) {
-            *sum = multiply_add::<FUSED>(*a, *b, *sum);
-        }
-    }
-    let rest: f32 = a_rest.iter().zip(b_rest).map(|(a, b)| a * b).sum();
-    fold(sums) + rest
-}
-
 /// The largest of a row; minus infinity of none. Numbers that are not ones are passed over.
 #[inline(always)]
 pub(crate) fn largest(row: &[f32]) -> f32 {
@@ -224,8 +210,6 @@ mod tests {
             assert_eq!(sum_of(length, |place| row[place]), (length * length.saturating_sub(1) / 2) as f32);
             let expected = if length == 0 { f32::NEG_INFINITY } else { (length - 1) as f32 };
             assert_eq!(largest(&row), expected);
-            let ones = vec![1f32; length];
-            assert_eq!(dot::<true>(&row, &ones), (length * length.saturating_sub(1) / 2) as f32);
         }
     }
 }

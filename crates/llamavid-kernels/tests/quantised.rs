@@ -52,11 +52,16 @@ fn products_are_those_of_the_unpacked_weights() {
         for (outputs, width) in [(1, columns(format)), (45, columns(format)), (700, 4096)] {
             let weight = QuantisedMatrix::quantise(&noise(&[outputs, width], 1), format).unwrap();
             let dense = weight.dequantise().unwrap();
-            for rows in [1, 2, 6, 7, 33] {
+            for rows in [1, 2, 7, 33, 259] {
                 let what = format!("{} {outputs} x {width}, {rows} rows", format.name());
                 let x = noise(&[rows, width], 2);
                 let expected = linear(&x, &dense, None).unwrap();
-                assert_close(&weight.linear(&x).unwrap(), &expected, 2e-6, &what);
+                let product = weight.linear(&x).unwrap();
+                assert_close(&product, &expected, 2e-6, &what);
+                // How many rows are read at once changes nothing.
+                let last = x.narrow(0, rows - 1, 1).unwrap();
+                let alone = values(&weight.linear(&last).unwrap());
+                assert_eq!(values(&product.narrow(0, rows - 1, 1).unwrap()), alone, "{what}");
             }
         }
     }
@@ -91,10 +96,16 @@ fn batches_half_precision_and_nothing_at_all() {
     let strided = x.transpose(0, 1).unwrap();
     let expected = linear(&strided.contiguous().unwrap(), &dense, None).unwrap();
     assert_close(&weight.linear(&strided).unwrap(), &expected, 2e-6, "strided");
-    for dtype in [DType::F16, DType::BF16] {
+    // Sums in another order may be rounded to the number next to it.
+    for (dtype, rounding) in [(DType::F16, 5e-4), (DType::BF16, 4e-3)] {
         let x = x.to_dtype(dtype).unwrap();
         let expected = linear(&x.to_dtype(DType::F32).unwrap(), &dense, None).unwrap();
-        assert_close(&weight.linear(&x).unwrap(), &expected.to_dtype(dtype).unwrap(), 0.0, "half precision");
+        assert_close(
+            &weight.linear(&x).unwrap(),
+            &expected.to_dtype(dtype).unwrap(),
+            rounding,
+            "half precision",
+        );
     }
     let none = Tensor::zeros((0, 64), DType::F32, &Device::Cpu).unwrap();
     assert_eq!(weight.linear(&none).unwrap().dims(), [0, 40]);
