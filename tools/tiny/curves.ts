@@ -9,7 +9,7 @@ const folder = resolve(process.argv[2] ?? join(root, '.tiny'));
 const charts = join(root, 'packages/tiny/curves');
 
 /** Courses in the order in which they run. */
-const COURSES = ['vision', 'language', 'query', 'stage1', 'stage2', 'stage3'];
+const COURSES = ['vision', 'text', 'language', 'query', 'stage1', 'stage2', 'stage3'];
 /** A chart in a README is a few hundred pixels wide. */
 const MOST_POINTS = 300;
 

@@ -23,14 +23,24 @@ pub struct Exercise {
     pub ids: Vec<i64>,
     /// The answers' ids and the ends of sequence where they stand in `ids`, -100 elsewhere.
     pub labels: Vec<i64>,
-    /// What is asked, with the number of labels of its answer.
-    pub asked: Vec<(QuestionType, usize)>,
-    /// What the questions are about.
+    /// What is asked, in order.
+    pub asked: Vec<Asked>,
+    /// What the first question is about.
     pub subject: Subject,
-    /// A question's text, as the query model reads it.
+    /// The first question's text, as the query model reads it.
     pub text: String,
     /// The frames, in order.
     pub moments: Vec<Moment>,
+}
+
+/// A question of a conversation.
+pub struct Asked {
+    /// What is asked.
+    pub kind: QuestionType,
+    /// What it is about.
+    pub subject: Subject,
+    /// Labels of its answer.
+    pub labels: usize,
 }
 
 /// How much of each kind of video a course shows.
@@ -40,9 +50,19 @@ pub struct Mix {
     pub shares: [f64; 4],
     /// How much more often what hangs on several frames is asked about.
     pub relations: f64,
-    /// Most questions of a conversation.
+    /// How much more often it is asked where something is and how large.
+    pub places: f64,
+    /// Most questions of a conversation about a video without subtitles.
     pub turns: usize,
+    /// Scenes of a video with subtitles, from and to.
+    pub long: (usize, usize),
+    /// Share of the videos with subtitles of which there is nothing else: text without pictures, as the published stages
+    /// have too.
+    pub text_alone: f64,
 }
+
+/// Most questions about a video with subtitles.
+const QUESTIONS_OF_LONG: usize = 8;
 
 impl Mix {
     /// One kind of video.
@@ -82,15 +102,42 @@ pub fn moments(video: &Video, phases: impl Fn(usize) -> f64) -> Vec<Moment> {
     moments
 }
 
-/// Questions about the video that training may ask: first the type of one is chosen, then one of that type, then others
-/// about the same thing, to which the frames' tokens have the answers too. Empty where nothing can be asked.
+/// Questions about the video that training may ask, and the frames that are shown, of those in `moments`. Empty where
+/// nothing can be asked.
+pub fn conversation(
+    video: &Video,
+    kind: MediaKind,
+    moments: Vec<Moment>,
+    mix: Mix,
+    rng: &mut impl Rng,
+) -> (Vec<Question>, Vec<Moment>) {
+    if kind != MediaKind::Long {
+        return (choose(video, kind, mix, rng), moments);
+    }
+    let mut asked = questions(video, kind, Phrasing::Trained, rng);
+    asked.shuffle(rng);
+    let text_alone = rng.random_bool(mix.text_alone);
+    asked.retain(|question| !text_alone || question.kind == QuestionType::Subtitle);
+    // Many in one conversation: the frames' tokens do not depend on which of them is asked.
+    asked.truncate(QUESTIONS_OF_LONG);
+    (asked, if text_alone { Vec::new() } else { moments })
+}
+
+/// Questions about a video without subtitles: first the type of one is chosen, then one of that type, then others about
+/// the same thing, to which the frames' tokens have the answers too.
 pub fn choose(video: &Video, kind: MediaKind, mix: Mix, rng: &mut impl Rng) -> Vec<Question> {
     let mut all = questions(video, kind, Phrasing::Trained, rng);
     let weight = |kind: QuestionType| match kind {
         QuestionType::Describe | QuestionType::Times => 1.6 * mix.relations,
         QuestionType::Motion | QuestionType::Mover => 1.6,
-        QuestionType::Order => 1.4 * mix.relations,
-        QuestionType::Exist | QuestionType::Where | QuestionType::CountColour => 1.4,
+        // Which of two came first has to be compared with which was named first: seldom possible, and slow to learn.
+        QuestionType::Order => 3.5 * mix.relations,
+        QuestionType::Exist => 1.4,
+        QuestionType::Where => 1.4 * mix.places,
+        QuestionType::Size => mix.places,
+        QuestionType::CountColour => 2.,
+        // Only pictures are asked this.
+        QuestionType::At => 4.,
         QuestionType::After
         | QuestionType::Before
         | QuestionType::First
@@ -122,15 +169,6 @@ pub fn choose(video: &Video, kind: MediaKind, mix: Mix, rng: &mut impl Rng) -> V
             _ => 1,
         });
     }
-    asked
-}
-
-/// What was said in a long video, or what was shown when it was said: up to `most` questions in one conversation, because
-/// the frames' tokens do not depend on which of them is asked.
-pub fn choose_said(video: &Video, most: usize, rng: &mut impl Rng) -> Vec<Question> {
-    let mut asked = questions(video, MediaKind::Long, Phrasing::Trained, rng);
-    asked.shuffle(rng);
-    asked.truncate(most);
     asked
 }
 
@@ -196,7 +234,7 @@ pub fn exercise(
         labels.resize(ids.len(), -100);
         let answer = tokenizer.encode(&question.answer, false).into_iter().chain([tokenizer.eos_id()]);
         let answer: Vec<i64> = answer.map(i64::from).collect();
-        asked.push((question.kind, answer.len()));
+        asked.push(Asked { kind: question.kind, subject: question.subject, labels: answer.len() });
         ids.extend(&answer);
         labels.extend(&answer);
         if let Some(turn) = turns.last_mut() {

@@ -46,8 +46,6 @@ pub struct LanguageLesson {
     pub symbols: Tensor,
     /// What is shown at a share of the course.
     pub mix: fn(f64) -> Mix,
-    /// Scenes of a long video.
-    pub long: (usize, usize),
     /// Exercises of a step, on average.
     pub exercises: usize,
     /// What is read.
@@ -78,9 +76,9 @@ pub fn sums(table: &Tensor, sums: &[&Sum]) -> Result<Tensor> {
 
 impl Lesson for LanguageLesson {
     fn loss(&mut self, parameters: &Parameters, step: Step) -> Result<(Tensor, Vec<(String, f64)>)> {
-        let Self { tokenizer, symbols, mix, long, exercises, readings } = self;
-        let readings = readings
-            .batch(step, |first| read(tokenizer, first.seed(), mix(first.share()), *long, *exercises))?;
+        let Self { tokenizer, symbols, mix, exercises, readings } = self;
+        let readings =
+            readings.batch(step, |first| read(tokenizer, first.seed(), mix(first.share()), *exercises))?;
         let vb = parameters.var_builder();
         let model = model(&vb, tokenizer)?;
         let exercises: Vec<&Exercise> = readings.iter().map(|reading| &reading.exercise).collect();
@@ -113,15 +111,9 @@ pub fn tally(right: impl IntoIterator<Item = (QuestionType, bool)>) -> Vec<(Stri
 }
 
 /// The batches of a block of steps.
-fn read(
-    tokenizer: &LlamaTokenizer,
-    seed: u64,
-    mix: Mix,
-    long: (usize, usize),
-    exercises: usize,
-) -> Result<Vec<Vec<Reading>>> {
+fn read(tokenizer: &LlamaTokenizer, seed: u64, mix: Mix, exercises: usize) -> Result<Vec<Vec<Reading>>> {
     const STEPS: usize = Blocks::<Reading>::STEPS;
-    let options = WorldOptions { long_scenes: long.0..=long.1, ..WorldOptions::default() };
+    let options = WorldOptions { long_scenes: mix.long.0..=mix.long.1, ..WorldOptions::default() };
     let readings: Vec<Reading> = (0..STEPS * exercises)
         .into_par_iter()
         .map(|index| {
@@ -143,12 +135,12 @@ fn reading(
     loop {
         let kind = mix.pick(rng);
         let video = Video::random(rng, kind, options);
-        let asked = exercise::choose(&video, kind, mix, rng);
+        let phase = if rng.random_bool(0.5) { 0. } else { rng.random_range(0.0..1.0) };
+        let moments = exercise::moments(&video, |_| phase);
+        let (asked, moments) = exercise::conversation(&video, kind, moments, mix, rng);
         if asked.is_empty() {
             continue;
         }
-        let phase = if rng.random_bool(0.5) { 0. } else { rng.random_range(0.0..1.0) };
-        let moments = exercise::moments(&video, |_| phase);
         let exercise = exercise::exercise(&video, kind, &asked, moments, tokenizer, WITH_SYSTEM, rng)?;
         let visual = exercise
             .moments

@@ -89,7 +89,8 @@ impl Lesson for QueryLesson<'_> {
         let (mut contexts, mut contents): (Vec<Sum>, Vec<Sum>) = (Vec::new(), Vec::new());
         let mut targets: Vec<f32> = Vec::new();
         while frames.len() < self.frames {
-            let film = self.studio.film(self.mix.pick(&mut rng), 2..=6, &mut rng)?;
+            let film =
+                self.studio.film(self.mix.pick(&mut rng), self.mix.long.0..=self.mix.long.1, &mut rng)?;
             let asked = exercise::choose(&film.video, film.kind, self.mix, &mut rng);
             let Some(question) = asked.into_iter().next() else { continue };
             let mut order: Vec<usize> = (0..film.moments.len()).collect();

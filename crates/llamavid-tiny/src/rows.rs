@@ -128,10 +128,10 @@ pub fn answer(
     let right = exercises
         .iter()
         .flat_map(|exercise| &exercise.asked)
-        .map(|(kind, count)| {
+        .map(|asked| {
             // All of them are taken, right or not: the next answer's follow.
-            let wrong = hits.by_ref().take(*count).filter(|hit| !hit).count();
-            (*kind, wrong == 0)
+            let wrong = hits.by_ref().take(asked.labels).filter(|hit| !hit).count();
+            (asked.kind, wrong == 0)
         })
         .collect();
     let mut loss = cross_entropy(&logits, &Tensor::new(targets, &Device::Cpu)?)?;

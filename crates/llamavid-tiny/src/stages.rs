@@ -9,8 +9,6 @@ use llamavid_train::{FreezePlan, Parameters};
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-use llamavid_world::{MediaKind, QuestionType};
-
 use crate::Result;
 use crate::course::{Blocks, Lesson, Step};
 use crate::exercise::{self, Exercise, Mix};
@@ -20,9 +18,6 @@ use crate::{language, query, rows};
 
 /// Share of batches whose features come without the class row, as from a file.
 const WITHOUT_CLASS_ROW: f64 = 0.3;
-
-/// Most questions about a long video.
-const QUESTIONS_OF_LONG: usize = 8;
 
 /// Steps whose batches are made together.
 const STEPS: usize = Blocks::<Shown>::STEPS;
@@ -37,10 +32,6 @@ pub struct StageLesson<'a> {
     pub tokenizer: &'a LlamaTokenizer,
     /// What is shown at a share of the stage.
     pub mix: fn(f64) -> Mix,
-    /// Scenes of a long video.
-    pub long: (usize, usize),
-    /// Share of the long videos that are their subtitles alone: text without pictures, as the published stages have too.
-    pub text_alone: f64,
     /// Exercises of a step, on average.
     pub exercises: usize,
     /// What is shown.
@@ -55,11 +46,10 @@ pub struct Shown {
 
 impl Lesson for StageLesson<'_> {
     fn loss(&mut self, parameters: &Parameters, step: Step) -> Result<(Tensor, Vec<(String, f64)>)> {
-        let Self { studio, query, tokenizer, mix, long, text_alone, exercises, shown } = self;
+        let Self { studio, query, tokenizer, mix, exercises, shown } = self;
         let batch = shown.batch(step, |first| {
             let mut rng = ChaCha8Rng::seed_from_u64(first.seed());
-            let kinds = Kinds { mix: mix(first.share()), long: *long, text_alone: *text_alone };
-            let shown = several(studio, tokenizer, kinds, STEPS * *exercises, &mut rng)?;
+            let shown = several(studio, tokenizer, mix(first.share()), STEPS * *exercises, &mut rng)?;
             Ok(rows::batches(shown, |shown| shown.exercise.ids.len(), STEPS, &mut rng))
         })?;
         let class_row = !ChaCha8Rng::seed_from_u64(step.seed()).random_bool(WITHOUT_CLASS_ROW);
@@ -68,43 +58,24 @@ impl Lesson for StageLesson<'_> {
     }
 }
 
-/// What kinds of films are shown.
-#[derive(Debug, Clone, Copy)]
-pub struct Kinds {
-    /// How much of each.
-    pub mix: Mix,
-    /// Scenes of a long one.
-    pub long: (usize, usize),
-    /// Share of the long ones that are their subtitles alone.
-    pub text_alone: f64,
-}
-
 /// As many films with a question as `count` says; a film about which nothing can be asked does not count.
 fn several(
     studio: &Studio,
     tokenizer: &LlamaTokenizer,
-    kinds: Kinds,
+    mix: Mix,
     count: usize,
     rng: &mut ChaCha8Rng,
 ) -> Result<Vec<Shown>> {
     let mut shown = Vec::with_capacity(count);
     while shown.len() < count {
-        let Kinds { mix, long, text_alone } = kinds;
-        let mut film = studio.film(mix.pick(rng), long.0..=long.1, rng)?;
-        let mut asked = match film.kind {
-            MediaKind::Long => exercise::choose_said(&film.video, QUESTIONS_OF_LONG, rng),
-            _ => exercise::choose(&film.video, film.kind, mix, rng),
-        };
-        if film.kind == MediaKind::Long && rng.random_bool(text_alone) {
-            asked.retain(|question| question.kind == QuestionType::Subtitle);
-            film.moments.clear();
-            film.frames.clear();
-        }
+        let film = studio.film(mix.pick(rng), mix.long.0..=mix.long.1, rng)?;
+        let (asked, moments) = exercise::conversation(&film.video, film.kind, film.moments, mix, rng);
         if asked.is_empty() {
             continue;
         }
-        let exercise = exercise::exercise(&film.video, film.kind, &asked, film.moments, tokenizer, 1., rng)?;
-        shown.push(Shown { exercise, frames: film.frames });
+        let frames = if moments.is_empty() { Vec::new() } else { film.frames };
+        let exercise = exercise::exercise(&film.video, film.kind, &asked, moments, tokenizer, 1., rng)?;
+        shown.push(Shown { exercise, frames });
     }
     Ok(shown)
 }
@@ -149,14 +120,14 @@ pub fn measure(
     query: &WordPieceTokenizer,
     tokenizer: &LlamaTokenizer,
     parameters: &Parameters,
-    kinds: Kinds,
+    mix: Mix,
     batches: u64,
 ) -> Result<Vec<(String, f64)>> {
     let frozen = parameters.with_plan(FreezePlan::nothing())?;
     let mut right = Vec::new();
     for seed in 0..batches {
         let mut rng = ChaCha8Rng::seed_from_u64(u64::MAX - seed);
-        let batch = several(studio, tokenizer, kinds, 64, &mut rng)?;
+        let batch = several(studio, tokenizer, mix, 64, &mut rng)?;
         right.extend(answer(studio, query, tokenizer, &frozen, &batch, true)?.right);
     }
     Ok(language::tally(right))

@@ -94,9 +94,9 @@ pub fn told(video: &Video, exercise: &Exercise, tokenizer: &LlamaTokenizer) -> V
     told.extend(of_subtitles(video, exercise, tokenizer));
     let begins = (1..exercise.labels.len())
         .filter(|position| exercise.labels[*position] >= 0 && exercise.labels[position - 1] < 0);
-    for begin in begins {
+    for (begin, asked) in begins.zip(&exercise.asked) {
         let mut tell = |head, answer| told.push(Told { position: begin - 1, head, answer });
-        match exercise.subject {
+        match asked.subject {
             Subject::Fact(fact) => tell(Head::Asked, fact.index()),
             Subject::Cue(cue) => tell(Head::Asked, FactKind::ALL.len() + cue.index()),
             Subject::Pairs(first, _) => {
@@ -219,7 +219,7 @@ mod tests {
     use llamavid_world::{MediaKind, QuestionType, WorldOptions, seeded};
 
     use super::*;
-    use crate::exercise::{Mix, choose, exercise, moments};
+    use crate::exercise::{Mix, conversation, exercise, moments};
 
     /// A video of two scenes with one object each, of which the first moves.
     fn video() -> Video {
@@ -280,9 +280,16 @@ mod tests {
         for seed in 0..20 {
             let rng = &mut seeded(seed);
             let video = Video::random(rng, MediaKind::Long, &options);
-            let mix = Mix { shares: [0., 0., 0., 1.], relations: 1., turns: 1 };
-            let questions = choose(&video, MediaKind::Long, mix, rng);
-            let moments = moments(&video, |_| 0.);
+            let mix = Mix {
+                shares: [0., 0., 0., 1.],
+                relations: 1.,
+                places: 1.,
+                turns: 1,
+                long: (12, 12),
+                text_alone: 0.,
+            };
+            let (questions, moments) =
+                conversation(&video, MediaKind::Long, moments(&video, |_| 0.), mix, rng);
             let exercise =
                 exercise(&video, MediaKind::Long, &questions, moments, &tokenizer, 0.5, rng).unwrap();
             let told = told(&video, &exercise, &tokenizer);
@@ -294,9 +301,12 @@ mod tests {
                 assert_eq!((value.trim(), told.answer), (fact.value, fact.kind.index()));
             }
             assert_eq!(of(Head::ColourAtCue).count(), video.cues.len());
-            let begin = of(Head::Asked).next().unwrap().position;
-            assert_eq!(tokenizer.decode(&[exercise.ids[begin] as u32], true).trim(), ":");
-            asked_facts += usize::from(questions[0].kind == QuestionType::Subtitle);
+            assert_eq!(of(Head::Asked).count(), questions.len());
+            for (told, question) in of(Head::Asked).zip(&questions) {
+                assert_eq!(tokenizer.decode(&[exercise.ids[told.position] as u32], true).trim(), ":");
+                assert_eq!(told.answer < FactKind::ALL.len(), question.kind == QuestionType::Subtitle);
+                asked_facts += usize::from(question.kind == QuestionType::Subtitle);
+            }
         }
         assert!(asked_facts > 0);
     }
