@@ -162,36 +162,45 @@ fn dots_inline<const FUSED: bool>(
     }
 }
 
+/// Reads block after block with `$read`. No function that takes another: what is called through a parameter is compiled
+/// without the vectors of the function around it, 6 times as slow.
+macro_rules! each {
+    ($bytes:ident, $values:ident, $read:expr) => {{
+        let (blocks, _) = $bytes.as_chunks();
+        let (values, _) = $values.as_chunks_mut();
+        for (block, values) in blocks.iter().zip(values) {
+            $read(block, values);
+        }
+    }};
+}
+
 #[inline(always)]
 fn decode_inline<const FUSED: bool>(format: BlockFormat, bytes: &[u8], values: &mut [f32]) {
     match format {
-        BlockFormat::F32 => each::<4, 1>(bytes, values, |bytes, value| value[0] = f32::from_le_bytes(*bytes)),
-        BlockFormat::F16 => {
-            each::<2, 1>(bytes, values, |bytes, value| value[0] = from_half(u16::from_le_bytes(*bytes)));
-        }
-        BlockFormat::BF16 => each::<2, 1>(bytes, values, |bytes, value| {
-            value[0] = f32::from_bits(u32::from(u16::from_le_bytes(*bytes)) << 16);
-        }),
-        BlockFormat::Q8_0 => each(bytes, values, q8_0),
-        BlockFormat::Q4_0 => each(bytes, values, q4_0),
-        BlockFormat::Q4K => each(bytes, values, q4_k::<FUSED>),
-        BlockFormat::Q5K => each(bytes, values, q5_k::<FUSED>),
-        BlockFormat::Q6K => each(bytes, values, q6_k),
+        BlockFormat::F32 => each!(bytes, values, f32s),
+        BlockFormat::F16 => each!(bytes, values, f16s),
+        BlockFormat::BF16 => each!(bytes, values, bf16s),
+        BlockFormat::Q8_0 => each!(bytes, values, q8_0),
+        BlockFormat::Q4_0 => each!(bytes, values, q4_0),
+        BlockFormat::Q4K => each!(bytes, values, q4_k::<FUSED>),
+        BlockFormat::Q5K => each!(bytes, values, q5_k::<FUSED>),
+        BlockFormat::Q6K => each!(bytes, values, q6_k),
     }
 }
 
-/// Reads block after block.
 #[inline(always)]
-fn each<const BYTES: usize, const LENGTH: usize>(
-    bytes: &[u8],
-    values: &mut [f32],
-    read: impl Fn(&[u8; BYTES], &mut [f32; LENGTH]),
-) {
-    let (blocks, _) = bytes.as_chunks::<BYTES>();
-    let (values, _) = values.as_chunks_mut::<LENGTH>();
-    for (block, values) in blocks.iter().zip(values) {
-        read(block, values);
-    }
+fn f32s(bytes: &[u8; 4], value: &mut [f32; 1]) {
+    value[0] = f32::from_le_bytes(*bytes);
+}
+
+#[inline(always)]
+fn f16s(bytes: &[u8; 2], value: &mut [f32; 1]) {
+    value[0] = from_half(u16::from_le_bytes(*bytes));
+}
+
+#[inline(always)]
+fn bf16s(bytes: &[u8; 2], value: &mut [f32; 1]) {
+    value[0] = f32::from_bits(u32::from(u16::from_le_bytes(*bytes)) << 16);
 }
 
 /// A 16-bit number, without a table or a call, so that it runs in vectors.
