@@ -228,8 +228,7 @@ impl Candidates {
             return Err(Error::new(ErrorCode::InvalidArgument, message)
                 .with_hint("Give the language model's own folder."));
         }
-        let side = ModelConfig::side_files(&config_bytes)
-            .map_err(|error| in_file(&config_path, error))?;
+        let side = ModelConfig::side_files(&config_bytes).map_err(|error| in_file(&config_path, error))?;
 
         let adapter = model.join(ADAPTER);
         let weights = match is_model {

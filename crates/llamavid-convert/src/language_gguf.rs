@@ -191,7 +191,8 @@ fn byte_pairs(file: &[u8]) -> Result<Vocabulary> {
     for token in file["added_tokens"].as_array().into_iter().flatten() {
         let special = token["special"] == true;
         let kind = if special { token_kind::CONTROL } else { token_kind::USER_DEFINED };
-        by_id.extend(token["id"].as_u64().zip(token["content"].as_str()).map(|(id, text)| (id, (text, kind))));
+        by_id
+            .extend(token["id"].as_u64().zip(token["content"].as_str()).map(|(id, text)| (id, (text, kind))));
     }
     let mut tokens = Vec::with_capacity(by_id.len());
     for (id, (text, kind)) in by_id {

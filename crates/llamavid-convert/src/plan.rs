@@ -7,9 +7,8 @@ use candle_core::{DType, Device, Tensor};
 use llamavid_models::config::ModelConfig;
 use llamavid_models::language_model::LanguageModel;
 use llamavid_models::token_generation::TokenGenerator;
-use llamavid_models::tokenizer::WordPieceTokenizer;
 use llamavid_models::visual_encoder::VisualEncoder;
-use llamavid_runtime::model_folder::{in_file, read_optional, read_required};
+use llamavid_runtime::model_folder::{read_optional, read_query_tokenizer, read_required};
 use llamavid_runtime::{Error, ErrorCode, Result, TokenizerFiles, WeightShape, weight_shapes};
 use llamavid_weights::gguf::GgufFile;
 use llamavid_weights::key_table::{INSTRUCT_BLIP, ROPE_DIVISORS};
@@ -156,7 +155,17 @@ impl Plan {
                 let name = part.upstream(&ours).unwrap_or_else(|| ours.clone());
                 let format = stored(options.dtype.unwrap_or(found.dtype));
                 let (written_name, shape) = (name.clone(), shape.into_dims());
-                weights.push(Weight { name, written_name, part, ours, shape, is_matrix, format, found, source });
+                weights.push(Weight {
+                    name,
+                    written_name,
+                    part,
+                    ours,
+                    shape,
+                    is_matrix,
+                    format,
+                    found,
+                    source,
+                });
             }
         }
         // What no module asked for belongs to another model. The query model of training's start may have been replaced.
@@ -342,17 +351,9 @@ fn folders(inputs: &Inputs) -> Vec<PathBuf> {
 /// The small files of the other parts.
 fn beside(inputs: &Inputs, config: &ModelConfig) -> Result<Vec<(String, Vec<u8>)>> {
     let mut files = Vec::new();
-    let path = inputs.vocabulary.join("vocab.txt");
-    let vocabulary = read_required(&path, "the query model's vocabulary")?;
-    // Its other settings do not matter here.
-    WordPieceTokenizer::from_vocab(&vocabulary, true).map_err(|error| in_file(&path, error))?;
-    let lines = vocabulary.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()).count();
-    let rows = config.tokens.query.vocab_size;
-    if lines > rows {
-        let message = format!("{}: {lines} words, the query model knows {rows}", path.display());
-        return Err(Error::new(ErrorCode::ModelInvalid, message)
-            .with_hint("Give the vocabulary that belongs to this query model."));
-    }
+    // The one that will read it finds what is wrong with it.
+    read_query_tokenizer(&inputs.vocabulary, &config.tokens.query)?;
+    let vocabulary = read_required(&inputs.vocabulary.join("vocab.txt"), "the query model's vocabulary")?;
     files.push(("bert/vocab.txt".to_owned(), vocabulary));
     let settings = read_optional(&inputs.vocabulary.join("tokenizer_config.json"))?;
     files.extend(settings.map(|bytes| ("bert/tokenizer_config.json".to_owned(), bytes)));

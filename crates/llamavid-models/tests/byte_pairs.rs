@@ -35,7 +35,8 @@ fn file() -> Value {
         json!({ "id": id, "content": content, "single_word": false, "lstrip": false, "rstrip": false,
             "normalized": false, "special": special })
     };
-    let bytes = json!({ "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": false });
+    let bytes =
+        json!({ "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": false });
     let begin = "<|begin|>";
     json!({
         "version": "1.0", "truncation": null, "padding": null, "normalizer": null,

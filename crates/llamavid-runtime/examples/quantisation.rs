@@ -67,7 +67,12 @@ const DECODERS: [Formats; 30] = {
     const fn table(name: &'static str, table: BlockFormat) -> Formats {
         Formats { name, table: Some(table), ..NONE }
     }
-    const fn whole(name: &'static str, layers: BlockFormat, head: BlockFormat, table: BlockFormat) -> Formats {
+    const fn whole(
+        name: &'static str,
+        layers: BlockFormat,
+        head: BlockFormat,
+        table: BlockFormat,
+    ) -> Formats {
         Formats { name, layers: Some(layers), head: Some(head), table: Some(table), ..NONE }
     }
     [
@@ -204,7 +209,10 @@ fn main() -> Result<()> {
         match argument.as_str() {
             "1b" => random()?,
             "tiny" => {
-                answers(Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../../packages/tiny/model")), videos)?;
+                answers(
+                    Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../../packages/tiny/model")),
+                    videos,
+                )?;
             }
             folder => answers(Path::new(folder), videos)?,
         }
@@ -359,7 +367,9 @@ fn answers(place: &Path, videos: u32) -> Result<()> {
     let tokenizer = front.folder.llama_tokenizer()?;
     let right = |answer: &[u32], asked: &Asked| tokenizer.decode(answer, true).trim() == asked.right;
     println!("\n{} questions about {} pictures and videos\n", all.len(), 3 * videos);
-    println!("| what is rounded | bits | logits, relative | KL | same first choice | same answer | right answers |");
+    println!(
+        "| what is rounded | bits | logits, relative | KL | same first choice | same answer | right answers |"
+    );
     println!("| --- | --- | --- | --- | --- | --- | --- |");
     let line = |name: &str,
                 bits: Option<f64>,

@@ -6,8 +6,8 @@ use candle_core::{DType, Device};
 use llamavid_models::language_model::{LanguageModelConfig, RopeScaling};
 use llamavid_models::tokenizer::LlamaTokenizer;
 use llamavid_weights::Checkpoint;
-use llamavid_weights::key_table::ROPE_DIVISORS;
 use llamavid_weights::gguf::{GgufFile, Value};
+use llamavid_weights::key_table::ROPE_DIVISORS;
 use serde_json::{Map, Value as Json, json};
 
 use crate::model_folder::in_file;
@@ -122,13 +122,18 @@ fn with_shapes(mut config: Map<String, Json>, checkpoint: &Checkpoint) -> Result
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
     use std::fs::File;
 
-    use candle_core::Tensor;
-    use llamavid_weights::BlockFormat;
+    use candle_core::{D, Tensor};
+    use llamavid_models::language_model::LanguageModel;
+    use llamavid_models::observer::Blind;
+    use llamavid_weights::key_table::LANGUAGE;
     use llamavid_weights::writer::{GgufTensor, GgufValue, GgufWriter};
+    use llamavid_weights::{BlockFormat, Loader};
 
     use super::*;
+    use crate::model_folder::build;
 
     fn config() -> LanguageModelConfig {
         let json = br#"{"hidden_size": 64, "num_attention_heads": 4, "intermediate_size": 64, "num_hidden_layers": 1,
@@ -174,5 +179,65 @@ mod tests {
             assert_eq!(error.code, ErrorCode::ModelUnsupported, "{error}");
             assert!(error.message.contains("model.gguf") && error.message.contains(ROPE_DIVISORS), "{error}");
         }
+    }
+
+    /// A file of another program, and the likeliest tokens behind a prompt. fixtures/gguf/README.md says where the numbers are from.
+    fn greedy(name: &str, prompt: &[u32], count: usize) -> (GgufModel, Vec<u32>) {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/gguf").join(name);
+        let file = GgufModel::open(&path).unwrap();
+        let loader = Loader::new(file.checkpoint.clone(), &LANGUAGE, DType::F32, &Device::Cpu);
+        let model = build(loader, |source| LanguageModel::new(&file.config, source)).unwrap();
+        let (mut cache, mut ids) = (model.new_cache(prompt.len() + count), prompt.to_vec());
+        let mut answer = Vec::new();
+        for _ in 0..count {
+            let embeds = model.embed(&ids).unwrap().unsqueeze(0).unwrap();
+            let hidden = model.forward(&embeds, &mut cache, None, &mut Blind).unwrap();
+            let logits = model.logits(&hidden.narrow(1, ids.len() - 1, 1).unwrap(), &mut Blind).unwrap();
+            let best = logits.argmax(D::Minus1).unwrap().flatten_all().unwrap().to_vec1::<u32>().unwrap();
+            answer.extend(&best);
+            ids = best;
+        }
+        (file, answer)
+    }
+
+    const TEXT: &str = "the thethe an ünder 12345 on<frame> the";
+
+    #[test]
+    fn a_file_of_llama_cpp_answers_as_there() {
+        let prompt = [1, 251, 123, 36, 23, 46, 71, 89, 88];
+        let expected = [144, 216, 96, 96, 273, 168, 168, 168, 166, 139, 210];
+        let (file, answer) = greedy("llama-cpp.gguf", &prompt, expected.len());
+        assert_eq!(answer, expected);
+        let formats: BTreeSet<_> = file
+            .checkpoint
+            .names()
+            .filter_map(|name| file.checkpoint.format(name).unwrap())
+            .map(BlockFormat::name)
+            .collect();
+        assert!(
+            ["Q4_0", "Q4_K", "Q5_K", "Q6_K", "Q8_0"].iter().all(|name| formats.contains(name)),
+            "{formats:?}"
+        );
+        let ids = [
+            1, 268, 268, 267, 272, 264, 198, 191, 263, 103, 259, 117, 264, 52, 53, 54, 55, 56, 275, 276, 264,
+            268,
+        ];
+        let ours = file.tokenizer.encode(TEXT, true);
+        // Behind an added token the reference loses the space, which llama.cpp keeps.
+        assert_eq!(ours[..20], ids[..20]);
+    }
+
+    #[test]
+    fn a_file_of_gguf_py_answers_as_llama_cpp_does() {
+        let expected = [176, 176, 176, 253, 193, 163, 253, 193, 93, 58, 176];
+        let (file, answer) = greedy("gguf-py.gguf", &[53, 164, 20, 208], expected.len());
+        assert_eq!(answer, expected);
+        let ids = [
+            257, 258, 257, 32, 259, 32, 195, 188, 110, 100, 101, 114, 32, 49, 50, 51, 52, 53, 32, 260, 262,
+            258,
+        ];
+        assert_eq!(file.tokenizer.encode(TEXT, true), ids);
+        assert_eq!(file.tokenizer.decode(&ids, true), TEXT);
+        assert_eq!((file.tokenizer.bos_id(), file.tokenizer.eos_id()), (None, 261));
     }
 }

@@ -81,7 +81,8 @@ impl TokenizerFiles {
             Some("gpt2") => described.byte_pairs()?,
             None => return Err(described.invalid("no tokenizer (`tokenizer.ggml.model`)")),
             Some(other) => {
-                return Err(described.unsupported(&format!("a tokenizer of kind `{other}`; `llama` and `gpt2` are read")));
+                return Err(described
+                    .unsupported(&format!("a tokenizer of kind `{other}`; `llama` and `gpt2` are read")));
             }
         };
         Ok(Self::new(file.path(), files))
@@ -95,15 +96,14 @@ impl<'a> Described<'a> {
         // Pieces come first; what was added to them, behind.
         let count = tokens.iter().take_while(|token| !matches!(token.kind, USER_DEFINED | UNUSED)).count();
         let (pieces, added) = tokens.split_at(count);
-        let kinds = [
-            (NORMAL, Type::Normal),
-            (UNKNOWN, Type::Unknown),
-            (CONTROL, Type::Control),
-            (BYTE, Type::Byte),
-        ];
+        let kinds =
+            [(NORMAL, Type::Normal), (UNKNOWN, Type::Unknown), (CONTROL, Type::Control), (BYTE, Type::Byte)];
         let piece = |(id, token): (usize, &Token<'_>)| {
             let Some((_, kind)) = kinds.iter().find(|(kind, _)| *kind == token.kind) else {
-                return Err(self.invalid(&format!("token {id} (`{}`) is of an unknown kind, {}", token.text, token.kind)));
+                return Err(self.invalid(&format!(
+                    "token {id} (`{}`) is of an unknown kind, {}",
+                    token.text, token.kind
+                )));
             };
             Ok(SentencePiece {
                 piece: Some(token.text.to_owned()),
@@ -154,9 +154,10 @@ impl<'a> Described<'a> {
         let merges: Vec<Json> = merges.collect::<Result<_>>()?;
         let vocabulary: Map<String, Json> =
             tokens.iter().zip(0u32..).map(|(token, id)| (token.text.to_owned(), json!(id))).collect();
-        let added = tokens.iter().zip(0u32..).filter(|(token, _)| {
-            matches!(token.kind, token_kind::CONTROL | token_kind::USER_DEFINED)
-        });
+        let added = tokens
+            .iter()
+            .zip(0u32..)
+            .filter(|(token, _)| matches!(token.kind, token_kind::CONTROL | token_kind::USER_DEFINED));
         let added: Vec<Json> = added
             .map(|(token, id)| {
                 json!({ "id": id, "content": token.text, "single_word": false, "lstrip": false, "rstrip": false,
@@ -223,7 +224,8 @@ impl<'a> Described<'a> {
         {
             let Some(id) = self.id(theirs) else { continue };
             let token = usize::try_from(id).ok().and_then(|id| tokens.get(id));
-            let token = token.ok_or_else(|| self.invalid(&format!("`{ours}` has id {id} of {} tokens", tokens.len())))?;
+            let token = token
+                .ok_or_else(|| self.invalid(&format!("`{ours}` has id {id} of {} tokens", tokens.len())))?;
             roles.insert(ours.to_owned(), json!(token.text));
         }
         Ok(Json::Object(roles))

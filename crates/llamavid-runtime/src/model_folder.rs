@@ -10,7 +10,7 @@ use llamavid_models::WeightSource;
 use llamavid_models::config::{Extension, ModelConfig, Surroundings};
 use llamavid_models::language_model::{LanguageModel, LanguageModelConfig, LoraConfig, Placement};
 use llamavid_models::preprocess::{Fit, Preprocessing};
-use llamavid_models::token_generation::{FeatureKind, QueryKind, TokenGenerator};
+use llamavid_models::token_generation::{FeatureKind, QueryKind, QueryModelConfig, TokenGenerator};
 use llamavid_models::tokenizer::{LlamaTokenizer, WordPieceTokenizer};
 use llamavid_models::visual_encoder::{VisualEncoder, VisualEncoderConfig};
 use llamavid_weights::gguf::GgufFile;
@@ -370,19 +370,7 @@ impl ModelFolder {
                 "Put it into a folder `bert` in the model's folder, or set llamavid.files.queryTokenizer.",
             ));
         };
-        let path = folder.join("vocab.txt");
-        let vocabulary = read_required(&path, "the query model's vocabulary")?;
-        #[derive(Default, Deserialize)]
-        struct TokenizerConfig {
-            do_lower_case: Option<bool>,
-        }
-        let config: TokenizerConfig = match read_optional(&folder.join("tokenizer_config.json"))? {
-            Some(bytes) => parse_json(&folder.join("tokenizer_config.json"), &bytes)?,
-            None => TokenizerConfig::default(),
-        };
-        WordPieceTokenizer::from_vocab(&vocabulary, config.do_lower_case.unwrap_or(true))
-            .map(|tokenizer| tokenizer.within(self.config.tokens.query.max_positions))
-            .map_err(|error| in_file(&path, error))
+        read_query_tokenizer(folder, &self.config.tokens.query)
     }
 
     /// What the checkpoint proposes for sampling.
@@ -633,6 +621,33 @@ pub fn read_processor(path: &Path) -> Result<Preprocessing> {
         return Err(invalid("image_mean and image_std must be finite, and image_std above 0".to_owned()));
     }
     Ok(Preprocessing { size, mean, std, fit: Fit::Crop })
+}
+
+/// Reads the query model's tokenizer.
+///
+/// # Errors
+/// `MODEL_FILE_MISSING` without a `vocab.txt`, `MODEL_INVALID` for one that is cut or another model's.
+pub fn read_query_tokenizer(folder: &Path, query: &QueryModelConfig) -> Result<WordPieceTokenizer> {
+    let path = folder.join("vocab.txt");
+    let vocabulary = read_required(&path, "the query model's vocabulary")?;
+    #[derive(Default, Deserialize)]
+    struct TokenizerConfig {
+        do_lower_case: Option<bool>,
+    }
+    let config: TokenizerConfig = match read_optional(&folder.join("tokenizer_config.json"))? {
+        Some(bytes) => parse_json(&folder.join("tokenizer_config.json"), &bytes)?,
+        None => TokenizerConfig::default(),
+    };
+    let tokenizer = WordPieceTokenizer::from_vocab(&vocabulary, config.do_lower_case.unwrap_or(true))
+        .map_err(|error| in_file(&path, error))?;
+    // The Q-Former has a row for `[DEC]`, which the tokenizer adds; raw BERT has none.
+    let (words, rows) = (tokenizer.vocab_size(), query.vocab_size);
+    if rows != words && rows + 1 != words {
+        let message = format!("{}: {words} words with [DEC], the query model knows {rows}", path.display());
+        return Err(Error::new(ErrorCode::ModelInvalid, message)
+            .with_hint("Take the vocabulary that belongs to this query model: it may be cut."));
+    }
+    Ok(tokenizer.within(query.max_positions))
 }
 
 /// Reads a small file that must be there; `what` says what it is.

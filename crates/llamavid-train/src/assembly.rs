@@ -11,8 +11,8 @@ use candle_nn::Init;
 use llamavid_models::config::{ModelConfig, Surroundings};
 use llamavid_models::prompt::placeholders::{IMAGE_END, IMAGE_START};
 use llamavid_models::tokenizer::{LlamaTokenizer, WordPieceTokenizer};
-use llamavid_weights::{Checkpoint, Part};
 use llamavid_weights::key_table::{CLIP, INSTRUCT_BLIP, VISION_TOWER, VISUAL};
+use llamavid_weights::{Checkpoint, Part};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 

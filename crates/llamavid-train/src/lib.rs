@@ -32,9 +32,9 @@ pub use creation::{Creation, as_published};
 pub use error::{Error, Result};
 pub use example::{Example, Visual};
 pub use freeze_plan::FreezePlan;
-pub use lora::LoraSettings;
 /// The parts whose weights train or not.
 pub use llamavid_weights::Part;
+pub use lora::LoraSettings;
 pub use model::{Loss, Model, ModelOptions, TrainingDropout};
 pub use optimizer::{Optimizer, ParameterGroup, Update};
 pub use output::{ADAPTER, LoraOutput, OutputOptions, StageOutput, WeightFormat, copy_side_files};

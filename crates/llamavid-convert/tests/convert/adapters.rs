@@ -22,8 +22,9 @@ fn adapters(folder: &Path, change: impl Fn(&mut BTreeMap<String, Tensor>)) {
     for layer in 0..2 {
         for (module, output, input) in [("self_attn.q_proj", 48, 48), ("mlp.down_proj", 48, 96)] {
             for (side, shape) in [("A", (2, input)), ("B", (output, 2))] {
-                let values: Vec<f32> =
-                    (0..shape.0 * shape.1).map(|place| ((place * 31 + layer * 7) % 17) as f32 / 40. - 0.2).collect();
+                let values: Vec<f32> = (0..shape.0 * shape.1)
+                    .map(|place| ((place * 31 + layer * 7) % 17) as f32 / 40. - 0.2)
+                    .collect();
                 let name = format!("base_model.model.model.layers.{layer}.{module}.lora_{side}.weight");
                 tensors.insert(name, Tensor::from_vec(values, shape, &Device::Cpu).unwrap());
             }
@@ -71,7 +72,12 @@ fn adapters_of_another_model_are_named() {
     type Change = fn(&mut BTreeMap<String, Tensor>);
     let changes: [(Change, &str); 3] = [
         (|tensors| drop(tensors.remove(NAME)), "needed"),
-        (|tensors| drop(tensors.insert(NAME.into(), Tensor::zeros((2, 48), DType::F32, &Device::Cpu).unwrap())), "shape"),
+        (
+            |tensors| {
+                drop(tensors.insert(NAME.into(), Tensor::zeros((2, 48), DType::F32, &Device::Cpu).unwrap()))
+            },
+            "shape",
+        ),
         (
             |tensors| {
                 let extra = tensors[NAME].clone();

@@ -107,7 +107,11 @@ fn a_conversion_that_is_killed_at_any_moment_leaves_a_whole_folder_or_none() {
         killed.wait().unwrap();
         match output.exists() {
             true => {
-                Manifest::read(&output).unwrap().unwrap().verify(&output, &Cancellation::default(), |_| {}).unwrap();
+                Manifest::read(&output)
+                    .unwrap()
+                    .unwrap()
+                    .verify(&output, &Cancellation::default(), |_| {})
+                    .unwrap();
                 ModelFolder::open(&output).unwrap();
                 std::fs::remove_dir_all(&output).unwrap();
             }

@@ -27,7 +27,9 @@ fn files(folder: &Path) -> Vec<PathBuf> {
     let mut found = Vec::new();
     for entry in fs::read_dir(folder).unwrap().flatten() {
         match entry.path().is_dir() {
-            true => found.extend(files(&entry.path()).into_iter().map(|file| Path::new(&entry.file_name()).join(file))),
+            true => found.extend(
+                files(&entry.path()).into_iter().map(|file| Path::new(&entry.file_name()).join(file)),
+            ),
             false => found.push(entry.file_name().into()),
         }
     }
@@ -50,7 +52,11 @@ fn expect(result: Result<LlamaTokenizer, Error>, file: &Path, what: &str) {
     assert!(expected.contains(&error.code), "{} {what}: {error}", file.display());
     let name = file.file_name().unwrap().to_str().unwrap();
     // A shard may be named by its index, and what has no file of its own by the folder.
-    assert!(error.message.contains(name) || error.message.contains("model"), "{} {what}: {error}", file.display());
+    assert!(
+        error.message.contains(name) || error.message.contains("model"),
+        "{} {what}: {error}",
+        file.display()
+    );
 }
 
 /// Files without which a model loads, by the defaults that the reference has for them.
@@ -131,6 +137,9 @@ fn weights_of_another_dtype_are_named() {
         });
         let error = result.unwrap_err();
         assert_eq!(error.code, ErrorCode::ModelInvalid, "{error}");
-        assert!(error.message.contains("eva_vit_g.pth") && error.message.contains("floating-point"), "{error}");
+        assert!(
+            error.message.contains("eva_vit_g.pth") && error.message.contains("floating-point"),
+            "{error}"
+        );
     }
 }

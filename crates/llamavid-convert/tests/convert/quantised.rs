@@ -10,8 +10,8 @@ use llamavid_models::observer::Blind;
 use llamavid_runtime::ErrorCode;
 use llamavid_runtime::manifest::Manifest;
 use llamavid_runtime::model_folder::ModelFolder;
-use llamavid_weights::{Checkpoint, Quantisation};
 use llamavid_weights::writer::write_safetensors;
+use llamavid_weights::{Checkpoint, Quantisation};
 
 use crate::answers::{answer, greedy};
 use crate::folders::{copy, options, random_model, refused, run, tiny_model};
@@ -149,7 +149,8 @@ fn a_gguf_file_brings_its_tokenizer() {
     let same = || {
         let tokenizer = |folder: &Path| ModelFolder::open(folder).unwrap().llama_tokenizer().unwrap();
         let (made, own) = (tokenizer(&again), tokenizer(&output));
-        for text in ["What is the colour of the circle?", "  two  spaces\n", "ü 猫 \u{1f600}", "</s><s>", ""] {
+        for text in ["What is the colour of the circle?", "  two  spaces\n", "ü 猫 \u{1f600}", "</s><s>", ""]
+        {
             assert_eq!(made.encode(text, true), own.encode(text, true), "{text:?}");
         }
         assert_eq!((made.vocab_size(), made.eos_id()), (own.vocab_size(), own.eos_id()));

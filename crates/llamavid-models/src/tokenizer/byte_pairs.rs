@@ -83,17 +83,23 @@ impl BytePairs {
         let bos = match front.get_ids() {
             [] => None,
             [bos] => Some(*bos),
-            more => return Err(wrong(format!("puts {} tokens around a text, one at most is supported", more.len()))),
+            more => {
+                return Err(wrong(format!(
+                    "puts {} tokens around a text, one at most is supported",
+                    more.len()
+                )));
+            }
         };
         let [_bos, eos, pad] = ROLES.map(|role| {
             let text = [map, config].into_iter().find_map(|file| text_of(file.get(role)?));
             text.map(|text| {
-                library
-                    .token_to_id(text)
-                    .ok_or_else(|| Error::Tokenizer(format!("`{role}` is {text:?}, which tokenizer.json does not have")))
+                library.token_to_id(text).ok_or_else(|| {
+                    Error::Tokenizer(format!("`{role}` is {text:?}, which tokenizer.json does not have"))
+                })
             })
         });
-        let eos = eos.ok_or_else(|| Error::Tokenizer("tokenizer_config.json names no `eos_token`".into()))??;
+        let eos =
+            eos.ok_or_else(|| Error::Tokenizer("tokenizer_config.json names no `eos_token`".into()))??;
         let pad = pad.transpose()?.unwrap_or(eos);
         Ok(Self { library, tokens, letters, bos, eos, pad })
     }

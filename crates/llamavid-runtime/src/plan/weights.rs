@@ -150,12 +150,13 @@ impl Part {
             {
                 Some((blocks, row_bytes)) => {
                     held.in_blocks |= blocks.block_length() > 1;
-                    // Read as it lies in the file, mapped and copied, and rounded from f32; else mapped only.
-                    let rounded = if format.quantisation.is_some() { count * (2 * FILE + 4) } else { 0 };
+                    // Widened to f32 from the mapped file and then rounded; else mapped only.
+                    let rounded = if format.quantisation.is_some() { count * (FILE + 4) } else { 0 };
                     (count / columns.max(1) as u64 * row_bytes as u64, rounded)
                 }
                 None => {
-                    let copies = if format.dtype == DType::F16 { 1 } else { 2 };
+                    // From the mapped file; bf16 by way of a copy.
+                    let copies = if format.dtype == DType::BF16 { 2 } else { 1 };
                     (count * format.dtype.size_in_bytes() as u64, count * copies * FILE)
                 }
             };

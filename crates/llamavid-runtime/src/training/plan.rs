@@ -5,8 +5,8 @@ use llamavid_models::language_model::{LanguageModel, LoraConfig};
 use llamavid_models::token_generation::{Compression, TokenGenerator};
 use llamavid_models::tokenizer::LlamaTokenizer;
 use llamavid_models::visual_encoder::VisualEncoder;
-use llamavid_train::data::{Media, RecordFile, SampleOptions, TrainingTemplate, sample};
 use llamavid_train::StageModel;
+use llamavid_train::data::{Media, RecordFile, SampleOptions, TrainingTemplate, sample};
 use llamavid_weights::Part;
 use serde::Serialize;
 
