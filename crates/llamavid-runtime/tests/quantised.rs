@@ -255,8 +255,12 @@ fn files_that_do_not_fit_are_named() {
     refused(ErrorCode::ModelUnsupported, "gemma", &|metadata, _| {
         metadata.insert("general.architecture".into(), text("gemma"));
     });
-    refused(ErrorCode::ModelUnsupported, "`gpt2`", &|metadata, _| {
+    refused(ErrorCode::ModelUnsupported, "`bert`", &|metadata, _| {
+        metadata.insert("tokenizer.ggml.model".into(), text("bert"));
+    });
+    refused(ErrorCode::ModelUnsupported, "split as `falcon`", &|metadata, _| {
         metadata.insert("tokenizer.ggml.model".into(), text("gpt2"));
+        metadata.insert("tokenizer.ggml.pre".into(), text("falcon"));
     });
     refused(ErrorCode::ModelInvalid, "tokenizer.ggml.scores", &|metadata, _| {
         metadata.remove("tokenizer.ggml.scores");
