@@ -1,13 +1,13 @@
 //! What fewer bits cost: errors of logits and changed answers of the embedded model, and errors of a random model of a
-//! billion weights. Prints the tables of docs/benchmarks/quantisation.md: `pnpm bench:quant [tiny] [1b] [model folder]`,
-//! without arguments the first two.
+//! billion weights. Prints the tables of docs/benchmarks/quantisation.md: `pnpm bench:quant [tiny] [small] [1b] [model folder]`,
+//! without arguments `tiny` and `1b`.
 //!
-//! The random model takes 7 GB and some minutes; `--videos 3` asks about fewer.
+//! The large random model takes 9 GB and some minutes, the small one half a minute; `--videos 3` asks about fewer.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use candle_core::{DType, Device, IndexOp, Tensor};
 use candle_nn::VarBuilder;
@@ -207,7 +207,8 @@ fn main() -> Result<()> {
     }
     for argument in &arguments {
         match argument.as_str() {
-            "1b" => random()?,
+            "1b" => random("TinyLlama's sizes", &large())?,
+            "small" => random("70 million weights", &small())?,
             "tiny" => {
                 answers(
                     Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../../packages/tiny/model")),
@@ -443,6 +444,19 @@ fn large() -> LanguageModelConfig {
     }
 }
 
+/// The same build, for a minute: 70 million weights.
+fn small() -> LanguageModelConfig {
+    LanguageModelConfig {
+        vocab_size: 8192,
+        hidden_size: 1024,
+        intermediate_size: 2816,
+        layers: 4,
+        heads: 16,
+        kv_heads: 16,
+        ..large()
+    }
+}
+
 /// Weights from a bell curve whose width keeps the size of what passes through, the same for a name in each call.
 fn weight(name: &str, shape: &[usize]) -> candle_core::Result<Tensor> {
     let count: usize = shape.iter().product();
@@ -468,7 +482,39 @@ fn weight(name: &str, shape: &[usize]) -> candle_core::Result<Tensor> {
     Tensor::from_vec(values, shape, &CPU)
 }
 
-struct RandomWeights;
+/// Random weights, made once, and each rounded once to each format.
+#[derive(Clone, Default)]
+struct RandomWeights {
+    dense: Arc<Mutex<HashMap<String, Tensor>>>,
+    blocks: Arc<Mutex<HashMap<(String, BlockFormat), QuantisedMatrix>>>,
+}
+
+impl RandomWeights {
+    fn dense(&self, name: &str, shape: &[usize]) -> candle_core::Result<Tensor> {
+        let mut known = self.dense.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(weight) = known.get(name) {
+            return Ok(weight.clone());
+        }
+        let made = weight(name, shape)?;
+        known.insert(name.to_owned(), made.clone());
+        Ok(made)
+    }
+
+    fn rounded(
+        &self,
+        name: &str,
+        shape: &[usize],
+        format: BlockFormat,
+    ) -> candle_core::Result<QuantisedMatrix> {
+        let mut known = self.blocks.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(matrix) = known.get(&(name.to_owned(), format)) {
+            return Ok(matrix.clone());
+        }
+        let made = QuantisedMatrix::quantise(&self.dense(name, shape)?, format)?;
+        known.insert((name.to_owned(), format), made.clone());
+        Ok(made)
+    }
+}
 
 impl candle_nn::var_builder::SimpleBackend for RandomWeights {
     fn get(
@@ -479,7 +525,7 @@ impl candle_nn::var_builder::SimpleBackend for RandomWeights {
         _dtype: DType,
         _device: &Device,
     ) -> candle_core::Result<Tensor> {
-        weight(name, shape.dims())
+        self.dense(name, shape.dims())
     }
 
     fn get_unchecked(&self, name: &str, _dtype: DType, _device: &Device) -> candle_core::Result<Tensor> {
@@ -491,17 +537,18 @@ impl candle_nn::var_builder::SimpleBackend for RandomWeights {
     }
 }
 
-fn random() -> Result<()> {
-    let config = large();
+fn random(name: &str, config: &LanguageModelConfig) -> Result<()> {
+    let weights = RandomWeights::default();
     let random = |formats: Formats| -> Result<LanguageModel> {
-        let vb = VarBuilder::from_backend(Box::new(RandomWeights), DType::F32, CPU);
+        let vb = VarBuilder::from_backend(Box::new(weights.clone()), DType::F32, CPU);
+        let weights = weights.clone();
         let matrices = move |name: &str, (rows, columns): (usize, usize)| {
-            let Some(format) = formats.of(name) else { return Ok(None) };
-            QuantisedMatrix::quantise(&weight(name, &[rows, columns])?, format).map(Some)
+            formats.of(name).map(|format| weights.rounded(name, &[rows, columns], format)).transpose()
         };
-        Ok(LanguageModel::new(&config, WeightSource::new(vb, matrices))?)
+        Ok(LanguageModel::new(config, WeightSource::new(vb, matrices))?)
     };
-    let ids: Vec<u32> = (0..96u32).map(|place| 3 + place.wrapping_mul(2_654_435_761) % 31_990).collect();
+    let words = config.vocab_size as u32 - 10;
+    let ids: Vec<u32> = (0..96u32).map(|place| 3 + place.wrapping_mul(2_654_435_761) % words).collect();
     let logits = |model: &LanguageModel, cache: CachePrecision| -> Result<Tensor> {
         let embeds = model.embed(&ids)?.unsqueeze(0)?;
         let hidden = model.forward(&embeds, &mut model.new_cache_in(cache, ids.len()), None, &mut Blind)?;
@@ -509,17 +556,17 @@ fn random() -> Result<()> {
     };
     let exact = random(NONE)?;
     let expected = logits(&exact, CachePrecision::Full)?;
-    println!("\nA random model of TinyLlama's sizes, {} positions\n", ids.len());
+    println!("\nA random model of {name}, {} positions\n", ids.len());
     println!("| what is rounded | bits | logits, relative | KL | same first choice |");
     println!("| --- | --- | --- | --- | --- |");
-    for (name, cache) in [("8", CachePrecision::EightBit), ("4", CachePrecision::FourBit)] {
+    for (bits, cache) in [("8", CachePrecision::EightBit), ("4", CachePrecision::FourBit)] {
         let mut errors = Errors::default();
         errors.add(&logits(&exact, cache)?, &expected)?;
-        println!("| keys and values in {name} bits | | {} |", errors.row());
+        println!("| keys and values in {bits} bits | | {} |", errors.row());
     }
     drop(exact);
     for formats in DECODERS {
-        let Some(bits) = formats.bits(&config)? else { continue };
+        let Some(bits) = formats.bits(config)? else { continue };
         let mut errors = Errors::default();
         errors.add(&logits(&random(formats)?, CachePrecision::Full)?, &expected)?;
         println!("| {} | {bits:.2} | {} |", formats.name, errors.row());
