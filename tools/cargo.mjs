@@ -60,7 +60,7 @@ if (task === 'lint') {
 } else {
   console.error(
     'usage: node tools/cargo.mjs lint | test [filter] | parity <folder> [--json] | tiny [folder] [part] | ' +
-      'checkpoint <folder> 7b|13b|small | quant [folder]',
+      'checkpoint <folder> 7b|13b|small | quant [tiny] [small] [1b] [folder]',
   );
   process.exit(2);
 }

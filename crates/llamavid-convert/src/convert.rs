@@ -5,14 +5,13 @@ use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::path::PathBuf;
 
-use candle_core::{DType, Tensor};
+use candle_core::{DType, Device, Tensor};
 use llamavid_runtime::manifest::{Manifest, ManifestFile, TensorOrigin};
 use llamavid_runtime::model_folder::ModelFolder;
 use llamavid_runtime::{Cancellation, Error, Result};
 use llamavid_weights::writer::{GgufWriter, SafetensorsWriter};
+use llamavid_weights::{Part, Quantisation};
 
-use crate::blueprint::Part;
-use crate::formats::{self, Quantisation};
 use crate::inputs::Inputs;
 use crate::language_gguf;
 use crate::layout::CONFIG;
@@ -103,7 +102,7 @@ fn write_weights(plan: &Plan, file: &PlannedFile, out: &mut BufWriter<Hashed<'_>
         Body::Safetensors => {
             let mut writer = SafetensorsWriter::new(out, file.headers(), &safetensors_metadata())?;
             for weight in &file.weights {
-                writer.write(&plan.source(weight)?.read(&weight.ours, weight.dtype())?)?;
+                writer.write(&plan.read(weight)?)?;
             }
             writer.finish()?;
         }
@@ -111,10 +110,14 @@ fn write_weights(plan: &Plan, file: &PlannedFile, out: &mut BufWriter<Hashed<'_>
             let mut opened = File::open(file)?;
             std::io::copy(&mut opened, out)?;
         }
-        Body::Gguf(metadata) => {
+        Body::Gguf { metadata, computed } => {
             let mut writer = GgufWriter::new(out, metadata, file.blocks())?;
             for weight in &file.weights {
                 writer.write(&read_for_blocks(plan, weight)?)?;
+            }
+            for (_name, values) in computed {
+                let tensor = Tensor::new(values.as_slice(), &Device::Cpu);
+                writer.write(&tensor.map_err(std::io::Error::other)?)?;
             }
             writer.finish()?;
         }
@@ -123,7 +126,7 @@ fn write_weights(plan: &Plan, file: &PlannedFile, out: &mut BufWriter<Hashed<'_>
 }
 
 fn read_for_blocks(plan: &Plan, weight: &Weight) -> Result<Tensor> {
-    let tensor = plan.source(weight)?.read(&weight.ours, weight.dtype())?;
+    let tensor = plan.read(weight)?;
     match weight.part {
         Part::LanguageModel => Ok(language_gguf::ordered(&weight.ours, tensor, &plan.config.language)?),
         Part::VisualEncoder | Part::TokenGenerator => Ok(tensor),
@@ -136,7 +139,7 @@ fn origin(file: &PlannedFile, weight: &Weight) -> TensorOrigin {
         file: file.name.clone(),
         dtype: match (&file.body, weight.found.format) {
             (Body::Copy(_), Some(format)) => format.name().to_owned(),
-            _ => formats::name(weight.format).to_owned(),
+            _ => weight.format.name().to_owned(),
         },
         source: source.to_string_lossy().into_owned(),
         key: weight.found.key.clone(),

@@ -5,8 +5,9 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use llamavid_models::config::ModelConfig;
+use llamavid_models::language_model::LoraConfig;
 use llamavid_runtime::model_folder::{
-    VisionWeights, find_processor, find_query_folder, find_vision, parse_json, read_required,
+    VisionWeights, find_processor, find_query_folder, find_vision, in_file, parse_json, read_required,
 };
 use llamavid_runtime::{Error, ErrorCode, Result};
 use llamavid_weights::Checkpoint;
@@ -17,6 +18,7 @@ use serde_json::{Map, Value};
 use crate::layout::{TOKENS_GGUF, VISION_GGUF};
 
 const ADAPTER: &str = "mm_projector.bin";
+const LORA_CONFIG: &str = "adapter_config.json";
 const PROCESSOR: &str = "preprocessor_config.json";
 const VOCABULARY: &str = "vocab.txt";
 /// Weights at the top of a folder, or the index that leads to them.
@@ -36,6 +38,8 @@ pub struct Inputs {
     pub config: Map<String, Value>,
     /// The decoder.
     pub language: LanguageSource,
+    /// Adapters that are added to the decoder.
+    pub lora: Option<(LoraConfig, Checkpoint)>,
     /// Projector, context attention and query model, as they were trained.
     pub trained: Checkpoint,
     /// InstructBLIP's file: the query model of training's start, for weights that `trained` has not.
@@ -67,6 +71,8 @@ struct Candidates {
     /// Folders whose weights hold a decoder.
     language: Vec<PathBuf>,
     gguf: Vec<PathBuf>,
+    /// Folders of adapters in the PEFT library's files.
+    lora: Vec<PathBuf>,
     /// Folders whose weights hold the trained parts.
     models: Vec<PathBuf>,
     /// What stage 1 wrote.
@@ -111,12 +117,8 @@ impl Inputs {
 impl Candidates {
     fn look_into(&mut self, folder: &Path) -> Result<()> {
         let before = self.count();
-        if folder.join("adapter_config.json").is_file() {
-            return Err(Error::new(
-                ErrorCode::ModelUnsupported,
-                format!("{}: adapters beside the language model cannot be converted", folder.display()),
-            )
-            .with_hint("Train without --lora-apart: the adapters are then part of the weights."));
+        if folder.join(LORA_CONFIG).is_file() {
+            self.lora.push(folder.to_path_buf());
         }
         if WEIGHTS.iter().any(|name| folder.join(name).exists()) && !is_side_folder(folder)? {
             let weights = Checkpoint::open_folder(folder)?;
@@ -190,7 +192,7 @@ impl Candidates {
     fn count(&self) -> usize {
         [&self.language, &self.gguf, &self.models, &self.adapters, &self.eva, &self.query_model]
             .into_iter()
-            .chain([&self.processor, &self.vocabulary])
+            .chain([&self.lora, &self.processor, &self.vocabulary])
             .map(Vec::len)
             .sum()
     }
@@ -220,8 +222,13 @@ impl Candidates {
             Some(folder) => LanguageSource::Folder(folder.clone(), Checkpoint::open_folder(&folder)?),
             None => return Err(language_missing(&config)),
         };
-        let side = ModelConfig::side_files(&config_bytes)
-            .map_err(|error| llamavid_runtime::model_folder::in_file(&config_path, error))?;
+        let lora = only("the adapters", &self.lora)?.map(|folder| lora(&folder)).transpose()?;
+        if let (LanguageSource::Gguf(file, _), Some(_)) = (&language, &lora) {
+            let message = format!("{}: adapters cannot be added to a GGUF file", file.display());
+            return Err(Error::new(ErrorCode::InvalidArgument, message)
+                .with_hint("Give the language model's own folder."));
+        }
+        let side = ModelConfig::side_files(&config_bytes).map_err(|error| in_file(&config_path, error))?;
 
         let adapter = model.join(ADAPTER);
         let weights = match is_model {
@@ -285,6 +292,7 @@ impl Candidates {
             model,
             config,
             language,
+            lora,
             trained: weights,
             query_model,
             vision,
@@ -327,6 +335,16 @@ fn kind(file: &Path, weights: &Checkpoint) -> Result<Kind> {
     .with_hint(
         "Parts are eva_vit_g.pth, instruct_blip_vicuna7b_trimmed.pth, mm_projector.bin and GGUF files.",
     ))
+}
+
+/// Adapters in a folder.
+fn lora(folder: &Path) -> Result<(LoraConfig, Checkpoint)> {
+    let path = folder.join(LORA_CONFIG);
+    let config = LoraConfig::from_json(&read_required(&path, "the adapters' configuration")?)
+        .map_err(|error| in_file(&path, error))?;
+    let files = ["adapter_model.safetensors", "adapter_model.bin"].map(|name| folder.join(name));
+    let file = files.iter().find(|file| file.is_file()).unwrap_or(&files[0]);
+    Ok((config, Checkpoint::open_file(file)?))
 }
 
 /// A visual encoder's file with its names, and whether it is one of pre-training: such a one has a head and a block more.

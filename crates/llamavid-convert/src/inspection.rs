@@ -8,11 +8,11 @@ use llamavid_models::visual_encoder::VisualEncoderConfig;
 use llamavid_runtime::manifest::Manifest;
 use llamavid_runtime::model_folder::ModelFolder;
 use llamavid_runtime::{Cancellation, Error, ErrorCode, Result};
-use llamavid_weights::{Checkpoint, KeyTable, Loader};
+use llamavid_weights::{Checkpoint, KeyTable, Loader, Part};
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use crate::blueprint::{Part, needed};
+use crate::plan::needed;
 
 /// Problems of one part that are listed; a part of another model has hundreds.
 const LISTED: usize = 10;
@@ -178,8 +178,10 @@ impl Inspection {
         let (processor, vocabulary) = folder.side_files();
         let here = |name: &str| Some(path.join(name)).filter(|file| file.is_file());
         let vocabulary = vocabulary.map(|folder| folder.join("vocab.txt")).filter(|file| file.is_file());
+        let tokenizers = ["tokenizer.model", "tokenizer.json"].map(|name| (name, here(name)));
+        let tokenizer = tokenizers.iter().find(|(_, path)| path.is_some()).unwrap_or(&tokenizers[0]).clone();
         for (name, path, optional) in [
-            ("tokenizer.model", here("tokenizer.model"), false),
+            (tokenizer.0, tokenizer.1, false),
             ("vocab.txt", vocabulary, false),
             ("preprocessor_config.json", processor.map(Path::to_path_buf), true),
             ("generation_config.json", here("generation_config.json"), true),
@@ -202,7 +204,7 @@ impl Inspection {
         folder: &ModelFolder,
     ) -> PartInspection {
         let mut found = PartInspection {
-            name: part.name(),
+            name: part.title(),
             config: config(part, folder),
             parameters: 0,
             bytes: 0,
@@ -221,9 +223,9 @@ impl Inspection {
         let loader = Loader::new(checkpoint, table, DType::F32, &Device::Cpu);
         let mut wrong = 0;
         for weight in &needed {
-            match loader.find(&weight.ours, &weight.shape) {
+            match loader.find(&weight.name, weight.shape.dims()) {
                 Ok(place) => {
-                    let count = weight.shape.iter().product::<usize>() as u64;
+                    let count = weight.shape.elem_count() as u64;
                     found.parameters += count;
                     let (name, bytes) = match place.format {
                         Some(format) => {
@@ -244,7 +246,7 @@ impl Inspection {
             }
         }
         if wrong > LISTED {
-            let message = format!("{} more weights of the {} are wrong", wrong - LISTED, part.name());
+            let message = format!("{} more weights of the {} are wrong", wrong - LISTED, part.title());
             self.blame(Error::new(ErrorCode::ModelInvalid, message));
         }
         // Weights that were not found as they should be are no strangers.

@@ -2,15 +2,15 @@
 //!
 //! Reference: llama.cpp's `convert_hf_to_gguf.py` (class `LlamaModel`), its `src/llama-quant.cpp`, and `gguf-py`'s names.
 
-use candle_core::quantized::GgmlDType;
+use std::collections::BTreeMap;
+
 use candle_core::{Result as TensorResult, Tensor};
 use llamavid_models::language_model::{LanguageModelConfig, RopeScaling};
-use llamavid_runtime::{Error, ErrorCode, Result};
+use llamavid_runtime::{Error, ErrorCode, Result, SPLIT_RULES, TokenizerFiles, token_kind};
+use llamavid_weights::Quantisation;
 use llamavid_weights::writer::GgufValue;
 use sentencepiece_model::{SentencePieceModel, Type};
 use serde_json::{Map, Value};
-
-use crate::formats::Quantisation;
 
 /// Version of ggml's block formats.
 pub const QUANTISATION_VERSION: u32 = 2;
@@ -58,45 +58,16 @@ pub fn ordered(ours: &str, tensor: Tensor, config: &LanguageModelConfig) -> Tens
     tensor.reshape((heads, 2, config.head_dim / 2, ()))?.transpose(1, 2)?.contiguous()?.reshape(shape)
 }
 
-/// The format of a weight, as llama.cpp chooses it for the usual mix of this quantisation: the output's and some
-/// values' and downward matrices are finer, vectors stay numbers.
-pub fn format(ours: &str, shape: &[usize], layers: usize, wanted: Quantisation) -> GgmlDType {
-    let &[_rows, columns] = shape else { return GgmlDType::F32 };
-    let fine = match wanted {
-        Quantisation::Q8_0 => GgmlDType::Q8_0,
-        _ => GgmlDType::Q6K,
-    };
-    let mut parts = ours.split('.');
-    let format = match (parts.next(), parts.next().and_then(|layer| layer.parse::<usize>().ok())) {
-        (Some("lm_head"), _) => fine,
-        (Some("layers"), Some(layer))
-            if matches!(wanted, Quantisation::Q4K | Quantisation::Q5K)
-                && (ours.contains("v_proj") || ours.contains("down_proj"))
-                && deserves_more(layer, layers) =>
-        {
-            fine
-        }
-        _ => wanted.format(),
-    };
-    crate::formats::fitting(format, columns)
-}
-
-/// llama.cpp's rule: the first and last eighth of the layers, and every third between.
-fn deserves_more(layer: usize, layers: usize) -> bool {
-    let eighth = layers / 8;
-    layer < eighth || layer >= 7 * layers / 8 || (layer - eighth) % 3 == 2
-}
-
 /// Everything that llama.cpp wants to know beside the weights.
 ///
 /// # Errors
-/// `MODEL_INVALID` for a tokenizer that does not fit the vocabulary, `MODEL_UNSUPPORTED` for positions that llama.cpp
-/// scales in another way.
+/// `MODEL_INVALID` for a tokenizer that does not fit the vocabulary, `MODEL_UNSUPPORTED` for one that llama.cpp has no
+/// name for.
 pub fn metadata(
     config: &LanguageModelConfig,
     name: &str,
     file_type: Quantisation,
-    tokenizer: &Tokenizer,
+    tokenizer: &TokenizerFiles,
 ) -> Result<Vec<(String, GgufValue)>> {
     let number = |value: usize| {
         u32::try_from(value).map(GgufValue::U32).map_err(|_| {
@@ -105,18 +76,16 @@ pub fn metadata(
     };
     let positions = match config.rope_scaling {
         Some(RopeScaling::Linear { factor }) => (config.max_positions as f64 / factor).round() as usize,
-        None => config.max_positions,
-        Some(other) => {
-            let message = format!("config.json: rope_scaling: {other:?} cannot be written to a GGUF file");
-            return Err(Error::new(ErrorCode::ModelUnsupported, message)
-                .with_hint("Convert without --quantize, and quantise while loading: --load 4bit."));
-        }
+        // llama.cpp has no such rule, which changes nothing up to the positions of training.
+        Some(RopeScaling::Dynamic { trained, .. }) => trained,
+        // Its divisors are a tensor.
+        Some(RopeScaling::Llama3 { .. }) | None => config.max_positions,
     };
     let mut metadata = vec![
         ("general.architecture".to_owned(), GgufValue::Text("llama".into())),
         ("general.name".to_owned(), GgufValue::Text(name.into())),
         ("general.quantization_version".to_owned(), GgufValue::U32(QUANTISATION_VERSION)),
-        ("general.file_type".to_owned(), GgufValue::U32(file_type.file_type())),
+        ("general.file_type".to_owned(), GgufValue::U32(file_type_number(file_type))),
     ];
     let mut say = |key: &str, value: GgufValue| metadata.push((format!("llama.{key}"), value));
     say("vocab_size", number(config.vocab_size)?);
@@ -135,99 +104,151 @@ pub fn metadata(
         say("rope.scaling.type", GgufValue::Text("linear".into()));
         say("rope.scaling.factor", GgufValue::F32(factor as f32));
     }
-    metadata.extend(tokenizer.metadata(config)?);
+    let vocabulary = match tokenizer.get("tokenizer.json") {
+        Some(file) => byte_pairs(file)?,
+        None => pieces(tokenizer)?,
+    };
+    metadata.extend(vocabulary.metadata(config)?);
     Ok(metadata)
 }
 
-/// What the tokenizer's files say.
-#[derive(Debug)]
-pub struct Tokenizer {
-    pieces: SentencePieceModel,
-    /// Tokens behind the pieces, in order.
-    added: Vec<String>,
-    unknown: u32,
+/// llama.cpp's number of the usual mix of formats.
+fn file_type_number(quantisation: Quantisation) -> u32 {
+    match quantisation {
+        Quantisation::Q4_0 => 2,
+        Quantisation::Q8_0 => 7,
+        Quantisation::Q4K => 15,
+        Quantisation::Q5K => 17,
+        Quantisation::Q6K => 18,
+    }
 }
 
-impl Tokenizer {
-    /// Reads `tokenizer.model` and `added_tokens.json`, which the tokenizer itself has found good.
-    ///
-    /// # Errors
-    /// `MODEL_INVALID` for files that are damaged.
-    pub fn read(tokenizer_model: &[u8], added_tokens: Option<&[u8]>) -> Result<Self> {
-        let damaged = |problem: String| Error::new(ErrorCode::ModelInvalid, problem);
-        let pieces = SentencePieceModel::from_slice(tokenizer_model)
-            .map_err(|error| damaged(format!("tokenizer.model: {error}")))?;
-        let added: Map<String, Value> = match added_tokens {
-            Some(bytes) => serde_json::from_slice(bytes)
-                .map_err(|error| damaged(format!("added_tokens.json: {error}")))?,
-            None => Map::new(),
-        };
-        let count = pieces.pieces().len() as u64;
-        let mut added: Vec<(u64, String)> = added
-            .into_iter()
-            .filter_map(|(token, id)| Some((id.as_u64().filter(|id| *id >= count)?, token)))
-            .collect();
-        added.sort();
-        let unknown = pieces.pieces().iter().position(|piece| piece.r#type() == Type::Unknown).unwrap_or(0);
-        Ok(Self {
-            added: added.into_iter().map(|(_, token)| token).collect(),
-            unknown: unknown as u32,
-            pieces,
-        })
-    }
+/// What llama.cpp wants to know of a tokenizer.
+struct Vocabulary {
+    /// Text, score and kind of each id.
+    tokens: Vec<(String, f32, i32)>,
+    /// What its kind alone has.
+    special: Vec<(&'static str, GgufValue)>,
+}
 
-    fn metadata(&self, config: &LanguageModelConfig) -> Result<Vec<(String, GgufValue)>> {
-        const NORMAL: i32 = 1;
-        const UNKNOWN: i32 = 2;
-        const CONTROL: i32 = 3;
-        const USER_DEFINED: i32 = 4;
-        const UNUSED: i32 = 5;
-        const BYTE: i32 = 6;
-        let (mut tokens, mut scores, mut kinds) = (Vec::new(), Vec::new(), Vec::new());
-        let mut push = |text: String, score: f32, kind: i32| {
-            tokens.push(text);
-            scores.push(score);
-            kinds.push(kind);
-        };
-        for piece in self.pieces.pieces() {
+/// Those of `tokenizer.model` and the tokens behind them, which the tokenizer itself has found good.
+fn pieces(files: &TokenizerFiles) -> Result<Vocabulary> {
+    let model = SentencePieceModel::from_slice(files.get("tokenizer.model").unwrap_or_default())
+        .map_err(|error| damaged(format!("tokenizer.model: {error}")))?;
+    let added: Map<String, Value> = match files.get("added_tokens.json") {
+        Some(bytes) => {
+            serde_json::from_slice(bytes).map_err(|error| damaged(format!("added_tokens.json: {error}")))?
+        }
+        None => Map::new(),
+    };
+    let mut tokens: Vec<_> = model
+        .pieces()
+        .iter()
+        .map(|piece| {
             let kind = match piece.r#type() {
-                Type::Normal => NORMAL,
-                Type::Unknown => UNKNOWN,
-                Type::Control => CONTROL,
-                Type::UserDefined => USER_DEFINED,
-                Type::Unused => UNUSED,
-                Type::Byte => BYTE,
+                Type::Normal => token_kind::NORMAL,
+                Type::Unknown => token_kind::UNKNOWN,
+                Type::Control => token_kind::CONTROL,
+                Type::UserDefined => token_kind::USER_DEFINED,
+                Type::Unused => token_kind::UNUSED,
+                Type::Byte => token_kind::BYTE,
             };
-            push(piece.piece().to_owned(), piece.score(), kind);
+            (piece.piece().to_owned(), piece.score(), kind)
+        })
+        .collect();
+    let unknown = tokens.iter().position(|(_, _, kind)| *kind == token_kind::UNKNOWN).unwrap_or(0);
+    let space = model.normalizer().is_none_or(|normalizer| normalizer.add_dummy_prefix());
+    let count = tokens.len() as u64;
+    let added: BTreeMap<u64, String> = added
+        .into_iter()
+        .filter_map(|(token, id)| Some((id.as_u64().filter(|id| *id >= count)?, token)))
+        .collect();
+    tokens.extend(added.into_values().map(|token| (token, ADDED_SCORE, token_kind::USER_DEFINED)));
+    let special = vec![
+        ("model", GgufValue::Text("llama".into())),
+        ("pre", GgufValue::Text("default".into())),
+        ("unknown_token_id", GgufValue::U32(unknown as u32)),
+        ("add_bos_token", GgufValue::Bool(true)),
+        ("add_space_prefix", GgufValue::Bool(space)),
+    ];
+    Ok(Vocabulary { tokens, special })
+}
+
+/// Those of `tokenizer.json`, which the tokenizer itself has found good.
+fn byte_pairs(file: &[u8]) -> Result<Vocabulary> {
+    let file: Value =
+        serde_json::from_slice(file).map_err(|error| damaged(format!("tokenizer.json: {error}")))?;
+    let pattern = pattern(&file["pre_tokenizer"]).unwrap_or_default();
+    let Some(rule) = SPLIT_RULES.iter().find(|rule| rule.pattern == pattern) else {
+        let message = format!("tokenizer.json splits texts as {pattern:?}, which has no name in a GGUF file");
+        return Err(Error::new(ErrorCode::ModelUnsupported, message)
+            .with_hint("Convert without --quantize, and quantise while loading: --load 4bit."));
+    };
+    let mut by_id: BTreeMap<u64, (&str, i32)> = BTreeMap::new();
+    for (token, id) in file["model"]["vocab"].as_object().into_iter().flatten() {
+        by_id.extend(id.as_u64().map(|id| (id, (token.as_str(), token_kind::NORMAL))));
+    }
+    for token in file["added_tokens"].as_array().into_iter().flatten() {
+        let special = token["special"] == true;
+        let kind = if special { token_kind::CONTROL } else { token_kind::USER_DEFINED };
+        by_id
+            .extend(token["id"].as_u64().zip(token["content"].as_str()).map(|(id, text)| (id, (text, kind))));
+    }
+    let mut tokens = Vec::with_capacity(by_id.len());
+    for (id, (text, kind)) in by_id {
+        if id != tokens.len() as u64 {
+            return Err(damaged(format!("tokenizer.json: no token has id {}", tokens.len())));
         }
-        for token in &self.added {
-            push(token.clone(), ADDED_SCORE, USER_DEFINED);
+        tokens.push((text.to_owned(), 0.0, kind));
+    }
+    // Older files write a merge as one text, newer ones as two.
+    let merge = |merge: &Value| match merge {
+        Value::Array(pair) => Some(pair.iter().map(Value::as_str).collect::<Option<Vec<_>>>()?.join(" ")),
+        text => text.as_str().map(str::to_owned),
+    };
+    let merges = file["model"]["merges"].as_array().into_iter().flatten().map(merge);
+    let merges: Option<Vec<String>> = merges.collect();
+    let special = vec![
+        ("model", GgufValue::Text("gpt2".into())),
+        ("pre", GgufValue::Text(rule.name.into())),
+        ("merges", GgufValue::Texts(merges.ok_or_else(|| damaged("tokenizer.json: merges".to_owned()))?)),
+        ("add_bos_token", GgufValue::Bool(!file["post_processor"]["special_tokens"].is_null())),
+    ];
+    Ok(Vocabulary { tokens, special })
+}
+
+/// The expression by which texts are split, wherever it stands.
+fn pattern(pre_tokenizer: &Value) -> Option<&str> {
+    let own = pre_tokenizer["pattern"]["Regex"].as_str();
+    own.or_else(|| pre_tokenizer["pretokenizers"].as_array()?.iter().find_map(pattern))
+}
+
+fn damaged(problem: String) -> Error {
+    Error::new(ErrorCode::ModelInvalid, problem)
+}
+
+impl Vocabulary {
+    fn metadata(self, config: &LanguageModelConfig) -> Result<Vec<(String, GgufValue)>> {
+        let (mut tokens, rows) = (self.tokens, config.vocab_size);
+        let known = tokens.len();
+        if known > rows {
+            let message = format!("the tokenizer has {known} tokens, the language model {rows}");
+            return Err(damaged(message).with_hint("Give the tokenizer that belongs to this language model."));
         }
-        let known = self.pieces.pieces().len() + self.added.len();
-        if known > config.vocab_size {
-            let rows = config.vocab_size;
-            let message = format!("tokenizer.model has {known} tokens, the language model {rows}");
-            return Err(Error::new(ErrorCode::ModelInvalid, message)
-                .with_hint("Give the tokenizer that belongs to this language model."));
-        }
-        for unused in known..config.vocab_size {
-            push(format!("[PAD{unused}]"), ADDED_SCORE, UNUSED);
-        }
-        let mut metadata = vec![
-            ("model", GgufValue::Text("llama".into())),
-            ("pre", GgufValue::Text("default".into())),
-            ("tokens", GgufValue::Texts(tokens)),
+        tokens.extend((known..rows).map(|id| (format!("[PAD{id}]"), ADDED_SCORE, token_kind::UNUSED)));
+        let scores = tokens.iter().map(|(_, score, _)| *score).collect();
+        let kinds = tokens.iter().map(|(_, _, kind)| *kind).collect();
+        let texts = tokens.into_iter().map(|(text, ..)| text).collect();
+        let mut metadata = self.special;
+        metadata.extend([
+            ("tokens", GgufValue::Texts(texts)),
             ("scores", GgufValue::F32s(scores)),
             ("token_type", GgufValue::I32s(kinds)),
             ("bos_token_id", GgufValue::U32(config.bos_id)),
-            ("unknown_token_id", GgufValue::U32(self.unknown)),
-            ("add_bos_token", GgufValue::Bool(true)),
             ("add_eos_token", GgufValue::Bool(false)),
-        ];
+        ]);
         metadata.extend(config.eos_ids.first().map(|id| ("eos_token_id", GgufValue::U32(*id))));
         metadata.extend(config.pad_id.map(|id| ("padding_token_id", GgufValue::U32(id))));
-        let space = self.pieces.normalizer().is_none_or(|normalizer| normalizer.add_dummy_prefix());
-        metadata.push(("add_space_prefix", GgufValue::Bool(space)));
         Ok(metadata.into_iter().map(|(key, value)| (format!("tokenizer.ggml.{key}"), value)).collect())
     }
 }

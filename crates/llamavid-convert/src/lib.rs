@@ -3,11 +3,10 @@
 //! [`convert`] knows its inputs by their content, finds every weight that the model asks for before it writes the first
 //! byte, and then carries one at a time from the mapped files to the new ones. The result is there when it is whole.
 
-mod blueprint;
+mod adapter;
 mod configuration;
 mod conversion;
 mod convert;
-mod formats;
 mod inputs;
 mod inspection;
 mod language_gguf;
@@ -17,7 +16,6 @@ mod plan;
 
 pub use conversion::{Conversion, ConversionPart};
 pub use convert::{ConvertOptions, Converted, convert};
-pub use formats::Quantisation;
 pub use inspection::{
     Inspection, PartInspection, Problem, SideFile, TensorInspection, inspect, inspect_json,
 };

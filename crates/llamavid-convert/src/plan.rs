@@ -3,29 +3,26 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use candle_core::quantized::GgmlDType;
-use candle_core::{DType, Device};
+use candle_core::{DType, Device, Tensor};
 use llamavid_models::config::ModelConfig;
-use llamavid_models::tokenizer::{LlamaTokenizer, WordPieceTokenizer};
-use llamavid_runtime::model_folder::{in_file, read_optional, read_required};
-use llamavid_runtime::{Error, ErrorCode, Result};
-use llamavid_weights::key_table::INSTRUCT_BLIP;
+use llamavid_models::language_model::LanguageModel;
+use llamavid_models::token_generation::TokenGenerator;
+use llamavid_models::visual_encoder::VisualEncoder;
+use llamavid_runtime::model_folder::{read_optional, read_query_tokenizer, read_required};
+use llamavid_runtime::{Error, ErrorCode, Result, TokenizerFiles, WeightShape, weight_shapes};
+use llamavid_weights::gguf::GgufFile;
+use llamavid_weights::key_table::{INSTRUCT_BLIP, ROPE_DIVISORS};
 use llamavid_weights::writer::{GgufTensor, GgufValue, GgufWriter, SafetensorsWriter, TensorHeader};
-use llamavid_weights::{Checkpoint, Found, Loader};
+use llamavid_weights::{BlockFormat, Checkpoint, Found, Loader, Part, Quantisation};
 use serde_json::{Value, json};
 
-use crate::blueprint::{Needed, Part, needed};
+use crate::adapter::Adapter;
 use crate::configuration;
 use crate::convert::ConvertOptions;
-use crate::formats::{self, Quantisation};
 use crate::inputs::{Inputs, LanguageSource};
 use crate::language_gguf;
 use crate::layout::{self, CONFIG, INDEX, LANGUAGE_GGUF, SHARD_BYTES, TOKENS_GGUF, VISION_GGUF};
 
-const TOKENIZER: &str = "tokenizer.model";
-const ADDED_TOKENS: &str = "added_tokens.json";
-/// What lies beside a tokenizer and belongs to it.
-const BESIDE_TOKENIZER: [&str; 3] = ["tokenizer_config.json", "special_tokens_map.json", ADDED_TOKENS];
 const GENERATION: &str = "generation_config.json";
 
 /// Everything that will be written.
@@ -57,7 +54,12 @@ pub enum Body {
     /// Numbers as they are or in another dtype.
     Safetensors,
     /// Numbers in blocks.
-    Gguf(Vec<(String, GgufValue)>),
+    Gguf {
+        /// What the file says of itself.
+        metadata: Vec<(String, GgufValue)>,
+        /// Rows of numbers that are in no input, behind the weights.
+        computed: Vec<(String, Vec<f32>)>,
+    },
     /// Another file, as it is.
     Copy(PathBuf),
 }
@@ -75,8 +77,10 @@ pub struct Weight {
     pub ours: String,
     /// Its shape.
     pub shape: Vec<usize>,
+    /// Whether it is a matrix that may be in blocks.
+    is_matrix: bool,
     /// The format that is written.
-    pub format: GgmlDType,
+    pub format: BlockFormat,
     /// Where it comes from.
     pub found: Found,
     /// Which of its part's sources that is.
@@ -89,6 +93,7 @@ struct Sources {
     vision: Vec<Loader>,
     tokens: Vec<Loader>,
     language: Vec<Loader>,
+    adapter: Option<Adapter>,
 }
 
 impl Sources {
@@ -102,6 +107,7 @@ impl Sources {
             vision: vec![open(&inputs.vision, Part::VisualEncoder.table())],
             tokens,
             language: vec![open(language, Part::LanguageModel.table())],
+            adapter: inputs.lora.clone().map(|(config, weights)| Adapter::new(config, weights)),
         }
     }
 
@@ -114,12 +120,12 @@ impl Sources {
     }
 
     /// Finds a weight in the first source that has it; where none has, the first says so.
-    fn find(&self, part: Part, needed: &Needed) -> Result<(usize, Found)> {
+    fn find(&self, part: Part, needed: &WeightShape) -> Result<(usize, Found)> {
         let sources = self.of(part);
-        let index = sources.iter().position(|source| source.contains(&needed.ours)).unwrap_or(0);
+        let index = sources.iter().position(|source| source.contains(&needed.name)).unwrap_or(0);
         match sources.get(index) {
-            Some(source) => Ok((index, source.find(&needed.ours, &needed.shape)?)),
-            None => Err(Error::new(ErrorCode::Internal, format!("the {} has no source", part.name()))),
+            Some(source) => Ok((index, source.find(&needed.name, needed.shape.dims())?)),
+            None => Err(Error::new(ErrorCode::Internal, format!("the {} has no source", part.title()))),
         }
     }
 }
@@ -142,23 +148,40 @@ impl Plan {
         for part in Part::ALL {
             for needed in needed(part, &config)? {
                 let (source, found) = sources.find(part, &needed)?;
-                let name = part.published(&needed.ours);
+                if let (Part::LanguageModel, Some(adapter)) = (part, &sources.adapter) {
+                    adapter.find(&needed.name, needed.shape.dims())?;
+                }
+                let WeightShape { name: ours, shape, is_matrix } = needed;
+                let name = part.upstream(&ours).unwrap_or_else(|| ours.clone());
                 let format = stored(options.dtype.unwrap_or(found.dtype));
-                let Needed { ours, shape } = needed;
-                let written_name = name.clone();
-                weights.push(Weight { name, written_name, part, ours, shape, format, found, source });
+                let (written_name, shape) = (name.clone(), shape.into_dims());
+                weights.push(Weight {
+                    name,
+                    written_name,
+                    part,
+                    ours,
+                    shape,
+                    is_matrix,
+                    format,
+                    found,
+                    source,
+                });
             }
         }
         // What no module asked for belongs to another model. The query model of training's start may have been replaced.
-        let Sources { vision, mut tokens, language } = sources;
+        let Sources { vision, mut tokens, language, adapter } = sources;
         tokens.truncate(1);
         for source in vision.into_iter().chain(tokens).chain(language) {
             source.finish()?;
         }
+        adapter.map(Adapter::finish).transpose()?;
 
         let sources = Sources::open(inputs);
-        let tokenizer = Tokenizer::read(inputs)?;
-        let mut small_files = tokenizer.files.clone();
+        let tokenizer = tokenizer(inputs)?;
+        // The one that will read them finds what is wrong with them.
+        tokenizer.read()?;
+        let mut small_files: BTreeMap<String, Vec<u8>> =
+            tokenizer.files().map(|(name, bytes)| (name.to_owned(), bytes.to_vec())).collect();
         small_files.extend(beside(inputs, &config)?);
         let (files, index) = files(weights, &config, inputs, options, &tokenizer)?;
         small_files.extend(index.map(|index| (INDEX.to_owned(), index)));
@@ -177,11 +200,22 @@ impl Plan {
         self.files.iter().try_fold(small, |sum, file| Ok(sum + file.bytes()?))
     }
 
-    /// The source that a weight is read from.
-    pub fn source(&self, weight: &Weight) -> Result<&Loader> {
-        self.sources.of(weight.part).get(weight.source).ok_or_else(|| {
-            Error::new(ErrorCode::Internal, format!("the {} has no source", weight.part.name()))
-        })
+    /// Reads a weight in the dtype that it is written in.
+    ///
+    /// # Errors
+    /// `MODEL_INVALID` for numbers that are not finite.
+    pub fn read(&self, weight: &Weight) -> Result<Tensor> {
+        let source = self.sources.of(weight.part).get(weight.source).ok_or_else(|| {
+            Error::new(ErrorCode::Internal, format!("the {} has no source", weight.part.title()))
+        })?;
+        let adapter = self.sources.adapter.as_ref().filter(|_| weight.part == Part::LanguageModel);
+        match adapter.filter(|adapter| adapter.changes(&weight.ours)) {
+            None => Ok(source.read(&weight.ours, weight.dtype())?),
+            Some(adapter) => {
+                let plain = source.read(&weight.ours, DType::F32)?;
+                Ok(adapter.add(&weight.ours, plain)?.to_dtype(weight.dtype())?)
+            }
+        }
     }
 }
 
@@ -203,7 +237,15 @@ impl PlannedFile {
             shape: weight.shape.clone(),
             format: weight.format,
         };
-        self.weights.iter().map(blocks).collect()
+        let mut tensors: Vec<GgufTensor> = self.weights.iter().map(blocks).collect();
+        if let Body::Gguf { computed, .. } = &self.body {
+            tensors.extend(computed.iter().map(|(name, values)| GgufTensor {
+                name: name.clone(),
+                shape: vec![values.len()],
+                format: BlockFormat::F32,
+            }));
+        }
+        tensors
     }
 
     /// Its size.
@@ -216,7 +258,7 @@ impl PlannedFile {
             Body::Safetensors => {
                 SafetensorsWriter::<Vec<u8>>::length(&self.headers(), &safetensors_metadata())
             }
-            Body::Gguf(metadata) => GgufWriter::<Vec<u8>>::length(metadata, &self.blocks()),
+            Body::Gguf { metadata, .. } => GgufWriter::<Vec<u8>>::length(metadata, &self.blocks()),
         };
         length.map_err(|error| Error::new(ErrorCode::ModelUnsupported, format!("{}: {error}", self.name)))
     }
@@ -226,9 +268,9 @@ impl Weight {
     /// The dtype of its numbers in a safetensors file, or that in which it is read to be made blocks of.
     pub fn dtype(&self) -> DType {
         match self.format {
-            GgmlDType::F16 => DType::F16,
-            GgmlDType::BF16 => DType::BF16,
-            GgmlDType::F32 => DType::F32,
+            BlockFormat::F16 => DType::F16,
+            BlockFormat::BF16 => DType::BF16,
+            BlockFormat::F32 => DType::F32,
             _ if self.found.dtype == DType::F64 => DType::F32,
             _ => self.found.dtype,
         }
@@ -251,11 +293,23 @@ pub fn json_bytes(value: &impl serde::Serialize) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
-fn stored(dtype: DType) -> GgmlDType {
+fn stored(dtype: DType) -> BlockFormat {
     match dtype {
-        DType::F16 => GgmlDType::F16,
-        DType::BF16 => GgmlDType::BF16,
-        _ => GgmlDType::F32,
+        DType::F16 => BlockFormat::F16,
+        DType::BF16 => BlockFormat::BF16,
+        _ => BlockFormat::F32,
+    }
+}
+
+/// The weights that a part of this configuration asks for.
+///
+/// # Errors
+/// A configuration that the part refuses.
+pub fn needed(part: Part, config: &ModelConfig) -> Result<Vec<WeightShape>> {
+    match part {
+        Part::VisualEncoder => weight_shapes(|source| VisualEncoder::new(&config.visual, source)),
+        Part::TokenGenerator => weight_shapes(|source| TokenGenerator::new(&config.tokens, source)),
+        Part::LanguageModel => weight_shapes(|source| LanguageModel::new(&config.language, source)),
     }
 }
 
@@ -271,35 +325,18 @@ fn torch_name(files: &[PlannedFile], asked: Option<DType>) -> &'static str {
     }
 }
 
-/// The tokenizer of the language model, and where it was found.
-struct Tokenizer {
-    files: BTreeMap<String, Vec<u8>>,
-    described: language_gguf::Tokenizer,
-}
-
-impl Tokenizer {
-    fn read(inputs: &Inputs) -> Result<Self> {
-        let folders = folders(inputs);
-        let Some(folder) = folders.iter().find(|folder| folder.join(TOKENIZER).is_file()) else {
-            let path = folders.last().map(|folder| folder.join(TOKENIZER)).unwrap_or_default();
-            let message = format!("{}: the language model's tokenizer is missing", path.display());
-            return Err(Error::new(ErrorCode::ModelFileMissing, message)
-                .with_hint("Put the tokenizer.model of the language model there: Vicuna's folder has it."));
-        };
-        let path = folder.join(TOKENIZER);
-        let model = read_required(&path, "the language model's tokenizer")?;
-        let mut files = BTreeMap::new();
-        for name in BESIDE_TOKENIZER {
-            files.extend(read_optional(&folder.join(name))?.map(|bytes| (name.to_owned(), bytes)));
+/// The tokenizer of the language model: the files of the first folder that has one, or what a GGUF file says.
+fn tokenizer(inputs: &Inputs) -> Result<TokenizerFiles> {
+    let folders = folders(inputs);
+    for folder in &folders {
+        if let Some(files) = TokenizerFiles::in_folder(folder)? {
+            return Ok(files);
         }
-        let beside = |name: &str| files.get(name).map(Vec::as_slice);
-        let [config, map, added] = BESIDE_TOKENIZER.map(beside);
-        // The one that will read them finds what is wrong with them.
-        LlamaTokenizer::from_bytes(&model, config, added, map).map_err(|error| in_file(&path, error))?;
-        let described = language_gguf::Tokenizer::read(&model, added)?;
-        files.insert(TOKENIZER.to_owned(), model);
-        Ok(Self { files, described })
     }
+    if let LanguageSource::Gguf(file, _) = &inputs.language {
+        return TokenizerFiles::of_gguf(&GgufFile::open(file)?);
+    }
+    Err(TokenizerFiles::missing(folders.last().unwrap_or(&inputs.model)))
 }
 
 /// Folders whose small files belong to the language model, the first counts.
@@ -314,17 +351,9 @@ fn folders(inputs: &Inputs) -> Vec<PathBuf> {
 /// The small files of the other parts.
 fn beside(inputs: &Inputs, config: &ModelConfig) -> Result<Vec<(String, Vec<u8>)>> {
     let mut files = Vec::new();
-    let path = inputs.vocabulary.join("vocab.txt");
-    let vocabulary = read_required(&path, "the query model's vocabulary")?;
-    // Its other settings do not matter here.
-    WordPieceTokenizer::from_vocab(&vocabulary, true).map_err(|error| in_file(&path, error))?;
-    let lines = vocabulary.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()).count();
-    let rows = config.tokens.query.vocab_size;
-    if lines > rows {
-        let message = format!("{}: {lines} words, the query model knows {rows}", path.display());
-        return Err(Error::new(ErrorCode::ModelInvalid, message)
-            .with_hint("Give the vocabulary that belongs to this query model."));
-    }
+    // The one that will read it finds what is wrong with it.
+    read_query_tokenizer(&inputs.vocabulary, &config.tokens.query)?;
+    let vocabulary = read_required(&inputs.vocabulary.join("vocab.txt"), "the query model's vocabulary")?;
     files.push(("bert/vocab.txt".to_owned(), vocabulary));
     let settings = read_optional(&inputs.vocabulary.join("tokenizer_config.json"))?;
     files.extend(settings.map(|bytes| ("bert/tokenizer_config.json".to_owned(), bytes)));
@@ -347,7 +376,7 @@ fn files(
     config: &ModelConfig,
     inputs: &Inputs,
     options: &ConvertOptions,
-    tokenizer: &Tokenizer,
+    tokenizer: &TokenizerFiles,
 ) -> Result<(Vec<PlannedFile>, Option<Vec<u8>>)> {
     let (mut rest, mut blocks) = (Vec::new(), BTreeMap::<Part, Vec<Weight>>::new());
     let mut copied = Vec::new();
@@ -356,21 +385,24 @@ fn files(
             copied.push(weight);
             continue;
         }
-        match (weight.part, options.quantize) {
-            (Part::LanguageModel, Some(quantize)) => {
-                weight.format = language_format(&weight, config, quantize);
-                weight.written_name = language_gguf::name(&weight.ours).ok_or_else(|| {
-                    let message = format!("{}: llama.cpp has no name for this weight", weight.name);
-                    Error::new(ErrorCode::ModelUnsupported, message).with_hint("Convert without --quantize.")
-                })?;
-                blocks.entry(weight.part).or_default().push(weight);
+        let quantisation = match weight.part {
+            Part::LanguageModel => options.quantize,
+            Part::VisualEncoder | Part::TokenGenerator => {
+                options.quantize_vision.then_some(Quantisation::Q8_0)
             }
-            (Part::VisualEncoder | Part::TokenGenerator, _) if options.quantize_vision => {
-                weight.format = formats::eight_bit(&weight.ours, &weight.shape, weight.dtype());
-                blocks.entry(weight.part).or_default().push(weight);
-            }
-            _ => rest.push(weight),
+        };
+        let Some(quantisation) = quantisation else {
+            rest.push(weight);
+            continue;
+        };
+        weight.format = in_blocks(&weight, quantisation);
+        if weight.part == Part::LanguageModel {
+            weight.written_name = language_gguf::name(&weight.ours).ok_or_else(|| {
+                let message = format!("{}: llama.cpp has no name for this weight", weight.name);
+                Error::new(ErrorCode::ModelUnsupported, message).with_hint("Convert without --quantize.")
+            })?;
         }
+        blocks.entry(weight.part).or_default().push(weight);
     }
     let (mut files, index) = shards(rest, options.shard_bytes.unwrap_or(SHARD_BYTES))?;
     if let LanguageSource::Gguf(file, _) = &inputs.language {
@@ -378,32 +410,44 @@ fn files(
         files.push(PlannedFile { name: LANGUAGE_GGUF.to_owned(), body, weights: copied });
     }
     for (part, weights) in blocks {
-        let (name, metadata) = match (part, options.quantize) {
-            (Part::LanguageModel, Some(quantize)) => {
+        let language = options.quantize.filter(|_| part == Part::LanguageModel);
+        let (name, body) = match language {
+            Some(quantize) => {
                 let name = model_name(inputs);
-                let tokenizer = &tokenizer.described;
-                (LANGUAGE_GGUF, language_gguf::metadata(&config.language, &name, quantize, tokenizer)?)
+                let metadata = language_gguf::metadata(&config.language, &name, quantize, tokenizer)?;
+                let divisors = config.language.frequency_divisors();
+                let computed = divisors.map(|divisors| (ROPE_DIVISORS.to_owned(), divisors));
+                (LANGUAGE_GGUF, Body::Gguf { metadata, computed: computed.into_iter().collect() })
             }
-            (Part::VisualEncoder, _) => (VISION_GGUF, own_metadata(part)),
-            _ => (TOKENS_GGUF, own_metadata(part)),
+            None => {
+                let name = if part == Part::VisualEncoder { VISION_GGUF } else { TOKENS_GGUF };
+                (name, Body::Gguf { metadata: own_metadata(part), computed: Vec::new() })
+            }
         };
-        files.push(PlannedFile { name: name.to_owned(), body: Body::Gguf(metadata), weights });
+        files.push(PlannedFile { name: name.to_owned(), body, weights });
     }
     Ok((files, index))
 }
 
-fn language_format(weight: &Weight, config: &ModelConfig, quantize: Quantisation) -> GgmlDType {
-    let language = &config.language;
-    let is_output = weight.ours == "embed_tokens.weight" && language.tie_word_embeddings;
-    let as_ = if is_output { "lm_head.weight" } else { &weight.ours };
-    language_gguf::format(as_, &weight.shape, language.layers, quantize)
+/// The format of a weight in a GGUF file.
+fn in_blocks(weight: &Weight, quantisation: Quantisation) -> BlockFormat {
+    let columns = weight.shape.last().copied().unwrap_or(1);
+    let wanted = if weight.is_matrix { quantisation.format(&weight.ours, columns) } else { None };
+    match wanted {
+        // Of either kind, as loading leaves them.
+        Some(BlockFormat::F16) if weight.format == BlockFormat::BF16 => BlockFormat::BF16,
+        Some(format) => format,
+        // llama.cpp reads vectors in no other way.
+        None if weight.part == Part::LanguageModel && weight.shape.len() < 2 => BlockFormat::F32,
+        None => weight.format,
+    }
 }
 
 /// What stands in the header of a file that only this project reads.
 fn own_metadata(part: Part) -> Vec<(String, GgufValue)> {
     vec![
         ("general.architecture".to_owned(), GgufValue::Text("llamavid".into())),
-        ("general.name".to_owned(), GgufValue::Text(part.name().into())),
+        ("general.name".to_owned(), GgufValue::Text(part.title().into())),
         ("general.quantization_version".to_owned(), GgufValue::U32(language_gguf::QUANTISATION_VERSION)),
     ]
 }

@@ -7,9 +7,10 @@ use std::fs::{self, File};
 use std::path::Path;
 
 use candle_core::{DType, Device, Tensor};
-use llamavid_convert::{ConvertOptions, Quantisation, convert};
+use llamavid_convert::{ConvertOptions, convert};
 use llamavid_runtime::Cancellation;
 use llamavid_weights::Checkpoint;
+use llamavid_weights::Quantisation;
 use llamavid_weights::writer::write_torch;
 use serde_json::{Value, json};
 

@@ -1,6 +1,6 @@
 //! Conversion of models, and what their folders hold.
 
-use llamavid_convert::{self as converter, ConversionPart, ConvertOptions, Quantisation};
+use llamavid_convert::{self as converter, ConversionPart, ConvertOptions};
 use llamavid_runtime::{self as runtime, DeviceKind, Dtype, run_aside};
 use napi::Env;
 use napi::bindgen_prelude::AsyncBlock;
@@ -74,7 +74,7 @@ impl Conversion {
                 inputs: options.inputs.into_iter().map(Into::into).collect(),
                 output: options.output.into(),
                 dtype,
-                quantize: options.quantize.as_deref().map(Quantisation::parse).transpose()?,
+                quantize: options.quantize.as_deref().map(runtime::parse_quantisation).transpose()?,
                 quantize_vision: options.quantize_vision.unwrap_or(false),
                 shard_bytes: options.shard_bytes.map(|bytes| whole("shardBytes", bytes)).transpose()?,
             };

@@ -46,6 +46,14 @@ impl Dtype {
     }
 }
 
+/// Parses the name of a block format, `q4_k`; another text is `INVALID_ARGUMENT`.
+pub fn parse_quantisation(name: &str) -> Result<Quantisation> {
+    Quantisation::ALL.into_iter().find(|known| known.name() == name).ok_or_else(|| {
+        let known = Quantisation::ALL.map(Quantisation::name).join(", ");
+        Error::argument(format!("the format {name:?} is none of {known}"))
+    })
+}
+
 /// What weights are computed in, and whether matrices are held in fewer bits.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Precision {
@@ -60,8 +68,8 @@ impl Precision {
     pub fn parse_bits(name: &str) -> Result<Option<Quantisation>> {
         match name {
             "16bit" => Ok(None),
-            "8bit" => Ok(Some(Quantisation::EightBit)),
-            "4bit" => Ok(Some(Quantisation::FourBit)),
+            "8bit" => Ok(Some(Quantisation::Q8_0)),
+            "4bit" => Ok(Some(Quantisation::Q4K)),
             other => Err(Error::argument(format!("weights of {other:?}: there are 16bit, 8bit and 4bit"))),
         }
     }

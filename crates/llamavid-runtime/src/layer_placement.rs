@@ -58,10 +58,12 @@ fn share(layers: usize, room: &[Option<usize>]) -> Vec<usize> {
 
 #[cfg(test)]
 mod tests {
-    use std::path::Path;
+    use std::path::{Path, PathBuf};
 
     use candle_core::{Device as TensorDevice, Tensor};
+    use llamavid_models::language_model::{LoraConfig, LoraTarget};
     use llamavid_models::observer::Blind;
+    use llamavid_weights::writer::write_safetensors;
 
     use super::*;
     use crate::{Device, ErrorCode};
@@ -82,10 +84,13 @@ mod tests {
         }
     }
 
+    fn random_model() -> PathBuf {
+        Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/random-model")
+    }
+
     /// Hidden states and logits of a prompt in two chunks and of a step behind it.
-    fn run(device: &str) -> Vec<Vec<f32>> {
-        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../fixtures/random-model");
-        let folder = ModelFolder::open(&folder).unwrap();
+    fn run(folder: &Path, device: &str) -> Vec<Vec<f32>> {
+        let folder = ModelFolder::open(folder).unwrap();
         let device = Device::open(device).unwrap();
         let model = folder.placed_language_model(DType::F32, &device).unwrap();
         assert_eq!(model.config().layers, 2);
@@ -105,12 +110,40 @@ mod tests {
 
     #[test]
     fn two_stages_give_what_one_gives() {
-        assert_eq!(run("cpu,cpu"), run("cpu"));
+        assert_eq!(run(&random_model(), "cpu,cpu"), run(&random_model(), "cpu"));
     }
 
     #[test]
     fn more_devices_than_layers_leave_some_idle() {
-        assert_eq!(run("cpu,cpu,cpu"), run("cpu"));
+        assert_eq!(run(&random_model(), "cpu,cpu,cpu"), run(&random_model(), "cpu"));
+    }
+
+    #[test]
+    fn adapters_go_with_their_layers() {
+        let folder = tempfile::tempdir().unwrap();
+        for entry in std::fs::read_dir(random_model()).unwrap().flatten() {
+            if entry.path().is_file() {
+                std::fs::copy(entry.path(), folder.path().join(entry.file_name())).unwrap();
+            }
+        }
+        let lora = LoraConfig { rank: 2, alpha: 4., targets: vec![LoraTarget::ValueProj] };
+        let described = lora.to_json("./llm", 0.).to_string();
+        std::fs::write(folder.path().join("adapter_config.json"), described).unwrap();
+        let ramp = |rows: usize, columns: usize| {
+            let values: Vec<f32> = (0..rows * columns).map(|place| (place % 13) as f32 / 50.).collect();
+            Tensor::from_vec(values, (rows, columns), &TensorDevice::Cpu).unwrap()
+        };
+        let adapters = (0..2)
+            .flat_map(|layer| {
+                let name = format!("base_model.model.model.layers.{layer}.self_attn.v_proj.lora");
+                [(format!("{name}_A.weight"), ramp(2, 48)), (format!("{name}_B.weight"), ramp(48, 2))]
+            })
+            .collect();
+        let mut file = std::fs::File::create(folder.path().join("adapter_model.safetensors")).unwrap();
+        write_safetensors(&mut file, &adapters, &Default::default()).unwrap();
+        let adapted = run(folder.path(), "cpu");
+        assert_eq!(run(folder.path(), "cpu,cpu"), adapted);
+        assert_ne!(run(&random_model(), "cpu"), adapted);
     }
 
     #[test]

@@ -9,6 +9,7 @@ mod device;
 mod dtype;
 mod error;
 mod gguf_model;
+mod gguf_tokenizer;
 mod gpus;
 mod language_model;
 mod layer_placement;
@@ -23,6 +24,7 @@ mod reply;
 mod session;
 mod subtitles;
 mod token_generator;
+mod tokenizer_files;
 mod training;
 mod visual_encoder;
 mod visual_features;
@@ -34,8 +36,9 @@ pub use data_check::{
     CheckTotals, CheckedPart, CheckedSamples, DataCheck, Finding, VideoReference, published_data,
 };
 pub use device::{Device, DeviceKind};
-pub use dtype::{Dtype, Precision};
+pub use dtype::{Dtype, Precision, parse_quantisation};
 pub use error::{Error, ErrorCode, Result};
+pub use gguf_tokenizer::{SPLIT_RULES, SplitRule, token_kind};
 pub use language_model::LanguageModel;
 /// What the addon needs of the model crate: it depends on this crate alone.
 pub use llamavid_models::{
@@ -57,6 +60,7 @@ pub use reply::{Reply, catch_panic, run_aside};
 pub use session::{GenerateRequest, Piece, Session, Started};
 pub use subtitles::Subtitles;
 pub use token_generator::{Ablation, TokenGenerator};
+pub use tokenizer_files::TokenizerFiles;
 pub use training::{
     MediaKind, TrainingBatch, TrainingFacts, TrainingFailure, TrainingRun, TrainingSample, TrainingStep,
     plan_training,
@@ -64,4 +68,4 @@ pub use training::{
 pub use visual_encoder::VisualEncoder;
 pub use visual_features::VisualFeatures;
 pub use visual_tokens::VisualTokens;
-pub use weight_shapes::weight_shapes;
+pub use weight_shapes::{WeightShape, weight_shapes};

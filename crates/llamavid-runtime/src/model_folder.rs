@@ -10,7 +10,7 @@ use llamavid_models::WeightSource;
 use llamavid_models::config::{Extension, ModelConfig, Surroundings};
 use llamavid_models::language_model::{LanguageModel, LanguageModelConfig, LoraConfig, Placement};
 use llamavid_models::preprocess::{Fit, Preprocessing};
-use llamavid_models::token_generation::{FeatureKind, QueryKind, TokenGenerator};
+use llamavid_models::token_generation::{FeatureKind, QueryKind, QueryModelConfig, TokenGenerator};
 use llamavid_models::tokenizer::{LlamaTokenizer, WordPieceTokenizer};
 use llamavid_models::visual_encoder::{VisualEncoder, VisualEncoderConfig};
 use llamavid_weights::gguf::GgufFile;
@@ -18,12 +18,15 @@ use llamavid_weights::key_table::{CLIP, LANGUAGE, LORA, TOKENS, VISION_TOWER, VI
 use llamavid_weights::{Checkpoint, KeyTable, Loader, Quantisation};
 use serde::Deserialize;
 
+use crate::gguf_model::expect_divisors;
 use crate::layer_placement::place_layers;
 use crate::manifest::Manifest;
-use crate::{Error, ErrorCode, Result};
+use crate::{Error, ErrorCode, Result, TokenizerFiles};
 
 /// The visual encoder of a converted model in eight bits.
 const VISION_FILE: &str = "visual-encoder.gguf";
+/// The decoder in a file of llama.cpp's.
+const LANGUAGE_FILE: &str = "language-model.gguf";
 /// Side files are small; a larger one is not what its name says.
 const LARGEST_SIDE_FILE: u64 = 64 << 20;
 
@@ -262,11 +265,7 @@ impl ModelFolder {
         device: &Device,
     ) -> Result<LanguageModel> {
         let model = build(self.language_loader(dtype, device)?, |vb| LanguageModel::new(config, vb))?;
-        let Some(adapter) = &self.adapter else { return Ok(model) };
-        let loader = Loader::new(Checkpoint::open_file(&adapter.weights)?, &LORA, dtype, device);
-        let adapted = build(loader, |vb| model.with_lora(&adapter.config, vb))?;
-        // Added once, so that answers take no longer than without an adapter.
-        Ok(adapted.with_merged_lora()?)
+        self.with_adapter(model, dtype, device)
     }
 
     /// Builds the decoder with its layers on several devices, which take turns in their order.
@@ -275,18 +274,22 @@ impl ModelFolder {
         dtype: DType,
         device: &crate::Device,
     ) -> Result<LanguageModel> {
-        let config = &self.config.language;
-        let [_only] = device.stages() else {
-            if self.adapter.is_some() {
-                let message = format!("{}: adapters are for one device", self.root.display());
-                return Err(Error::new(ErrorCode::ModelUnsupported, message)
-                    .with_hint("Name one device, or merge the adapter into the model first."));
-            }
-            let placement = Placement::in_stages(place_layers(self, dtype, device.stages())?)?;
-            let loader = self.language_loader(dtype, device.tensors())?;
-            return build(loader, |vb| LanguageModel::placed(config, vb, placement));
-        };
-        self.language_model(dtype, device.tensors())
+        if let [_only] = device.stages() {
+            return self.language_model(dtype, device.tensors());
+        }
+        let placement = Placement::in_stages(place_layers(self, dtype, device.stages())?)?;
+        let loader = self.language_loader(dtype, device.tensors())?;
+        let model = build(loader, |vb| LanguageModel::placed(&self.config.language, vb, placement))?;
+        self.with_adapter(model, dtype, device.tensors())
+    }
+
+    /// The same decoder with the folder's adapters.
+    fn with_adapter(&self, model: LanguageModel, dtype: DType, device: &Device) -> Result<LanguageModel> {
+        let Some(adapter) = &self.adapter else { return Ok(model) };
+        let loader = Loader::new(Checkpoint::open_file(&adapter.weights)?, &LORA, dtype, device);
+        let adapted = build(loader, |vb| model.with_lora(&adapter.config, vb))?;
+        // Added once, so that answers take no longer than without an adapter.
+        Ok(adapted.with_merged_lora()?)
     }
 
     /// What the decoder's weights are read by.
@@ -297,7 +300,9 @@ impl ModelFolder {
 
     /// The decoder's weights and their names, without adapters beside them.
     pub fn language_weights(&self) -> Result<(Checkpoint, &'static KeyTable)> {
-        Ok((language_weights(&self.language_folder())?, &LANGUAGE))
+        let weights = language_weights(&self.language_folder())?;
+        expect_divisors(&weights, &self.config.language)?;
+        Ok((weights, &LANGUAGE))
     }
 
     /// The image processor's file and the folder of the query model's vocabulary, where they are.
@@ -325,7 +330,7 @@ impl ModelFolder {
 
     /// Of the parts that feel an error in every answer and are small beside the language model.
     fn eight_bit(&self) -> Option<Quantisation> {
-        self.quantisation.map(|_| Quantisation::EightBit)
+        self.quantisation.map(|_| Quantisation::Q8_0)
     }
 
     /// The folder of the decoder's weights.
@@ -338,18 +343,17 @@ impl ModelFolder {
 
     /// Reads the decoder's tokenizer.
     pub fn llama_tokenizer(&self) -> Result<LlamaTokenizer> {
-        let own = self.root.join("tokenizer.model").is_file();
-        let folder = if own { self.root.clone() } else { self.language_folder() };
-        let path = folder.join("tokenizer.model");
-        let model = read_required(&path, "the language model's tokenizer")?;
-        let beside = |name: &str| read_optional(&folder.join(name));
-        LlamaTokenizer::from_bytes(
-            &model,
-            beside("tokenizer_config.json")?.as_deref(),
-            beside("added_tokens.json")?.as_deref(),
-            beside("special_tokens_map.json")?.as_deref(),
-        )
-        .map_err(|error| in_file(&path, error))
+        let folder = self.language_folder();
+        for folder in [&self.root, &folder] {
+            if let Some(files) = TokenizerFiles::in_folder(folder)? {
+                return files.read();
+            }
+        }
+        let gguf = folder.join(LANGUAGE_FILE);
+        match gguf.is_file() {
+            true => TokenizerFiles::of_gguf(&GgufFile::open(&gguf)?)?.read(),
+            false => Err(TokenizerFiles::missing(&self.root)),
+        }
     }
 
     /// Reads the query model's tokenizer.
@@ -366,19 +370,7 @@ impl ModelFolder {
                 "Put it into a folder `bert` in the model's folder, or set llamavid.files.queryTokenizer.",
             ));
         };
-        let path = folder.join("vocab.txt");
-        let vocabulary = read_required(&path, "the query model's vocabulary")?;
-        #[derive(Default, Deserialize)]
-        struct TokenizerConfig {
-            do_lower_case: Option<bool>,
-        }
-        let config: TokenizerConfig = match read_optional(&folder.join("tokenizer_config.json"))? {
-            Some(bytes) => parse_json(&folder.join("tokenizer_config.json"), &bytes)?,
-            None => TokenizerConfig::default(),
-        };
-        WordPieceTokenizer::from_vocab(&vocabulary, config.do_lower_case.unwrap_or(true))
-            .map(|tokenizer| tokenizer.within(self.config.tokens.query.max_positions))
-            .map_err(|error| in_file(&path, error))
+        read_query_tokenizer(folder, &self.config.tokens.query)
     }
 
     /// What the checkpoint proposes for sampling.
@@ -398,7 +390,7 @@ impl ModelFolder {
 
 /// The decoder's weights in a folder: llama.cpp's file when it is there, else as published.
 fn language_weights(folder: &Path) -> Result<Checkpoint> {
-    let file = folder.join("language-model.gguf");
+    let file = folder.join(LANGUAGE_FILE);
     match file.is_file() {
         true => Ok(Checkpoint::from_gguf(GgufFile::open(&file)?)?),
         false => Ok(Checkpoint::open_folder(folder)?),
@@ -629,6 +621,33 @@ pub fn read_processor(path: &Path) -> Result<Preprocessing> {
         return Err(invalid("image_mean and image_std must be finite, and image_std above 0".to_owned()));
     }
     Ok(Preprocessing { size, mean, std, fit: Fit::Crop })
+}
+
+/// Reads the query model's tokenizer.
+///
+/// # Errors
+/// `MODEL_FILE_MISSING` without a `vocab.txt`, `MODEL_INVALID` for one that is cut or another model's.
+pub fn read_query_tokenizer(folder: &Path, query: &QueryModelConfig) -> Result<WordPieceTokenizer> {
+    let path = folder.join("vocab.txt");
+    let vocabulary = read_required(&path, "the query model's vocabulary")?;
+    #[derive(Default, Deserialize)]
+    struct TokenizerConfig {
+        do_lower_case: Option<bool>,
+    }
+    let config: TokenizerConfig = match read_optional(&folder.join("tokenizer_config.json"))? {
+        Some(bytes) => parse_json(&folder.join("tokenizer_config.json"), &bytes)?,
+        None => TokenizerConfig::default(),
+    };
+    let tokenizer = WordPieceTokenizer::from_vocab(&vocabulary, config.do_lower_case.unwrap_or(true))
+        .map_err(|error| in_file(&path, error))?;
+    // The Q-Former has a row for `[DEC]`, which the tokenizer adds; raw BERT has none.
+    let (words, rows) = (tokenizer.vocab_size(), query.vocab_size);
+    if rows != words && rows + 1 != words {
+        let message = format!("{}: {words} words with [DEC], the query model knows {rows}", path.display());
+        return Err(Error::new(ErrorCode::ModelInvalid, message)
+            .with_hint("Take the vocabulary that belongs to this query model: it may be cut."));
+    }
+    Ok(tokenizer.within(query.max_positions))
 }
 
 /// Reads a small file that must be there; `what` says what it is.

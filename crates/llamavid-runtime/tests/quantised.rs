@@ -170,7 +170,7 @@ fn converted() -> TempDir {
 
 #[test]
 fn the_same_answer_from_a_file_in_eight_bits_and_from_rounding_while_loading() {
-    let rounded = load(&embedded(), Some(Quantisation::EightBit)).unwrap();
+    let rounded = load(&embedded(), Some(Quantisation::Q8_0)).unwrap();
     assert_eq!((rounded.stored_as().as_str(), rounded.dtype()), ("q8_0", DType::F32));
     let expected = answer(rounded, CachePrecision::Full);
     assert!(expected.len() > 4, "{expected:?}");
@@ -196,7 +196,7 @@ fn the_same_answer_from_a_file_in_eight_bits_and_from_rounding_while_loading() {
         model.logits(&hidden, &mut Blind).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap()
     };
     let from_file = hidden(folder.path(), None);
-    assert_eq!(from_file, hidden(&embedded(), Some(Quantisation::EightBit)));
+    assert_eq!(from_file, hidden(&embedded(), Some(Quantisation::Q8_0)));
     assert_ne!(from_file, hidden(&embedded(), None));
 }
 
@@ -219,7 +219,7 @@ fn a_file_brings_its_tokenizer() {
 fn all_parts_load_in_fewer_bits() {
     let folder = ModelFolder::open(&embedded()).unwrap();
     let device = Device::open("cpu").unwrap();
-    for quantisation in [Quantisation::EightBit, Quantisation::FourBit] {
+    for quantisation in [Quantisation::Q8_0, Quantisation::Q4K] {
         let precision = precision(Some(quantisation));
         let place = folder.path().to_owned();
         VisualEncoder::load(place.clone(), device.clone(), precision, Cancellation::default())
@@ -255,8 +255,12 @@ fn files_that_do_not_fit_are_named() {
     refused(ErrorCode::ModelUnsupported, "gemma", &|metadata, _| {
         metadata.insert("general.architecture".into(), text("gemma"));
     });
-    refused(ErrorCode::ModelUnsupported, "`gpt2`", &|metadata, _| {
+    refused(ErrorCode::ModelUnsupported, "`bert`", &|metadata, _| {
+        metadata.insert("tokenizer.ggml.model".into(), text("bert"));
+    });
+    refused(ErrorCode::ModelUnsupported, "split as `falcon`", &|metadata, _| {
         metadata.insert("tokenizer.ggml.model".into(), text("gpt2"));
+        metadata.insert("tokenizer.ggml.pre".into(), text("falcon"));
     });
     refused(ErrorCode::ModelInvalid, "tokenizer.ggml.scores", &|metadata, _| {
         metadata.remove("tokenizer.ggml.scores");

@@ -11,8 +11,8 @@ use candle_nn::Init;
 use llamavid_models::config::{ModelConfig, Surroundings};
 use llamavid_models::prompt::placeholders::{IMAGE_END, IMAGE_START};
 use llamavid_models::tokenizer::{LlamaTokenizer, WordPieceTokenizer};
-use llamavid_weights::Checkpoint;
 use llamavid_weights::key_table::{CLIP, INSTRUCT_BLIP, VISION_TOWER, VISUAL};
+use llamavid_weights::{Checkpoint, Part};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
@@ -22,7 +22,6 @@ use crate::lora::LoraSettings;
 use crate::model::{Model, ModelOptions};
 use crate::output::StageOutput;
 use crate::parameters::{Missing, Parameters};
-use crate::part::Part;
 use crate::stage::Stage;
 
 /// A token that older models put into the text for each patch.
@@ -248,6 +247,12 @@ pub fn stage_tokenizer(base: &Path, image_patch: bool, image_start_end: bool) ->
     extended_tokenizer(base, image_patch, image_start_end).map(|(tokenizer, ..)| tokenizer)
 }
 
+/// The file of a folder's tokenizer: SentencePiece's pieces, else byte pairs.
+pub(crate) fn tokenizer_file(folder: &Path) -> &'static str {
+    let names = ["tokenizer.model", "tokenizer.json"];
+    names.into_iter().find(|name| folder.join(name).is_file()).unwrap_or(names[0])
+}
+
 /// Tokens that a stage adds.
 #[derive(Debug, Clone, Copy)]
 struct NewTokens {
@@ -266,7 +271,7 @@ fn extended_tokenizer(
     let added_file = base.join("added_tokens.json");
     let mut added = if added_file.is_file() { read_object(&added_file)? } else { Map::new() };
     let read = |added: &Map<String, Value>| -> Result<LlamaTokenizer> {
-        let model = read_file(&base.join("tokenizer.model"))?;
+        let model = read_file(&base.join(tokenizer_file(base)))?;
         let beside = |name: &str| {
             let path = base.join(name);
             if path.is_file() { read_file(&path).map(Some) } else { Ok(None) }

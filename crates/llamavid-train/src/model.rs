@@ -13,6 +13,7 @@ use llamavid_models::observer::{Blind, Observer};
 use llamavid_models::token_generation::TokenGenerator;
 use llamavid_models::tokenizer::WordPieceTokenizer;
 use llamavid_models::visual_encoder::VisualEncoder;
+use llamavid_weights::Part;
 
 use crate::batch::{Batch, EmbeddingGradient};
 use crate::data::Sample;
@@ -20,7 +21,6 @@ use crate::error::Result;
 use crate::example::Example;
 use crate::lora;
 use crate::parameters::Parameters;
-use crate::part::Part;
 use crate::visual_tokens::VisualPath;
 
 /// The reference has no limit on the length of a row: its rotary table grows.

@@ -9,17 +9,18 @@ use std::path::{Path, PathBuf};
 use candle_core::{DType, Device, Tensor};
 use llamavid_models::config::ModelConfig;
 use llamavid_models::visual_encoder::VisualEncoderConfig;
+use llamavid_weights::Part;
 use llamavid_weights::key_table::{CLIP, VISION_TOWER};
 use llamavid_weights::writer;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
+use crate::assembly::tokenizer_file;
 use crate::error::{Error, Result};
 use crate::files;
 use crate::lora::{self, LoraSettings};
 use crate::model::Model;
 use crate::parameters::Parameters;
-use crate::part::Part;
 use crate::stage::Stage;
 
 /// What stage 1 writes, and what `--pretrain_mm_mlp_adapter` of stage 2 reads.
@@ -27,8 +28,6 @@ pub const ADAPTER: &str = "mm_projector.bin";
 /// The position table, whose rows depend on the size of the pictures.
 const POSITIONS: &str = "visual_encoder.pos_embed";
 const EMBEDDINGS: &str = "language_model.embed_tokens.weight";
-/// Files of the base model that a stage copies if they are there.
-const COPIED: [&str; 2] = ["tokenizer.model", "generation_config.json"];
 
 /// The kind of weight files.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -208,7 +207,7 @@ impl StageOutput {
     }
 
     fn write_tokenizer(&self, folder: &Path) -> Result<()> {
-        for name in COPIED {
+        for name in [tokenizer_file(&self.base), "generation_config.json"] {
             copy_if_there(&self.base.join(name), &folder.join(name))?;
         }
         if !self.added_tokens.is_empty() {

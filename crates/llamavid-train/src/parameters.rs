@@ -12,13 +12,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use candle_core::{DType, Device, Shape, Tensor, Var, bail};
 use candle_nn::var_builder::SimpleBackend;
 use candle_nn::{Init, VarBuilder};
-use llamavid_weights::{Checkpoint, KeyTable, Loader};
+use llamavid_weights::{Checkpoint, KeyTable, Loader, Part};
 
 use crate::creation::{self, Creation};
 use crate::error::Result;
 use crate::files;
 use crate::freeze_plan::FreezePlan;
-use crate::part::Part;
 
 /// The weights. Cloning shares them.
 #[derive(Clone)]

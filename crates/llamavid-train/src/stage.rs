@@ -91,7 +91,7 @@ pub fn adamw_groups(
     for decaying in [true, false] {
         for factor in [None].into_iter().chain(factors.iter().map(Some)) {
             let variables = parameters.trainable().into_iter().filter(|(name, _)| {
-                let published = crate::Part::published(name).unwrap_or_else(|| name.clone());
+                let published = llamavid_weights::Part::published(name).unwrap_or_else(|| name.clone());
                 let own = factors.iter().find(|factor| published.contains(&factor.name));
                 decays(name) == decaying && own == factor
             });

@@ -185,6 +185,18 @@ impl Checkpoint {
         Ok(tensor.to_device(device)?)
     }
 
+    /// The same on the CPU, in f32 where it is stored in 16 bits.
+    ///
+    /// # Errors
+    /// Those of [`Checkpoint::read`].
+    pub(crate) fn read_widened(&self, name: &str) -> Result<Tensor> {
+        let located = self.located(name)?;
+        match located.file.read_widened(&located.key)? {
+            Some(tensor) => Ok(tensor),
+            None => self.read(name, &Device::Cpu),
+        }
+    }
+
     /// Gives the memory of a mapped tensor back to the system: reading a whole checkpoint then takes the memory of one
     /// tensor and not that of all files.
     pub fn release(&self, name: &str) {

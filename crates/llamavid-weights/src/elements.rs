@@ -5,6 +5,7 @@ use std::ops::Range;
 use candle_core::{CpuStorage, DType, Device, Storage, Tensor};
 use half::{bf16, f16};
 use llamavid_kernels::BlockFormat;
+use rayon::prelude::*;
 
 use crate::error::Fault;
 
@@ -256,14 +257,16 @@ pub(crate) fn first_not_finite(tensor: &Tensor) -> Option<(usize, f64)> {
     }
 }
 
-fn first<T>(values: &[T], bad: impl Fn(&T) -> bool, show: impl Fn(&T) -> f64) -> Option<(usize, f64)> {
+fn first<T: Sync>(
+    values: &[T],
+    bad: impl Fn(&T) -> bool + Sync,
+    show: impl Fn(&T) -> f64,
+) -> Option<(usize, f64)> {
     // A block at a time without a branch in it, so that the compiler makes vector code of the test.
-    const BLOCK: usize = 1024;
-    for (block, part) in values.chunks(BLOCK).enumerate() {
-        if part.iter().fold(false, |any, value| any | bad(value)) {
-            let index = part.iter().position(&bad)?;
-            return Some((block * BLOCK + index, show(&part[index])));
-        }
-    }
-    None
+    const BLOCK: usize = 1 << 14;
+    let block = values
+        .par_chunks(BLOCK)
+        .position_first(|part| part.iter().fold(false, |any, value| any | bad(value)))?;
+    let index = block * BLOCK + values[block * BLOCK..].iter().position(bad)?;
+    Some((index, show(&values[index])))
 }

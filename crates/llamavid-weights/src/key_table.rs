@@ -108,7 +108,7 @@ pub static LANGUAGE: KeyTable = KeyTable {
         ("norm", "model.norm"),
     ],
     claims: Claims::Except(&["model.vlm_att_", "model.mm_projector.", "model.vision_tower."]),
-    ignored: &[Ignored::Suffix(".rotary_emb.inv_freq")],
+    ignored: &[Ignored::Suffix(".rotary_emb.inv_freq"), Ignored::Prefix(ROPE_DIVISORS)],
 };
 
 /// Adapters of the language model in the PEFT library's files; ours are the names of the projections.
@@ -118,6 +118,9 @@ pub static LORA: KeyTable = KeyTable {
     claims: Claims::All,
     ignored: &[],
 };
+
+/// What the rotary frequencies are divided by, in GGUF files of LLaMA 3.1 and later: part of the configuration elsewhere.
+pub const ROPE_DIVISORS: &str = "rope_freqs.weight";
 
 /// Where the shards of a whole model hold the visual encoder; for [`Checkpoint::under`](crate::Checkpoint::under).
 pub const VISION_TOWER: &str = "model.vision_tower.vision_tower.";

@@ -216,7 +216,7 @@ impl Source {
         let matrix = match wanted {
             None => self.checkpoint.matrix(&name)?,
             Some(format) => {
-                let numbers = self.checkpoint.read(&name, &Device::Cpu)?;
+                let numbers = self.checkpoint.read_widened(&name)?;
                 self.expect_finite(&name, &numbers)?;
                 match (format, stored) {
                     // In 16 bits of either kind already.
@@ -279,7 +279,10 @@ impl Source {
     /// A weight by our name, in the dtype asked for.
     fn load(&self, ours: &str, expected: Option<&Shape>, dtype: DType, device: &Device) -> Result<Tensor> {
         let Found { name, file, key, .. } = self.find(ours, expected, dtype.is_float())?;
-        let tensor = self.checkpoint.read(&name, &Device::Cpu)?;
+        let tensor = match dtype {
+            DType::F32 => self.checkpoint.read_widened(&name)?,
+            _ => self.checkpoint.read(&name, &Device::Cpu)?,
+        };
         self.checkpoint.release(&name);
         self.expect_finite(&name, &tensor)?;
         let narrowed = dtype.is_float() && dtype != tensor.dtype();

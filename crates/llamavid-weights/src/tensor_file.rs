@@ -136,6 +136,23 @@ impl TensorFile {
         Ok(Some(QuantisedMatrix::new(format, rows, columns, bytes)?))
     }
 
+    /// The tensor in f32, on the CPU, where it is stored in 16 bits one number behind the other: widened by all threads as
+    /// it is read. None of others.
+    pub(crate) fn read_widened(&self, key: &str) -> Result<Option<Tensor>> {
+        let Entry::Tensor { element, layout, span: Span::Plain(span) } = self.entry(key)? else {
+            return Ok(None);
+        };
+        let format = element.format().filter(|format| format.block_bytes() == 2);
+        let (Some(format), Some(elements)) = (format, layout.contiguous_range()) else { return Ok(None) };
+        let at = |element_count: usize| span.start + element_count * element.size();
+        let outside = || Fault::invalid("lies outside the file").in_tensor(self.path(), key);
+        let bytes =
+            SharedBytes::new(self.file.clone(), at(elements.start)..at(elements.end)).ok_or_else(outside)?;
+        let (shape, columns) = (layout.shape(), layout.shape().last().copied().unwrap_or(1));
+        let rows = elements.len() / columns.max(1);
+        Ok(Some(QuantisedMatrix::new(format, rows, columns, bytes)?.dequantise()?.reshape(shape)?))
+    }
+
     /// The tensor, on the CPU.
     pub(crate) fn read(&self, key: &str) -> Result<Tensor> {
         if let Entry::Blocks { format, shape, range } = self.entry(key)? {

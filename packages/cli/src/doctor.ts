@@ -1,5 +1,5 @@
 import { accessSync, constants, existsSync, readdirSync, readFileSync, statSync } from 'node:fs';
-import { availableParallelism, freemem, homedir, totalmem } from 'node:os';
+import { availableParallelism, freemem, totalmem } from 'node:os';
 import { dirname, join } from 'node:path';
 import process from 'node:process';
 import { LlamaVidError } from '@llamavid/errors';
@@ -39,7 +39,7 @@ async function doctor(flags: DoctorFlags): Promise<number> {
     memory(),
     ...(await addon()),
     ...(await codecs()),
-    cache(),
+    await cache(),
     ...(flags.model === undefined ? [] : await model(flags.model)),
   ];
   const ok = checks.every(({ status }) => status !== 'failure');
@@ -162,15 +162,10 @@ async function codecs(): Promise<Check[]> {
   }
 }
 
-/** Where downloads go, by the variables of the Hugging Face hub. */
-function cacheFolder(): string {
-  const { HF_HUB_CACHE, HUGGINGFACE_HUB_CACHE, HF_HOME, XDG_CACHE_HOME } = process.env;
-  const home = HF_HOME || join(XDG_CACHE_HOME || join(homedir(), '.cache'), 'huggingface');
-  return HF_HUB_CACHE || HUGGINGFACE_HUB_CACHE || join(home, 'hub');
-}
-
-function cache(): Check {
-  const folder = cacheFolder();
+/** Where downloads go. */
+async function cache(): Promise<Check> {
+  const { hubCache } = await import('@llamavid/hub');
+  const folder = hubCache();
   let place = folder;
   while (!existsSync(place) && dirname(place) !== place) place = dirname(place);
   try {

@@ -2,3 +2,4 @@ export { type Catalogue, type FileEntry, type RepositoryEntry, readCatalogue } f
 export type { FileProgress } from './fetch-file.js';
 export { type PulledFile, type PulledModel, type PullOptions, type PullPlan, pull } from './pull.js';
 export { pulledFolder } from './pulled.js';
+export { hubCache } from './settings.js';

@@ -1,7 +1,7 @@
 // Pulls in processes of their own: at once, killed, and continued.
 import { type ChildProcess, spawn } from 'node:child_process';
 import { once } from 'node:events';
-import { existsSync, readFileSync, statSync } from 'node:fs';
+import { existsSync, readFileSync, rmSync, statSync } from 'node:fs';
 import { join } from 'node:path';
 import process from 'node:process';
 import { setTimeout as sleep } from 'node:timers/promises';
@@ -88,5 +88,26 @@ describe('processes', () => {
       expect(headers.range).toBe(size ? `bytes=${size}-` : undefined);
     }
     expect(place.files().filter((each) => each.includes('incomplete'))).toEqual([]);
+  });
+
+  it('that are killed at any moment leave a whole model or none', async () => {
+    place.server.paceMs = 10;
+    const begun = performance.now();
+    await startPull().ended;
+    const whole = performance.now() - begun;
+    const rounds = 6;
+    for (let round = 0; round < rounds; round += 1) {
+      rmSync(place.hub, { recursive: true, force: true });
+      const { child, ended } = startPull();
+      await sleep((whole * (round + 0.5)) / rounds);
+      child.kill('SIGKILL');
+      await ended;
+      const left = pulledFolder(NAME);
+      if (left === undefined) continue;
+      for (const [name, data] of Object.entries(files)) expect(readFileSync(join(left, name))).toEqual(data);
+    }
+    const { exitCode, path } = await startPull().ended;
+    expect(exitCode).toBe(0);
+    for (const [name, data] of Object.entries(files)) expect(readFileSync(join(path, name))).toEqual(data);
   });
 });

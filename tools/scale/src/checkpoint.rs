@@ -8,8 +8,8 @@ use candle_core::{DType, Shape};
 use llamavid_models::language_model::LanguageModel;
 use llamavid_models::token_generation::TokenGenerator;
 use llamavid_models::visual_encoder::{VisualEncoder, VisualEncoderConfig};
-use llamavid_runtime::weight_shapes;
-use llamavid_train::Part;
+use llamavid_runtime::{WeightShape, weight_shapes};
+use llamavid_weights::Part;
 use llamavid_weights::writer::write_torch_streamed;
 use serde_json::{Map, json};
 
@@ -82,7 +82,7 @@ fn shard_tensors(size: Size) -> Result<Vec<Announced>> {
         LanguageModel::new(&model.language, vb.pp(Part::LanguageModel.name()))
     })?;
     let mut tensors = Vec::new();
-    for (ours, shape) in shapes {
+    for WeightShape { name: ours, shape, .. } in shapes {
         let name = Part::published(&ours).ok_or_else(|| format!("{ours} has no published name"))?;
         tensors.push((name, DType::F16, shape));
     }
@@ -104,7 +104,7 @@ fn visual_encoder_file(size: Size) -> Result<Vec<Announced>> {
     };
     eva.depth += 1;
     let shapes = weight_shapes(|vb| VisualEncoder::new(&VisualEncoderConfig::Eva(eva), vb))?;
-    Ok(shapes.into_iter().map(|(name, shape)| (name, DType::F16, shape)).collect())
+    Ok(shapes.into_iter().map(|weight| (weight.name, DType::F16, weight.shape)).collect())
 }
 
 /// The number in a name like `model.layers.7.…`; what has none comes first.

@@ -3,8 +3,10 @@
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
 
 use llamavid_convert::convert;
+use llamavid_runtime::manifest::Manifest;
 use llamavid_runtime::model_folder::ModelFolder;
 use llamavid_runtime::{Cancellation, ErrorCode};
 
@@ -68,6 +70,54 @@ fn a_killed_conversion_leaves_nothing_that_loads_and_the_next_one_succeeds() {
 
     assert_eq!(names(place.path()), [".out.converting"]);
     assert_eq!(ModelFolder::open(&hidden).unwrap_err().code, ErrorCode::ModelFileMissing);
+    run(&options(&[random_model()], &output)).unwrap();
+    assert_eq!(names(place.path()), ["out"]);
+    ModelFolder::open(&output).unwrap();
+}
+
+#[test]
+#[ignore = "a child of another test, which kills it"]
+fn takes_its_time() {
+    let options = options(&[random_model()], &output());
+    say("begun");
+    convert(&options, &Cancellation::default(), &|_| std::thread::sleep(Duration::from_micros(300))).unwrap();
+    say("done");
+}
+
+#[test]
+fn a_conversion_that_is_killed_at_any_moment_leaves_a_whole_folder_or_none() {
+    let place = tempfile::tempdir().unwrap();
+    let start = |output: &Path| {
+        let mut child = child(Command::new("env"), "takes_its_time", output).unwrap();
+        assert!(heard(&mut child, "begun"));
+        child
+    };
+    let begun = Instant::now();
+    let mut whole = start(&place.path().join("measured"));
+    assert!(whole.wait().unwrap().success());
+    let longest = begun.elapsed();
+    std::fs::remove_dir_all(place.path().join("measured")).unwrap();
+
+    let output = place.path().join("out");
+    const ROUNDS: u32 = 12;
+    for round in 0..ROUNDS {
+        let mut killed = start(&output);
+        std::thread::sleep(longest * round / ROUNDS);
+        killed.kill().unwrap();
+        killed.wait().unwrap();
+        match output.exists() {
+            true => {
+                Manifest::read(&output)
+                    .unwrap()
+                    .unwrap()
+                    .verify(&output, &Cancellation::default(), |_| {})
+                    .unwrap();
+                ModelFolder::open(&output).unwrap();
+                std::fs::remove_dir_all(&output).unwrap();
+            }
+            false => drop(ModelFolder::open(&place.path().join(".out.converting")).unwrap_err()),
+        }
+    }
     run(&options(&[random_model()], &output)).unwrap();
     assert_eq!(names(place.path()), ["out"]);
     ModelFolder::open(&output).unwrap();

@@ -2,19 +2,19 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use candle_core::quantized::gguf_file::{Content, Value};
 use candle_core::{DType, Device, Tensor};
-use llamavid_convert::Quantisation;
+use llamavid_models::observer::Blind;
 use llamavid_runtime::ErrorCode;
 use llamavid_runtime::manifest::Manifest;
 use llamavid_runtime::model_folder::ModelFolder;
-use llamavid_weights::Checkpoint;
 use llamavid_weights::writer::write_safetensors;
+use llamavid_weights::{Checkpoint, Quantisation};
 
 use crate::answers::{answer, greedy};
-use crate::folders::{options, refused, run, tiny_model};
+use crate::folders::{copy, options, random_model, refused, run, tiny_model};
 
 fn quantised(quantize: Quantisation, vision: bool) -> (tempfile::TempDir, std::path::PathBuf) {
     let place = tempfile::tempdir().unwrap();
@@ -90,16 +90,14 @@ fn it_loads_and_answers_nearly_the_same() {
     assert!(distance > 0. && distance / largest < 0.05, "{distance} of {largest}");
 }
 
-#[test]
-fn a_gguf_file_is_taken_over_as_it_is() {
-    let (place, output) = quantised(Quantisation::Q4_0, false);
-    // Everything but the language model, as stage 1 leaves it, and the language model apart.
-    let rest = place.path().join("rest");
-    fs::create_dir(&rest).unwrap();
-    for name in ["config.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json"] {
+/// A quantised model in parts: everything but the language model as stage 1 leaves it, with `beside` of its small files, and
+/// the language model's GGUF file.
+fn apart(output: &Path, rest: &Path, beside: &[&str]) -> Vec<PathBuf> {
+    fs::create_dir(rest).unwrap();
+    for name in beside {
         fs::copy(output.join(name), rest.join(name)).unwrap();
     }
-    let weights = Checkpoint::open_folder(&output).unwrap();
+    let weights = Checkpoint::open_folder(output).unwrap();
     let only = |families: &[&str], file: &Path| {
         let tensors = weights
             .names()
@@ -110,26 +108,119 @@ fn a_gguf_file_is_taken_over_as_it_is() {
     };
     only(&["model.vlm_att_", "model.mm_projector."], &rest.join("mm_projector.bin"));
     only(&["model.vision_tower."], &rest.join("vision.safetensors"));
-    let gguf = output.join("language-model.gguf");
-    let inputs = [
-        gguf.clone(),
-        rest.clone(),
+    // Elsewhere, so that nothing lies beside it.
+    let gguf = rest.with_extension("gguf");
+    fs::copy(output.join("language-model.gguf"), &gguf).unwrap();
+    vec![
+        gguf,
+        rest.to_path_buf(),
         rest.join("vision.safetensors"),
         output.join("bert"),
         output.join("processor"),
-    ];
+    ]
+}
+
+#[test]
+fn a_gguf_file_is_taken_over_as_it_is() {
+    let (place, output) = quantised(Quantisation::Q4_0, false);
+    let beside = ["config.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json"];
+    let inputs = apart(&output, &place.path().join("rest"), &beside);
     let again = place.path().join("again");
     let mut options = options(&inputs, &again);
     run(&options).unwrap();
-    assert_eq!(fs::read(again.join("language-model.gguf")).unwrap(), fs::read(gguf).unwrap());
+    assert_eq!(fs::read(again.join("language-model.gguf")).unwrap(), fs::read(&inputs[0]).unwrap());
     let open = |folder: &Path| answer(&ModelFolder::open(folder).unwrap());
     assert_eq!(open(&again), open(&output));
     let origin = &Manifest::read(&again).unwrap().unwrap().tensors["model.layers.0.mlp.up_proj.weight"];
-    assert_eq!((origin.key.as_str(), origin.source.as_str()), ("blk.0.ffn_up.weight", "language-model.gguf"));
+    assert_eq!((origin.key.as_str(), origin.source.as_str()), ("blk.0.ffn_up.weight", "rest.gguf"));
 
     options.quantize = Some(Quantisation::Q8_0);
     options.output = place.path().join("third");
     refused(run(&options), ErrorCode::InvalidArgument, &["quantised already"]);
+}
+
+#[test]
+fn a_gguf_file_brings_its_tokenizer() {
+    let (place, output) = quantised(Quantisation::Q8_0, false);
+    let inputs = apart(&output, &place.path().join("rest"), &["config.json"]);
+    let again = place.path().join("again");
+    run(&options(&inputs, &again)).unwrap();
+    assert!(again.join("tokenizer.model").is_file());
+    let same = || {
+        let tokenizer = |folder: &Path| ModelFolder::open(folder).unwrap().llama_tokenizer().unwrap();
+        let (made, own) = (tokenizer(&again), tokenizer(&output));
+        for text in ["What is the colour of the circle?", "  two  spaces\n", "ü 猫 \u{1f600}", "</s><s>", ""]
+        {
+            assert_eq!(made.encode(text, true), own.encode(text, true), "{text:?}");
+        }
+        assert_eq!((made.vocab_size(), made.eos_id()), (own.vocab_size(), own.eos_id()));
+    };
+    same();
+    // A folder that somebody put together without one.
+    for name in ["manifest.json", "tokenizer.model", "tokenizer_config.json"] {
+        fs::remove_file(again.join(name)).unwrap();
+    }
+    same();
+}
+
+/// Logits of a prompt.
+fn logits(folder: &ModelFolder) -> Vec<f32> {
+    let model = folder.language_model(DType::F32, &Device::Cpu).unwrap();
+    let ids: Vec<u32> = (0..40).map(|place| 3 + place * 37 % 300).collect();
+    let embeds = model.embed(&ids).unwrap().unsqueeze(0).unwrap();
+    let hidden = model.forward_uncached(&embeds, None, &mut Blind).unwrap();
+    model.logits(&hidden, &mut Blind).unwrap().flatten_all().unwrap().to_vec1().unwrap()
+}
+
+/// The random model with other positions.
+fn with_positions(place: &Path, scaling: &str) -> PathBuf {
+    let folder = place.join("model");
+    copy(&random_model(), &folder);
+    let config = fs::read_to_string(folder.join("config.json")).unwrap();
+    let changed = config.replace("\"rope_scaling\": null", &format!("\"rope_scaling\": {scaling}"));
+    assert_ne!(changed, config);
+    fs::write(folder.join("config.json"), changed).unwrap();
+    folder
+}
+
+#[test]
+fn every_kind_of_positions_survives() {
+    const LLAMA_3: &str = r#"{"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}"#;
+    for scaling in [
+        r#"{"type": "linear", "factor": 4.0}"#,
+        r#"{"type": "dynamic", "factor": 2.0, "original_max_position_embeddings": 8}"#,
+        LLAMA_3,
+    ] {
+        let place = tempfile::tempdir().unwrap();
+        let model = with_positions(place.path(), scaling);
+        let output = place.path().join("out");
+        let mut options = options(std::slice::from_ref(&model), &output);
+        options.quantize = Some(Quantisation::Q8_0);
+        run(&options).unwrap();
+        let loaded = ModelFolder::open(&model).unwrap().with_quantisation(Some(Quantisation::Q8_0));
+        let (converted, expected) = (logits(&ModelFolder::open(&output).unwrap()), logits(&loaded));
+        assert_eq!(converted, expected, "{scaling}");
+        assert_ne!(expected, logits(&ModelFolder::open(&random_model()).unwrap()), "{scaling}");
+
+        let (_, tensors) = read(&output.join("language-model.gguf"));
+        let divisors = tensors.get("rope_freqs.weight");
+        assert_eq!(divisors.is_some(), scaling == LLAMA_3, "{scaling}");
+        let Some(divisors) = divisors else { continue };
+        // Pairs of a head of 16: the highest frequency stays, the lowest is divided by all of it.
+        let divisors: Vec<f32> = divisors.to_vec1().unwrap();
+        assert_eq!((divisors.len(), divisors[0]), (8, 1.0));
+        assert!((divisors[7] - 8.0).abs() < 1e-5, "{divisors:?}");
+
+        // In the place of a model with other positions.
+        let config = fs::read_to_string(output.join("config.json")).unwrap();
+        fs::remove_file(output.join("manifest.json")).unwrap();
+        fs::write(output.join("config.json"), config.replace("\"factor\": 8.0", "\"factor\": 4.0")).unwrap();
+        let folder = ModelFolder::open(&output).unwrap();
+        let error = folder.language_model(DType::F32, &Device::Cpu).unwrap_err();
+        assert_eq!(error.code, ErrorCode::ModelUnsupported, "{error}");
+        assert!(error.message.contains("rope_freqs.weight"), "{error}");
+    }
 }
 
 #[test]
@@ -158,6 +249,17 @@ fn vision_in_eight_bits_keeps_the_published_names() {
     assert_eq!(dtype(words), "F16");
     assert_eq!(dtype("model.layers.0.mlp.up_proj.weight"), "Q4_0");
     assert_eq!(dtype("lm_head.weight"), "Q8_0");
+    assert_eq!(dtype("model.embed_tokens.weight"), "F16");
+}
+
+#[test]
+fn converting_and_loading_round_to_the_same_numbers() {
+    for (quantize, name) in Quantisation::ALL.map(|quantisation| (quantisation, quantisation.name())) {
+        let (_place, output) = quantised(quantize, false);
+        let loaded = ModelFolder::open(&tiny_model()).unwrap().with_quantisation(Some(quantize));
+        let converted = ModelFolder::open(&output).unwrap();
+        assert_eq!(logits(&converted), logits(&loaded), "{name}");
+    }
 }
 
 /// What llama.cpp answers on the same file, whatever its own tokenizer makes of a text: the ids that the tiny model's

@@ -101,6 +101,7 @@ impl LanguageModel {
         let vb = vb.into();
         let mut adapted = self.clone();
         for (index, layer) in adapted.layers.iter_mut().enumerate() {
+            let vb = vb.on(self.placement.device_of(index).unwrap_or(vb.device()));
             for target in &lora.targets {
                 let vb = vb.pp("layers").pp(index).pp(target.path());
                 layer.projection(*target).adapt(lora.rank, lora.scale(), vb)?;

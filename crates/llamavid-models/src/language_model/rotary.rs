@@ -83,6 +83,16 @@ impl Rotary {
     }
 }
 
+impl LanguageModelConfig {
+    /// What each rotary frequency of the base is divided by, in files that say it so; none where all are the same.
+    pub fn frequency_divisors(&self) -> Option<Vec<f32>> {
+        let Some(RopeScaling::Llama3 { .. }) = self.rope_scaling else { return None };
+        let scaled = Rotary::new(self).inverse_frequencies;
+        let plain = inverse_frequencies(self.rope_theta, self.head_dim);
+        Some(plain.iter().zip(&scaled).map(|(plain, scaled)| plain / scaled).collect())
+    }
+}
+
 fn inverse_frequencies(theta: f64, width: usize) -> Vec<f32> {
     (0..width / 2).map(|pair| (1.0 / theta.powf((2 * pair) as f64 / width as f64)) as f32).collect()
 }

@@ -12,12 +12,12 @@ pub const IMAGE_END: &str = "<im_end>";
 /// The id of a placeholder.
 pub const IMAGE_TOKEN: i64 = -200;
 
-/// Ids of `prompt`, the beginning's first, with [`IMAGE_TOKEN`] for each [`IMAGE_TAG`].
+/// Ids of `prompt`, the beginning's first if there is one, with [`IMAGE_TOKEN`] for each [`IMAGE_TAG`].
 ///
 /// Each piece between tags is a text of its own to the tokenizer, so the one behind a tag starts with
 /// the space that the tokenizer thinks in front of a text.
 pub fn tokenize_with_images(tokenizer: &LlamaTokenizer, prompt: &str) -> Vec<i64> {
-    let mut ids = vec![i64::from(tokenizer.bos_id())];
+    let mut ids: Vec<i64> = tokenizer.bos_id().map(i64::from).into_iter().collect();
     for (index, piece) in prompt.split(IMAGE_TAG).enumerate() {
         if index > 0 {
             ids.push(IMAGE_TOKEN);

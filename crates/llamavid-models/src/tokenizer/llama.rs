@@ -1,6 +1,6 @@
-//! The language model's tokenizer: SentencePiece pieces, special tokens and tokens added in training.
+//! The language model's tokenizer: SentencePiece pieces or byte pairs, special tokens and tokens added in training.
 //!
-//! Reference: `LlamaTokenizer` of transformers 4.31 (the "slow" one), whose treatment of text next to
+//! Reference for pieces: `LlamaTokenizer` of transformers 4.31 (the "slow" one), whose treatment of text next to
 //! special tokens the results depend on. Files: `tokenizer.model`, `tokenizer_config.json`,
 //! `added_tokens.json`, `special_tokens_map.json`.
 
@@ -8,9 +8,9 @@ use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 
-use sentencepiece_model::Type;
 use serde_json::{Map, Value};
 
+use super::byte_pairs::{self, BytePairs};
 use super::sentence_piece::{PieceDecoder, SPACE_MARK, SentencePiece};
 use super::special_tokens::{Part, WholeToken, WholeTokens};
 use super::stream::StreamDecoder;
@@ -22,11 +22,20 @@ const SPECIAL_TOKEN_KEYS: [&str; 7] =
 /// Text to ids and back. Clones share the vocabulary.
 #[derive(Debug, Clone)]
 pub struct LlamaTokenizer {
-    inner: Arc<Vocabulary>,
+    kind: Kind,
+}
+
+/// How texts are cut.
+#[derive(Debug, Clone)]
+pub(super) enum Kind {
+    /// `tokenizer.model`.
+    Pieces(Arc<Vocabulary>),
+    /// `tokenizer.json`.
+    BytePairs(Arc<BytePairs>),
 }
 
 #[derive(Debug)]
-struct Vocabulary {
+pub(super) struct Vocabulary {
     pieces: SentencePiece,
     /// Tokens behind the pieces, in order of their ids.
     added: Vec<String>,
@@ -50,18 +59,23 @@ pub(super) enum IdRole<'a> {
 }
 
 impl LlamaTokenizer {
-    /// Reads the tokenizer's files. Without a configuration the library's defaults hold (`legacy` on);
-    /// without a padding token the unknown one pads, as the reference sets it.
+    /// Reads the tokenizer's files; the first is `tokenizer.model` or, of byte pairs, `tokenizer.json`. Without a
+    /// configuration the library's defaults hold (`legacy` on); without a padding token the unknown one pads, as the
+    /// reference sets it, and of byte pairs the one that ends a text.
     pub fn from_bytes(
         tokenizer_model: &[u8],
         tokenizer_config_json: Option<&[u8]>,
         added_tokens_json: Option<&[u8]>,
         special_tokens_map: Option<&[u8]>,
     ) -> Result<Self> {
-        let pieces = SentencePiece::from_bytes(tokenizer_model)?;
         let config = read_object("tokenizer_config.json", tokenizer_config_json)?;
         let added_tokens = read_object("added_tokens.json", added_tokens_json)?;
         let map = read_object("special_tokens_map.json", special_tokens_map)?;
+        if tokenizer_model.starts_with(b"{") {
+            let pairs = BytePairs::new(tokenizer_model, &config, &added_tokens, &map)?;
+            return Ok(Self { kind: Kind::BytePairs(Arc::new(pairs)) });
+        }
+        let pieces = SentencePiece::from_bytes(tokenizer_model)?;
         for (key, wanted) in
             [("add_bos_token", true), ("add_eos_token", false), ("clean_up_tokenization_spaces", false)]
         {
@@ -72,66 +86,10 @@ impl LlamaTokenizer {
                 )));
             }
         }
-        Self::assemble(pieces, &config, &added_tokens, &map)
-    }
+        let legacy = read_flag(&config, "legacy", true)?;
+        let special = read_special_tokens(&config, &map)?;
 
-    /// A vocabulary as GGUF files hold it: a text, a score and ggml's number of a kind for each id. Tokens behind the pieces are
-    /// added ones; `special` are pairs of a role (`bos_token`) and an id.
-    ///
-    /// # Errors
-    /// [`Error::Tokenizer`] for a vocabulary that is none of SentencePiece.
-    pub fn from_vocabulary(
-        tokens: &[(String, f32, u32)],
-        space_prefix: bool,
-        special: &[(&str, u64)],
-    ) -> Result<Self> {
-        const UNUSED: u32 = 5;
-        let count = tokens.iter().take_while(|(_, _, kind)| !matches!(*kind, 4 | UNUSED)).count();
-        let (pieces, added) = tokens.split_at(count);
-        let pieces = pieces.iter().enumerate().map(|(id, (text, score, kind))| {
-            let kind = match kind {
-                1 => Type::Normal,
-                2 => Type::Unknown,
-                3 => Type::Control,
-                6 => Type::Byte,
-                other => {
-                    return Err(Error::Tokenizer(format!(
-                        "token {id} (`{text}`) is of an unknown kind, {other}"
-                    )));
-                }
-            };
-            Ok((text.as_str(), *score, kind))
-        });
-        let pieces: Vec<_> = pieces.collect::<Result<_>>()?;
-        let bytes = pieces.iter().any(|(_, _, kind)| *kind == Type::Byte);
-        let pieces = SentencePiece::new(pieces.into_iter(), bytes, " \u{2047} ".to_owned(), space_prefix)?;
-        let added_tokens = added
-            .iter()
-            .zip(count..)
-            .filter(|((_, _, kind), _)| *kind != UNUSED)
-            .map(|((text, ..), id)| (text.clone(), Value::from(id)))
-            .collect();
-        let text_of = |id: u64| tokens.get(usize::try_from(id).ok()?).map(|(text, ..)| text.clone());
-        let mut config = Map::new();
-        for (role, id) in special {
-            let text = text_of(*id).ok_or_else(|| {
-                Error::Tokenizer(format!("`{role}` has id {id} of {} tokens", tokens.len()))
-            })?;
-            config.insert((*role).to_owned(), Value::from(text));
-        }
-        Self::assemble(pieces, &config, &added_tokens, &Map::new())
-    }
-
-    fn assemble(
-        pieces: SentencePiece,
-        config: &Map<String, Value>,
-        added_tokens: &Map<String, Value>,
-        map: &Map<String, Value>,
-    ) -> Result<Self> {
-        let legacy = read_flag(config, "legacy", true)?;
-        let special = read_special_tokens(config, map)?;
-
-        let mut added = read_added_tokens(added_tokens, &pieces)?;
+        let mut added = read_added_tokens(&added_tokens, &pieces)?;
         let mut added_ids: HashMap<String, u32> = HashMap::new();
         for (token, id) in added.iter().zip(next_id(&pieces, 0)?..) {
             added_ids.insert(token.clone(), id);
@@ -166,7 +124,7 @@ impl LlamaTokenizer {
             let content = token.content.clone();
             whole.insert(&token.content, WholeToken { content, id, strips_left, strips_right });
         }
-        let inner = Vocabulary {
+        let vocabulary = Vocabulary {
             bos: role_id("bos_token", unk),
             eos: role_id("eos_token", unk),
             unk,
@@ -178,12 +136,19 @@ impl LlamaTokenizer {
             added_ids,
             pieces,
         };
-        Ok(Self { inner: Arc::new(inner) })
+        Ok(Self { kind: Kind::Pieces(Arc::new(vocabulary)) })
     }
 
     /// Ids of `text`, behind the id of the beginning if `add_bos`.
     pub fn encode(&self, text: &str, add_bos: bool) -> Vec<u32> {
-        let vocabulary = &self.inner;
+        let vocabulary = match &self.kind {
+            Kind::Pieces(vocabulary) => vocabulary,
+            Kind::BytePairs(pairs) => {
+                let mut ids: Vec<u32> = pairs.bos().filter(|_| add_bos).into_iter().collect();
+                pairs.encode(text, &mut ids);
+                return ids;
+            }
+        };
         // Without legacy the mark says that a part is the text's start, so the text itself must not hold it.
         let text = if vocabulary.legacy {
             Cow::Borrowed(text)
@@ -216,13 +181,22 @@ impl LlamaTokenizer {
             text.push_str(&stream.finish());
             return text;
         }
+        let vocabulary = match &self.kind {
+            Kind::Pieces(vocabulary) => vocabulary,
+            Kind::BytePairs(pairs) => {
+                let (mut text, mut pending) = (String::new(), Vec::new());
+                ids.iter().for_each(|id| pairs.decode(*id, false, &mut pending, &mut text));
+                byte_pairs::finish(&mut pending, &mut text);
+                return text;
+            }
+        };
         let mut parts: Vec<String> = Vec::new();
         let mut run: Vec<u32> = Vec::new();
         for id in ids {
-            match self.role(*id) {
+            match vocabulary.role(*id) {
                 IdRole::Added(token) => {
                     if !run.is_empty() {
-                        parts.push(self.decode_run(&run));
+                        parts.push(vocabulary.decode_run(&run));
                         run.clear();
                     }
                     parts.push(token.to_owned());
@@ -231,11 +205,78 @@ impl LlamaTokenizer {
             }
         }
         if !run.is_empty() {
-            parts.push(self.decode_run(&run));
+            parts.push(vocabulary.decode_run(&run));
         }
         parts.join(" ")
     }
 
+    /// Decodes ids one by one, special tokens left out.
+    pub fn stream(&self) -> StreamDecoder {
+        StreamDecoder::new(self.clone())
+    }
+
+    /// The id of a token, written as in the vocabulary (in pieces `▁` for a space, in byte pairs `Ġ`).
+    pub fn token_to_id(&self, token: &str) -> Option<u32> {
+        match &self.kind {
+            Kind::Pieces(vocabulary) => vocabulary.id(token),
+            Kind::BytePairs(pairs) => pairs.id(token),
+        }
+    }
+
+    /// The token of an id, written as in the vocabulary.
+    pub fn id_to_token(&self, id: u32) -> Option<&str> {
+        match &self.kind {
+            Kind::Pieces(vocabulary) => vocabulary.text(id),
+            Kind::BytePairs(pairs) => pairs.text(id),
+        }
+    }
+
+    /// Number of ids, added tokens included.
+    pub fn vocab_size(&self) -> usize {
+        match &self.kind {
+            Kind::Pieces(vocabulary) => vocabulary.pieces.len() + vocabulary.added.len(),
+            Kind::BytePairs(pairs) => pairs.len(),
+        }
+    }
+
+    /// The id that starts a text; none where texts start as they are, as Qwen2's do.
+    pub fn bos_id(&self) -> Option<u32> {
+        match &self.kind {
+            Kind::Pieces(vocabulary) => Some(vocabulary.bos),
+            Kind::BytePairs(pairs) => pairs.bos(),
+        }
+    }
+
+    /// The id that ends an answer.
+    pub fn eos_id(&self) -> u32 {
+        match &self.kind {
+            Kind::Pieces(vocabulary) => vocabulary.eos,
+            Kind::BytePairs(pairs) => pairs.eos(),
+        }
+    }
+
+    /// The id of what the vocabulary cannot say; none where it can say everything.
+    pub fn unk_id(&self) -> Option<u32> {
+        match &self.kind {
+            Kind::Pieces(vocabulary) => Some(vocabulary.unk),
+            Kind::BytePairs(_) => None,
+        }
+    }
+
+    /// The id that fills rows of a batch.
+    pub fn pad_id(&self) -> u32 {
+        match &self.kind {
+            Kind::Pieces(vocabulary) => vocabulary.pad,
+            Kind::BytePairs(pairs) => pairs.pad(),
+        }
+    }
+
+    pub(super) fn kind(&self) -> &Kind {
+        &self.kind
+    }
+}
+
+impl Vocabulary {
     /// Pieces and special tokens between two added tokens. A special token behind text puts a space in
     /// front of that text, a habit of the reference.
     fn decode_run(&self, ids: &[u32]) -> String {
@@ -244,18 +285,18 @@ impl LlamaTokenizer {
         let mut pieces = PieceDecoder::new();
         let mut after_special = true;
         for id in ids {
-            if self.inner.special_ids.contains(id) {
+            if self.special_ids.contains(id) {
                 pieces.finish(&mut pending);
                 if !after_special {
                     text.push(' ');
                 }
                 text.push_str(&pending);
-                text.push_str(self.id_to_token(*id).unwrap_or_default());
+                text.push_str(self.text(*id).unwrap_or_default());
                 pending.clear();
                 pieces = PieceDecoder::new();
                 after_special = true;
             } else {
-                pieces.push(&self.inner.pieces, *id, &mut pending);
+                pieces.push(&self.pieces, *id, &mut pending);
                 after_special = false;
             }
         }
@@ -263,60 +304,28 @@ impl LlamaTokenizer {
         text + &pending
     }
 
-    /// Decodes ids one by one, special tokens left out.
-    pub fn stream(&self) -> StreamDecoder {
-        StreamDecoder::new(self.clone())
+    fn id(&self, token: &str) -> Option<u32> {
+        self.pieces.id(token).or_else(|| self.added_ids.get(token).copied())
     }
 
-    /// The id of a token or piece, written as in the vocabulary (`▁` for a space).
-    pub fn token_to_id(&self, token: &str) -> Option<u32> {
-        self.inner.pieces.id(token).or_else(|| self.inner.added_ids.get(token).copied())
-    }
-
-    /// The token or piece of an id, written as in the vocabulary.
-    pub fn id_to_token(&self, id: u32) -> Option<&str> {
-        self.inner.pieces.text(id).or_else(|| self.added(id))
-    }
-
-    /// Number of ids, added tokens included.
-    pub fn vocab_size(&self) -> usize {
-        self.inner.pieces.len() + self.inner.added.len()
-    }
-
-    /// The id that starts a text.
-    pub fn bos_id(&self) -> u32 {
-        self.inner.bos
-    }
-
-    /// The id that ends an answer.
-    pub fn eos_id(&self) -> u32 {
-        self.inner.eos
-    }
-
-    /// The id of what the vocabulary cannot say.
-    pub fn unk_id(&self) -> u32 {
-        self.inner.unk
-    }
-
-    /// The id that fills rows of a batch; the unknown one unless the files name another.
-    pub fn pad_id(&self) -> u32 {
-        self.inner.pad
+    fn text(&self, id: u32) -> Option<&str> {
+        self.pieces.text(id).or_else(|| self.added(id))
     }
 
     pub(super) fn role(&self, id: u32) -> IdRole<'_> {
-        if self.inner.special_ids.contains(&id) {
+        if self.special_ids.contains(&id) {
             return IdRole::Special;
         }
         self.added(id).map_or(IdRole::Piece, IdRole::Added)
     }
 
     pub(super) fn pieces(&self) -> &SentencePiece {
-        &self.inner.pieces
+        &self.pieces
     }
 
     fn added(&self, id: u32) -> Option<&str> {
-        let index = usize::try_from(id).ok()?.checked_sub(self.inner.pieces.len())?;
-        self.inner.added.get(index).map(String::as_str)
+        let index = usize::try_from(id).ok()?.checked_sub(self.pieces.len())?;
+        self.added.get(index).map(String::as_str)
     }
 }
 

@@ -3,6 +3,7 @@
 //! Both take the bytes of the files that ship with a checkpoint and reproduce what the reference's
 //! Python tokenizers (transformers 4.31, "slow") make of a text, id by id.
 
+mod byte_pairs;
 mod llama;
 mod sentence_piece;
 mod special_tokens;

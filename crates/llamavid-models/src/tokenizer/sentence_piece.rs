@@ -74,35 +74,26 @@ impl SentencePiece {
             )));
         }
         let surface = proto.trainer().map_or_else(String::new, |trainer| trainer.unk_surface().into());
-        let pieces = proto.pieces().iter().map(|piece| (piece.piece(), piece.score(), piece.r#type()));
-        Self::new(pieces, byte_fallback, surface, normalizer.add_dummy_prefix())
-    }
-
-    /// A vocabulary of texts, scores and types.
-    pub(super) fn new<'a>(
-        pieces: impl ExactSizeIterator<Item = (&'a str, f32, Type)>,
-        byte_fallback: bool,
-        unknown_surface: String,
-        dummy_prefix: bool,
-    ) -> Result<Self> {
+        let pieces = proto.pieces();
         let mut model = Self {
             pieces: Vec::with_capacity(pieces.len()),
             ids: HashMap::with_capacity(pieces.len()),
             unknown: 0,
-            unknown_surface,
+            unknown_surface: surface,
             bytes: None,
-            dummy_prefix,
+            dummy_prefix: normalizer.add_dummy_prefix(),
             longest: 0,
         };
         let mut unknown = None;
         let mut bytes = vec![None; 256];
-        for (index, (text, score, kind)) in pieces.enumerate() {
+        for (index, piece) in pieces.iter().enumerate() {
+            let (text, score) = (piece.piece(), piece.score());
             let id = u32::try_from(index)
                 .map_err(|_| Error::Tokenizer("tokenizer.model has more pieces than ids".into()))?;
             let problem = |problem: &str| {
                 Error::Tokenizer(format!("tokenizer.model, piece {id} (`{text}`): {problem}"))
             };
-            let kind = match kind {
+            let kind = match piece.r#type() {
                 Type::Normal => PieceKind::Normal,
                 Type::Control => PieceKind::Control,
                 Type::Unknown => {

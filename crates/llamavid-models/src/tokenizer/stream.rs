@@ -1,6 +1,7 @@
 //! Text of an answer while it is made.
 
-use super::llama::{IdRole, LlamaTokenizer};
+use super::byte_pairs;
+use super::llama::{IdRole, Kind, LlamaTokenizer};
 use super::sentence_piece::PieceDecoder;
 
 /// Decodes ids as they come, special tokens left out. What it gives out never ends inside a character,
@@ -12,18 +13,27 @@ pub struct StreamDecoder {
     run: Option<PieceDecoder>,
     /// Whether a part has come before: parts are put together with spaces.
     has_parts: bool,
+    /// Of byte pairs: bytes that may become a character with the next ones.
+    pending: Vec<u8>,
 }
 
 impl StreamDecoder {
     /// Starts an empty text.
     pub fn new(tokenizer: LlamaTokenizer) -> Self {
-        Self { tokenizer, run: None, has_parts: false }
+        Self { tokenizer, run: None, has_parts: false, pending: Vec::new() }
     }
 
     /// What `id` adds to the text; empty while a character is incomplete.
     pub fn push(&mut self, id: u32) -> String {
         let mut delta = String::new();
-        match self.tokenizer.role(id) {
+        let vocabulary = match self.tokenizer.kind() {
+            Kind::Pieces(vocabulary) => vocabulary,
+            Kind::BytePairs(pairs) => {
+                pairs.decode(id, true, &mut self.pending, &mut delta);
+                return delta;
+            }
+        };
+        match vocabulary.role(id) {
             IdRole::Special => {}
             IdRole::Added(token) => {
                 if let Some(mut run) = self.run.take() {
@@ -43,7 +53,7 @@ impl StreamDecoder {
                     self.has_parts = true;
                     PieceDecoder::new()
                 });
-                run.push(self.tokenizer.pieces(), id, &mut delta);
+                run.push(vocabulary.pieces(), id, &mut delta);
             }
         }
         delta
@@ -55,6 +65,7 @@ impl StreamDecoder {
         if let Some(mut run) = self.run.take() {
             run.finish(&mut delta);
         }
+        byte_pairs::finish(&mut self.pending, &mut delta);
         self.has_parts = false;
         delta
     }

@@ -131,7 +131,7 @@ fn formats(dtype: Dtype, kind: DeviceKind) -> [Format; 4] {
         (Dtype::Auto, DeviceKind::Cuda) => DType::BF16,
         _ => half,
     };
-    let [eight_bit, four_bit] = [Quantisation::EightBit, Quantisation::FourBit].map(Some);
+    let [eight_bit, four_bit] = [Quantisation::Q8_0, Quantisation::Q4K].map(Some);
     [
         Format { dtype: DType::F32, quantisation: None },
         Format { dtype: half, quantisation: None },
@@ -252,8 +252,8 @@ impl<'a> Planner<'a> {
     /// What was asked for. Where the dtype is left open on a CPU, f32 if it fits, and half precision if only that fits.
     fn chosen(&self, options: &[Setting]) -> usize {
         match (self.quantisation, self.dtype, self.kind) {
-            (Some(Quantisation::EightBit), _, _) => 2,
-            (Some(Quantisation::FourBit), _, _) => 3,
+            (Some(Quantisation::Q8_0), _, _) => 2,
+            (Some(_), _, _) => 3,
             (None, Dtype::F32, _) => 0,
             (None, Dtype::Auto, DeviceKind::Cpu) => {
                 usize::from(options[0].fits == Some(false) && options[1].fits == Some(true))

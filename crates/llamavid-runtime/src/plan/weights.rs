@@ -1,9 +1,6 @@
 //! Bytes of a model's weights in each format, from their shapes and from how their files hold them.
 
-use std::collections::BTreeSet;
-use std::sync::{Arc, Mutex, PoisonError};
-
-use candle_core::{DType, Device, Shape};
+use candle_core::{DType, Device};
 use llamavid_models::WeightSource;
 use llamavid_models::language_model::LanguageModel;
 use llamavid_models::token_generation::TokenGenerator;
@@ -13,7 +10,7 @@ use serde::{Serialize, Serializer};
 
 use crate::Result;
 use crate::model_folder::ModelFolder;
-use crate::weight_shapes::weight_shapes;
+use crate::weight_shapes::{WeightShape, weight_shapes};
 
 /// A way to hold weights.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -35,8 +32,9 @@ fn bits<S: Serializer>(
 ) -> std::result::Result<S::Ok, S::Error> {
     serializer.serialize_str(match quantisation {
         None => "16bit",
-        Some(Quantisation::EightBit) => "8bit",
-        Some(Quantisation::FourBit) => "4bit",
+        Some(Quantisation::Q8_0) => "8bit",
+        // The only other one that `Precision::parse_bits` gives.
+        Some(_) => "4bit",
     })
 }
 
@@ -100,7 +98,7 @@ impl Weights {
     /// Weights of a kind that is not read.
     pub(super) fn held(&self, format: Format) -> Result<Held> {
         // As `ModelFolder` has it: the small parts feel an error in every answer.
-        let small = Format { quantisation: format.quantisation.map(|_| Quantisation::EightBit), ..format };
+        let small = Format { quantisation: format.quantisation.map(|_| Quantisation::Q8_0), ..format };
         let parts = [
             self.visual_encoder.held(small)?,
             self.token_generator.held(small)?,
@@ -119,8 +117,7 @@ impl Weights {
 #[derive(Debug)]
 struct Part {
     loader: Loader,
-    /// Names, shapes, and whether a weight is a matrix that may be in blocks.
-    weights: Vec<(String, Shape, bool)>,
+    weights: Vec<WeightShape>,
 }
 
 #[derive(Debug, Clone, Copy, Default)]
@@ -135,30 +132,17 @@ impl Part {
         loader: Loader,
         build: impl FnOnce(WeightSource<'static>) -> llamavid_models::Result<M>,
     ) -> Result<Self> {
-        let matrices = Arc::new(Mutex::new(BTreeSet::new()));
-        let asked = matrices.clone();
-        let shapes = weight_shapes(|vb| {
-            build(WeightSource::new(vb, move |name, _| {
-                asked.lock().unwrap_or_else(PoisonError::into_inner).insert(name.to_owned());
-                Ok(None)
-            }))
-        })?;
-        let matrices = matrices.lock().unwrap_or_else(PoisonError::into_inner);
-        let weights = shapes.into_iter().map(|(name, shape)| {
-            let matrix = matrices.contains(&name);
-            (name, shape, matrix)
-        });
-        Ok(Self { loader, weights: weights.collect() })
+        Ok(Self { loader, weights: weight_shapes(build)? })
     }
 
     fn held(&self, format: Format) -> Result<HeldPart> {
         // Published files are in half precision.
         const FILE: u64 = 2;
         let mut held = HeldPart::default();
-        for (name, shape, matrix) in &self.weights {
+        for WeightShape { name, shape, is_matrix } in &self.weights {
             let count = shape.elem_count() as u64;
             let columns = shape.dims().last().copied().unwrap_or(1);
-            let blocks = match matrix {
+            let blocks = match is_matrix {
                 true => self.loader.format(format.quantisation, name, columns)?,
                 false => None,
             };
@@ -166,12 +150,13 @@ impl Part {
             {
                 Some((blocks, row_bytes)) => {
                     held.in_blocks |= blocks.block_length() > 1;
-                    // Read as it lies in the file, mapped and copied, and rounded from f32; else mapped only.
-                    let rounded = if format.quantisation.is_some() { count * (2 * FILE + 4) } else { 0 };
+                    // Widened to f32 from the mapped file and then rounded; else mapped only.
+                    let rounded = if format.quantisation.is_some() { count * (FILE + 4) } else { 0 };
                     (count / columns.max(1) as u64 * row_bytes as u64, rounded)
                 }
                 None => {
-                    let copies = if format.dtype == DType::F16 { 1 } else { 2 };
+                    // From the mapped file; bf16 by way of a copy.
+                    let copies = if format.dtype == DType::BF16 { 2 } else { 1 };
                     (count * format.dtype.size_in_bytes() as u64, count * copies * FILE)
                 }
             };

@@ -1,22 +1,20 @@
 //! What a run would do, told before weights are read: parameters, memory, steps, tokens.
 
-use std::collections::BTreeMap;
-
-use candle_core::Shape;
 use llamavid_models::config::ModelConfig;
 use llamavid_models::language_model::{LanguageModel, LoraConfig};
 use llamavid_models::token_generation::{Compression, TokenGenerator};
 use llamavid_models::tokenizer::LlamaTokenizer;
 use llamavid_models::visual_encoder::VisualEncoder;
+use llamavid_train::StageModel;
 use llamavid_train::data::{Media, RecordFile, SampleOptions, TrainingTemplate, sample};
-use llamavid_train::{Part, StageModel};
+use llamavid_weights::Part;
 use serde::Serialize;
 
 use super::config::{ComputeDtype, OptimizerKind, Recipe, TrainingConfig};
 use super::is_hidden;
 use super::start::Start;
 use super::step_plan::StepPlan;
-use crate::weight_shapes::weight_shapes;
+use crate::weight_shapes::{WeightShape, weight_shapes};
 use crate::{Error, ErrorCode, Reply, Result, run_aside};
 
 /// Records whose length is looked at.
@@ -76,12 +74,12 @@ fn plan(config: &TrainingConfig) -> Result<Plan> {
 
     let mut parts: Vec<PlannedPart> = Part::ALL
         .into_iter()
-        .map(title)
+        .map(Part::title)
         .chain(lora.map(|_| ADAPTERS))
         .map(|name| PlannedPart { name, parameters: 0, trained: 0 })
         .collect();
-    for (name, shape) in &shapes {
-        let title = Part::split(name).map_or(ADAPTERS, |(part, _)| title(part));
+    for WeightShape { name, shape, .. } in &shapes {
+        let title = Part::split(name).map_or(ADAPTERS, |(part, _)| part.title());
         let count = shape.elem_count() as u64;
         if let Some(part) = parts.iter_mut().find(|part| part.name == title) {
             part.parameters += count;
@@ -90,14 +88,14 @@ fn plan(config: &TrainingConfig) -> Result<Plan> {
     }
     let parameters: u64 = parts.iter().map(|part| part.parameters).sum();
     let trained: u64 = parts.iter().map(|part| part.trained).sum();
-    let by_muon = |(name, shape): &(&String, &Shape)| {
-        recipe.optimizer.kind == OptimizerKind::Muon && shape.rank() == 2 && is_hidden(name)
+    let by_muon = |weight: &&WeightShape| {
+        recipe.optimizer.kind == OptimizerKind::Muon && weight.shape.rank() == 2 && is_hidden(&weight.name)
     };
     let muon: u64 = shapes
         .iter()
-        .filter(|(name, _)| trains.trains(name))
+        .filter(|weight| trains.trains(&weight.name))
         .filter(by_muon)
-        .map(|(_, shape)| shape.elem_count() as u64)
+        .map(|weight| weight.shape.elem_count() as u64)
         .sum();
 
     let length = mean_length(recipe, &list, &tokenizer, &model)?;
@@ -123,7 +121,7 @@ fn plan(config: &TrainingConfig) -> Result<Plan> {
         tokens: tokens as u64,
         // Forward once; backward twice where weights train, once where gradients only pass through.
         multiply_adds: tokens
-            * parts.iter().find(|part| part.name == title(Part::LanguageModel)).map_or(0.0, |part| {
+            * parts.iter().find(|part| part.name == Part::LanguageModel.title()).map_or(0.0, |part| {
                 (2 * part.parameters + part.trained) as f64
                     + if recipe.compute.activation_checkpointing { part.parameters as f64 } else { 0.0 }
             }),
@@ -135,16 +133,8 @@ fn plan(config: &TrainingConfig) -> Result<Plan> {
 
 const ADAPTERS: &str = "adapters";
 
-fn title(part: Part) -> &'static str {
-    match part {
-        Part::VisualEncoder => "visual encoder",
-        Part::TokenGenerator => "token generator",
-        Part::LanguageModel => "language model",
-    }
-}
-
-/// Shapes of all weights, by our names.
-fn shapes(model: &ModelConfig, lora: Option<&LoraConfig>) -> Result<BTreeMap<String, Shape>> {
+/// All weights, by our names.
+fn shapes(model: &ModelConfig, lora: Option<&LoraConfig>) -> Result<Vec<WeightShape>> {
     weight_shapes(|vb| {
         VisualEncoder::new(&model.visual, vb.pp(Part::VisualEncoder.name()))?;
         TokenGenerator::new(&model.tokens, vb.pp(Part::TokenGenerator.name()))?;

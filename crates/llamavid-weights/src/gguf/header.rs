@@ -151,17 +151,26 @@ fn place(
     }
 }
 
+/// ggml's number of a format.
+pub(crate) fn number(format: BlockFormat) -> u32 {
+    match format {
+        BlockFormat::F32 => 0,
+        BlockFormat::F16 => 1,
+        BlockFormat::Q4_0 => 2,
+        BlockFormat::Q8_0 => 8,
+        BlockFormat::Q4K => 12,
+        BlockFormat::Q5K => 13,
+        BlockFormat::Q6K => 14,
+        BlockFormat::BF16 => 30,
+    }
+}
+
 /// The format of ggml's number for it, or the name of one that is not read.
 fn format(kind: u32) -> Result<BlockFormat, String> {
+    if let Some(known) = BlockFormat::ALL.into_iter().find(|format| number(*format) == kind) {
+        return Ok(known);
+    }
     let other = match kind {
-        0 => return Ok(BlockFormat::F32),
-        1 => return Ok(BlockFormat::F16),
-        2 => return Ok(BlockFormat::Q4_0),
-        8 => return Ok(BlockFormat::Q8_0),
-        12 => return Ok(BlockFormat::Q4K),
-        13 => return Ok(BlockFormat::Q5K),
-        14 => return Ok(BlockFormat::Q6K),
-        30 => return Ok(BlockFormat::BF16),
         3 => "Q4_1",
         6 => "Q5_0",
         7 => "Q5_1",

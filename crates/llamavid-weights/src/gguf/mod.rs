@@ -10,10 +10,11 @@ use std::path::Path;
 use std::sync::Arc;
 
 use crate::error::{Error, Fault, Result, shown};
+use crate::key_table::ROPE_DIVISORS;
 use crate::mapped_file::MappedFile;
 
 pub use header::Value;
-pub(crate) use header::{Content, Placed, parse};
+pub(crate) use header::{Content, Placed, number, parse};
 
 /// A GGUF file, mapped.
 #[derive(Debug)]
@@ -160,6 +161,7 @@ fn published(key: &str) -> Option<String> {
         "token_embd.weight" => return Some("model.embed_tokens.weight".to_owned()),
         "output_norm.weight" => return Some("model.norm.weight".to_owned()),
         "output.weight" => return Some("lm_head.weight".to_owned()),
+        ROPE_DIVISORS => return Some(key.to_owned()),
         key => key.strip_prefix("blk.")?,
     };
     let (layer, rest) = rest.split_once('.')?;

@@ -4,11 +4,11 @@
 
 use std::io::{Error, Result, Write};
 
-use candle_core::quantized::{GgmlDType, QTensor};
-use candle_core::{DType, Device, Tensor};
-use rayon::prelude::*;
+use candle_core::{DType, Tensor};
+use llamavid_kernels::BlockFormat;
 
 use super::numbers;
+use crate::gguf;
 
 const VERSION: u32 = 3;
 /// Where a tensor's numbers begin is a multiple of this: `general.alignment` where a file does not say it.
@@ -45,7 +45,7 @@ pub struct GgufTensor {
     /// Its shape as elsewhere here, rows first; the file has it the other way round.
     pub shape: Vec<usize>,
     /// The format of its numbers.
-    pub format: GgmlDType,
+    pub format: BlockFormat,
 }
 
 impl GgufTensor {
@@ -56,7 +56,7 @@ impl GgufTensor {
 
     /// Bytes of its numbers.
     pub fn bytes(&self) -> usize {
-        self.shape.iter().product::<usize>() / self.format.block_size() * self.format.type_size()
+        self.shape.iter().product::<usize>() / self.format.block_length() * self.format.block_bytes()
     }
 }
 
@@ -125,32 +125,23 @@ fn write_blocks(tensor: &Tensor, as_: &GgufTensor, out: &mut impl Write) -> Resu
         let part = matrix.narrow(0, start, at_once.min(rows - start)).map_err(Error::other)?;
         match plain(as_.format) {
             Some(dtype) => numbers::write(&part.to_dtype(dtype).map_err(Error::other)?, out)?,
-            None => blocks(&part, as_.format)
-                .map_err(Error::other)?
-                .iter()
-                .try_for_each(|row| out.write_all(row))?,
+            None => out.write_all(&blocks(&part, as_.format).map_err(Error::other)?)?,
         }
     }
     Ok(())
 }
 
-/// The blocks of each row.
-fn blocks(rows: &Tensor, format: GgmlDType) -> candle_core::Result<Vec<Vec<u8>>> {
+fn blocks(rows: &Tensor, format: BlockFormat) -> candle_core::Result<Vec<u8>> {
     let (_rows, columns) = rows.dims2()?;
-    let values: Vec<f32> = rows.to_dtype(DType::F32)?.flatten_all()?.to_vec1()?;
-    let quantised = values.par_chunks(columns).map(|row| {
-        let row = Tensor::from_slice(row, columns, &Device::Cpu)?;
-        Ok(QTensor::quantize(&row, format)?.data()?.into_owned())
-    });
-    quantised.collect()
+    format.encode(&rows.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?, columns)
 }
 
 /// The dtype of a format whose blocks are single numbers.
-fn plain(format: GgmlDType) -> Option<DType> {
+fn plain(format: BlockFormat) -> Option<DType> {
     match format {
-        GgmlDType::F32 => Some(DType::F32),
-        GgmlDType::F16 => Some(DType::F16),
-        GgmlDType::BF16 => Some(DType::BF16),
+        BlockFormat::F32 => Some(DType::F32),
+        BlockFormat::F16 => Some(DType::F16),
+        BlockFormat::BF16 => Some(DType::BF16),
         _ => None,
     }
 }
@@ -170,35 +161,20 @@ fn header(metadata: &[(String, GgufValue)], tensors: &[GgufTensor]) -> Result<Ve
     }
     let mut offset = 0;
     for tensor in tensors {
-        let (shape, block) = (&tensor.shape, tensor.format.block_size());
+        let (shape, block) = (&tensor.shape, tensor.format.block_length());
         if shape.is_empty() || shape.len() > MAX_RANK || !tensor.columns().is_multiple_of(block) {
-            let format = tensor.format;
-            return Err(Error::other(format!("{}: {shape:?} cannot be written in {format:?}", tensor.name)));
+            let (name, format) = (&tensor.name, tensor.format.name());
+            return Err(Error::other(format!("{name}: {shape:?} cannot be written in {format}")));
         }
         header.text(&tensor.name);
         header.number(shape.len() as u32);
         shape.iter().rev().for_each(|size| header.count(*size));
-        header.number(format_number(tensor.format)?);
+        header.number(gguf::number(tensor.format));
         header.count(offset);
         offset += aligned(tensor.bytes());
     }
     header.0.resize(aligned(header.0.len()), 0);
     Ok(header.0)
-}
-
-/// ggml's number of a format.
-fn format_number(format: GgmlDType) -> Result<u32> {
-    Ok(match format {
-        GgmlDType::F32 => 0,
-        GgmlDType::F16 => 1,
-        GgmlDType::Q4_0 => 2,
-        GgmlDType::Q8_0 => 8,
-        GgmlDType::Q4K => 12,
-        GgmlDType::Q5K => 13,
-        GgmlDType::Q6K => 14,
-        GgmlDType::BF16 => 30,
-        other => return Err(Error::other(format!("tensors in {other:?} are not written"))),
-    })
 }
 
 /// A header under construction.

@@ -302,7 +302,7 @@ fn loading_rounds_numbers_once() {
     file.tensor(&layer("ffn_down"), &[4, 96], BlockFormat::F32, &numbers(4 * 96, 2));
     file.tensor(&layer("attn_v"), &[4, 40], BlockFormat::F32, &numbers(4 * 40, 3));
     let checkpoint = file.checkpoint();
-    let (eight, four) = (Some(Quantisation::EightBit), Some(Quantisation::FourBit));
+    let (eight, four) = (Some(Quantisation::Q8_0), Some(Quantisation::Q4K));
     for (name, formats) in [
         ("embed_tokens.weight", [Some(BlockFormat::BF16); 3]),
         ("lm_head.weight", [None, Some(BlockFormat::Q8_0), Some(BlockFormat::Q6K)]),
@@ -326,7 +326,7 @@ fn matrices_count_as_used_and_errors_keep_their_kind() {
     file.tensor("token_embd.weight", &[4, WIDTH], BlockFormat::F32, &broken);
     let checkpoint = file.checkpoint();
     let loader =
-        Loader::quantising(checkpoint, &LANGUAGE, Some(Quantisation::EightBit), DType::F32, &Device::Cpu);
+        Loader::quantising(checkpoint, &LANGUAGE, Some(Quantisation::Q8_0), DType::F32, &Device::Cpu);
     let matrices = loader.matrices();
     let shape = matrices("lm_head.weight", (5, WIDTH)).unwrap_err();
     let shape = loader.explain(shape);
@@ -344,7 +344,7 @@ fn matrices_count_as_used_and_errors_keep_their_kind() {
 fn small_parts_between_the_models_stay_as_they_are() {
     for name in ["context.key_proj.weight", "projector.0.weight", "bert_proj.weight"] {
         assert!(TOKENS.upstream(name).is_some());
-        assert_eq!(Quantisation::FourBit.format(name, 4096), None);
-        assert_eq!(Quantisation::EightBit.format(name, 4096), None);
+        assert_eq!(Quantisation::Q4K.format(name, 4096), None);
+        assert_eq!(Quantisation::Q8_0.format(name, 4096), None);
     }
 }

@@ -1,10 +1,9 @@
 //! The parts of a model and how their weights are named, in memory and in the published files.
 
-use llamavid_weights::KeyTable;
-use llamavid_weights::key_table::{LANGUAGE, TOKENS, VISION_TOWER, VISUAL};
+use crate::key_table::{KeyTable, LANGUAGE, TOKENS, VISION_TOWER, VISUAL};
 
 /// A part of the model. Its weights' names begin with [`Part::name`] and a dot.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Part {
     /// Pixels to visual features.
     VisualEncoder,
@@ -27,6 +26,15 @@ impl Part {
         }
     }
 
+    /// What it is called in messages.
+    pub fn title(self) -> &'static str {
+        match self {
+            Self::VisualEncoder => "visual encoder",
+            Self::TokenGenerator => "token generator",
+            Self::LanguageModel => "language model",
+        }
+    }
+
     /// The names in a checkpoint that holds only this part, or several parts side by side.
     pub fn table(self) -> &'static KeyTable {
         match self {
@@ -46,8 +54,13 @@ impl Part {
     /// place for.
     pub fn published(name: &str) -> Option<String> {
         let (part, rest) = Self::split(name)?;
-        let upstream = part.table().upstream(rest)?;
-        Some(match part {
+        part.upstream(rest)
+    }
+
+    /// The same of a weight by its name in this part.
+    pub fn upstream(self, name: &str) -> Option<String> {
+        let upstream = self.table().upstream(name)?;
+        Some(match self {
             Self::VisualEncoder => format!("{VISION_TOWER}{upstream}"),
             Self::TokenGenerator | Self::LanguageModel => upstream,
         })
