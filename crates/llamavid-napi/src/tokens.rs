@@ -63,6 +63,18 @@ impl TokenGenerator {
         )
     }
 
+    /// How much each frame has to do with a question, by frame. The features stay open.
+    #[napi]
+    pub fn relevance(
+        &self,
+        env: &Env,
+        features: &VisualFeatures,
+        question: String,
+        c: Option<&Cancellation>,
+    ) -> napi::Result<AsyncBlock<Float32Array>> {
+        float32_array(env, || Ok(self.handle.open()?.relevance(features.get()?, question, &flag(c))))
+    }
+
     /// Frees the weights, behind what still runs. Closing twice does nothing.
     #[napi]
     pub fn close(&self) {

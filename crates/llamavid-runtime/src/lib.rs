@@ -45,7 +45,7 @@ pub use llamavid_models::{
         conversation::{ImageTag, TEMPLATES, Template, Turn},
         movie::{movie_inputs, movie_question},
         splice::SpliceKind,
-        subtitles::Subtitle,
+        subtitles::{CueFormat, Subtitle},
     },
     token_generation::FeatureKind,
 };
@@ -55,7 +55,7 @@ pub use pixels::{MAX_FRAME_SIZE, PixelChannel, Pixels};
 pub use processor::processor_features;
 pub use reply::{Reply, catch_panic, run_aside};
 pub use session::{GenerateRequest, Piece, Session, Started};
-pub use subtitles::Subtitles;
+pub use subtitles::{StreamCue, Subtitles};
 pub use token_generator::{Ablation, TokenGenerator};
 pub use training::{
     MediaKind, TrainingBatch, TrainingFacts, TrainingFailure, TrainingRun, TrainingSample, TrainingStep,

@@ -1,7 +1,7 @@
 import { existsSync } from 'node:fs';
 import process from 'node:process';
 import type { AnswerResult, Clip, SamplingReport, SubtitleReport } from '@llamavid/pipeline';
-import { type AskFlags, askOptions, loadOptions, openOptions, wrong } from './flags.js';
+import { type AskFlags, askOptions, filesOf, loadOptions, openOptions, wrong } from './flags.js';
 import { Interrupt } from './interrupt.js';
 import { checkFiles, openFile, planFiles, sourceOf } from './media-files.js';
 import { previewToJson, previewToText } from './preview.js';
@@ -23,7 +23,7 @@ export async function ask(words: readonly string[], flags: AskFlags): Promise<nu
   // The addon is loaded here and not for `--help`.
   const { conversationTemplates, LlamaVid, previewPrompt } = await import('@llamavid/pipeline');
   const toAsk = askOptions(flags, conversationTemplates());
-  checkFiles(flags.subtitles === 'none' ? paths : [...paths, flags.subtitles]);
+  checkFiles(filesOf(paths, flags));
 
   const progress = new Progress(flags.quiet ?? false);
   try {

@@ -28,9 +28,11 @@ export async function planFiles(
 ): Promise<NonNullable<PlanOptions['dtype']>> {
   const { dtype = 'auto' } = options;
   if (paths.includes('-')) return dtype;
-  const { LlamaVid, refuseWhatCannotFit } = await import('@llamavid/pipeline');
+  const { LlamaVid, overflow, refuseWhatCannotFit } = await import('@llamavid/pipeline');
   progress.step('looking at the files');
   const plan = await LlamaVid.plan(model, paths.map(sourceOf), options);
+  const tooLong = overflow(plan);
+  if (tooLong !== undefined) throw tooLong;
   if (options.tryAnyway !== true) refuseWhatCannotFit(plan);
   const chosen = plan.options[plan.chosen];
   if (chosen === undefined || plan.device !== 'cpu') return dtype;

@@ -95,10 +95,12 @@ export type Answer<Sampling = SamplingReport | undefined> = TextStream<AnswerRes
 export interface Stages {
   tokenGenerator: TokenGenerator;
   languageModel: LanguageModel;
+  /** The context token and the content tokens of a frame. */
+  tokensPerFrame: number;
   model: AnswerModel;
   loadMs: number;
-  /** Throws `OUT_OF_MEMORY` for an answer that cannot fit. */
-  checkMemory: (question: PlannedQuestion) => void;
+  /** Throws `CONTEXT_OVERFLOW` or `OUT_OF_MEMORY` for an answer that cannot fit. */
+  checkRoom: (question: PlannedQuestion) => void;
 }
 
 /** @internal A question before its frames are decoded. */
@@ -155,8 +157,8 @@ export function answerQuestion(
     let result: AnswerResult | undefined;
     try {
       // Before the long work: a file of subtitles that cannot be read ends the answer here.
-      const read = await subtitlesOf(clips, options.subtitles);
-      stages.checkMemory({
+      const read = await subtitlesOf(clips, options.subtitles, options.signal);
+      stages.checkRoom({
         clips,
         subtitles: read,
         history,
@@ -237,13 +239,14 @@ export function answerQuestion(
 async function subtitlesOf(
   clips: readonly Clip[],
   source: SubtitleSource | undefined,
+  signal: AbortSignal | undefined,
 ): Promise<(ReadSubtitles | undefined)[]> {
-  if (source !== undefined && source !== 'none' && clips.length !== 1) {
+  if (source !== undefined && source !== 'none' && source !== 'auto' && clips.length !== 1) {
     throw new LlamaVidError(
       'INVALID_ARGUMENT',
       `subtitles were given for a question about ${clips.length} videos or pictures`,
       { hint: 'Open each video with its own subtitles.' },
     );
   }
-  return await Promise.all(clips.map((clip) => clip.subtitles(source)));
+  return await Promise.all(clips.map((clip) => clip.subtitles(source, signal)));
 }

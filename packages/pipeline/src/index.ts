@@ -12,6 +12,7 @@ export type {
 } from './answer.js';
 export { Chat, type SendOptions } from './chat.js';
 export { Clip, type OpenOptions } from './clip.js';
+export { type ContextFit, overflow } from './context-fit.js';
 export { bytesText, formatText, refuseWhatCannotFit } from './fitting.js';
 export { LlamaVid, type LoadOptions } from './llama-vid.js';
 export type { MediaPlan, PlanOptions } from './plan.js';

@@ -93,6 +93,20 @@ export class TokenGenerator implements Disposable {
     return natives.map((native) => new VisualTokens(native));
   }
 
+  /**
+   * How much each frame has to do with a question, by frame: the higher, the more. From the context attention before its
+   * softmax, which shares each frame's attention out among its own patches and so says nothing about other frames.
+   */
+  async relevance(
+    features: VisualFeatures,
+    question: string,
+    { signal }: Pick<GenerateOptions, 'signal'> = {},
+  ): Promise<Float32Array> {
+    return await withCancellation(signal, (cancellation) =>
+      this.#native.relevance(features[nativeHandle](), question, cancellation),
+    );
+  }
+
   /** Frees the weights. Closing twice does nothing. */
   close(): void {
     this.#native.close();

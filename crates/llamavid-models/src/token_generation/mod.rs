@@ -31,7 +31,7 @@ use self::projector::ContentProjector;
 use self::q_former::QFormer;
 use self::raw_bert::RawBert;
 use crate::linear::{Linear, linear};
-use crate::observer::Observer;
+use crate::observer::{Blind, Observer};
 use crate::weight_source::WeightSource;
 use crate::{Error, Result};
 
@@ -139,6 +139,32 @@ impl TokenGenerator {
         let tokens = Tensor::cat(&tokens, 1)?.flatten(1, 2)?; // (P, F * (1 + n), D)
         blocks.finish(&tokens)?;
         Ok(tokens)
+    }
+
+    /// How much each text query of a question asks for each patch of each frame, before the softmax: (P * F, Q, N) in f32.
+    ///
+    /// # Errors
+    /// As [`TokenGenerator::generate`].
+    pub fn context_scores(
+        &self,
+        features: &Tensor,
+        kind: FeatureKind,
+        questions: &Questions,
+    ) -> Result<Tensor> {
+        self.check_questions(questions)?;
+        self.check_features(features, kind)?;
+        let (frame_count, rows, _visual_width) = features.dims3()?;
+        let (question_count, _words) = questions.input_ids.dims2()?;
+        let cut = self.config.rows.cut(rows);
+        let frames = features.contiguous()?.to_dtype(self.dtype)?;
+        let patches = frames.narrow(1, cut, rows - cut)?.contiguous()?; // (F, N, V)
+        let mut blind = Blind;
+        let mut observer = BlockObserver::new(&mut blind, question_count);
+        let dropouts = Dropouts::new(None);
+        let query_rows =
+            self.query_model.forward(&frames, &patches, questions, frame_count, &dropouts, &mut observer)?;
+        let scores = self.context.scores(&query_rows, &patches, &mut observer)?;
+        Ok(pairs::rows_by_pair(&scores, question_count)?)
     }
 
     /// Features (F, R, V) and a question of its own for each frame give the tokens (F, 1 + n, D).
