@@ -82,6 +82,31 @@ impl TokenGenerator {
     }
 }
 
+/// Frames in a row whose relevance stands out.
+#[napi(object, object_from_js = false)]
+pub struct Moment {
+    /// Its first frame.
+    pub first: u32,
+    /// Its last frame.
+    pub last: u32,
+    /// Its most relevant frame.
+    pub peak: u32,
+}
+
+/// The moments of a video by the relevance of its frames, the most relevant first.
+#[napi]
+pub fn relevant_moments(relevance: &[f32]) -> napi::Result<Vec<Moment>> {
+    call(|| {
+        let found = runtime::moments(relevance).into_iter();
+        let numbers = |moment: runtime::Moment| Moment {
+            first: moment.first as u32,
+            last: moment.last as u32,
+            peak: moment.peak as u32,
+        };
+        Ok(found.map(numbers).collect())
+    })
+}
+
 /// Context and content tokens of a video for one question. Holds device memory until `close`.
 #[napi]
 pub struct VisualTokens {

@@ -15,6 +15,7 @@ mod layer_placement;
 pub mod manifest;
 mod model_description;
 pub mod model_folder;
+mod moments;
 mod picture;
 mod pixels;
 mod plan;
@@ -50,6 +51,7 @@ pub use llamavid_models::{
     token_generation::FeatureKind,
 };
 pub use model_description::ModelDescription;
+pub use moments::{Moment, moments};
 pub use picture::{MAX_PICTURE_PIXELS, Picture, decode_picture, encode_png};
 pub use pixels::{MAX_FRAME_SIZE, PixelChannel, Pixels};
 pub use processor::processor_features;

@@ -89,9 +89,7 @@ impl Subtitles {
     pub fn new(mut subtitles: Vec<Subtitle>) -> Result<Self> {
         let endless = |each: &Subtitle| !(each.start_time.is_finite() && each.end_time.is_finite());
         if let Some(index) = subtitles.iter().position(endless) {
-            return Err(Error::argument(format!(
-                "the times of subtitle {index} are not numbers of seconds"
-            )));
+            return Err(Error::argument(format!("the times of subtitle {index} are not numbers of seconds")));
         }
         let tagged = count(&subtitles, |each| each.text.contains(IMAGE_TAG));
         for subtitle in &mut subtitles {
@@ -185,7 +183,9 @@ mod tests {
     fn repairs_are_counted() {
         let mut file = DOG.replace("dog", "<im<image>age>dog\u{fe}").into_bytes();
         file.extend(b"2\n00:00:09,000 --> 00:00:02,000\n\xe9t\xe9\0\n");
-        file.extend(b"3\n00:00:01,500 --> 00:00:03,000\n<i>in</i>\n4\n00:00:09,000 --> 00:00:12,000\n2 < 3\n");
+        file.extend(
+            b"3\n00:00:01,500 --> 00:00:03,000\n<i>in</i>\n4\n00:00:09,000 --> 00:00:12,000\n2 < 3\n",
+        );
         file.extend(b"5\n00:00:11,000 --> 00:00:12,000\nover\n");
         let read = Subtitles::parse(&file, "film.srt").unwrap();
         let texts: Vec<&str> = read.subtitles.iter().map(|each| each.text.as_str()).collect();

@@ -113,7 +113,7 @@ impl TokenGenerator {
         })
     }
 
-    /// How much each frame has to do with a question, by frame.
+    /// How much each frame has to do with a question, by frame; see [`Model::relevance`].
     pub fn relevance(
         &self,
         features: Arc<VisualFeatures>,
@@ -121,8 +121,7 @@ impl TokenGenerator {
         cancellation: &Cancellation,
     ) -> Reply<Vec<f32>> {
         let relevance = |model: &Model, block: &Tensor, kind, questions: &Questions| {
-            let scores = model.context_scores(block, kind, questions)?;
-            Ok(scores.flatten_all()?)
+            Ok(model.relevance(block, kind, questions)?.get(0)?) // (F)
         };
         self.by_blocks(features, vec![question], cancellation, relevance, |parts| {
             Ok(Tensor::cat(parts, 0)?.to_vec1()?)

@@ -33,7 +33,7 @@ export interface MediaFlags {
 }
 
 export type ChatFlags = ModelFlags & AnswerFlags & MediaFlags;
-export type AskFlags = ChatFlags & { json?: boolean; dryRun?: boolean };
+export type AskFlags = ChatFlags & { json?: boolean; dryRun?: boolean; timeline?: 'json' | 'vtt' };
 
 export function addModelFlags(command: Command): void {
   command

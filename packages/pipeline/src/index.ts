@@ -19,3 +19,4 @@ export type { MediaPlan, PlanOptions } from './plan.js';
 export { type PreviewOptions, type PromptPreview, previewPrompt } from './preview.js';
 export type { Gpu, PlannedSetting, RunPlan, WeightFormat } from './run-plan.js';
 export type { SubtitleReport, SubtitleSource } from './subtitles.js';
+export { type Moment, type Timeline, timelineToVtt } from './timeline.js';

@@ -17,6 +17,7 @@ import { refuseWhatCannotFit } from './fitting.js';
 import { EMBEDDED, locateModel } from './model-name.js';
 import { largest, type MediaPlan, type PlanOptions, planMedia, promptSize, USUAL_ANSWER } from './plan.js';
 import { planRun, type RunPlan, type WeightFormat } from './run-plan.js';
+import { type Timeline, timelineOf } from './timeline.js';
 
 export interface LoadOptions extends StageOptions {
   /**
@@ -136,6 +137,15 @@ export class LlamaVid implements AsyncDisposable {
   ask(media: Clip | readonly Clip[] | undefined, question: string, options: AskOptions = {}): Answer {
     const context = { clips: listed(media), history: [] };
     return answerQuestion(this.#stages, () => context, question, options);
+  }
+
+  /**
+   * Where in a video what a question is about is seen: how much each frame has to do with it, by the context attention. Generates no
+   * answer, so the video may be longer than the context.
+   */
+  async timeline(media: Clip, question: string, options: { signal?: AbortSignal } = {}): Promise<Timeline> {
+    const { value } = await media.encoded(options.signal);
+    return await timelineOf(this.#stages.tokenGenerator, value, question, options.signal);
   }
 
   /** Starts a conversation about a video or picture, several of them, or none. */

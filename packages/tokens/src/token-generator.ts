@@ -94,8 +94,9 @@ export class TokenGenerator implements Disposable {
   }
 
   /**
-   * How much each frame has to do with a question, by frame: the higher, the more. From the context attention before its
-   * softmax, which shares each frame's attention out among its own patches and so says nothing about other frames.
+   * How much each frame has to do with a question, by frame, 0 or more: how far the attention that the question pays to a frame's
+   * patches is from an even one. From the scores before the softmax, which shares each frame's attention out among its own
+   * patches; see `docs/decisions/timeline.md`.
    */
   async relevance(
     features: VisualFeatures,

@@ -199,7 +199,8 @@ fn ass_text(text: &str) -> String {
             continue;
         };
         // `\p1` begins a drawing, whose coordinates look like text, and `\p0` ends it.
-        let scales = overrides.split('\\').filter_map(|tag| strip(tag).strip_prefix('p')?.parse::<u32>().ok());
+        let scales =
+            overrides.split('\\').filter_map(|tag| strip(tag).strip_prefix('p')?.parse::<u32>().ok());
         is_drawing = scales.last().map_or(is_drawing, |scale| scale > 0);
         if !is_drawing {
             shown.push_str(rest);
