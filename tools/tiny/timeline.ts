@@ -45,7 +45,8 @@ interface Measured {
 
 const asked = readRows(folder).filter(({ evidence }) => evidence !== undefined);
 const rows = asked.slice(0, values.limit === undefined ? undefined : Number(values.limit));
-if (rows.length === 0) throw new Error(`${folder}: no question says when its answer is seen; render --kinds needle`);
+if (rows.length === 0)
+  throw new Error(`${folder}: no question says when its answer is seen; render --kinds needle`);
 await using model = await LlamaVid.load(values.model);
 const measured: Measured[] = [];
 for (const group of byMedia(rows)) {
@@ -102,5 +103,8 @@ ${lines.join('\n')}
 
 ${new Set(measured.map(({ media }) => media)).size} videos of ${Math.min(...measured.map(({ frames }) => frames))} frames or more.`);
 if (values.json !== undefined) {
-  writeFileSync(values.json, `${JSON.stringify({ model: model.model.name, all, types, measured }, null, 2)}\n`);
+  writeFileSync(
+    values.json,
+    `${JSON.stringify({ model: model.model.name, all, types, measured }, null, 2)}\n`,
+  );
 }

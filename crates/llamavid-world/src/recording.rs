@@ -19,8 +19,8 @@ pub struct Recording {
 }
 
 impl Recording {
-    /// A file of 240 to 640 pixels a side, 24 to 30 frames a second and a rate factor of 23 to 34; a long video, and one with
-    /// a needle, has 240 to 320 pixels and 12 frames a second, a picture is square.
+    /// A file of 240 to 640 pixels a side, 24 to 30 frames a second and a rate factor of 23 to 34. A long video has 240 to 320
+    /// pixels and 12 frames a second, one with a needle 2 frames a second; both and pictures are square.
     pub fn random(rng: &mut impl Rng, kind: MediaKind) -> Self {
         let even = |value: usize| value / 2 * 2;
         let is_long = matches!(kind, MediaKind::Long | MediaKind::Needle);
@@ -31,7 +31,11 @@ impl Recording {
             (_, 3 | 4) => (wide, side),
             _ => (side, wide),
         };
-        let fps = if is_long { 12 } else { pick(rng, &[24, 25, 30]) };
+        let fps = match kind {
+            MediaKind::Long => 12,
+            MediaKind::Needle => 2,
+            _ => pick(rng, &[24, 25, 30]),
+        };
         Self { width, height, fps, crf: rng.random_range(23..=34) }
     }
 }

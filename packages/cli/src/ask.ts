@@ -21,7 +21,9 @@ export async function ask(words: readonly string[], flags: AskFlags): Promise<nu
   const { signal } = interrupt;
   const toOpen = openOptions(flags, paths, signal);
   // The addon is loaded here and not for `--help`.
-  const { conversationTemplates, LlamaVid, previewPrompt, timelineToVtt } = await import('@llamavid/pipeline');
+  const { conversationTemplates, LlamaVid, previewPrompt, timelineToVtt } = await import(
+    '@llamavid/pipeline'
+  );
   const toAsk = askOptions(flags, conversationTemplates());
   checkFiles(filesOf(paths, flags));
 
@@ -94,7 +96,8 @@ function noteOddities(
 
 /** The object that `--json` writes; its shape is a contract (README.md). */
 function toJson(result: AnswerResult, totalMs: number): object {
-  const { text, tokenIds, finishReason, usage, sampling, samplings, subtitles, work, timings, model } = result;
+  const { text, tokenIds, finishReason, usage, sampling, samplings, subtitles, work, timings, model } =
+    result;
   const { timelines } = result;
   return {
     answer: text,

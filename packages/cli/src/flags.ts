@@ -113,7 +113,12 @@ export function addMediaFlags(command: Command): void {
       parseWholeNumber('--max-visual-tokens', 1),
     )
     .option('--strict', 'damage in a file is an error instead of a note')
-    .option('--subtitles <file>', '.srt, .vtt or .ass file of the video; auto: the file beside it or a text stream in it; or none', subtitles, 'none')
+    .option(
+      '--subtitles <file>',
+      '.srt, .vtt or .ass file of the video; auto: the file beside it or a text stream in it; or none',
+      subtitles,
+      'none',
+    )
     .addOption(
       new Option('--store <folder>', 'none; features are not stored yet')
         .argParser(none('--store'))

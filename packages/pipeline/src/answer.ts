@@ -190,7 +190,8 @@ export function answerQuestion(
         const { queryQuestion = question, ablate } = options.evaluation ?? {};
         const { signal } = options;
         visualTokens.push(await tokenGenerator.generate(value.features, queryQuestion, { signal, ablate }));
-        if (options.timeline === true) timelines.push(await timelineOf(tokenGenerator, value, question, signal));
+        if (options.timeline === true)
+          timelines.push(await timelineOf(tokenGenerator, value, question, signal));
         tokensMs += performance.now() - generating;
       }
       const hasSubtitles = subtitles.some((each) => each !== undefined);

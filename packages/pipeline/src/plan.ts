@@ -91,7 +91,6 @@ export interface Looked {
   options: Pick<OpenOptions, 'start' | 'end'>;
 }
 
-
 /** Tokens of the prompt. Frame times, which only decoding tells, are spread evenly. */
 export function promptSize(
   description: ModelDescription,

@@ -32,7 +32,8 @@ export async function timelineOf(
   const at = (frame: number) => timestamps[frame] ?? 0;
   // A frame stands for the time up to the next one, the last for as long as the one before.
   const last = timestamps.length - 1;
-  const until = (frame: number) => (frame < last ? at(frame + 1) : at(last) + (last > 0 ? at(last) - at(last - 1) : 0));
+  const until = (frame: number) =>
+    frame < last ? at(frame + 1) : at(last) + (last > 0 ? at(last) - at(last - 1) : 0);
   return {
     question,
     frames: timestamps.map((time, frame) => ({ time, relevance: relevance[frame] ?? 0 })),
@@ -47,7 +48,11 @@ export async function timelineOf(
 
 /** The moments of a timeline as a WebVTT file, in order of time: chapters for a player. */
 export function timelineToVtt({ question, moments }: Timeline): string {
-  const text = question.replaceAll('&', '&amp;').replaceAll('<', '&lt;').replaceAll('>', '&gt;').replaceAll(/\s+/g, ' ');
+  const text = question
+    .replaceAll('&', '&amp;')
+    .replaceAll('<', '&lt;')
+    .replaceAll('>', '&gt;')
+    .replaceAll(/\s+/g, ' ');
   const cues = moments
     .map((moment, rank) => ({ ...moment, rank: rank + 1 }))
     .sort((left, right) => left.start - right.start)

@@ -166,12 +166,12 @@ describe('subtitles', () => {
     ['negative times', file('negative.srt', '1\n-00:00:01,000 --> 00:00:02,000\nHi\n'), 'DATA_INVALID'],
     ['a file of 1 TB', huge, 'MEDIA_TOO_LARGE'],
     ['.ass without dialogue', file('said.ass', '[Script Info]\nTitle: x\n'), 'DATA_INVALID'],
+    ['.ass with broken times', file('times.ass', '[Events]\nDialogue: 0,x,y,,,0,0,0,,Hi\n'), 'DATA_INVALID'],
     [
-      '.ass with broken times',
-      file('times.ass', '[Events]\nDialogue: 0,x,y,,,0,0,0,,Hi\n'),
+      '.vtt with negative times',
+      file('minus.vtt', 'WEBVTT\n\n-00:01.000 --> 00:02.000\nHi\n'),
       'DATA_INVALID',
     ],
-    ['.vtt with negative times', file('minus.vtt', 'WEBVTT\n\n-00:01.000 --> 00:02.000\nHi\n'), 'DATA_INVALID'],
     ['a time that is no number', [{ start: 0, end: Number.NaN, text: 'Hi' }], 'INVALID_ARGUMENT'],
   ] as const) {
     it(`are refused: ${what}`, async () => {
@@ -230,7 +230,8 @@ Dialogue: Marked=0,0:00:03.00,0:00:03.50,Default,,0,0,0,,Bye.\n`,
       cpSync(clipFile, video);
       expect((await seen(video)).report).toBeUndefined();
       // Of another video, and of no language.
-      for (const name of ['film.srt', 'film.part.2.srt', 'film.party.srt']) file(join('beside', name), cue('no'));
+      for (const name of ['film.srt', 'film.part.2.srt', 'film.party.srt'])
+        file(join('beside', name), cue('no'));
       expect((await seen(video)).report).toBeUndefined();
       for (const [name, text] of [
         ['film.part.en.forced.srt', 'a sign'],

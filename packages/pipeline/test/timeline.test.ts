@@ -20,7 +20,9 @@ describe('a timeline', () => {
     await using clip = await model.open(clipFile, { frames: 5 });
     const question = 'where is the red star?';
     const alone = await model.timeline(clip, question);
-    const { timelines, sampling } = await model.ask(clip, question, { timeline: true, maxNewTokens: 2 }).result();
+    const { timelines, sampling } = await model
+      .ask(clip, question, { timeline: true, maxNewTokens: 2 })
+      .result();
     expect(timelines).toEqual([alone]);
     expect(alone.frames.map(({ time }) => time)).toEqual(sampling.timestamps);
     expect(alone.frames.every(({ relevance }) => Number.isFinite(relevance))).toBe(true);
@@ -58,7 +60,9 @@ describe('the timeline of the embedded model', () => {
       for (const { question, evidence: [from = 0, to = 0] = [] } of world.questions) {
         const { frames, moments } = await model.timeline(clip, question);
         expect(frames.length).toBeGreaterThanOrEqual(600);
-        const best = frames.toSorted((left, right) => right.relevance - left.relevance).slice(0, frames.length / 100);
+        const best = frames
+          .toSorted((left, right) => right.relevance - left.relevance)
+          .slice(0, frames.length / 100);
         asked += 1;
         found += best.some(({ time }) => time >= from && time < to) ? 1 : 0;
         first += (moments[0]?.start ?? to) < to && (moments[0]?.end ?? from) > from ? 1 : 0;
@@ -66,7 +70,10 @@ describe('the timeline of the embedded model', () => {
     }
     // By chance 1 in 25; `pnpm eval:timeline` measures it.
     expect(asked).toBeGreaterThan(5);
-    expect([found / asked, first / asked].every((share) => share > 0.5), `${found}, ${first} of ${asked}`).toBe(true);
+    expect(
+      [found / asked, first / asked].every((share) => share > 0.5),
+      `${found}, ${first} of ${asked}`,
+    ).toBe(true);
   });
 
   async function* everySecond(world: WorldVideo): AsyncGenerator<Uint8Array> {

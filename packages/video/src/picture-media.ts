@@ -46,9 +46,7 @@ export async function openPictures(
   const times = list.pictures.map((_, picture) => secondsOf(picture, pictureFps));
   const duration = times.length / pictureFps;
   const chosen =
-    kind === 'image'
-      ? { indices: [0], omitted: 0 }
-      : chooseFrames(times, pictureFps, duration, sampling);
+    kind === 'image' ? { indices: [0], omitted: 0 } : chooseFrames(times, pictureFps, duration, sampling);
   if (chosen.indices.length === 0) throw invalidRange(name, sampling, duration);
   let failure: unknown;
   for (const picture of chosen.indices) {
@@ -167,8 +165,7 @@ class PictureMedia implements Media {
     const { frames, fps = DEFAULT_FPS, start = 0, end = seconds } = sampling;
     return {
       source: { ...this.info },
-      fps:
-        frames === undefined && omitted === 0 ? fps : timestamps.length / (Math.min(end, seconds) - start),
+      fps: frames === undefined && omitted === 0 ? fps : timestamps.length / (Math.min(end, seconds) - start),
       frames: timestamps.length,
       timestamps,
       framesDecoded: timestamps.length,

@@ -112,7 +112,9 @@ test('whatever the rate, the whole range is covered', () => {
       const [first, last] = [inside[0], inside.at(-1)];
       if (first === undefined || last === undefined) {
         // One frame is on display in a gap; behind the end there is nothing.
-        expect(indices.length).toBe(times[0] !== undefined && times[0] < (start ?? 0) && (start ?? 0) < duration ? 1 : 0);
+        expect(indices.length).toBe(
+          times[0] !== undefined && times[0] < (start ?? 0) && (start ?? 0) < duration ? 1 : 0,
+        );
         return;
       }
       const step = frameStep(averageFps, fps ?? 1);

@@ -41,7 +41,8 @@ test('a file without one has none', async () => {
 });
 
 test('every text format is read', async () => {
-  const header = '[Script Info]\n\n[Events]\nFormat: Layer, Start, End, Style, Name, MarginL, MarginR, MarginV, Effect, Text\n';
+  const header =
+    '[Script Info]\n\n[Events]\nFormat: Layer, Start, End, Style, Name, MarginL, MarginR, MarginV, Effect, Text\n';
   const cases = [
     ['a.mkv', 'ass', { codec: AV_CODEC_ID_ASS, header, cues: [[1000, 500, '0,0,Default,,0,0,0,,One, two']] }],
     ['b.mkv', 'webvtt', { codec: AV_CODEC_ID_WEBVTT, cues: [[1000, 500, '<v Anna>One']] }],
