@@ -159,7 +159,11 @@ mod tests {
         }
         let events = "[Events]\nDialogue: 0,0:00:01.00,0:00:02.00,Default,,0,0,0,,A dog.\n";
         for (file, name) in [(format!("[Script Info]\n{events}"), "film.srt"), (events.into(), "film.ASS")] {
-            assert_eq!(Subtitles::parse(file.as_bytes(), name).unwrap().subtitles, [dog.clone()], "{name}");
+            assert_eq!(
+                Subtitles::parse(file.as_bytes(), name).unwrap().subtitles,
+                std::slice::from_ref(&dog),
+                "{name}"
+            );
         }
         // In UTF-16 too.
         let wide: Vec<u8> = web.encode_utf16().flat_map(u16::to_le_bytes).collect();

@@ -21,7 +21,9 @@ beforeAll(() => {
 });
 afterAll(() => rmSync(folder, { recursive: true, force: true }));
 
-it('an hour fits a context of 64K, read in chunks, with keys and values in 8 bits', async () => {
+const slowly = { timeout: 300_000 };
+
+it('an hour fits a context of 64K, read in chunks, with keys and values in 8 bits', slowly, async () => {
   const options = { ...everyFrame, question, maxNewTokens: 8 };
   const [full, eight] = await Promise.all([
     LlamaVid.plan(folder, [long], options),
@@ -47,7 +49,7 @@ it('an hour fits a context of 64K, read in chunks, with keys and values in 8 bit
   expect(ids[1]?.[0]).toBe(ids[0]?.[0]);
 });
 
-it('an hour does not fit the context of the embedded model, which still tells where to look', async () => {
+it('an hour does not fit the context of the embedded model, which still tells where to look', slowly, async () => {
   await using model = await LlamaVid.load('tiny', { device: 'cpu', dtype: 'f32' });
   await using clip = await model.open(long, everyFrame);
   await expect(model.ask(clip, question).result()).rejects.toMatchObject({

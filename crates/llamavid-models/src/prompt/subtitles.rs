@@ -199,9 +199,10 @@ fn ass_text(text: &str) -> String {
             continue;
         };
         // `\p1` begins a drawing, whose coordinates look like text, and `\p0` ends it.
-        let scales =
-            overrides.split('\\').filter_map(|tag| strip(tag).strip_prefix('p')?.parse::<u32>().ok());
-        is_drawing = scales.last().map_or(is_drawing, |scale| scale > 0);
+        let scale = |tag: &str| strip(tag).strip_prefix('p')?.parse::<u32>().ok();
+        if let Some(scale) = overrides.split('\\').rev().find_map(scale) {
+            is_drawing = scale > 0;
+        }
         if !is_drawing {
             shown.push_str(rest);
         }
