@@ -13,6 +13,8 @@ export interface Row {
   unseenPhrasing: boolean;
   /** Path of its subtitles. */
   subtitles: string | undefined;
+  /** Seconds of the only scene that shows what is asked about, from and to. */
+  evidence: readonly [number, number] | undefined;
 }
 
 const NEVER_TRAINED = /\b(red star|green cross|blue ring|yellow square|purple circle|orange triangle)/;
@@ -44,6 +46,7 @@ export function readRows(folder: string): Row[] {
       answer: text('answer'),
       unseenPhrasing: row['unseen_phrasing'] === true,
       subtitles: typeof row['subtitles'] === 'string' ? path(row['subtitles']) : undefined,
+      evidence: Array.isArray(row['evidence']) ? (row['evidence'] as [number, number]) : undefined,
     };
   });
 }

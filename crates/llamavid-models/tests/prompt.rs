@@ -15,7 +15,9 @@ use llamavid_models::prompt::movie::{movie_inputs, movie_question};
 use llamavid_models::prompt::placeholders::{IMAGE_TOKEN, tokenize_with_images};
 use llamavid_models::prompt::sampling::{frame_indices, frame_times};
 use llamavid_models::prompt::splice::{BatchRow, SpliceKind, splice, splice_batch};
-use llamavid_models::prompt::subtitles::{SpeechSegment, Subtitle, from_speech, parse_srt, parse_webvtt};
+use llamavid_models::prompt::subtitles::{
+    CueFormat, SpeechSegment, Subtitle, cue_text, from_speech, holds_tags, parse_ass, parse_srt, parse_webvtt,
+};
 use llamavid_models::tokenizer::{LlamaTokenizer, WordPieceTokenizer};
 use serde_json::Value;
 
@@ -488,6 +490,56 @@ fn webvtt_files_with_everything() {
     }
     let error = parse_webvtt(b"WEBVTT\n\nsoon --> 00:02.000\nA dog.").unwrap_err().to_string();
     assert!(error.contains("line 3: `soon`"), "{error}");
+}
+
+#[test]
+fn ass_files_with_everything() {
+    let file = "\u{feff}[Script Info]\r\nTitle: a film\r\nDialogue: of no event\r\n\r\n[V4+ Styles]\r\n\
+        Format: Name, Fontname\r\nStyle: Default,Arial\r\n\r\n[Events]\r\n\
+        Format: Layer, Start, End, Style, Name, MarginL, MarginR, MarginV, Effect, Text\r\n\
+        Comment: 0,0:00:00.00,0:00:09.00,Default,,0,0,0,,not shown\r\n\
+        Dialogue: 0,0:00:05.00,0:00:06.50,Default,,0,0,0,,{\\an8\\i1}Second{\\i0}, with a comma...\r\n\
+        Dialogue: 1,0:00:01.25,0:00:02.00,Default,Anna,0,0,0,,First\\Nof two lines\\hand { a brace\r\n\
+        Dialogue: 0,0:00:03.00,0:00:04.00,Default,,0,0,0,,{\\pos(1,2)\\p2}m 0 0 l 100 0{\\p0}\r\n\
+        [Fonts]\r\nfontname: x\r\n";
+    let shown = |start_time, end_time, text: &str| Subtitle { start_time, end_time, text: text.into() };
+    let expected =
+        [shown(1.25, 2.0, "First of two lines and { a brace"), shown(5.0, 6.5, "Second, with a comma")];
+    assert_eq!(parse_ass(file.as_bytes()).unwrap(), expected);
+
+    // Version 4 and columns in another order.
+    let ssa = "[Events]\nDialogue: Marked=0,0:00:01.00,0:00:02.00,Default,NTP,0000,0000,0000,,A dog.\n";
+    assert_eq!(parse_ass(ssa.as_bytes()).unwrap(), [shown(1.0, 2.0, "A dog.")]);
+    let odd = "[EVENTS]\nFormat: End, Start, Text\nDialogue: 0:00:02.00, 0:00:01.00, A dog, too.\n";
+    assert_eq!(parse_ass(odd.as_bytes()).unwrap(), [shown(1.0, 2.0, "A dog, too.")]);
+    assert_eq!(parse_ass(b"").unwrap(), []);
+
+    for (line, problem) in [
+        ("Dialogue: 0,soon,0:00:02.00,Default,,0,0,0,,A dog.", "line 2: `soon`"),
+        ("Dialogue: 0,-0:00:01.00,0:00:02.00,Default,,0,0,0,,A dog.", "line 2: `-0:00:01.00`"),
+        ("Dialogue: 0,0:00:01.00", "line 2: 2 of 10 columns"),
+        ("Format: Layer, Text", "line 2: the columns"),
+    ] {
+        let error = parse_ass(format!("[Events]\n{line}\n").as_bytes()).unwrap_err().to_string();
+        assert!(error.contains(problem), "{error}");
+    }
+}
+
+#[test]
+fn subtitles_of_streams() {
+    let ass = b"12,0,Default,,0,0,0,,Yes, {\\b1}he said{\\b0}\\Nand left";
+    assert_eq!(cue_text(ass, CueFormat::Ass), "Yes, he said and left");
+    assert_eq!(cue_text(b"no columns", CueFormat::Ass), "");
+    let srt = b"{\\an8}<I>Hello</i> <font color=\"red\">you</font>\r\n1 < 2 <3 {set} <unknown>...";
+    assert_eq!(cue_text(srt, CueFormat::SubRip), "Hello you 1 < 2 <3 {set} <unknown>");
+    assert_eq!(cue_text(b"<v Anna>1 &lt; 2\nyes", CueFormat::WebVtt), "1 < 2 yes");
+    assert_eq!(cue_text(b"\0\x06A\ndog.\0\0\0\x10styl", CueFormat::MovText), "A dog.");
+    assert_eq!(cue_text(b"\0\xffcut", CueFormat::MovText), "cut");
+    assert_eq!(cue_text(b"\0\x06\xfe\xff\0H\0i", CueFormat::MovText), "Hi");
+    assert_eq!(cue_text(b"\0", CueFormat::MovText), "");
+    let tagged = ["<i>x", "{\\an8}x", "a</FONT>"];
+    let plain = ["1 < 2 > 1", "<unknown>", "{x}", "<b"];
+    assert!(tagged.iter().all(|text| holds_tags(text)) && !plain.iter().any(|text| holds_tags(text)));
 }
 
 #[test]

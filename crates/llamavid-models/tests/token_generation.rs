@@ -208,6 +208,32 @@ fn matches_the_reference() {
     }
 }
 
+/// The shares of attention are the reference's.
+#[test]
+fn relevance_is_how_far_recorded_attention_is_from_an_even_one() {
+    for name in CASES {
+        let oracle = Oracle::open(name);
+        let generator = oracle.generator(DType::F32);
+        for case in oracle.visual_cases() {
+            let (features, kind, questions) = oracle.input(case);
+            let relevance = generator.relevance(&features, kind, &questions).unwrap(); // (P, F)
+            let shares = oracle.recorded(case)["tok.scores"]; // (P * F, Q, N)
+            let even = (shares.dim(2).unwrap() as f64).ln();
+            let expected =
+                (shares.log().unwrap().mean(2).unwrap().mean(1).unwrap().neg().unwrap() - even).unwrap();
+            let expected = expected.reshape(relevance.dims()).unwrap();
+            let values = |tensor: &Tensor| tensor.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+            for (actual, expected) in values(&relevance).into_iter().zip(values(&expected)) {
+                assert!(
+                    (actual - expected).abs() < 1e-4 * expected.abs().max(1.0),
+                    "{name}: {actual}, {expected}"
+                );
+                assert!(actual > -1e-5, "{name}: {actual}");
+            }
+        }
+    }
+}
+
 #[test]
 fn checkpoints_have_no_weight_that_is_not_read() {
     for name in CASES {

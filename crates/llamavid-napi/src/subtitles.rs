@@ -1,8 +1,8 @@
 //! Subtitles and the prompt of a video that has them.
 
-use llamavid_runtime::{self as runtime, ImageTag, movie_inputs, run_aside};
+use llamavid_runtime::{self as runtime, CueFormat, ImageTag, movie_inputs, run_aside};
 use napi::Env;
-use napi::bindgen_prelude::AsyncBlock;
+use napi::bindgen_prelude::{AsyncBlock, Uint8Array};
 use napi_derive::napi;
 
 use crate::arguments::{size, word};
@@ -44,7 +44,7 @@ fn parse(subtitles: Vec<Subtitle>) -> Vec<runtime::Subtitle> {
         .collect()
 }
 
-/// Reads the bytes of a `.srt` or WebVTT file; `name` is what errors call it.
+/// Reads the bytes of a `.srt`, WebVTT or SubStation Alpha file; `name` is what errors call it.
 #[napi]
 pub fn parse_subtitles(env: &Env, bytes: &[u8], name: String) -> napi::Result<AsyncBlock<Subtitles>> {
     // The file is copied, and it is small: JavaScript may change its bytes while another thread reads.
@@ -52,6 +52,44 @@ pub fn parse_subtitles(env: &Env, bytes: &[u8], name: String) -> napi::Result<As
     promise(
         env,
         move || Ok(run_aside("llamavid subtitles", move || runtime::Subtitles::parse(&bytes, &name))),
+        Subtitles::from,
+    )
+}
+
+/// A subtitle of a text stream, as the video file holds it.
+#[napi(object, object_to_js = false)]
+pub struct StreamCue {
+    /// Seconds.
+    pub start: f64,
+    /// Seconds.
+    pub end: f64,
+    /// In the stream's format.
+    pub data: Uint8Array,
+}
+
+/// Reads what a text stream of a video file says.
+#[napi]
+pub fn read_subtitle_stream(
+    env: &Env,
+    #[napi(ts_arg_type = "'subrip' | 'webvtt' | 'ass' | 'mov_text'")] format: String,
+    cues: Vec<StreamCue>,
+) -> napi::Result<AsyncBlock<Subtitles>> {
+    let formats = [
+        ("subrip", CueFormat::SubRip),
+        ("webvtt", CueFormat::WebVtt),
+        ("ass", CueFormat::Ass),
+        ("mov_text", CueFormat::MovText),
+    ];
+    let cues = cues.into_iter();
+    let cues: Vec<runtime::StreamCue> = cues
+        .map(|cue| runtime::StreamCue { start: cue.start, end: cue.end, bytes: cue.data.to_vec() })
+        .collect();
+    promise(
+        env,
+        move || {
+            let format = word("format", &format, &formats)?;
+            Ok(run_aside("llamavid subtitles", move || runtime::Subtitles::from_stream(&cues, format)))
+        },
         Subtitles::from,
     )
 }

@@ -63,11 +63,48 @@ impl TokenGenerator {
         )
     }
 
+    /// How much each frame has to do with a question, by frame. The features stay open.
+    #[napi]
+    pub fn relevance(
+        &self,
+        env: &Env,
+        features: &VisualFeatures,
+        question: String,
+        c: Option<&Cancellation>,
+    ) -> napi::Result<AsyncBlock<Float32Array>> {
+        float32_array(env, || Ok(self.handle.open()?.relevance(features.get()?, question, &flag(c))))
+    }
+
     /// Frees the weights, behind what still runs. Closing twice does nothing.
     #[napi]
     pub fn close(&self) {
         drop(self.handle.close());
     }
+}
+
+/// Frames in a row whose relevance stands out.
+#[napi(object, object_from_js = false)]
+pub struct Moment {
+    /// Its first frame.
+    pub first: u32,
+    /// Its last frame.
+    pub last: u32,
+    /// Its most relevant frame.
+    pub peak: u32,
+}
+
+/// The moments of a video by the relevance of its frames, the most relevant first.
+#[napi]
+pub fn relevant_moments(relevance: &[f32]) -> napi::Result<Vec<Moment>> {
+    call(|| {
+        let found = runtime::moments(relevance).into_iter();
+        let numbers = |moment: runtime::Moment| Moment {
+            first: moment.first as u32,
+            last: moment.last as u32,
+            peak: moment.peak as u32,
+        };
+        Ok(found.map(numbers).collect())
+    })
 }
 
 /// Context and content tokens of a video for one question. Holds device memory until `close`.

@@ -13,11 +13,12 @@ use napi_derive::napi;
 use crate::arguments::{size, whole, word};
 use crate::promise::{call, promise};
 
-const KINDS: [(&str, MediaKind); 4] = [
+const KINDS: [(&str, MediaKind); 5] = [
     ("image", MediaKind::Image),
     ("clip", MediaKind::Clip),
     ("multi", MediaKind::Multi),
     ("long", MediaKind::Long),
+    ("needle", MediaKind::Needle),
 ];
 const PHRASINGS: [(&str, Phrasing); 3] =
     [("trained", Phrasing::Trained), ("unseen", Phrasing::Unseen), ("mixed", Phrasing::Mixed)];
@@ -34,8 +35,8 @@ pub struct WorldVideoOptions {
     pub seed: f64,
     /// Which of the seed's videos of this kind.
     pub index: f64,
-    /// A picture, one scene, one to six scenes, or many scenes with subtitles.
-    #[napi(ts_type = "'image' | 'clip' | 'multi' | 'long'")]
+    /// A picture, one scene, one to six scenes, many scenes with subtitles, or many of which one shows what no other does.
+    #[napi(ts_type = "'image' | 'clip' | 'multi' | 'long' | 'needle'")]
     pub kind: String,
     /// Whether the pairs of colour and shape that training never shows may be shown, or nothing else.
     #[napi(ts_type = "'forbid' | 'allow' | 'only'")]
@@ -57,11 +58,15 @@ pub struct WorldQuestion {
     pub answer: String,
     /// Whether training never uses this phrasing.
     pub unseen_phrasing: bool,
+    /// The seconds of the only scene that shows what is asked about, from and to.
+    pub evidence: Option<Vec<f64>>,
 }
 
-impl From<&Question> for WorldQuestion {
-    fn from(question: &Question) -> Self {
+impl WorldQuestion {
+    fn new(question: &Question, video: &Video) -> Self {
+        let evidence = video.evidence(question.subject);
         Self {
+            evidence: evidence.map(|(start, end)| vec![start, end]),
             kind: question.kind.name().to_owned(),
             question: question.text.clone(),
             answer: question.answer.clone(),
@@ -103,7 +108,7 @@ impl WorldVideo {
     /// Every question that can be asked about it.
     #[napi(getter)]
     pub fn questions(&self) -> Vec<WorldQuestion> {
-        self.questions.iter().map(WorldQuestion::from).collect()
+        self.questions.iter().map(|question| WorldQuestion::new(question, &self.video)).collect()
     }
 
     /// Pixels in a row.

@@ -16,6 +16,7 @@ mod layer_placement;
 pub mod manifest;
 mod model_description;
 pub mod model_folder;
+mod moments;
 mod picture;
 mod pixels;
 mod plan;
@@ -48,17 +49,18 @@ pub use llamavid_models::{
         conversation::{ImageTag, TEMPLATES, Template, Turn},
         movie::{movie_inputs, movie_question},
         splice::SpliceKind,
-        subtitles::Subtitle,
+        subtitles::{CueFormat, Subtitle},
     },
     token_generation::FeatureKind,
 };
 pub use model_description::ModelDescription;
+pub use moments::{Moment, moments};
 pub use picture::{MAX_PICTURE_PIXELS, Picture, decode_picture, encode_png};
 pub use pixels::{MAX_FRAME_SIZE, PixelChannel, Pixels};
 pub use processor::processor_features;
 pub use reply::{Reply, catch_panic, run_aside};
 pub use session::{GenerateRequest, Piece, Session, Started};
-pub use subtitles::Subtitles;
+pub use subtitles::{StreamCue, Subtitles};
 pub use token_generator::{Ablation, TokenGenerator};
 pub use tokenizer_files::TokenizerFiles;
 pub use training::{

@@ -88,13 +88,62 @@ impl TokenGenerator {
         ablation: Option<Ablation>,
         cancellation: &Cancellation,
     ) -> Reply<Vec<VisualTokens>> {
+        let device = self.device.clone();
+        let question_count = questions.len();
+        let frame_count = features.frame_count();
+        let generate = |model: &Model, block: &Tensor, kind, questions: &Questions| {
+            Ok(model.generate(block, kind, questions, &mut Blind)?) // (P, F * (1 + n), D)
+        };
+        self.by_blocks(features, questions, cancellation, generate, move |parts| {
+            let all = match parts {
+                [all] => all.clone(),
+                parts => Tensor::cat(parts, 1)?,
+            };
+            let tokens = (0..question_count).map(|index| {
+                // A copy, so that closing one question's tokens frees their memory.
+                let mut tokens = if question_count == 1 { all.get(0)? } else { all.get(index)?.copy()? };
+                if let Some(ablation) = ablation {
+                    let (rows, width) = tokens.dims2()?;
+                    let frames = tokens.reshape((frame_count, rows / frame_count, width))?;
+                    tokens = ablation.of(&frames)?.flatten(0, 1)?;
+                }
+                VisualTokens::new(tokens, frame_count, device.clone())
+            });
+            tokens.collect()
+        })
+    }
+
+    /// How much each frame has to do with a question, by frame; see [`Model::relevance`].
+    pub fn relevance(
+        &self,
+        features: Arc<VisualFeatures>,
+        question: String,
+        cancellation: &Cancellation,
+    ) -> Reply<Vec<f32>> {
+        let relevance = |model: &Model, block: &Tensor, kind, questions: &Questions| {
+            Ok(model.relevance(block, kind, questions)?.get(0)?) // (F)
+        };
+        self.by_blocks(features, vec![question], cancellation, relevance, |parts| {
+            Ok(Tensor::cat(parts, 0)?.to_vec1()?)
+        })
+    }
+
+    /// Does `work` with blocks of frames, a step each, and `finish` with what came of all.
+    fn by_blocks<T: Send + 'static>(
+        &self,
+        features: Arc<VisualFeatures>,
+        questions: Vec<String>,
+        cancellation: &Cancellation,
+        work: impl Fn(&Model, &Tensor, FeatureKind, &Questions) -> Result<Tensor> + Send + 'static,
+        finish: impl Fn(&[Tensor]) -> Result<T> + Send + 'static,
+    ) -> Reply<T> {
         let (model, tokenizer, expects) = (Arc::clone(&self.model), self.tokenizer.clone(), self.expects);
         let device = self.device.clone();
         let mut state: Option<(Questions, Tensor, FeatureKind)> = None;
         let mut parts = Vec::new();
         let mut done = 0;
         self.device.run(cancellation, move |on| {
-            let (questions, rows, kind) = match &mut state {
+            let (encoded, rows, kind) = match &mut state {
                 Some(state) => state,
                 None => {
                     if questions.is_empty() {
@@ -123,30 +172,14 @@ impl TokenGenerator {
                     state.insert((encoded, rows, kind))
                 }
             };
-            let (question_count, _words) = questions.input_ids.dims2()?;
             let frame_count = features.frame_count();
-            let count = (PAIRS_A_STEP / question_count).max(1).min(frame_count - done);
-            let block = rows.narrow(0, done, count)?;
-            parts.push(model.generate(&block, *kind, questions, &mut Blind)?); // (P, count * (1 + n), D)
+            let count = (PAIRS_A_STEP / questions.len()).max(1).min(frame_count - done);
+            parts.push(work(&model, &rows.narrow(0, done, count)?, *kind, encoded)?);
             done += count;
             if done < frame_count {
                 return Ok(ControlFlow::Continue(()));
             }
-            let all = match parts.as_slice() {
-                [all] => all.clone(),
-                parts => Tensor::cat(parts, 1)?,
-            };
-            let tokens = (0..question_count).map(|index| {
-                // A copy, so that closing one question's tokens frees their memory.
-                let mut tokens = if question_count == 1 { all.get(0)? } else { all.get(index)?.copy()? };
-                if let Some(ablation) = ablation {
-                    let (rows, width) = tokens.dims2()?;
-                    let frames = tokens.reshape((frame_count, rows / frame_count, width))?;
-                    tokens = ablation.of(&frames)?.flatten(0, 1)?;
-                }
-                VisualTokens::new(tokens, frame_count, device.clone())
-            });
-            Ok(ControlFlow::Break(tokens.collect::<Result<Vec<_>>>()?))
+            Ok(ControlFlow::Break(finish(&parts)?))
         })
     }
 }

@@ -88,7 +88,7 @@ impl Studio {
             MediaKind::Image => self.still.choose(rng).into_iter().collect(),
             MediaKind::Clip => self.moving.choose(rng).into_iter().collect(),
             MediaKind::Multi => self.cut(rng),
-            MediaKind::Long => {
+            MediaKind::Long | MediaKind::Needle => {
                 let count = rng.random_range(long);
                 let mut chosen: Vec<&Filmed> = Vec::with_capacity(count);
                 while chosen.len() < count {

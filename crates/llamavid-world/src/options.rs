@@ -44,6 +44,8 @@ pub struct WorldOptions {
     pub multi_scenes: RangeInclusive<usize>,
     /// The number of scenes of a video with subtitles.
     pub long_scenes: RangeInclusive<usize>,
+    /// How long a video with a needle is at least.
+    pub needle_seconds: u32,
 }
 
 impl Default for WorldOptions {
@@ -54,6 +56,7 @@ impl Default for WorldOptions {
             colour_jitter: 8,
             multi_scenes: 1..=6,
             long_scenes: 60..=150,
+            needle_seconds: 600,
         }
     }
 }

@@ -52,6 +52,7 @@ pub struct Question {
 ///
 /// - In one scene, shape and colour are asked about when one object alone has them.
 /// - In several scenes, an object's motion, position and background are asked about when it is in one scene only.
+/// - Of a video with a needle, only the objects are asked about that are in one scene.
 /// - Answers that name the one object of a scene (first, last, after, before, said) need a scene with one object.
 /// - Under [`NeverTrainedPairs::Forbid`] the questions name none of the pairs that are never trained.
 pub fn questions(video: &Video, media: MediaKind, phrasing: Phrasing, rng: &mut impl Rng) -> Vec<Question> {
@@ -69,8 +70,9 @@ pub fn questions(video: &Video, media: MediaKind, phrasing: Phrasing, rng: &mut 
             asked.many_scenes(video);
         }
         MediaKind::Long => asked.speech(video),
+        MediaKind::Needle => asked.needle(video),
     }
-    if media != MediaKind::Long {
+    if !matches!(media, MediaKind::Long | MediaKind::Needle) {
         asked.ask(QuestionType::Describe, Subject::Whole, describe(video, media));
     }
     asked.questions
@@ -263,6 +265,23 @@ impl<R: Rng> Asked<'_, R> {
         }
     }
 
+    /// What is asked about objects that are in one scene of a long video.
+    fn needle(&mut self, video: &Video) {
+        for pair in pairs(video) {
+            let Some(place) = video.only_scene_of(pair) else { continue };
+            let scene = &video.scenes[place];
+            let Some(object) = scene.find(pair) else { continue };
+            self.ask(QuestionType::Motion, Subject::Object(pair), object.motion.word());
+            self.ask(QuestionType::BackgroundOf, Subject::Object(pair), scene.background.word());
+            if object.motion == Motion::Still {
+                self.ask(QuestionType::Where, Subject::Object(pair), object.position().word());
+            }
+            if !matches!(object.motion, Motion::Grows | Motion::Shrinks) {
+                self.ask(QuestionType::Size, Subject::Object(pair), object.size.word());
+            }
+        }
+    }
+
     /// What is asked about subtitles.
     fn speech(&mut self, video: &Video) {
         for fact in &video.facts {
@@ -272,6 +291,22 @@ impl<R: Rng> Asked<'_, R> {
             if let Some(alone) = video.scenes.get(spoken.scene).and_then(alone) {
                 self.ask(QuestionType::Said, Subject::Cue(spoken.cue), alone.with_article());
             }
+        }
+    }
+}
+
+impl Video {
+    /// The scene that shows a pair, if it is one alone.
+    pub fn only_scene_of(&self, pair: Pair) -> Option<usize> {
+        let mut places = (0..self.scenes.len()).filter(|&index| self.scenes[index].find(pair).is_some());
+        places.next().filter(|_| places.next().is_none())
+    }
+
+    /// When the object that a question is about is seen, in seconds, if that is once.
+    pub fn evidence(&self, subject: Subject) -> Option<(f64, f64)> {
+        match subject {
+            Subject::Object(pair) => Some(self.span(self.only_scene_of(pair)?)),
+            _ => None,
         }
     }
 }

@@ -19,18 +19,23 @@ pub struct Recording {
 }
 
 impl Recording {
-    /// A file of 240 to 640 pixels a side, 24 to 30 frames a second and a rate factor of 23 to 34; a long video has
-    /// 240 to 320 pixels and 12 frames a second, a picture is square.
+    /// A file of 240 to 640 pixels a side, 24 to 30 frames a second and a rate factor of 23 to 34. A long video has 240 to 320
+    /// pixels and 12 frames a second, one with a needle 2 frames a second; both and pictures are square.
     pub fn random(rng: &mut impl Rng, kind: MediaKind) -> Self {
         let even = |value: usize| value / 2 * 2;
-        let side = even(rng.random_range(if kind == MediaKind::Long { 240..=320 } else { 240..=480 }));
+        let is_long = matches!(kind, MediaKind::Long | MediaKind::Needle);
+        let side = even(rng.random_range(if is_long { 240..=320 } else { 240..=480 }));
         let wide = even(if rng.random_bool(0.5) { side * 4 / 3 } else { (side * 16 / 9).min(640) });
         let (width, height) = match (kind, rng.random_range(0..6)) {
-            (MediaKind::Image | MediaKind::Long, _) | (_, 0..3) => (side, side),
+            (MediaKind::Image | MediaKind::Long | MediaKind::Needle, _) | (_, 0..3) => (side, side),
             (_, 3 | 4) => (wide, side),
             _ => (side, wide),
         };
-        let fps = if kind == MediaKind::Long { 12 } else { pick(rng, &[24, 25, 30]) };
+        let fps = match kind {
+            MediaKind::Long => 12,
+            MediaKind::Needle => 2,
+            _ => pick(rng, &[24, 25, 30]),
+        };
         Self { width, height, fps, crf: rng.random_range(23..=34) }
     }
 }

@@ -20,19 +20,22 @@ pub enum MediaKind {
     Multi,
     /// Many scenes with subtitles.
     Long,
+    /// Many scenes, one of which shows an object that no other does.
+    Needle,
 }
 
 impl MediaKind {
     /// Every kind.
-    pub const ALL: [Self; 4] = [Self::Image, Self::Clip, Self::Multi, Self::Long];
+    pub const ALL: [Self; 5] = [Self::Image, Self::Clip, Self::Multi, Self::Long, Self::Needle];
 
-    /// "image", "clip", "multi" or "long".
+    /// "image", "clip", "multi", "long" or "needle".
     pub fn name(self) -> &'static str {
         match self {
             Self::Image => "image",
             Self::Clip => "clip",
             Self::Multi => "multi",
             Self::Long => "long",
+            Self::Needle => "needle",
         }
     }
 }
@@ -109,6 +112,7 @@ impl Video {
             MediaKind::Clip => Self::random_clip(rng, options),
             MediaKind::Multi => Self::random_multi(rng, options),
             MediaKind::Long => Self::random_long(rng, options),
+            MediaKind::Needle => Self::random_needle(rng, options),
         }
     }
 
@@ -165,6 +169,22 @@ impl Video {
         let mut video = Self::silent(scenes, options);
         video.speak(rng);
         video
+    }
+
+    /// Scenes for [`WorldOptions::needle_seconds`] and a few seconds more. One of them shows an object, alone or with others,
+    /// whose pair of colour and shape no other scene shows; the colour and the shape by themselves are common.
+    pub fn random_needle(rng: &mut impl Rng, options: &WorldOptions) -> Self {
+        let needle = random_pairs(rng, options.never_trained_pairs, 1, &[])[0];
+        let place = f64::from(rng.random_range(0..options.needle_seconds.max(1)));
+        let (mut scenes, mut seconds, mut star) = (Vec::<Scene>::new(), 0.0, Some(needle));
+        while seconds < f64::from(options.needle_seconds) || star.is_some() {
+            let objects = pick(rng, &[1, 1, 1, 2, 2, 3]);
+            let shown = if seconds >= place { star.take() } else { None };
+            let scene = next_scene(rng, options, scenes.last(), shown, objects, &[needle]);
+            seconds += scene.seconds;
+            scenes.push(scene);
+        }
+        Self::silent(scenes, options)
     }
 
     /// A video of these scenes, of which there must be one or more, without subtitles.
@@ -227,6 +247,12 @@ impl Video {
             let start = starts[scene] + f64::from(rng.random_range(0..=latest)) + 0.5;
             self.subtitles.push(Subtitle { start, end: start + 1.2, text });
         }
+    }
+
+    /// The first and the last moment of a scene, in seconds.
+    pub fn span(&self, scene: usize) -> (f64, f64) {
+        let start: f64 = self.scenes.iter().take(scene).map(|scene| scene.seconds).sum();
+        (start, start + self.scenes.get(scene).map_or(0.0, |scene| scene.seconds))
     }
 
     /// The length in seconds; 0 for a picture.

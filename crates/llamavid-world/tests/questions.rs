@@ -8,7 +8,7 @@ use llamavid_world::{
 };
 
 fn asked(kind: MediaKind, phrasing: Phrasing) -> Vec<(Video, Vec<Question>)> {
-    let options = WorldOptions { long_scenes: 12..=30, ..WorldOptions::default() };
+    let options = WorldOptions { long_scenes: 12..=30, needle_seconds: 60, ..WorldOptions::default() };
     (0..400)
         .map(|seed| {
             let mut rng = seeded(seed);
@@ -212,6 +212,28 @@ fn every_type_is_asked_where_it_belongs() {
         "after before bgend bgof colour describe exist first last motion mover order scenes shape times where"
     );
     assert_eq!(names(MediaKind::Long), "said sub");
+    assert_eq!(names(MediaKind::Needle), "bgof motion size where");
+}
+
+#[test]
+fn evidence_is_when_the_object_is_seen() {
+    let options = WorldOptions::default();
+    for seed in 0..100 {
+        let mut rng = seeded(seed);
+        let video = Video::random(&mut rng, MediaKind::Needle, &options);
+        assert!((600.0..=610.0).contains(&video.seconds()), "{}", video.seconds());
+        let asked = questions(&video, MediaKind::Needle, Phrasing::Unseen, &mut rng);
+        assert!(asked.len() >= 2);
+        for question in asked {
+            let Subject::Object(pair) = question.subject else { unreachable!("{question:?}") };
+            let (start, end) = video.evidence(question.subject).unwrap();
+            for second in 0..video.frames_at_one_a_second() {
+                let scene = &video.scenes[video.frame(second as f64).0];
+                assert_eq!(scene.find(pair).is_some(), (start..end).contains(&(second as f64)), "{second}");
+            }
+        }
+        assert_eq!(video.evidence(Subject::Whole), None);
+    }
 }
 
 #[test]

@@ -1,7 +1,7 @@
 import { existsSync } from 'node:fs';
 import process from 'node:process';
 import type { AnswerResult, Clip, SamplingReport, SubtitleReport } from '@llamavid/pipeline';
-import { type AskFlags, askOptions, loadOptions, openOptions, wrong } from './flags.js';
+import { type AskFlags, askOptions, filesOf, loadOptions, openOptions, wrong } from './flags.js';
 import { Interrupt } from './interrupt.js';
 import { checkFiles, openFile, planFiles, sourceOf } from './media-files.js';
 import { previewToJson, previewToText } from './preview.js';
@@ -21,9 +21,11 @@ export async function ask(words: readonly string[], flags: AskFlags): Promise<nu
   const { signal } = interrupt;
   const toOpen = openOptions(flags, paths, signal);
   // The addon is loaded here and not for `--help`.
-  const { conversationTemplates, LlamaVid, previewPrompt } = await import('@llamavid/pipeline');
+  const { conversationTemplates, LlamaVid, previewPrompt, timelineToVtt } = await import(
+    '@llamavid/pipeline'
+  );
   const toAsk = askOptions(flags, conversationTemplates());
-  checkFiles(flags.subtitles === 'none' ? paths : [...paths, flags.subtitles]);
+  checkFiles(filesOf(paths, flags));
 
   const progress = new Progress(flags.quiet ?? false);
   try {
@@ -31,20 +33,31 @@ export async function ask(words: readonly string[], flags: AskFlags): Promise<nu
       progress.step('looking for the frames');
       const { model, conversation } = flags;
       const preview = await previewPrompt(paths.map(sourceOf), question, { ...toOpen, model, conversation });
-      noteOddities(preview, progress);
+      noteOddities(preview, flags, progress);
       process.stdout.write(
         flags.json ? `${JSON.stringify(previewToJson(preview))}\n` : previewToText(preview),
       );
       return 0;
     }
     const toLoad = loadOptions(flags, signal);
-    const dtype = await planFiles(flags.model, paths, { ...toOpen, ...toAsk, ...toLoad, question }, progress);
+    const onlyTimeline = flags.timeline !== undefined && flags.json !== true;
+    const toPlan = { ...toOpen, ...toAsk, ...toLoad, question, withoutAnswer: onlyTimeline };
+    const dtype = await planFiles(flags.model, paths, toPlan, progress);
     progress.step('loading the model');
     await using model = await LlamaVid.load(flags.model, { ...toLoad, dtype });
     const clips: Clip[] = [];
     for (const path of paths) clips.push(await openFile(model, path, toOpen, progress));
+    if (onlyTimeline) {
+      progress.step('looking for it');
+      const timeline = await model.timeline(onlyClip(clips), question, { signal });
+      progress.clear();
+      process.stdout.write(
+        flags.timeline === 'vtt' ? timelineToVtt(timeline) : `${JSON.stringify(timeline)}\n`,
+      );
+      return 0;
+    }
     progress.step('answering');
-    const answer = model.ask(clips, question, { ...toAsk, signal });
+    const answer = model.ask(clips, question, { ...toAsk, timeline: flags.timeline !== undefined, signal });
     if (!flags.json) {
       for await (const delta of answer) {
         progress.clear();
@@ -53,7 +66,7 @@ export async function ask(words: readonly string[], flags: AskFlags): Promise<nu
       process.stdout.write('\n');
     }
     const result = await answer.result();
-    noteOddities(result, progress);
+    noteOddities(result, flags, progress);
     if (flags.json) process.stdout.write(`${JSON.stringify(toJson(result, performance.now() - begun))}\n`);
   } finally {
     progress.clear();
@@ -61,10 +74,20 @@ export async function ask(words: readonly string[], flags: AskFlags): Promise<nu
   return 0;
 }
 
+function onlyClip(clips: readonly Clip[]): Clip {
+  const [clip, ...others] = clips;
+  if (clip !== undefined && others.length === 0) return clip;
+  throw wrong(`--timeline is for one video, but ${clips.length} were given`);
+}
+
 function noteOddities(
   { samplings, subtitles }: { samplings: readonly SamplingReport[]; subtitles: readonly SubtitleReport[] },
+  flags: AskFlags,
   progress: Progress,
 ): void {
+  if (flags.subtitles === 'auto' && subtitles.length === 0) {
+    progress.note('subtitles: there is no file beside the video, and no text stream in it');
+  }
   for (const { notes } of [...samplings, ...subtitles]) {
     for (const note of notes) progress.note(note);
   }
@@ -75,6 +98,7 @@ function noteOddities(
 function toJson(result: AnswerResult, totalMs: number): object {
   const { text, tokenIds, finishReason, usage, sampling, samplings, subtitles, work, timings, model } =
     result;
+  const { timelines } = result;
   return {
     answer: text,
     tokenIds,
@@ -83,6 +107,7 @@ function toJson(result: AnswerResult, totalMs: number): object {
     sampling: sampling === undefined ? null : samplingToJson(sampling),
     ...(samplings.length > 1 && { samplings: samplings.map(samplingToJson) }),
     ...(subtitles[0] !== undefined && { subtitles: subtitles[0] }),
+    ...(timelines[0] !== undefined && { timeline: timelines[0] }),
     work,
     timings: Object.fromEntries(
       Object.entries({ ...timings, totalMs }).map(([name, value]) => [name, Math.round(value * 100) / 100]),

@@ -1,7 +1,7 @@
 import process from 'node:process';
 import { createInterface } from 'node:readline';
 import type { Chat, LlamaVid, OpenOptions } from '@llamavid/pipeline';
-import { askOptions, type ChatFlags, loadOptions, openOptions, wrong } from './flags.js';
+import { askOptions, type ChatFlags, filesOf, loadOptions, openOptions, wrong } from './flags.js';
 import { Interrupt } from './interrupt.js';
 import { checkFiles, openFile, planFiles } from './media-files.js';
 import { Progress } from './progress.js';
@@ -24,7 +24,7 @@ export async function chat(paths: readonly string[], flags: ChatFlags): Promise<
   const { conversationTemplates, LlamaVid } = await import('@llamavid/pipeline');
   const toAsk = askOptions(flags, conversationTemplates());
   if (paths.includes('-')) throw wrong('stdin holds the questions, so no file can come from it');
-  checkFiles(flags.subtitles === 'none' ? paths : [...paths, flags.subtitles]);
+  checkFiles(filesOf(paths, flags));
 
   const progress = new Progress(flags.quiet ?? false);
   try {
@@ -106,8 +106,11 @@ class Talk {
   /** Opens a file of the command line, or with a signal of its own one that was typed, which has no subtitles. */
   async open(path: string, signal?: AbortSignal): Promise<void> {
     checkFiles([path]);
+    const { subtitles } = this.#toOpen;
     const options: OpenOptions =
-      signal === undefined ? this.#toOpen : { ...this.#toOpen, subtitles: 'none', signal };
+      signal === undefined
+        ? this.#toOpen
+        : { ...this.#toOpen, subtitles: subtitles === 'auto' ? subtitles : 'none', signal };
     this.#chat.add(await openFile(this.#model, path, options, this.#progress));
     this.#paths.push(path);
   }

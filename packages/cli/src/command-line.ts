@@ -14,6 +14,7 @@ import {
   addModelFlags,
   type ChatFlags,
   kvCacheOption,
+  oneOf,
   parseWholeNumber,
 } from './flags.js';
 import { addInspect } from './inspect.js';
@@ -62,6 +63,11 @@ function createProgram(end: (exitCode: number) => void): Command {
   addMediaFlags(askCommand);
   askCommand
     .option('--json', 'write one JSON object to stdout instead of text')
+    .option(
+      '--timeline <format>',
+      'write where in the video what is asked about is seen, as json or vtt, instead of an answer; with --json beside it',
+      oneOf('--timeline', ['json', 'vtt']),
+    )
     .option('--dry-run', 'print the prompt with the times of its frames, and load no weights')
     .action(async (words: string[], flags: AskFlags) => end(await ask(words, flags)));
 
@@ -154,7 +160,8 @@ Examples:
   llamavid ask shapes.mp4 "What does the red star do?"
   llamavid pull YanweiLi/llama-vid-7b-full-224-video-fps-1
   llamavid ask cooking.mp4 "What is added after the onions?" --model YanweiLi/llama-vid-7b-full-224-video-fps-1
-  llamavid ask film.mp4 "Why does she leave?" --subtitles film.srt --model models/llama-vid-7b-long
+  llamavid ask film.mp4 "Why does she leave?" --subtitles auto --model models/llama-vid-7b-long
+  llamavid ask shapes.mp4 "where is the red star?" --timeline vtt
   llamavid ask before.jpg after.jpg "What has changed?" --model models/llama-vid-7b --json
   llamavid chat talk.mp4 --model models/llama-vid-7b
   llamavid plan film.mp4 --model models/llama-vid-7b

@@ -26,13 +26,14 @@ export interface MediaFlags {
   frames?: number;
   start?: number;
   end?: number;
+  maxVisualTokens?: number;
   strict?: boolean;
   subtitles: string;
   store: 'none';
 }
 
 export type ChatFlags = ModelFlags & AnswerFlags & MediaFlags;
-export type AskFlags = ChatFlags & { json?: boolean; dryRun?: boolean };
+export type AskFlags = ChatFlags & { json?: boolean; dryRun?: boolean; timeline?: 'json' | 'vtt' };
 
 export function addModelFlags(command: Command): void {
   command
@@ -106,8 +107,18 @@ export function addMediaFlags(command: Command): void {
     .option('--frames <n>', 'exactly this many frames, instead of --fps', parseWholeNumber('--frames', 1))
     .option('--start <s>', 'second where sampling starts', parseNumber('--start', 0))
     .option('--end <s>', 'second where sampling ends', parseNumber('--end', 0))
+    .option(
+      '--max-visual-tokens <n>',
+      'thin the frames of each video out evenly until their tokens are no more',
+      parseWholeNumber('--max-visual-tokens', 1),
+    )
     .option('--strict', 'damage in a file is an error instead of a note')
-    .option('--subtitles <file>', '.srt or .vtt file of the video, or none', subtitles, 'none')
+    .option(
+      '--subtitles <file>',
+      '.srt, .vtt or .ass file of the video; auto: the file beside it or a text stream in it; or none',
+      subtitles,
+      'none',
+    )
     .addOption(
       new Option('--store <folder>', 'none; features are not stored yet')
         .argParser(none('--store'))
@@ -122,20 +133,20 @@ export function loadOptions(flags: ModelFlags, signal: AbortSignal): LoadOptions
 
 /** `paths` are the files that the flags are about. */
 export function openOptions(flags: MediaFlags, paths: readonly string[], signal: AbortSignal): OpenOptions {
-  const { fps, frames, start, end, strict, subtitles, store } = flags;
+  const { fps, frames, start, end, maxVisualTokens, strict, subtitles, store } = flags;
   if (fps !== undefined && frames !== undefined) {
     throw wrong('--fps and --frames exclude each other', 'Give one of them.');
   }
   if (start !== undefined && end !== undefined && end <= start) {
     throw wrong(`--end ${end} is not behind --start ${start}`);
   }
-  if (subtitles !== 'none' && paths.length !== 1) {
+  if (namesFile(subtitles) && paths.length !== 1) {
     throw wrong(
       `--subtitles ${subtitles} is for one video, but ${paths.length} were given`,
       'Give the video that the subtitles belong to, and no other.',
     );
   }
-  return { fps, frames, start, end, strict, subtitles, store, signal };
+  return { fps, frames, start, end, maxVisualTokens, strict, subtitles, store, signal };
 }
 
 /** Checks the template's name against `templates`, before anything is loaded. */
@@ -163,13 +174,18 @@ export function device(value: string): string {
 }
 
 function subtitles(value: string): string {
-  if (value !== 'auto' && value !== '') return value;
-  throw wrong(
-    value === ''
-      ? '--subtitles names no file'
-      : '--subtitles auto: subtitles inside a video are not read yet',
-    'Write them to a file first: ffmpeg -i video.mkv subtitles.srt',
-  );
+  if (value !== '') return value;
+  throw wrong('--subtitles names no file', 'Give a file, auto or none.');
+}
+
+/** Whether `--subtitles` is a file: those of these names are `./auto` and `./none`. */
+function namesFile(subtitles: string): boolean {
+  return subtitles !== 'auto' && subtitles !== 'none';
+}
+
+/** The files of the command line: media and subtitles. */
+export function filesOf(paths: readonly string[], { subtitles }: MediaFlags): readonly string[] {
+  return namesFile(subtitles) ? [...paths, subtitles] : paths;
 }
 
 function none(flag: string): (value: string) => string {

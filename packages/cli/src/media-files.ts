@@ -17,20 +17,22 @@ export function checkFiles(paths: readonly string[]): void {
 }
 
 /**
- * Refuses what cannot fit before the model is loaded, and gives the dtype to load. Stdin can be read once only, so a question about it is
+ * Refuses what cannot fit before the model is loaded, and gives the dtype to load. Without an answer the context has no limit. Stdin can be read once only, so a question about it is
  * checked when it is opened.
  */
 export async function planFiles(
   model: string | undefined,
   paths: readonly string[],
-  options: PlanOptions & { tryAnyway?: boolean | undefined },
+  options: PlanOptions & { tryAnyway?: boolean | undefined; withoutAnswer?: boolean },
   progress: Progress,
 ): Promise<NonNullable<PlanOptions['dtype']>> {
   const { dtype = 'auto' } = options;
   if (paths.includes('-')) return dtype;
-  const { LlamaVid, refuseWhatCannotFit } = await import('@llamavid/pipeline');
+  const { LlamaVid, overflow, refuseWhatCannotFit } = await import('@llamavid/pipeline');
   progress.step('looking at the files');
   const plan = await LlamaVid.plan(model, paths.map(sourceOf), options);
+  const tooLong = overflow(plan);
+  if (tooLong !== undefined && options.withoutAnswer !== true) throw tooLong;
   if (options.tryAnyway !== true) refuseWhatCannotFit(plan);
   const chosen = plan.options[plan.chosen];
   if (chosen === undefined || plan.device !== 'cpu') return dtype;

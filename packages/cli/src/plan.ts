@@ -1,5 +1,5 @@
 import process from 'node:process';
-import { type AnswerFlags, type MediaFlags, type ModelFlags, openOptions } from './flags.js';
+import { type AnswerFlags, filesOf, type MediaFlags, type ModelFlags, openOptions } from './flags.js';
 import { Interrupt } from './interrupt.js';
 import { checkFiles, sourceOf } from './media-files.js';
 import { Progress } from './progress.js';
@@ -17,7 +17,7 @@ export async function plan(paths: readonly string[], flags: PlanFlags): Promise<
     import('@llamavid/pipeline'),
     import('./plan-text.js'),
   ]);
-  checkFiles(flags.subtitles === 'none' ? paths : [...paths, flags.subtitles]);
+  checkFiles(filesOf(paths, flags));
   const { model, device, dtype, load, question, conversation, maxNewTokens, kvCache } = flags;
   const progress = new Progress(flags.quiet ?? false);
   try {

@@ -1,7 +1,8 @@
 import type { SamplingReport } from '@llamavid/pipeline';
 
 /** How frames were chosen, as `--json` writes it; what the file does not tell is `null`. */
-export function samplingToJson({ source, fps, frames, timestamps, dropped, notes }: SamplingReport): object {
+export function samplingToJson(sampling: SamplingReport): object {
+  const { source, fps, frames, timestamps, dropped, omitted, notes } = sampling;
   const { path = null, durationSeconds = null, fps: sourceFps = null, frameCount = null } = source;
   const { width, height, codec } = source;
   return {
@@ -10,6 +11,7 @@ export function samplingToJson({ source, fps, frames, timestamps, dropped, notes
     frames,
     timestamps,
     dropped,
+    omitted,
     notes,
   };
 }

@@ -16,7 +16,7 @@ interface WorldRenderFlags {
   quiet?: boolean;
 }
 
-const KINDS = ['image', 'clip', 'multi', 'long'];
+const KINDS = ['image', 'clip', 'multi', 'long', 'needle'];
 
 /** `llamavid world render`. */
 export function addWorldRender(command: Command, end: (exitCode: number) => void): void {

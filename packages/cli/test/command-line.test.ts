@@ -76,7 +76,6 @@ describe('llamavid', () => {
     'no frames a second': ['ask', clip, 'What?', '--fps', '0'],
     'an end before the start': ['ask', clip, 'What?', '--start', '5', '--end', '2'],
     'both fps and frames': ['ask', clip, 'What?', '--fps', '2', '--frames', '4'],
-    'subtitles inside a video': ['ask', clip, 'What?', '--subtitles', 'auto'],
     'subtitles for two videos': ['ask', clip, clip, 'What?', '--subtitles', said],
     'subtitles for none': ['ask', 'What?', '--subtitles', said],
     'a store, which is not there yet': ['ask', clip, 'What?', '--store', 'features'],
@@ -162,6 +161,7 @@ describe('llamavid ask', () => {
         frames: expect.any(Number),
         timestamps: expect.any(Array),
         dropped: 0,
+        omitted: 0,
         notes: expect.any(Array),
       },
       work: { framesDecoded: expect.any(Number), framesEncoded: result.sampling.frames, storeHit: false },
@@ -233,6 +233,47 @@ describe('llamavid ask', () => {
     const written = text.stdout.slice(0, text.stdout.indexOf('\n\nquery model'));
     expect(written.replaceAll(/\n +\d+\.\d\d s {2}/g, '')).toBe(preview.prompt);
     expect(text.stdout).toContain(`${usage.promptTokens} tokens`);
+  });
+
+  it('finds subtitles by itself, and says when there are none', async () => {
+    const args = ['What?', '--subtitles', 'auto', '--dry-run', '--model', model];
+    const [beside, none] = await Promise.all([ask(long, ...args), ask(clip, ...args)]);
+    expect(beside.stdout).toContain('i say the prize is cake .');
+    expect(none.exitCode).toBe(0);
+    expect(none.stderr).toContain('no file beside the video');
+  });
+
+  it('refuses a video that the context has no room for before it loads the model, and takes fewer tokens', async () => {
+    const args = [long, 'What?', '--model', model, '--json', '--max-new-tokens', '4'];
+    const [refused, thinned] = await Promise.all([ask(...args), ask(...args, '--max-visual-tokens', '100')]);
+    expect(refused.exitCode).toBe(1);
+    expect(JSON.parse(refused.stdout).error).toMatchObject({
+      code: 'CONTEXT_OVERFLOW',
+      hint: expect.stringContaining('--max-visual-tokens'),
+    });
+    expect(refused.stderr).not.toContain('loading');
+    const { sampling, usage } = JSON.parse(thinned.stdout);
+    expect(sampling).toMatchObject({ frames: 50, omitted: 225 });
+    expect(usage.visualTokens).toBe(100);
+  });
+
+  it('writes a timeline instead of an answer, or beside it', async () => {
+    const args = [shapes, 'what do you see first?', '--quiet'];
+    const [json, vtt, both] = await Promise.all([
+      ask(...args, '--timeline', 'json'),
+      ask(...args, '--timeline', 'vtt'),
+      ask(...args, '--timeline', 'json', '--json', '--max-new-tokens', '2'),
+    ]);
+    const timeline = JSON.parse(json.stdout);
+    expect(timeline.frames.length).toBeGreaterThan(1);
+    expect(vtt.stdout.startsWith('WEBVTT\n')).toBe(true);
+    expect(vtt.stdout.match(/ --> /g) ?? []).toHaveLength(timeline.moments.length);
+    expect(JSON.parse(both.stdout)).toMatchObject({ answer: expect.any(String), timeline });
+    // Without an answer the context has no limit.
+    const whole = await ask(long, 'What?', '--model', model, '--timeline', 'json', '--quiet');
+    expect(JSON.parse(whole.stdout).frames).toHaveLength(275);
+    const several = await ask(shapes, clip, 'What?', '--timeline', 'json', '--frames', '2');
+    expect(several.exitCode).not.toBe(0);
   });
 
   it('cancels at the first Ctrl-C', async () => {

@@ -16,6 +16,8 @@ export {
   type Movie,
   movieQuestion,
   parseSubtitles,
+  readSubtitleStream,
+  type StreamCue,
   type Subtitle,
   type Subtitles,
 } from './subtitles.js';

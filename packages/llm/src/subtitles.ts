@@ -4,6 +4,7 @@ import {
   checkSubtitles as nativeCheck,
   movieQuestion as nativeMovieQuestion,
   parseSubtitles as nativeParse,
+  readSubtitleStream as nativeReadStream,
 } from '@llamavid/native';
 
 /** A text and when it is spoken, in seconds. */
@@ -32,12 +33,27 @@ export interface Movie {
   imagePlaceholder: string;
 }
 
+/** A subtitle of a text stream, as the video file holds it: its times in seconds, and bytes in the stream's format. */
+export interface StreamCue {
+  readonly start: number;
+  readonly end: number;
+  readonly data: Uint8Array;
+}
+
 /**
- * Reads the bytes of a `.srt` file, as the reference does, or of a WebVTT file. `name` is what errors call it. Rejects with
+ * Reads the bytes of a `.srt` file, as the reference does, or of a WebVTT or SubStation Alpha (`.ass`, `.ssa`) file. `name` is what errors call it. Rejects with
  * `DATA_INVALID` at a file without subtitles and at broken times.
  */
 export function parseSubtitles(bytes: Uint8Array, name: string): Promise<Subtitles> {
   return callNativeAsync(() => nativeParse(bytes, name));
+}
+
+/** What a viewer of a video's text stream sees, each subtitle in one line without markup. */
+export function readSubtitleStream(
+  format: 'subrip' | 'webvtt' | 'ass' | 'mov_text',
+  cues: readonly StreamCue[],
+): Promise<Subtitles> {
+  return callNativeAsync(() => nativeReadStream(format, [...cues]));
 }
 
 /** Subtitles from elsewhere, such as speech recognition, made fit for a prompt. */

@@ -138,6 +138,8 @@ export declare class TokenGenerator {
    * kind of tokens to zero, for evaluations.
    */
   generate(features: VisualFeatures, questions: Array<string>, c?: Cancellation | undefined | null, ablate?: 'context' | 'content' | undefined | null): Promise<Array<VisualTokens>>
+  /** How much each frame has to do with a question, by frame. The features stay open. */
+  relevance(features: VisualFeatures, question: string, c?: Cancellation | undefined | null): Promise<Float32Array>
   /** Frees the weights, behind what still runs. Closing twice does nothing. */
   close(): void
 }
@@ -453,6 +455,16 @@ export interface LoadOptions {
   cancellation?: Cancellation
 }
 
+/** Frames in a row whose relevance stands out. */
+export interface Moment {
+  /** Its first frame. */
+  first: number
+  /** Its last frame. */
+  last: number
+  /** Its most relevant frame. */
+  peak: number
+}
+
 /**
  * What the user says about a video with subtitles: an `<image>` for each visual token, the subtitles between the frames,
  * and the question. Its layout is `per-token`.
@@ -473,7 +485,7 @@ export interface MovieQuestion {
   question: string
 }
 
-/** Reads the bytes of a `.srt` or WebVTT file; `name` is what errors call it. */
+/** Reads the bytes of a `.srt`, WebVTT or SubStation Alpha file; `name` is what errors call it. */
 export declare function parseSubtitles(bytes: Uint8Array, name: string): Promise<Subtitles>
 
 /** What a run would do, as JSON, without reading weights. `config` is that of `TrainingRun.open`. */
@@ -513,6 +525,12 @@ export interface PromptTokens {
 /** The published lists and weights, and which of them are under `root`, as JSON. */
 export declare function publishedData(root: string): Promise<string>
 
+/** Reads what a text stream of a video file says. */
+export declare function readSubtitleStream(format: 'subrip' | 'webvtt' | 'ass' | 'mov_text', cues: Array<StreamCue>): Promise<Subtitles>
+
+/** The moments of a video by the relevance of its frames, the most relevant first. */
+export declare function relevantMoments(relevance: Float32Array): Array<Moment>
+
 /** The prompt of all turns. */
 export declare function renderConversation(template: string, turns: Array<ConversationTurn>): string
 
@@ -526,6 +544,16 @@ export interface RgbFrame {
   height: number
   /** Bytes from one row to the next; default `3 * width`. */
   stride?: number
+}
+
+/** A subtitle of a text stream, as the video file holds it. */
+export interface StreamCue {
+  /** Seconds. */
+  start: number
+  /** Seconds. */
+  end: number
+  /** In the stream's format. */
+  data: Uint8Array
 }
 
 /** A text and when it is spoken. */
@@ -616,6 +644,8 @@ export interface WorldQuestion {
   answer: string
   /** Whether training never uses this phrasing. */
   unseenPhrasing: boolean
+  /** The seconds of the only scene that shows what is asked about, from and to. */
+  evidence?: Array<number>
 }
 
 /** Which video of the world, and which questions. */
@@ -624,8 +654,8 @@ export interface WorldVideoOptions {
   seed: number
   /** Which of the seed's videos of this kind. */
   index: number
-  /** A picture, one scene, one to six scenes, or many scenes with subtitles. */
-  kind: 'image' | 'clip' | 'multi' | 'long'
+  /** A picture, one scene, one to six scenes, many scenes with subtitles, or many of which one shows what no other does. */
+  kind: 'image' | 'clip' | 'multi' | 'long' | 'needle'
   /** Whether the pairs of colour and shape that training never shows may be shown, or nothing else. */
   neverTrained: 'forbid' | 'allow' | 'only'
   /** Phrasings that training uses, that it never uses, or both. */

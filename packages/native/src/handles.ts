@@ -46,6 +46,8 @@ export const {
   movieQuestion,
   parseSubtitles,
   processorFeatures,
+  readSubtitleStream,
+  relevantMoments,
   renderConversation,
 } = addon;
 

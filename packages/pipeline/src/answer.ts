@@ -14,6 +14,7 @@ import type { SamplingReport } from '@llamavid/video';
 import type { Clip } from './clip.js';
 import { usualTemplate, writePrompt } from './prompt.js';
 import type { ReadSubtitles, SubtitleReport, SubtitleSource } from './subtitles.js';
+import { type Timeline, timelineOf } from './timeline.js';
 
 export interface AskOptions extends Omit<GenerateOptions, 'visualTokens' | 'layout'> {
   /**
@@ -23,6 +24,8 @@ export interface AskOptions extends Omit<GenerateOptions, 'visualTokens' | 'layo
   conversation?: string | undefined;
   /** What is said in the video that the question is about, instead of what it was opened with. */
   subtitles?: SubtitleSource | undefined;
+  /** Whether the result tells where in each video what is asked about is seen. Default false: it takes one more pass of the query model. */
+  timeline?: boolean | undefined;
   /** For evaluations alone. */
   evaluation?: EvaluationOptions | undefined;
 }
@@ -83,6 +86,8 @@ export interface AnswerResult<Sampling = SamplingReport | undefined> {
   samplings: SamplingReport[];
   /** The subtitles of each video that has some, in the order of the question. */
   subtitles: SubtitleReport[];
+  /** Where in each video what is asked about is seen, in the order of the question; empty unless it was asked for. */
+  timelines: Timeline[];
   work: AnswerWork;
   timings: AnswerTimings;
   model: AnswerModel;
@@ -95,10 +100,12 @@ export type Answer<Sampling = SamplingReport | undefined> = TextStream<AnswerRes
 export interface Stages {
   tokenGenerator: TokenGenerator;
   languageModel: LanguageModel;
+  /** The context token and the content tokens of a frame. */
+  tokensPerFrame: number;
   model: AnswerModel;
   loadMs: number;
-  /** Throws `OUT_OF_MEMORY` for an answer that cannot fit. */
-  checkMemory: (question: PlannedQuestion) => void;
+  /** Throws `CONTEXT_OVERFLOW` or `OUT_OF_MEMORY` for an answer that cannot fit. */
+  checkRoom: (question: PlannedQuestion) => void;
 }
 
 /** @internal A question before its frames are decoded. */
@@ -150,13 +157,14 @@ export function answerQuestion(
     const work: AnswerWork = { framesDecoded: 0, framesEncoded: 0, storeHit: false };
     const samplings: SamplingReport[] = [];
     const visualTokens: VisualTokens[] = [];
+    const timelines: Timeline[] = [];
     let [decodeMs, encodeMs, tokensMs] = [0, 0, 0];
     let session: Session | undefined;
     let result: AnswerResult | undefined;
     try {
       // Before the long work: a file of subtitles that cannot be read ends the answer here.
-      const read = await subtitlesOf(clips, options.subtitles);
-      stages.checkMemory({
+      const read = await subtitlesOf(clips, options.subtitles, options.signal);
+      stages.checkRoom({
         clips,
         subtitles: read,
         history,
@@ -182,6 +190,8 @@ export function answerQuestion(
         const { queryQuestion = question, ablate } = options.evaluation ?? {};
         const { signal } = options;
         visualTokens.push(await tokenGenerator.generate(value.features, queryQuestion, { signal, ablate }));
+        if (options.timeline === true)
+          timelines.push(await timelineOf(tokenGenerator, value, question, signal));
         tokensMs += performance.now() - generating;
       }
       const hasSubtitles = subtitles.some((each) => each !== undefined);
@@ -210,6 +220,7 @@ export function answerQuestion(
         sampling: samplings[0],
         samplings,
         subtitles: subtitles.flatMap((each) => each?.report ?? []),
+        timelines,
         work,
         timings: {
           loadMs,
@@ -237,13 +248,14 @@ export function answerQuestion(
 async function subtitlesOf(
   clips: readonly Clip[],
   source: SubtitleSource | undefined,
+  signal: AbortSignal | undefined,
 ): Promise<(ReadSubtitles | undefined)[]> {
-  if (source !== undefined && source !== 'none' && clips.length !== 1) {
+  if (source !== undefined && source !== 'none' && source !== 'auto' && clips.length !== 1) {
     throw new LlamaVidError(
       'INVALID_ARGUMENT',
       `subtitles were given for a question about ${clips.length} videos or pictures`,
       { hint: 'Open each video with its own subtitles.' },
     );
   }
-  return await Promise.all(clips.map((clip) => clip.subtitles(source)));
+  return await Promise.all(clips.map((clip) => clip.subtitles(source, signal)));
 }

@@ -18,7 +18,15 @@ export interface OpenOptions {
   strict?: boolean | undefined;
   /** What messages and the sampling report call a source that has no path. */
   name?: string | undefined;
-  /** What is said in the video: a `.srt` or `.vtt` file, its bytes, or subtitles from elsewhere. Default `none`. */
+  /**
+   * At most this many visual tokens: where more frames are chosen, as many as fit are taken, spread evenly over the whole range, and
+   * the sampling report counts those left out. Default: no limit, and what does not fit the model's context is an error.
+   */
+  maxVisualTokens?: number | undefined;
+  /**
+   * What is said in the video: a file (`.srt`, `.vtt`, `.ass`), its bytes, subtitles from elsewhere, or `auto` for the file beside the
+   * video or a text stream in it. Default `none`.
+   */
   subtitles?: SubtitleSource | undefined;
   /** Features are not stored between runs yet. */
   store?: 'none' | undefined;
@@ -70,10 +78,11 @@ export class Clip implements AsyncDisposable {
   static async open(
     source: MediaSource,
     encoder: VisualEncoder,
+    tokensPerFrame: number,
     options: OpenOptions,
     onClose: (clip: Clip) => void,
   ): Promise<Clip> {
-    const { media, subtitles } = await openWithSubtitles(source, options);
+    const { media, subtitles } = await openWithSubtitles(source, tokensPerFrame, options);
     return new Clip(media, subtitles, encoder, options, onClose);
   }
 
@@ -108,8 +117,8 @@ export class Clip implements AsyncDisposable {
   }
 
   /** @internal What is said in the video: by `source`, else as the clip was opened. */
-  async subtitles(source?: SubtitleSource): Promise<ReadSubtitles | undefined> {
-    return source === undefined ? this.#subtitles : await subtitlesOf(this.#media, source);
+  async subtitles(source?: SubtitleSource, signal?: AbortSignal): Promise<ReadSubtitles | undefined> {
+    return source === undefined ? this.#subtitles : await readSubtitles(source, this.#media, signal);
   }
 
   /** @internal What is said in the part of the video that was opened. */
@@ -141,6 +150,7 @@ export class Clip implements AsyncDisposable {
 /** @internal Opens a source, with what is said in it. */
 export async function openWithSubtitles(
   source: MediaSource,
+  tokensPerFrame: number,
   options: OpenOptions,
 ): Promise<{ media: Media; subtitles: ReadSubtitles | undefined }> {
   const { fps, frames, start, end, strict, name, store = 'none', signal } = options;
@@ -149,23 +159,26 @@ export async function openWithSubtitles(
       hint: '`none` is the only value of store so far.',
     });
   }
-  const media = await openMedia(source, { fps, frames, start, end, strict, name, signal });
+  const maxFrames = frameLimit(options.maxVisualTokens, tokensPerFrame);
+  const media = await openMedia(source, { fps, frames, maxFrames, start, end, strict, name, signal });
   try {
-    return { media, subtitles: await subtitlesOf(media, options.subtitles ?? 'none') };
+    return { media, subtitles: await readSubtitles(options.subtitles ?? 'none', media, signal) };
   } catch (error) {
     await media.close();
     throw error;
   }
 }
 
-async function subtitlesOf(media: Media, source: SubtitleSource): Promise<ReadSubtitles | undefined> {
-  const read = await readSubtitles(source);
-  if (read !== undefined && media.kind === 'image') {
-    throw new LlamaVidError('INVALID_ARGUMENT', 'subtitles were given for a picture', {
-      hint: 'Give them with the video that they belong to.',
-    });
+/** Frames whose tokens are at most `maxVisualTokens`. */
+function frameLimit(maxVisualTokens: number | undefined, tokensPerFrame: number): number | undefined {
+  if (maxVisualTokens === undefined) return undefined;
+  if (Number.isSafeInteger(maxVisualTokens) && maxVisualTokens >= tokensPerFrame) {
+    return Math.floor(maxVisualTokens / tokensPerFrame);
   }
-  return read;
+  throw new LlamaVidError(
+    'INVALID_ARGUMENT',
+    `maxVisualTokens is ${maxVisualTokens}, but must be a whole number of at least ${tokensPerFrame}, the tokens of one frame`,
+  );
 }
 
 async function encode(

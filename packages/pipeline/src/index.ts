@@ -12,9 +12,11 @@ export type {
 } from './answer.js';
 export { Chat, type SendOptions } from './chat.js';
 export { Clip, type OpenOptions } from './clip.js';
+export { type ContextFit, overflow } from './context-fit.js';
 export { bytesText, formatText, refuseWhatCannotFit } from './fitting.js';
 export { LlamaVid, type LoadOptions } from './llama-vid.js';
 export type { MediaPlan, PlanOptions } from './plan.js';
 export { type PreviewOptions, type PromptPreview, previewPrompt } from './preview.js';
 export type { Gpu, PlannedSetting, RunPlan, WeightFormat } from './run-plan.js';
 export type { SubtitleReport, SubtitleSource } from './subtitles.js';
+export { type Moment, type Timeline, timelineToVtt } from './timeline.js';

@@ -12,10 +12,12 @@ import { VisualEncoder } from '@llamavid/vision';
 import { type Answer, type AskOptions, answerQuestion, type PlannedQuestion, type Stages } from './answer.js';
 import { Chat } from './chat.js';
 import { Clip, type OpenOptions } from './clip.js';
+import { type ContextFit, fitContext, overflow } from './context-fit.js';
 import { refuseWhatCannotFit } from './fitting.js';
 import { EMBEDDED, locateModel } from './model-name.js';
 import { largest, type MediaPlan, type PlanOptions, planMedia, promptSize, USUAL_ANSWER } from './plan.js';
 import { planRun, type RunPlan, type WeightFormat } from './run-plan.js';
+import { type Timeline, timelineOf } from './timeline.js';
 
 export interface LoadOptions extends StageOptions {
   /**
@@ -81,8 +83,12 @@ export class LlamaVid implements AsyncDisposable {
         languageModel,
         model: { name, dtype: languageModel.storedAs, device: languageModel.device },
         loadMs: performance.now() - begun,
-        checkMemory: (question) => {
-          if (!tryAnyway) refuseWhatCannotFit(planQuestion(description, question, { dtype, load }, device));
+        tokensPerFrame: description.tokensPerFrame,
+        checkRoom: (question) => {
+          const plan = planQuestion(description, question, { dtype, load }, device);
+          const tooLong = overflow(plan);
+          if (tooLong !== undefined) throw tooLong;
+          if (!tryAnyway) refuseWhatCannotFit(plan);
         },
       });
     } catch (error) {
@@ -115,7 +121,9 @@ export class LlamaVid implements AsyncDisposable {
 
   /** Opens a video or picture. Frames are decoded and encoded when the first question needs them. */
   async open(source: MediaSource, options: OpenOptions = {}): Promise<Clip> {
-    const clip = await Clip.open(source, this.#encoder, options, (closed) => this.#clips.delete(closed));
+    const { tokensPerFrame } = this.#stages;
+    const forget = (closed: Clip) => this.#clips.delete(closed);
+    const clip = await Clip.open(source, this.#encoder, tokensPerFrame, options, forget);
     this.#clips.add(clip);
     return clip;
   }
@@ -129,6 +137,15 @@ export class LlamaVid implements AsyncDisposable {
   ask(media: Clip | readonly Clip[] | undefined, question: string, options: AskOptions = {}): Answer {
     const context = { clips: listed(media), history: [] };
     return answerQuestion(this.#stages, () => context, question, options);
+  }
+
+  /**
+   * Where in a video what a question is about is seen: how much each frame has to do with it, by the context attention. Generates no
+   * answer, so the video may be longer than the context.
+   */
+  async timeline(media: Clip, question: string, options: { signal?: AbortSignal } = {}): Promise<Timeline> {
+    const { value } = await media.encoded(options.signal);
+    return await timelineOf(this.#stages.tokenGenerator, value, question, options.signal);
   }
 
   /** Starts a conversation about a video or picture, several of them, or none. */
@@ -155,11 +172,11 @@ function planQuestion(
   planned: PlannedQuestion,
   format: WeightFormat,
   device: DeviceDescription,
-): RunPlan {
+): RunPlan & { contextFit: ContextFit | null } {
   const { clips, subtitles, history, question, maxNewTokens = USUAL_ANSWER } = planned;
   const looked = clips.map((clip, index) => clip.looked(subtitles[index]));
   const { promptTokens } = promptSize(description, looked, history, question, planned.conversation);
-  return planRun(description, {
+  const plan = planRun(description, {
     ...format,
     frames: looked.map(({ frames }) => frames),
     sourcePixels: largest(looked),
@@ -171,6 +188,7 @@ function planQuestion(
     loaded: true,
     encodedFrames: clips.reduce((sum, clip) => sum + (clip.isEncoded ? clip.expectedFrames : 0), 0),
   });
+  return { ...plan, contextFit: fitContext(plan, looked) };
 }
 
 function listed(media: Clip | readonly Clip[] | undefined): readonly Clip[] {

@@ -8,6 +8,7 @@ import {
 } from '@llamavid/llm';
 import type { Media, MediaInfo, MediaSource } from '@llamavid/video';
 import { type OpenOptions, openWithSubtitles } from './clip.js';
+import { type ContextFit, fitContext, overflow, secondsOf } from './context-fit.js';
 import { locateModel } from './model-name.js';
 import { countTokens, type Shown, usualTemplate, writePrompt } from './prompt.js';
 import { planRun, type RunPlan } from './run-plan.js';
@@ -30,6 +31,8 @@ export interface MediaPlan extends RunPlan {
   device: string;
   sources: MediaInfo[];
   notes: string[];
+  /** Of a prompt that is too long, what the context has room for; null where the prompt fits. */
+  contextFit: ContextFit | null;
 }
 
 /** A question whose length is usual. */
@@ -49,7 +52,7 @@ export async function planMedia(
   const description = await describeModel(folder);
   const looked: Looked[] = [];
   for (const source of sources) {
-    const { media, subtitles } = await openWithSubtitles(source, options);
+    const { media, subtitles } = await openWithSubtitles(source, description.tokensPerFrame, options);
     await using opened: Media = media;
     looked.push({ info: opened.info, frames: opened.expectedFrames, subtitles, options });
   }
@@ -66,12 +69,12 @@ export async function planMedia(
     device: device.name,
     listGpus: true,
   });
-  const notes: string[] = [];
-  if (promptTokens >= plan.contextLength) {
-    notes.push(`the prompt of ${promptTokens} tokens does not fit the context of ${plan.contextLength}`);
-  }
+  const contextFit = fitContext(plan, looked);
+  const tooLong = overflow({ ...plan, contextFit });
+  const notes = tooLong === undefined ? [] : [`${tooLong.message}. ${tooLong.hint}`];
   return {
     ...plan,
+    contextFit,
     model: { name },
     device: device.name,
     sources: looked.map(({ info }) => info),
@@ -97,9 +100,10 @@ export function promptSize(
   template: string | undefined,
 ): { promptTokens: number; visualTokens: number } {
   const { tokensPerFrame, imagePlaceholder } = description;
-  const shown = looked.map(({ info, frames, subtitles, options }): Shown => {
-    const { start = 0, end = Number.POSITIVE_INFINITY } = options;
-    const seconds = Math.max(0, Math.min(end, info.durationSeconds ?? frames) - start);
+  const shown = looked.map((each): Shown => {
+    const { frames, subtitles, options } = each;
+    const { start = 0 } = options;
+    const seconds = secondsOf(each) ?? frames;
     const frameTimes = Array.from({ length: frames }, (_, frame) => start + (frame * seconds) / frames);
     const within = subtitles && subtitlesWithin(subtitles, options, frameTimes);
     return { subtitles: within?.subtitles, frameTimes, tokensPerFrame };

@@ -55,7 +55,7 @@ export async function previewPrompt(
   const reports: SubtitleReport[] = [];
   const shown: Shown[] = [];
   for (const source of sources) {
-    const { media, subtitles: read } = await openWithSubtitles(source, options);
+    const { media, subtitles: read } = await openWithSubtitles(source, tokensPerFrame, options);
     await using opened: Media = media;
     for await (const { pixels } of opened.pixels(preprocessing, { signal: options.signal })) pixels.close();
     const sampling = opened.report();

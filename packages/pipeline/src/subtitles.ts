@@ -1,17 +1,21 @@
-import { open } from 'node:fs/promises';
+import { open, readdir } from 'node:fs/promises';
+import { basename, dirname, extname, join } from 'node:path';
 import { LlamaVidError } from '@llamavid/errors';
-import { checkSubtitles, parseSubtitles, type Subtitle } from '@llamavid/llm';
+import { checkSubtitles, parseSubtitles, readSubtitleStream, type Subtitle } from '@llamavid/llm';
+import type { Media, SubtitleStream } from '@llamavid/video';
 
 /**
- * Path of a `.srt` or `.vtt` file, its bytes, or subtitles from elsewhere. `none` is no file's name but none at all, and `auto`
- * is kept for the subtitles inside a video file, which are not read yet.
+ * Path of a `.srt`, `.vtt`, `.ass` or `.ssa` file, its bytes, or subtitles from elsewhere. `auto` takes the file beside the video that
+ * has its name, else a text stream of the video file, else none. `none` and `auto` are no file's names: those are `./none`, `./auto`.
  */
-export type SubtitleSource = 'none' | (string & {}) | Uint8Array | readonly Subtitle[];
+export type SubtitleSource = 'none' | 'auto' | (string & {}) | Uint8Array | readonly Subtitle[];
 
 /** The subtitles that an answer saw. */
 export interface SubtitleReport {
   /** Their file, if they came from one. */
   path?: string;
+  /** The text stream of the video file, if they came from one. */
+  stream?: Pick<SubtitleStream, 'index' | 'format' | 'language' | 'title'>;
   /** Subtitles in the prompt. */
   count: number;
   /** What was left out or is odd, in words. */
@@ -27,14 +31,22 @@ export interface ReadSubtitles {
 /** A day of talk has 2 MB of subtitles; a file far above that is something else, such as the video itself. */
 const LARGEST_FILE = 64 << 20;
 
-/** @internal Reads subtitles; `undefined` for `none`. */
-export async function readSubtitles(source: SubtitleSource): Promise<ReadSubtitles | undefined> {
+/** @internal Reads what is said in `media`; `undefined` for `none`, and where `auto` finds nothing. */
+export async function readSubtitles(
+  source: SubtitleSource,
+  media: Media,
+  signal?: AbortSignal,
+): Promise<ReadSubtitles | undefined> {
   if (source === 'none') return undefined;
-  if (source === 'auto') {
-    throw new LlamaVidError('INVALID_ARGUMENT', 'subtitles inside a video file are not read yet', {
-      hint: 'Write them to a file first: ffmpeg -i video.mkv subtitles.srt. A file named `auto` is ./auto.',
-    });
-  }
+  if (source === 'auto') return media.kind === 'image' ? undefined : await findSubtitles(media, signal);
+  const read = await readGiven(source);
+  if (media.kind !== 'image') return read;
+  throw new LlamaVidError('INVALID_ARGUMENT', 'subtitles were given for a picture', {
+    hint: 'Give them with the video that they belong to.',
+  });
+}
+
+async function readGiven(source: SubtitleSource): Promise<ReadSubtitles> {
   const path = typeof source === 'string' ? source : undefined;
   const read =
     path !== undefined
@@ -44,6 +56,49 @@ export async function readSubtitles(source: SubtitleSource): Promise<ReadSubtitl
         : checkSubtitles(source as readonly Subtitle[]);
   const { subtitles, notes } = read;
   return { subtitles, report: { ...(path !== undefined && { path }), count: subtitles.length, notes } };
+}
+
+async function findSubtitles(media: Media, signal?: AbortSignal): Promise<ReadSubtitles | undefined> {
+  const [file, ...others] = await filesBeside(media.info.path);
+  if (file !== undefined) {
+    const read = await readGiven(file);
+    const notes = others.map((other) => `${other} is beside the video too and was not taken`);
+    return { ...read, report: { ...read.report, notes: [...read.report.notes, ...notes] } };
+  }
+  const found = await media.subtitles({ signal });
+  if (found === undefined) return undefined;
+  const { cues, notes, ...stream } = found;
+  const read = await readSubtitleStream(stream.format, cues);
+  if (read.subtitles.length === 0) return undefined;
+  return {
+    subtitles: read.subtitles,
+    report: { stream, count: read.subtitles.length, notes: [...notes, ...read.notes] },
+  };
+}
+
+const ENDINGS = ['.srt', '.vtt', '.ass', '.ssa'];
+/** A language, `en` or `pt-BR`, and what players put behind it. */
+const MIDDLE = /^(\.([a-z]{2,3}([-_][a-z0-9]{2,4})?|forced|default|full))*$/;
+
+/**
+ * Files beside a video that have its name and an ending of subtitles, maybe with a language between (`film.en.srt`). First the one
+ * without, then English, which the language models were trained on; those of signs alone (`forced`) are last.
+ */
+async function filesBeside(path: string | undefined): Promise<string[]> {
+  if (path === undefined) return [];
+  const stem = basename(path, extname(path));
+  const middle = (name: string) => name.slice(stem.length, -extname(name).length).toLowerCase();
+  const rank = (name: string) => {
+    const between = middle(name);
+    const kind = between === '' ? 0 : /forced/.test(between) ? 3 : /^\.eng?\b/.test(between) ? 1 : 2;
+    return kind * ENDINGS.length + ENDINGS.indexOf(extname(name).toLowerCase());
+  };
+  const names = await readdir(dirname(path)).catch((): string[] => []);
+  return names
+    .filter((name) => ENDINGS.includes(extname(name).toLowerCase()))
+    .filter((name) => name.startsWith(`${stem}.`) && MIDDLE.test(middle(name)))
+    .sort((left, right) => rank(left) - rank(right) || (left < right ? -1 : 1))
+    .map((name) => join(dirname(path), name));
 }
 
 /**
@@ -73,7 +128,7 @@ async function readFile(path: string): Promise<Uint8Array> {
     const facts = await handle.stat();
     if (!facts.isFile()) {
       throw new LlamaVidError('DATA_INVALID', `${path}: is not a file`, {
-        hint: 'Give a .srt or .vtt file.',
+        hint: 'Give a .srt, .vtt or .ass file.',
       });
     }
     if (facts.size > LARGEST_FILE) throw tooLarge(path, facts.size);
@@ -101,6 +156,6 @@ function tooLarge(name: string, bytes: number): LlamaVidError {
   return new LlamaVidError(
     'MEDIA_TOO_LARGE',
     `${name}: ${bytes} bytes are too many for subtitles; the limit is ${LARGEST_FILE}`,
-    { hint: 'Give the .srt or .vtt file, not the video.' },
+    { hint: 'Give the .srt, .vtt or .ass file, not the video.' },
   );
 }

@@ -80,7 +80,9 @@ describe('LlamaVid.plan', () => {
   it('notes a prompt that the context has no room for', async () => {
     const plan = await LlamaVid.plan(join(fixtures, 'random-model'), [long], { frames: 300 });
     expect(plan.promptTokens).toBeGreaterThan(plan.contextLength);
-    expect(plan.notes.join()).toContain('does not fit the context');
+    expect(plan.notes.join()).toMatch(/600 of 300 frames .* context holds 512.*--max-visual-tokens/);
+    expect(plan.contextFit).toMatchObject({ frames: expect.any(Number), maxNewTokens: expect.any(Number) });
+    expect((await LlamaVid.plan('tiny', [long])).contextFit).toBeNull();
   });
 
   it('fails with the codes of a question', async () => {

@@ -1,4 +1,4 @@
-import { mkdtempSync, readFileSync, rmSync, truncateSync, writeFileSync } from 'node:fs';
+import { cpSync, mkdirSync, mkdtempSync, readFileSync, rmSync, truncateSync, writeFileSync } from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { conversation, LanguageModel, movieQuestion } from '@llamavid/llm';
@@ -6,7 +6,7 @@ import { TokenGenerator } from '@llamavid/tokens';
 import { openMedia } from '@llamavid/video';
 import { VisualEncoder, VisualFeatures } from '@llamavid/vision';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
-import { LlamaVid, previewPrompt } from '../src/index.js';
+import { LlamaVid, previewPrompt, type SubtitleSource } from '../src/index.js';
 import { fixtures } from './oracle-model.js';
 import { roomyModel } from './roomy-model.js';
 
@@ -165,8 +165,13 @@ describe('subtitles', () => {
     ['broken times', file('times.srt', '1\n00:00:aa,000 --> 00:00:02,000\nHi\n'), 'DATA_INVALID'],
     ['negative times', file('negative.srt', '1\n-00:00:01,000 --> 00:00:02,000\nHi\n'), 'DATA_INVALID'],
     ['a file of 1 TB', huge, 'MEDIA_TOO_LARGE'],
-    ['.ass', file('said.ass', '[Script Info]\nTitle: x\n'), 'INVALID_ARGUMENT'],
-    ['auto', 'auto', 'INVALID_ARGUMENT'],
+    ['.ass without dialogue', file('said.ass', '[Script Info]\nTitle: x\n'), 'DATA_INVALID'],
+    ['.ass with broken times', file('times.ass', '[Events]\nDialogue: 0,x,y,,,0,0,0,,Hi\n'), 'DATA_INVALID'],
+    [
+      '.vtt with negative times',
+      file('minus.vtt', 'WEBVTT\n\n-00:01.000 --> 00:02.000\nHi\n'),
+      'DATA_INVALID',
+    ],
     ['a time that is no number', [{ start: 0, end: Number.NaN, text: 'Hi' }], 'INVALID_ARGUMENT'],
   ] as const) {
     it(`are refused: ${what}`, async () => {
@@ -185,6 +190,93 @@ describe('subtitles', () => {
     const picture = join(fixtures, 'world/media/image-000.png');
     const refused = expect.objectContaining({ code: 'INVALID_ARGUMENT' });
     await expect(model.open(picture, { subtitles: said })).rejects.toEqual(refused);
+    await using opened = await model.open(picture, { subtitles: 'auto' });
+    expect((await model.ask(opened, 'What?', { maxNewTokens: 2 }).result()).subtitles).toEqual([]);
+  });
+
+  it('of every kind of file stand where the same words of a .srt file do', async () => {
+    const kinds = {
+      srt: '1\n00:00:01,000 --> 00:00:02,500\nHello there.\n\n2\n00:00:03,000 --> 00:00:03,500\nBye.\n',
+      vtt: 'WEBVTT\n\n00:01.000 --> 00:02.500\n<b>Hello</b>\nthere.\n\n00:03.000 --> 00:03.500\nBye.\n',
+      ass: `[Script Info]\n\n[Events]\nDialogue: 0,0:00:03.00,0:00:03.50,Default,,0,0,0,,{\\i1}Bye.
+Dialogue: 0,0:00:01.00,0:00:02.50,Default,,0,0,0,,Hello\\Nthere.\n`,
+      ssa: `[Script Info]\n\n[Events]\nDialogue: Marked=0,0:00:01.00,0:00:02.50,Default,,0,0,0,,Hello there.
+Dialogue: Marked=0,0:00:03.00,0:00:03.50,Default,,0,0,0,,Bye.\n`,
+    };
+    const prompts = new Set<string>();
+    for (const [ending, text] of Object.entries(kinds)) {
+      const subtitles = file(`kinds.${ending}`, text);
+      const preview = await previewPrompt([clipFile], 'What?', { model: roomy.folder, subtitles });
+      expect(preview.subtitles, ending).toEqual([{ path: subtitles, count: 2, notes: [] }]);
+      prompts.add(preview.prompt);
+    }
+    expect([...prompts]).toEqual([
+      expect.stringContaining('<image>Hello there.<image><image>Bye.<image><image>'),
+    ]);
+  });
+
+  describe('auto', () => {
+    const beside = join(folder, 'beside');
+    mkdirSync(beside);
+    const cue = (text: string) => `1\n00:00:01,000 --> 00:00:02,500\n${text}\n`;
+    const seen = async (video: string, subtitles: SubtitleSource = 'auto') => {
+      const preview = await previewPrompt([video], 'What?', { model: roomy.folder, subtitles });
+      return { prompt: preview.prompt, report: preview.subtitles[0] };
+    };
+    const embedded = join(fixtures, 'clips/subs_audio.mkv');
+
+    it('takes the file beside the video, English before other languages', async () => {
+      const video = join(beside, 'film.part.webm');
+      cpSync(clipFile, video);
+      expect((await seen(video)).report).toBeUndefined();
+      // Of another video, and of no language.
+      for (const name of ['film.srt', 'film.part.2.srt', 'film.party.srt'])
+        file(join('beside', name), cue('no'));
+      expect((await seen(video)).report).toBeUndefined();
+      for (const [name, text] of [
+        ['film.part.en.forced.srt', 'a sign'],
+        ['film.part.de.srt', 'Hallo'],
+        ['film.part.en-US.srt', 'hello'],
+        ['film.part.SRT', 'hi'],
+      ] as const) {
+        const path = file(join('beside', name), cue(text));
+        const { prompt, report } = await seen(video);
+        expect(report).toMatchObject({ path, count: 1 });
+        expect(prompt).toContain(`<image>${text}<image>`);
+      }
+      expect((await seen(video)).report?.notes).toEqual([
+        expect.stringContaining('film.part.en-US.srt is beside'),
+        expect.stringContaining('film.part.de.srt is beside'),
+        expect.stringContaining('film.part.en.forced.srt is beside'),
+      ]);
+      file('beside/film.part.SRT', 'nothing');
+      await expect(seen(video)).rejects.toMatchObject({
+        code: 'DATA_INVALID',
+        message: expect.stringContaining('film.part.SRT'),
+      });
+    });
+
+    it('takes the text stream of a file, also of bytes and while frames are encoded', async () => {
+      const stream = { index: 2, format: 'subrip' };
+      const { prompt, report } = await seen(embedded);
+      expect(report).toEqual({ stream, count: 2, notes: [] });
+      expect(prompt).toContain('<image>Hello world<image>');
+      expect(prompt).toContain('<image>Second line with break<image>');
+      await using clip = await model.open(readFileSync(embedded));
+      const [silent, heard] = await Promise.all([
+        model.ask(clip, 'What?', { maxNewTokens: 2 }).result(),
+        model.ask(clip, 'What?', { subtitles: 'auto', maxNewTokens: 2 }).result(),
+      ]);
+      expect([silent.subtitles, heard.subtitles]).toEqual([[], [{ stream, count: 2, notes: [] }]]);
+      expect(heard.usage.promptTokens).toBeGreaterThan(silent.usage.promptTokens);
+    });
+
+    it('takes what each of several videos has', async () => {
+      await using first = await model.open(embedded, { frames: 2 });
+      await using second = await model.open(clipFile, { frames: 2 });
+      const answer = model.ask([first, second], 'What?', { subtitles: 'auto', maxNewTokens: 2 });
+      expect((await answer.result()).subtitles).toHaveLength(1);
+    });
   });
 
   it('that are odd are repaired and counted', async () => {

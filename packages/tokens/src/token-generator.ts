@@ -93,6 +93,21 @@ export class TokenGenerator implements Disposable {
     return natives.map((native) => new VisualTokens(native));
   }
 
+  /**
+   * How much each frame has to do with a question, by frame, 0 or more: how far the attention that the question pays to a frame's
+   * patches is from an even one. From the scores before the softmax, which shares each frame's attention out among its own
+   * patches; see `docs/decisions/timeline.md`.
+   */
+  async relevance(
+    features: VisualFeatures,
+    question: string,
+    { signal }: Pick<GenerateOptions, 'signal'> = {},
+  ): Promise<Float32Array> {
+    return await withCancellation(signal, (cancellation) =>
+      this.#native.relevance(features[nativeHandle](), question, cancellation),
+    );
+  }
+
   /** Frees the weights. Closing twice does nothing. */
   close(): void {
     this.#native.close();

@@ -2,7 +2,7 @@
 import { parentPort, workerData } from 'node:worker_threads';
 import type { Frame } from 'node-av/lib';
 import { Control } from './control.js';
-import { chooseFrames, DEFAULT_FPS, everyStep, frameStep } from './frame-choice.js';
+import { chooseFrames, chooseInside, DEFAULT_FPS, type FrameChoice } from './frame-choice.js';
 import { packRgb, RgbConverter } from './rgb-converter.js';
 import { type Deliver, decodeSamples } from './sample-decoder.js';
 import { invalidRange, truncated } from './video-errors.js';
@@ -28,7 +28,7 @@ function reply(message: WorkerReply): void {
 /** A video that was opened and looked through. */
 interface OpenedVideo {
   readonly index: VideoIndex;
-  readonly chosen: number[] | undefined;
+  readonly chosen: FrameChoice | undefined;
   readonly facts: VideoFacts;
   readonly makeConverter: () => RgbConverter;
 }
@@ -47,7 +47,7 @@ async function openVideo(): Promise<OpenedVideo | undefined> {
     const known = Math.max(durationSeconds, endSeconds) || Number.POSITIVE_INFINITY;
     const seconds = displayTimes?.map((pts) => file.seconds(pts));
     const chosen = seconds && chooseFrames(seconds, averageFps, endSeconds, sampling);
-    if (chosen?.length === 0 || (chosen === undefined && start > 0 && start >= known)) {
+    if (chosen?.indices.length === 0 || (chosen === undefined && start > 0 && start >= known)) {
       throw invalidRange(name, sampling, endSeconds);
     }
     const { orientation, pixelAspect } = file;
@@ -63,7 +63,7 @@ async function openVideo(): Promise<OpenedVideo | undefined> {
         `fps: ${fps} frames a second were asked for, the video has ${round3(averageFps)}; every frame is taken`,
       );
     }
-    const expected = sampling.frames ?? everyStep(index.frameCount, frameStep(averageFps, fps)).length;
+    const expected = chosen ?? chooseInside(index.frameCount, averageFps, sampling);
     const facts: VideoFacts = {
       durationSeconds: durationSeconds > 0 ? durationSeconds : undefined,
       fps: averageFps,
@@ -71,7 +71,7 @@ async function openVideo(): Promise<OpenedVideo | undefined> {
       width: shownWidth,
       height: shownHeight,
       codec: file.codecName,
-      expectedSamples: chosen?.length ?? expected,
+      expectedSamples: expected.indices.length,
       notes,
     };
     return { index, chosen, facts, makeConverter: () => new RgbConverter(orientation, pixelAspect) };

@@ -11,6 +11,8 @@ export interface Sampling {
   readonly fps?: number | undefined;
   /** This many frames, spread evenly over the range. */
   readonly frames?: number | undefined;
+  /** At most this many of the frames that `fps` or `frames` choose, spread evenly over them. */
+  readonly maxFrames?: number | undefined;
   /** First second looked at. */
   readonly start?: number | undefined;
   /** Second to stop before. */
@@ -25,12 +27,14 @@ const TIME_TOLERANCE = 1e-6;
 
 /** Throws `INVALID_ARGUMENT` for values that no video can satisfy. */
 export function checkSampling(sampling: Sampling): void {
-  const { fps, frames, start, end } = sampling;
+  const { fps, frames, maxFrames, start, end } = sampling;
   if (fps !== undefined && !(Number.isFinite(fps) && fps > 0)) {
     throw invalid(`fps is ${fps}`, 'Give a number of frames a second above 0, such as 1 or 0.5.');
   }
-  if (frames !== undefined && !(Number.isSafeInteger(frames) && frames > 0)) {
-    throw invalid(`frames is ${frames}`, 'Give a whole number of frames above 0.');
+  for (const [name, value] of Object.entries({ frames, maxFrames })) {
+    if (value !== undefined && !(Number.isSafeInteger(value) && value > 0)) {
+      throw invalid(`${name} is ${value}`, 'Give a whole number of frames above 0.');
+    }
   }
   if (fps !== undefined && frames !== undefined) {
     throw invalid(
@@ -74,6 +78,26 @@ export function spreadEvenly(count: number, wanted: number): number[] {
   return Array.from({ length: wanted }, (_, sample) => Math.floor((sample * (count - 1)) / (wanted - 1)));
 }
 
+/** The frames that are taken. */
+export interface FrameChoice {
+  /** Places among the displayed frames, rising. */
+  readonly indices: number[];
+  /** How many more there would be without `maxFrames`. */
+  readonly omitted: number;
+}
+
+/** Chooses among the `count` displayed frames of a range. */
+export function chooseInside(
+  count: number,
+  averageFps: number,
+  { fps = DEFAULT_FPS, frames, maxFrames = Number.POSITIVE_INFINITY }: Sampling,
+): FrameChoice {
+  const all =
+    frames === undefined ? everyStep(count, frameStep(averageFps, fps)) : spreadEvenly(count, frames);
+  const kept = spreadEvenly(all.length, maxFrames);
+  return { indices: kept.map((place) => all[place] ?? 0), omitted: all.length - kept.length };
+}
+
 /** Whether `seconds` lies in the range `start` ≤ t < `end`. */
 export function inRange(seconds: number, sampling: Sampling): boolean {
   return !beforeRange(seconds, sampling) && !behindRange(seconds, sampling);
@@ -90,8 +114,14 @@ export function behindRange(seconds: number, { end = Number.POSITIVE_INFINITY }:
   return seconds >= end - TIME_TOLERANCE;
 }
 
+/** Says what `maxFrames` left out; nothing where that is nothing. */
+export function omissionNotes(omitted: number, { maxFrames = 0 }: Sampling): string[] {
+  if (omitted === 0) return [];
+  return [`frames: ${omitted} more were asked for, ${maxFrames} at most; those taken are spread evenly`];
+}
+
 /**
- * Indices of the chosen frames among the displayed frames, whose times in seconds are given in order.
+ * Chooses among the displayed frames, whose times in seconds are given in order.
  *
  * The range counts from its own first frame, so a part of a video is sampled like a video cut there.
  * A range that falls between two frames gives the frame on display at its start; a range behind the last
@@ -102,20 +132,17 @@ export function chooseFrames(
   averageFps: number,
   duration: number,
   sampling: Sampling,
-): number[] {
+): FrameChoice {
   let first = 0;
   while (first < times.length && beforeRange(times[first] ?? 0, sampling)) first += 1;
   let last = first;
   while (last < times.length && !behindRange(times[last] ?? 0, sampling)) last += 1;
   if (first === last) {
     const { start = 0 } = sampling;
-    return first > 0 && start < duration ? [first - 1] : [];
+    return { indices: first > 0 && start < duration ? [first - 1] : [], omitted: 0 };
   }
-  const inside =
-    sampling.frames === undefined
-      ? everyStep(last - first, frameStep(averageFps, sampling.fps ?? DEFAULT_FPS))
-      : spreadEvenly(last - first, sampling.frames);
-  return inside.map((index) => first + index);
+  const { indices, omitted } = chooseInside(last - first, averageFps, sampling);
+  return { indices: indices.map((index) => first + index), omitted };
 }
 
 function invalid(what: string, hint: string): LlamaVidError {

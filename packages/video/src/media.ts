@@ -1,5 +1,6 @@
 /** What `openMedia` gives: the same face for videos, pictures and folders of frames. */
 import type { Pixels, Preprocessing } from '@llamavid/native';
+import type { SubtitleStream } from './subtitle-stream.js';
 
 /** One frame as it is displayed: upright, in square pixels. */
 export interface Frame {
@@ -34,7 +35,7 @@ export interface MediaInfo {
 /** Which frames were taken, and what was odd about the source. */
 export interface SamplingReport {
   source: MediaInfo;
-  /** Frames a second that were asked for; with `frames`, the rate that came of it. */
+  /** Frames a second that were asked for; with `frames`, or where `maxFrames` left some out, the rate that came of it. */
   fps: number;
   /** Frames taken. */
   frames: number;
@@ -44,6 +45,8 @@ export interface SamplingReport {
   framesDecoded: number;
   /** Chosen frames that could not be decoded. */
   dropped: number;
+  /** Frames that `fps` or `frames` would have taken and `maxFrames` left out, evenly over the range. */
+  omitted: number;
   /** Everything that was repaired, skipped or guessed, in words. */
   notes: string[];
 }
@@ -70,6 +73,8 @@ export interface Media extends AsyncDisposable {
   frames(options?: FramesOptions): AsyncIterable<Frame>;
   /** The chosen frames as the visual encoder takes them. No full-size frame is copied on the way. */
   pixels(preprocessing: Preprocessing, options?: PixelsOptions): AsyncIterable<PixelBatch>;
+  /** What a text stream of the file says; undefined where there is none. Other frames may be read meanwhile. */
+  subtitles(options?: FramesOptions): Promise<SubtitleStream | undefined>;
   /** The report of the last reading; complete once that has come to its end. */
   report(): SamplingReport;
   /** Frees everything and stops a reading that is going on. Closing twice does nothing. */

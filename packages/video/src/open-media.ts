@@ -19,6 +19,8 @@ export interface OpenMediaOptions {
   fps?: number | undefined;
   /** Exactly this many frames (or all, where there are fewer), spread evenly; instead of `fps`. */
   frames?: number | undefined;
+  /** At most this many of the frames that `fps` or `frames` choose, spread evenly over them. */
+  maxFrames?: number | undefined;
   /** Second of the first frame that may be taken. Default 0. */
   start?: number | undefined;
   /** Second before which the last frame lies. Default: the end. */
@@ -96,8 +98,8 @@ async function locate(source: MediaSource, options: OpenMediaOptions): Promise<L
 
 async function openLocated(located: Located, options: OpenMediaOptions): Promise<Media> {
   const { file, name } = located;
-  const { fps, frames, start, end, strict = false, signal } = options;
-  const sampling = { fps, frames, start, end };
+  const { fps, frames, maxFrames, start, end, strict = false, signal } = options;
+  const sampling = { fps, frames, maxFrames, start, end };
   const openList = (list: PictureList, kind: 'image' | 'video', notes: readonly string[] = []) => {
     const { pictureFps = 1 } = options;
     return openPictures(list, { ...located, kind, sampling, pictureFps, strict, notes }, signal);

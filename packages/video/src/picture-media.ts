@@ -2,7 +2,7 @@
 import { LlamaVidError } from '@llamavid/errors';
 import type { Preprocessing } from '@llamavid/native';
 import { contentType, HEAD_BYTES } from './content-type.js';
-import { chooseFrames, DEFAULT_FPS, type Sampling } from './frame-choice.js';
+import { chooseFrames, DEFAULT_FPS, type FrameChoice, omissionNotes, type Sampling } from './frame-choice.js';
 import {
   DEFAULT_BATCH_SIZE,
   type Frame,
@@ -45,10 +45,11 @@ export async function openPictures(
   if (strict && list.truncation !== undefined) throw truncated(name, list.truncation);
   const times = list.pictures.map((_, picture) => secondsOf(picture, pictureFps));
   const duration = times.length / pictureFps;
-  const chosen = kind === 'image' ? [0] : chooseFrames(times, pictureFps, duration, sampling);
-  if (chosen.length === 0) throw invalidRange(name, sampling, duration);
+  const chosen =
+    kind === 'image' ? { indices: [0], omitted: 0 } : chooseFrames(times, pictureFps, duration, sampling);
+  if (chosen.indices.length === 0) throw invalidRange(name, sampling, duration);
   let failure: unknown;
-  for (const picture of chosen) {
+  for (const picture of chosen.indices) {
     if (signal?.aborted) throw aborted(name, signal.reason);
     const first = list.pictures[picture];
     if (first === undefined) continue;
@@ -77,7 +78,7 @@ class PictureMedia implements Media {
   readonly expectedFrames: number;
   readonly #pictures: readonly Picture[];
   readonly #settings: PictureSettings;
-  readonly #chosen: readonly number[];
+  readonly #chosen: FrameChoice;
   readonly #openingNotes: readonly string[];
   #notes: string[] = [];
   #timestamps: number[] = [];
@@ -86,7 +87,7 @@ class PictureMedia implements Media {
   constructor(
     list: PictureList,
     settings: PictureSettings,
-    chosen: readonly number[],
+    chosen: FrameChoice,
     facts: Pick<MediaInfo, 'width' | 'height' | 'codec'>,
   ) {
     const { kind, path, pictureFps } = settings;
@@ -95,7 +96,7 @@ class PictureMedia implements Media {
     this.#pictures = list.pictures;
     this.#settings = settings;
     this.#chosen = chosen;
-    this.expectedFrames = chosen.length;
+    this.expectedFrames = chosen.indices.length;
     this.#openingNotes = [...list.notes, ...settings.notes];
     this.info = {
       ...(path !== undefined && { path }),
@@ -108,7 +109,7 @@ class PictureMedia implements Media {
   async *frames({ signal }: FramesOptions = {}): AsyncGenerator<Frame, void, undefined> {
     this.#timestamps = [];
     this.#notes = [];
-    for (const index of this.#chosen) {
+    for (const index of this.#chosen.indices) {
       this.#checkOpen(signal);
       const picture = this.#pictures[index];
       if (picture === undefined) continue;
@@ -143,7 +144,7 @@ class PictureMedia implements Media {
         callNative(() => channel.push(data, width, height, width * 3));
         timestamps.push(timestamp);
         done += 1;
-        onProgress?.(done, this.#chosen.length);
+        onProgress?.(done, this.#chosen.indices.length);
         if (timestamps.length === batchSize) yield batch();
       }
       if (timestamps.length > 0) yield batch();
@@ -152,19 +153,25 @@ class PictureMedia implements Media {
     }
   }
 
+  subtitles(): Promise<undefined> {
+    return Promise.resolve(undefined);
+  }
+
   report(): SamplingReport {
     const timestamps = [...this.#timestamps];
     const { sampling, pictureFps } = this.#settings;
+    const { omitted } = this.#chosen;
     const seconds = this.#pictures.length / pictureFps;
     const { frames, fps = DEFAULT_FPS, start = 0, end = seconds } = sampling;
     return {
       source: { ...this.info },
-      fps: frames === undefined ? fps : timestamps.length / (Math.min(end, seconds) - start),
+      fps: frames === undefined && omitted === 0 ? fps : timestamps.length / (Math.min(end, seconds) - start),
       frames: timestamps.length,
       timestamps,
       framesDecoded: timestamps.length,
       dropped: this.#notes.length,
-      notes: [...this.#openingNotes, ...this.#notes],
+      omitted,
+      notes: [...this.#openingNotes, ...omissionNotes(omitted, sampling), ...this.#notes],
     };
   }
 

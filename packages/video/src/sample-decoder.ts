@@ -18,10 +18,11 @@ import { PacketStep, planPackets } from './decode-plan.js';
 import {
   beforeRange,
   behindRange,
+  chooseInside,
   DEFAULT_FPS,
+  type FrameChoice,
   frameStep,
   type Sampling,
-  spreadEvenly,
 } from './frame-choice.js';
 import { invalidRange, truncated, unreadable } from './video-errors.js';
 import type { VideoFile, VideoIndex } from './video-file.js';
@@ -34,8 +35,8 @@ export interface Decoding {
   /** Opens the file again, from its beginning. */
   readonly reopen: () => Promise<VideoFile>;
   readonly index: VideoIndex;
-  /** Chosen indices into `index.displayTimes`; undefined where frames must be counted. */
-  readonly chosen: readonly number[] | undefined;
+  /** Indices into `index.displayTimes`; undefined where frames must be counted. */
+  readonly chosen: FrameChoice | undefined;
   readonly sampling: Sampling;
   readonly strict: boolean;
   readonly maxPixels: number;
@@ -57,16 +58,18 @@ type Verdict = 'complete' | 'cancelled' | 'unreliable';
 export async function decodeSamples(decoding: Decoding): Promise<ReadOutcome | undefined> {
   const { chosen, sampling, control } = decoding;
   let way: Way = chosen === undefined ? 'counted' : 'planned';
-  let wanted: readonly number[] | undefined;
-  if (chosen === undefined && sampling.frames !== undefined) {
-    wanted = await countFrames(decoding);
-    if (wanted === undefined) return undefined;
+  // Every step-th frame is taken as it is counted; for anything else the whole number must be known first.
+  const countFirst = sampling.frames !== undefined || sampling.maxFrames !== undefined;
+  let counted: FrameChoice | undefined;
+  if (way === 'counted' && countFirst) {
+    counted = await countFrames(decoding);
+    if (counted === undefined) return undefined;
   }
   let delivered = 0;
   let decodedBefore = 0;
   for (;;) {
     const file = await decoding.reopen();
-    const pass = new Pass(decoding, file, way, { wanted, delivered });
+    const pass = new Pass(decoding, file, way, { wanted: counted?.indices, delivered });
     let verdict: Verdict;
     try {
       verdict = pass.run();
@@ -78,20 +81,20 @@ export async function decodeSamples(decoding: Decoding): Promise<ReadOutcome | u
     if (verdict === 'cancelled' || control.cancelled) return undefined;
     if (verdict === 'complete') {
       if (delivered === 0) throw nothingDecoded(decoding, pass);
-      return pass.outcome(decodedBefore);
+      return pass.outcome(decodedBefore, (counted ?? chosen)?.omitted ?? 0);
     }
     // The plan relies on what the container says about its packets. Where that proves wrong, say less and decode more.
     decodedBefore += pass.framesDecoded;
     way = way === 'thorough' ? 'counted' : 'thorough';
-    if (way === 'counted' && sampling.frames !== undefined) {
-      wanted = await countFrames(decoding);
-      if (wanted === undefined) return undefined;
+    if (way === 'counted' && countFirst) {
+      counted = await countFrames(decoding);
+      if (counted === undefined) return undefined;
     }
   }
 }
 
-/** Indices of `sampling.frames` frames, by decoding everything once; undefined when cancelled. */
-async function countFrames(decoding: Decoding): Promise<readonly number[] | undefined> {
+/** Chooses among the frames that are there, by decoding everything once; undefined when cancelled. */
+async function countFrames(decoding: Decoding): Promise<FrameChoice | undefined> {
   const file = await decoding.reopen();
   const inside: number[] = [];
   const pass = new Pass({ ...decoding, strict: false }, file, 'counted', {
@@ -104,7 +107,9 @@ async function countFrames(decoding: Decoding): Promise<readonly number[] | unde
     pass.close();
     file.close();
   }
-  return spreadEvenly(inside.length, decoding.sampling.frames ?? 1).map((sample) => inside[sample] ?? 0);
+  const { index, sampling } = decoding;
+  const { indices, omitted } = chooseInside(inside.length, index.averageFps, sampling);
+  return { indices: indices.map((place) => inside[place] ?? 0), omitted };
 }
 
 function nothingDecoded({ index, sampling }: Decoding, pass: Pass): Error {
@@ -160,7 +165,7 @@ class Pass {
     this.#nextSample = options.delivered;
     this.#clock = new CountedClock(file, decoding.index.averageFps);
     const { displayTimes } = decoding.index;
-    this.#times = (decoding.chosen ?? []).map((frame) => displayTimes?.[frame] ?? Number.NaN);
+    this.#times = (decoding.chosen?.indices ?? []).map((frame) => displayTimes?.[frame] ?? Number.NaN);
     this.#frame.alloc();
     this.#packet.alloc();
     const context = this.#context;
@@ -214,7 +219,7 @@ class Pass {
     return this.#verdict ?? 'complete';
   }
 
-  outcome(decodedBefore: number): ReadOutcome {
+  outcome(decodedBefore: number, omitted: number): ReadOutcome {
     const { index } = this.#decoding;
     const notes: string[] = [];
     if (this.#damagedFrames > 0) {
@@ -229,6 +234,7 @@ class Pass {
     return {
       framesDecoded: decodedBefore + this.framesDecoded,
       dropped: this.#dropped,
+      omitted,
       // Counting may stop at the end of the range; the table is the better answer then.
       frameCount: this.#way === 'counted' && this.#verdict === undefined ? this.#displayed : index.frameCount,
       notes,
@@ -300,7 +306,7 @@ class Pass {
     if (time === undefined || pts < time) return;
     if (pts > time && !this.#miss(pts)) return;
     if (pts !== this.#times[this.#nextSample]) return;
-    const chosen = this.#decoding.chosen?.[this.#nextSample] ?? 0;
+    const chosen = this.#decoding.chosen?.indices[this.#nextSample] ?? 0;
     this.#nextSample += 1;
     this.#deliver(frame, chosen, this.file.seconds(pts), damaged);
     // The last sample is out: what follows is not needed, and in a damaged file only costs time.

@@ -88,9 +88,8 @@ export class VideoFile {
     return this.codec.name === 'libdav1d' ? 'av1' : (this.codec.name ?? 'unknown');
   }
 
-  /** Seconds on the file's clock, which players start at 0, of a time in the stream's time base. */
-  seconds(pts: number): number {
-    const { num, den } = this.stream.timeBase;
+  /** Seconds on the file's clock, which players start at 0, of a time in a stream's time base. */
+  seconds(pts: number, { timeBase: { num, den } }: Stream = this.stream): number {
     return toMicroseconds((pts * num) / den - this.startSeconds);
   }
 

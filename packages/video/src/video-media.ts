@@ -3,7 +3,7 @@ import { Worker } from 'node:worker_threads';
 import { LlamaVidError } from '@llamavid/errors';
 import type { Preprocessing } from '@llamavid/native';
 import { Control } from './control.js';
-import { DEFAULT_FPS, type Sampling } from './frame-choice.js';
+import { DEFAULT_FPS, omissionNotes, type Sampling } from './frame-choice.js';
 import {
   DEFAULT_BATCH_SIZE,
   type Frame,
@@ -14,6 +14,7 @@ import {
   type PixelsOptions,
   type SamplingReport,
 } from './media.js';
+import { readSubtitleStream, type SubtitleStream } from './subtitle-stream.js';
 import { aborted, closed, unreadable } from './video-errors.js';
 import {
   type FrameMessage,
@@ -160,18 +161,30 @@ class VideoMedia implements Media {
     }
   }
 
+  subtitles({ signal }: FramesOptions = {}): Promise<SubtitleStream | undefined> {
+    const { file, name } = this.#source;
+    if (this.#closed !== undefined) return Promise.reject(closed(name));
+    return readSubtitleStream(file, name, signal);
+  }
+
   report(): SamplingReport {
     const timestamps = [...this.#timestamps];
     const { frames, fps = DEFAULT_FPS } = this.#sampling;
     const frameCount = this.#outcome?.frameCount ?? this.info.frameCount;
+    const omitted = this.#outcome?.omitted ?? 0;
     return {
       source: { ...this.info, ...(frameCount !== undefined && { frameCount }) },
-      fps: frames === undefined ? fps : this.#rateOf(timestamps),
+      fps: frames === undefined && omitted === 0 ? fps : this.#rateOf(timestamps),
       frames: timestamps.length,
       timestamps,
       framesDecoded: this.#outcome?.framesDecoded ?? 0,
       dropped: this.#outcome?.dropped ?? 0,
-      notes: [...this.#facts.notes, ...(this.#outcome?.notes ?? [])],
+      omitted,
+      notes: [
+        ...this.#facts.notes,
+        ...omissionNotes(omitted, this.#sampling),
+        ...(this.#outcome?.notes ?? []),
+      ],
     };
   }
 

@@ -52,6 +52,7 @@ export interface FrameMessage {
 export interface ReadOutcome {
   readonly framesDecoded: number;
   readonly dropped: number;
+  readonly omitted: number;
   /** Displayed frames, where counting showed another number than the file's table. */
   readonly frameCount: number;
   readonly notes: readonly string[];

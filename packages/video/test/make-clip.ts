@@ -4,9 +4,13 @@ import {
   AV_CODEC_FLAG_GLOBAL_HEADER,
   AV_CODEC_FLAG_INTERLACED_DCT,
   AV_CODEC_FLAG_INTERLACED_ME,
+  AV_DISPOSITION_DEFAULT,
+  AV_DISPOSITION_FORCED,
   AV_LOG_QUIET,
+  type AVCodecID,
   AVFMT_GLOBALHEADER,
   AVMEDIA_TYPE_AUDIO,
+  AVMEDIA_TYPE_SUBTITLE,
   AVMEDIA_TYPE_VIDEO,
   type FFEncoderCodec,
 } from 'node-av/constants';
@@ -14,6 +18,7 @@ import {
   avGetPixFmtFromName,
   Codec,
   CodecContext,
+  Dictionary,
   FFmpegError,
   Filter,
   FilterGraph,
@@ -152,6 +157,75 @@ export function copySound(from: string, to: string): string {
     if (packet.streamIndex === index) {
       packet.streamIndex = 0;
       packet.rescaleTs(source.timeBase, stream.timeBase);
+      check(output.interleavedWriteFrameSync(packet));
+    }
+    packet.unref();
+  }
+  packet.free();
+  check(output.writeTrailerSync());
+  output.closeOutputSync();
+  input.closeInputSync();
+  return to;
+}
+
+/** A stream of subtitles for {@link addSubtitles}. */
+export interface SubtitleRecipe {
+  codec: AVCodecID;
+  language?: string;
+  forced?: boolean;
+  default?: boolean;
+  header?: string;
+  /** Milliseconds and bytes. */
+  cues: [start: number, duration: number, data: string][];
+}
+
+/** Copies the video of a file into another, with subtitles beside it. */
+export function addSubtitles(from: string, to: string, recipes: readonly SubtitleRecipe[]): string {
+  const input = new FormatContext();
+  check(input.openInputSync(from));
+  check(input.findStreamInfoSync());
+  const index = input.findBestStream(AVMEDIA_TYPE_VIDEO);
+  const source = input.streams[index];
+  if (!source) throw new Error(`${from} has no video`);
+  const output = new FormatContext();
+  check(output.allocOutputContext2(null, null, to));
+  const video = output.newStream(null);
+  check(source.codecpar.copy(video.codecpar));
+  video.codecpar.codecTag = 0;
+  video.timeBase = source.timeBase;
+  const streams = recipes.map(({ codec, language, forced, default: isDefault, header }) => {
+    const stream = output.newStream(null);
+    stream.codecpar.codecType = AVMEDIA_TYPE_SUBTITLE;
+    stream.codecpar.codecId = codec;
+    if (header !== undefined) stream.codecpar.extradata = Buffer.from(header);
+    stream.timeBase = { num: 1, den: 1000 };
+    if (language !== undefined) stream.metadata = Dictionary.fromObject({ language });
+    stream.disposition = (forced ? AV_DISPOSITION_FORCED : 0) | (isDefault ? AV_DISPOSITION_DEFAULT : 0);
+    return stream;
+  });
+  check(output.openOutputSync());
+  check(output.writeHeaderSync(null));
+  const packet = new Packet();
+  packet.alloc();
+  recipes.forEach(({ cues }, place) => {
+    const stream = streams[place];
+    if (!stream) return;
+    for (const [start, duration, data] of cues) {
+      packet.data = Buffer.from(data, 'latin1');
+      packet.streamIndex = stream.index;
+      packet.pts = BigInt(start);
+      packet.dts = BigInt(start);
+      packet.duration = BigInt(duration);
+      packet.isKeyframe = true;
+      packet.rescaleTs({ num: 1, den: 1000 }, stream.timeBase);
+      check(output.interleavedWriteFrameSync(packet));
+      packet.unref();
+    }
+  });
+  while (input.readFrameSync(packet) >= 0) {
+    if (packet.streamIndex === index) {
+      packet.streamIndex = 0;
+      packet.rescaleTs(source.timeBase, video.timeBase);
       check(output.interleavedWriteFrameSync(packet));
     }
     packet.unref();

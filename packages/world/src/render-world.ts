@@ -7,8 +7,11 @@ import { callNative, callNativeAsync, WorldVideo } from '@llamavid/native';
 import { writeVideo } from '@llamavid/video';
 import { type AskedMedia, questionRows, type TrainingRecord, trainingRecords } from './rows.js';
 
-/** What can be rendered: a picture, one scene, one to six scenes with cuts, many scenes with subtitles. */
-export const worldKinds = ['image', 'clip', 'multi', 'long'] as const;
+/**
+ * What can be rendered: a picture, one scene, one to six scenes with cuts, many scenes with subtitles, ten minutes of scenes of which
+ * one shows an object that no other does.
+ */
+export const worldKinds = ['image', 'clip', 'multi', 'long', 'needle'] as const;
 export type WorldKind = (typeof worldKinds)[number];
 
 const neverTrainedChoices = ['forbid', 'allow', 'only'] as const;
@@ -67,7 +70,7 @@ const LARGEST_COUNT = 1_000_000;
  * - `media/<kind>-<number>.mp4` or `.png`, for long videos with an `.srt` beside it;
  * - `qa.jsonl`, one question a line;
  * - `train.json`, the same as a training list in LLaVA's format, and `pretrain.json`, of it the descriptions. Long
- *   videos and unseen phrasings are in neither.
+ *   videos, needles and unseen phrasings are in neither.
  *
  * A file depends on seed, kind and number only: a larger count adds files and changes none.
  *

@@ -5,7 +5,7 @@ import type { WorldQuestion } from '@llamavid/native';
 export interface QuestionRow {
   /** The file, from the folder of the list. */
   media: string;
-  /** image, clip, multi or long. */
+  /** image, clip, multi, long or needle. */
   kind: string;
   /** The type of the question: colour, where, count, …. */
   type: string;
@@ -17,6 +17,8 @@ export interface QuestionRow {
   frames: number;
   /** The file of the subtitles, from the folder of the list. */
   subtitles: string | null;
+  /** The seconds of the only scene that shows what is asked about, from and to; `null` where there is not one alone. */
+  evidence: [from: number, to: number] | null;
 }
 
 /** A record of a training list in LLaVA's format. */
@@ -39,7 +41,7 @@ export interface AskedMedia {
 
 export function questionRows(asked: AskedMedia): QuestionRow[] {
   const { media, kind, frames, subtitles } = asked;
-  return asked.questions.map(({ type, question, answer, unseenPhrasing }) => ({
+  return asked.questions.map(({ type, question, answer, unseenPhrasing, evidence }) => ({
     media,
     kind,
     type,
@@ -48,14 +50,15 @@ export function questionRows(asked: AskedMedia): QuestionRow[] {
     unseen_phrasing: unseenPhrasing,
     frames,
     subtitles,
+    evidence: evidence === undefined ? null : (evidence as [number, number]),
   }));
 }
 
 /** One record a question, without the phrasings that training must not use. */
 export function trainingRecords(asked: AskedMedia): (TrainingRecord & { type: string })[] {
   const { name, kind, media } = asked;
-  // A list has no place for subtitles, and without them these questions cannot be answered.
-  if (kind === 'long') return [];
+  // A list has no place for subtitles, and without them these questions cannot be answered; needles are for measuring.
+  if (kind === 'long' || kind === 'needle') return [];
   return asked.questions
     .map((question, place) => ({ ...question, place }))
     .filter(({ unseenPhrasing }) => !unseenPhrasing)

@@ -199,7 +199,7 @@ test.each([
   [{ count: 0 }, /count is 0/],
   [{ count: Number.NaN }, /count is NaN/],
   [{ kinds: [] }, /kinds is empty/],
-  [{ kinds: ['film' as WorldKind] }, /kind is film, but must be one of image, clip, multi, long/],
+  [{ kinds: ['film' as WorldKind] }, /kind is film, but must be one of image, clip, multi, long, needle/],
   [{ neverTrained: 'maybe' as 'only' }, /neverTrained is maybe/],
   [{ phrasing: 'polite' as 'mixed' }, /phrasing is polite/],
 ])('%o is refused', async (options, message) => {

@@ -1,7 +1,8 @@
-//! Subtitles of a long video, from a `.srt` or WebVTT file or from speech recognition.
+//! Subtitles of a long video: from a file, from a text stream of the video file, or from speech recognition.
 //!
 //! Reference: the feature extraction scripts, which read `.srt` files and speech. Their habits are kept, because the
-//! released long-video model was trained on what they read.
+//! released long-video model was trained on what they read. What they do not read (WebVTT, SubStation Alpha, streams) becomes
+//! what a viewer sees, in one line: "..." is left out there too.
 
 use std::iter;
 
@@ -94,17 +95,156 @@ pub fn parse_webvtt(bytes: &[u8]) -> Result<Vec<Subtitle>> {
         let (start_time, end_time) = (read(strip(start))?, read(first_word(end))?);
         let shown = iter::from_fn(|| lines.next_if(|(_, line)| !line.is_empty() && !line.contains("-->")));
         let shown: Vec<&str> = shown.map(|(_, line)| line).collect();
-        let text = without_markup(&shown.join("\n"));
-        let text: Vec<&str> = text.split('\n').map(strip).filter(|line| !line.is_empty()).collect();
+        let text = in_one_line(&webvtt_text(&shown.join("\n")));
         if !text.is_empty() {
-            subtitles.push(Subtitle { start_time, end_time, text: text.join(" ") });
+            subtitles.push(Subtitle { start_time, end_time, text });
         }
     }
     Ok(subtitles)
 }
 
-/// The text of a cue without tags and "...", its character references resolved.
-fn without_markup(text: &str) -> String {
+/// Reads a SubStation Alpha file (`.ass`, `.ssa`): its dialogue, without styles, drawings and comments.
+///
+/// Such files are ordered by style or layer as often as by time, so the subtitles are sorted by their start.
+pub fn parse_ass(bytes: &[u8]) -> Result<Vec<Subtitle>> {
+    let file = read_text(bytes);
+    // Where a file does not name its columns, those that both versions have in common.
+    let (mut columns, mut start_column, mut end_column) = (10, 1, 2);
+    let mut in_events = false;
+    let mut subtitles = Vec::new();
+    for (number, line) in file.split('\n').enumerate() {
+        let line = strip(line);
+        if line.starts_with('[') {
+            in_events = line.eq_ignore_ascii_case("[events]");
+        }
+        let Some((kind, fields)) = line.split_once(':').filter(|_| in_events) else { continue };
+        let wrong = |problem: &str| Error::Argument(format!("subtitles, line {}: {problem}", number + 1));
+        match kind {
+            "Format" => {
+                let names: Vec<&str> = fields.split(',').map(strip).collect();
+                let find = |wanted| names.iter().position(|name| name.eq_ignore_ascii_case(wanted));
+                let (Some(start), Some(end)) = (find("start"), find("end")) else {
+                    return Err(wrong("the columns `Start` and `End` are missing"));
+                };
+                (columns, start_column, end_column) = (names.len(), start, end);
+            }
+            "Dialogue" => {
+                // The text is the last column, so that it may hold commas.
+                let fields: Vec<&str> = fields.splitn(columns, ',').collect();
+                if fields.len() < columns {
+                    return Err(wrong(&format!("{} of {columns} columns are there", fields.len())));
+                }
+                let read = |column: usize| {
+                    let time = fields.get(column).copied().map_or("", strip);
+                    read_time(time).ok_or_else(|| no_time(number, time, "0:01:02.50"))
+                };
+                let (start_time, end_time) = (read(start_column)?, read(end_column)?);
+                let text = in_one_line(&ass_text(fields.last().copied().unwrap_or_default()));
+                if !text.is_empty() {
+                    subtitles.push(Subtitle { start_time, end_time, text });
+                }
+            }
+            _ => {}
+        }
+    }
+    subtitles.sort_by(|left, right| left.start_time.total_cmp(&right.start_time));
+    Ok(subtitles)
+}
+
+/// How the text streams of video files write a subtitle, whose times are the container's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum CueFormat {
+    /// Text with a few HTML tags, as in SubRip files.
+    SubRip,
+    /// The text of a WebVTT cue.
+    WebVtt,
+    /// A line of SubStation Alpha behind its times: eight columns, then the text.
+    Ass,
+    /// 3GPP timed text: its length in two bytes, the text, and styles behind it.
+    MovText,
+}
+
+/// What a viewer sees of a subtitle of a text stream, in one line; nothing for one that only ends the one before.
+pub fn cue_text(bytes: &[u8], format: CueFormat) -> String {
+    let shown = match format {
+        CueFormat::SubRip => without_tags(&read_text(bytes)),
+        CueFormat::WebVtt => webvtt_text(&read_text(bytes)),
+        CueFormat::Ass => ass_text(read_text(bytes).splitn(9, ',').nth(8).unwrap_or_default()),
+        CueFormat::MovText => match bytes {
+            [high, low, rest @ ..] => {
+                let length = usize::from(u16::from_be_bytes([*high, *low])).min(rest.len());
+                read_text(&rest[..length])
+            }
+            _ => String::new(),
+        },
+    };
+    in_one_line(&shown)
+}
+
+fn in_one_line(text: &str) -> String {
+    let text = text.replace("...", "");
+    let lines: Vec<&str> = text.split('\n').map(strip).filter(|line| !line.is_empty()).collect();
+    lines.join(" ")
+}
+
+/// The text of a SubStation Alpha line without `{…}` and drawings; `\N` and `\n` end a line, `\h` is a space.
+fn ass_text(text: &str) -> String {
+    let mut pieces = text.split('{');
+    let mut shown = pieces.next().unwrap_or_default().to_owned();
+    let mut is_drawing = false;
+    for piece in pieces {
+        let Some((overrides, rest)) = piece.split_once('}') else {
+            shown.push('{');
+            shown.push_str(piece);
+            continue;
+        };
+        // `\p1` begins a drawing, whose coordinates look like text, and `\p0` ends it.
+        let scale = |tag: &str| strip(tag).strip_prefix('p')?.parse::<u32>().ok();
+        if let Some(scale) = overrides.split('\\').rev().find_map(scale) {
+            is_drawing = scale > 0;
+        }
+        if !is_drawing {
+            shown.push_str(rest);
+        }
+    }
+    shown.replace("\\N", "\n").replace("\\n", "\n").replace("\\h", " ")
+}
+
+/// The text without HTML tags and without `{\…}`, which some programs write into SubRip files.
+fn without_tags(text: &str) -> String {
+    let text = without(text, ['<', '>'], is_html_tag);
+    without(&text, ['{', '}'], |inside| inside.starts_with('\\'))
+}
+
+/// Whether a subtitle holds HTML tags or `{\…}`.
+pub fn holds_tags(text: &str) -> bool {
+    text.contains(['<', '{']) && without_tags(text).len() < text.len()
+}
+
+fn is_html_tag(inside: &str) -> bool {
+    let name = inside.strip_prefix('/').unwrap_or(inside);
+    let name = name.split(|character: char| !character.is_ascii_alphabetic()).next().unwrap_or_default();
+    ["b", "i", "u", "s", "font"].iter().any(|known| name.eq_ignore_ascii_case(known))
+}
+
+/// The text without what stands between the brackets, where that is markup.
+fn without(text: &str, [open, close]: [char; 2], is_markup: impl Fn(&str) -> bool) -> String {
+    let mut pieces = text.split(open);
+    let mut plain = pieces.next().unwrap_or_default().to_owned();
+    for piece in pieces {
+        match piece.split_once(close) {
+            Some((inside, rest)) if is_markup(inside) => plain.push_str(rest),
+            _ => {
+                plain.push(open);
+                plain.push_str(piece);
+            }
+        }
+    }
+    plain
+}
+
+/// The text of a WebVTT cue without tags, its character references resolved.
+fn webvtt_text(text: &str) -> String {
     let mut plain = String::with_capacity(text.len());
     for (index, piece) in text.split('<').enumerate() {
         // Behind a `<` is a tag, to the end of the text if nothing closes it.
@@ -115,12 +255,12 @@ fn without_markup(text: &str) -> String {
     {
         plain = plain.replace(reference, character);
     }
-    plain.replace("...", "")
+    plain
 }
 
 /// The characters of a file, without zeros and byte-order mark, its lines ended by `\n`. What is not UTF-8 is left out;
 /// a mark of UTF-16 is obeyed.
-fn read_text(bytes: &[u8]) -> String {
+pub fn read_text(bytes: &[u8]) -> String {
     let mut text = String::with_capacity(bytes.len());
     let mut push = |character: char| {
         if character != '\0' {

@@ -39,20 +39,10 @@ impl ContextAttention {
         observer: &mut BlockObserver,
     ) -> Result<Tensor> {
         let (pair_count, _queries, _width) = query_rows.dims3()?;
-        let (frame_count, _patches, visual_width) = patches.dims3()?;
+        let (frame_count, _patches, _width) = patches.dims3()?;
         let questions = pair_count / frame_count;
 
-        let text_queries = self.query_proj.forward(query_rows)?; // (P * F, Q, V)
-        observer.see("tok.text_q", &text_queries);
-        observer.see_frames("tok.vis", patches)?;
-        let keys = self.key_proj.forward(patches)?;
-        observer.see_frames("tok.key", &keys)?;
-
-        // Scaled before the product, so that f16 does not overflow; normalised in f32.
-        let text_queries =
-            (pairs::rows_by_frame(&text_queries, frame_count)? / (visual_width as f64).sqrt())?;
-        let scores = text_queries.matmul(&keys.t()?)?; // (F, P * Q, N)
-        let scores = softmax(&scores.to_dtype(DType::F32)?)?;
+        let scores = softmax(&self.scores(query_rows, patches, observer)?)?;
         if observer.wants() {
             observer.see("tok.scores", &pairs::rows_by_pair(&scores, questions)?);
         }
@@ -64,5 +54,25 @@ impl ContextAttention {
         let token = self.value_proj.forward(&pooled)?;
         observer.see("tok.context_token", &token);
         Ok(token)
+    }
+
+    /// How much each text query asks for each patch, before the softmax: (F, P * Q, N) in f32.
+    pub(super) fn scores(
+        &self,
+        query_rows: &Tensor,
+        patches: &Tensor,
+        observer: &mut BlockObserver,
+    ) -> Result<Tensor> {
+        let (frame_count, _patches, visual_width) = patches.dims3()?;
+        let text_queries = self.query_proj.forward(query_rows)?; // (P * F, Q, V)
+        observer.see("tok.text_q", &text_queries);
+        observer.see_frames("tok.vis", patches)?;
+        let keys = self.key_proj.forward(patches)?;
+        observer.see_frames("tok.key", &keys)?;
+
+        // Scaled before the product, so that f16 does not overflow; normalised in f32.
+        let text_queries =
+            (pairs::rows_by_frame(&text_queries, frame_count)? / (visual_width as f64).sqrt())?;
+        Ok(text_queries.matmul(&keys.t()?)?.to_dtype(DType::F32)?)
     }
 }

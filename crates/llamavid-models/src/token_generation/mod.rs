@@ -31,7 +31,7 @@ use self::projector::ContentProjector;
 use self::q_former::QFormer;
 use self::raw_bert::RawBert;
 use crate::linear::{Linear, linear};
-use crate::observer::Observer;
+use crate::observer::{Blind, Observer};
 use crate::weight_source::WeightSource;
 use crate::{Error, Result};
 
@@ -139,6 +139,41 @@ impl TokenGenerator {
         let tokens = Tensor::cat(&tokens, 1)?.flatten(1, 2)?; // (P, F * (1 + n), D)
         blocks.finish(&tokens)?;
         Ok(tokens)
+    }
+
+    /// How much each frame has to do with each question, (P, F) in f32, 0 or more.
+    ///
+    /// It is how far the attention to a frame's patches is from an even one: KL(even ‖ attention), the mean of the text queries,
+    /// computed from the scores before the softmax as log-sum-exp − mean − log N. Their level by itself means nothing, because the
+    /// softmax, and so training, does not see it; and the softmax's largest shares tell frames apart no more once they near 1.
+    ///
+    /// # Errors
+    /// As [`TokenGenerator::generate`].
+    pub fn relevance(&self, features: &Tensor, kind: FeatureKind, questions: &Questions) -> Result<Tensor> {
+        self.check_questions(questions)?;
+        self.check_features(features, kind)?;
+        let (frame_count, rows, _visual_width) = features.dims3()?;
+        let (question_count, _words) = questions.input_ids.dims2()?;
+        let cut = self.config.rows.cut(rows);
+        let mut blind = Blind;
+        let mut observer = BlockObserver::new(&mut blind, question_count);
+        let dropouts = Dropouts::new(None);
+        let frames_in_a_block = (PAIRS_IN_A_BLOCK / question_count).max(1);
+        let mut relevance = Vec::with_capacity(frame_count.div_ceil(frames_in_a_block));
+        for start in (0..frame_count).step_by(frames_in_a_block) {
+            let count = frames_in_a_block.min(frame_count - start);
+            let frames = features.narrow(0, start, count)?.contiguous()?.to_dtype(self.dtype)?;
+            let patches = frames.narrow(1, cut, rows - cut)?.contiguous()?; // (F, N, V)
+            let query_rows =
+                self.query_model.forward(&frames, &patches, questions, count, &dropouts, &mut observer)?;
+            let scores = self.context.scores(&query_rows, &patches, &mut observer)?;
+            let scores = pairs::rows_by_pair(&scores, question_count)?; // (P * F, Q, N)
+            let (_pairs, _queries, patch_count) = scores.dims3()?;
+            let height = (scores.log_sum_exp(2)? - scores.mean(2)?)?; // (P * F, Q)
+            let height = (height.mean(1)? - (patch_count as f64).ln())?;
+            relevance.push(height.reshape((question_count, count))?);
+        }
+        Ok(Tensor::cat(&relevance, 1)?)
     }
 
     /// Features (F, R, V) and a question of its own for each frame give the tokens (F, 1 + n, D).
