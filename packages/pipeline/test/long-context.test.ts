@@ -49,13 +49,17 @@ it('an hour fits a context of 64K, read in chunks, with keys and values in 8 bit
   expect(ids[1]?.[0]).toBe(ids[0]?.[0]);
 });
 
-it('an hour does not fit the context of the embedded model, which still tells where to look', slowly, async () => {
-  await using model = await LlamaVid.load('tiny', { device: 'cpu', dtype: 'f32' });
-  await using clip = await model.open(long, everyFrame);
-  await expect(model.ask(clip, question).result()).rejects.toMatchObject({
-    code: 'CONTEXT_OVERFLOW',
-    message: expect.stringContaining('6600 of 3300 frames'),
-  });
-  const { frames } = await model.timeline(clip, question);
-  expect(frames).toHaveLength(3300);
-});
+it(
+  'an hour does not fit the context of the embedded model, which still tells where to look',
+  slowly,
+  async () => {
+    await using model = await LlamaVid.load('tiny', { device: 'cpu', dtype: 'f32' });
+    await using clip = await model.open(long, everyFrame);
+    await expect(model.ask(clip, question).result()).rejects.toMatchObject({
+      code: 'CONTEXT_OVERFLOW',
+      message: expect.stringContaining('6600 of 3300 frames'),
+    });
+    const { frames } = await model.timeline(clip, question);
+    expect(frames).toHaveLength(3300);
+  },
+);
