@@ -31,7 +31,7 @@ describe('convert', () => {
     );
     const { problems, parts } = await inspect(output, { verify: true });
     expect(problems).toEqual([]);
-    expect(parts[2]?.dtypes).toEqual({ F32: 11, Q8_0: 37 });
+    expect(parts[2]?.dtypes).toEqual({ F16: 1, F32: 11, Q8_0: 36 });
   });
 
   it('refuses what it cannot do with a code', async () => {

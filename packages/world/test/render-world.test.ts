@@ -63,7 +63,7 @@ describe('a small world', () => {
     expect(readdirSync(folder).sort()).toEqual(['media', 'pretrain.json', 'qa.jsonl', 'train.json']);
   });
 
-  it('has rows as the published sample has them', async () => {
+  it('has rows as the published sample has them, and where what is asked about is seen', async () => {
     const rows = rowsOf(folder);
     expect(rows.length).toBe(world.questions);
     for (const row of rows) {
@@ -76,6 +76,7 @@ describe('a small world', () => {
         'unseen_phrasing',
         'frames',
         'subtitles',
+        'evidence',
       ]);
       expect(row.unseen_phrasing).toBe(false);
       expect(row.subtitles).toBeNull();
