@@ -17,6 +17,10 @@ export async function ask(words: readonly string[], flags: AskFlags): Promise<nu
   if (paths.length === 0 && existsSync(question)) {
     throw wrong(`the question about ${question} is missing`, 'llamavid ask <media...> "<question>"');
   }
+  const onlyTimeline = flags.timeline !== undefined && flags.json !== true;
+  if (onlyTimeline && paths.length !== 1) {
+    throw wrong(`--timeline is for one video, but ${paths.length} were given`);
+  }
   using interrupt = new Interrupt();
   const { signal } = interrupt;
   const toOpen = openOptions(flags, paths, signal);
@@ -40,16 +44,16 @@ export async function ask(words: readonly string[], flags: AskFlags): Promise<nu
       return 0;
     }
     const toLoad = loadOptions(flags, signal);
-    const onlyTimeline = flags.timeline !== undefined && flags.json !== true;
     const toPlan = { ...toOpen, ...toAsk, ...toLoad, question, withoutAnswer: onlyTimeline };
     const dtype = await planFiles(flags.model, paths, toPlan, progress);
     progress.step('loading the model');
     await using model = await LlamaVid.load(flags.model, { ...toLoad, dtype });
     const clips: Clip[] = [];
     for (const path of paths) clips.push(await openFile(model, path, toOpen, progress));
-    if (onlyTimeline) {
+    const [clip] = clips;
+    if (onlyTimeline && clip !== undefined) {
       progress.step('looking for it');
-      const timeline = await model.timeline(onlyClip(clips), question, { signal });
+      const timeline = await model.timeline(clip, question, { signal });
       progress.clear();
       process.stdout.write(
         flags.timeline === 'vtt' ? timelineToVtt(timeline) : `${JSON.stringify(timeline)}\n`,
@@ -72,12 +76,6 @@ export async function ask(words: readonly string[], flags: AskFlags): Promise<nu
     progress.clear();
   }
   return 0;
-}
-
-function onlyClip(clips: readonly Clip[]): Clip {
-  const [clip, ...others] = clips;
-  if (clip !== undefined && others.length === 0) return clip;
-  throw wrong(`--timeline is for one video, but ${clips.length} were given`);
 }
 
 function noteOddities(

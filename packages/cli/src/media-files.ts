@@ -17,8 +17,8 @@ export function checkFiles(paths: readonly string[]): void {
 }
 
 /**
- * Refuses what cannot fit before the model is loaded, and gives the dtype to load. Without an answer the context has no limit. Stdin can be read once only, so a question about it is
- * checked when it is opened.
+ * Refuses what cannot fit before the model is loaded, and gives the dtype to load. Without an answer the context has no limit. Stdin
+ * can be read once only, so a question about it is checked when it is opened.
  */
 export async function planFiles(
   model: string | undefined,
