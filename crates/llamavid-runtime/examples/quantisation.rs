@@ -56,7 +56,7 @@ const NONE: Formats =
     Formats { name: "nothing (f32)", layers: None, values: None, down: None, head: None, table: None };
 
 /// Each part alone, then finer matrices in the layers, then all together.
-const DECODERS: [Formats; 30] = {
+const DECODERS: [Formats; 31] = {
     use BlockFormat::{F16, Q4_0, Q4K, Q5K, Q6K, Q8_0};
     const fn layers(name: &'static str, layers: BlockFormat) -> Formats {
         Formats { name, layers: Some(layers), ..NONE }
@@ -99,7 +99,8 @@ const DECODERS: [Formats; 30] = {
         whole("all Q8_0, table F16 (q8_0)", Q8_0, Q8_0, F16),
         whole("all Q6_K, table F16 (q6_k)", Q6K, Q6K, F16),
         whole("layers Q5_K, head Q6_K, table F16 (q5_k)", Q5K, Q6K, F16),
-        whole("layers Q4_K, head Q6_K, table F16 (q4_k)", Q4K, Q6K, F16),
+        whole("layers Q4_K, head Q6_K, table F16", Q4K, Q6K, F16),
+        Formats { values: Some(Q6K), ..whole("the same, values Q6_K (q4_k)", Q4K, Q6K, F16) },
         whole("layers Q4_0, head Q6_K, table F16 (q4_0)", Q4_0, Q6K, F16),
         whole("layers Q4_0, head Q8_0, table F16", Q4_0, Q8_0, F16),
         whole("layers and head Q4_K, table F16", Q4K, Q4K, F16),

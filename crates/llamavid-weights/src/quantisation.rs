@@ -13,7 +13,7 @@ pub enum Quantisation {
     Q8_0,
     /// 4.5 bits a number, in blocks of 32.
     Q4_0,
-    /// 4.5 bits a number, in blocks of 256.
+    /// 4.5 bits a number, in blocks of 256; 6.6 for the values.
     Q4K,
     /// 5.5 bits a number, in blocks of 256.
     Q5K,
@@ -53,6 +53,8 @@ impl Quantisation {
             (_, "embed_tokens.weight") => BlockFormat::F16,
             (Self::Q8_0, "lm_head.weight") => BlockFormat::Q8_0,
             (_, "lm_head.weight") => BlockFormat::Q6K,
+            // An eighth of the error for a thirtieth of the bits, and less where heads share values.
+            (Self::Q4K, _) if ours.ends_with(".v_proj.weight") => BlockFormat::Q6K,
             _ => most,
         };
         // Large blocks do not fill every row; the next finer format takes those, as in llama.cpp.

@@ -341,6 +341,20 @@ fn matrices_count_as_used_and_errors_keep_their_kind() {
 }
 
 #[test]
+fn what_costs_little_and_errs_much_has_more_bits() {
+    let format = |quantisation: Quantisation, name: &str| quantisation.format(name, 4096).unwrap();
+    for quantisation in Quantisation::ALL {
+        assert_eq!(format(quantisation, "embed_tokens.weight"), BlockFormat::F16);
+        let head = if quantisation == Quantisation::Q8_0 { BlockFormat::Q8_0 } else { BlockFormat::Q6K };
+        assert_eq!(format(quantisation, "lm_head.weight"), head);
+    }
+    let (values, down) = ("layers.7.self_attn.v_proj.weight", "layers.7.mlp.down_proj.weight");
+    assert_eq!(format(Quantisation::Q4K, values), BlockFormat::Q6K);
+    assert_eq!(format(Quantisation::Q4K, down), BlockFormat::Q4K);
+    assert_eq!(format(Quantisation::Q5K, values), BlockFormat::Q5K);
+}
+
+#[test]
 fn small_parts_between_the_models_stay_as_they_are() {
     for name in ["context.key_proj.weight", "projector.0.weight", "bert_proj.weight"] {
         assert!(TOKENS.upstream(name).is_some());
