@@ -90,12 +90,13 @@ impl TokenGenerator {
     ) -> Reply<Vec<VisualTokens>> {
         let (model, tokenizer, expects) = (Arc::clone(&self.model), self.tokenizer.clone(), self.expects);
         let device = self.device.clone();
-        let mut state: Option<(Questions, Tensor, FeatureKind)> = None;
-        let mut parts = Vec::new();
+        let mut encoded: Option<Questions> = None;
+        // (P, F * (1 + n), D), filled block by block.
+        let mut all: Option<Tensor> = None;
         let mut done = 0;
         self.device.run(cancellation, move |on| {
-            let (questions, rows, kind) = match &mut state {
-                Some(state) => state,
+            let questions = match &mut encoded {
+                Some(questions) => questions,
                 None => {
                     if questions.is_empty() {
                         return Err(Error::argument("visual tokens need a question or more"));
@@ -108,34 +109,37 @@ impl TokenGenerator {
                         )));
                     }
                     let (ids, mask) = tokenizer.encode_batch(&questions)?;
-                    let encoded = Questions {
+                    encoded.insert(Questions {
                         input_ids: Tensor::new(ids, on)?,
                         attention_mask: Tensor::new(mask, on)?,
-                    };
-                    let (rows, kind) = match (expects, features.kind()) {
-                        (FeatureKind::Precomputed, FeatureKind::Pixels) => {
-                            let (_frames, rows, _width) = features.tensor().dims3()?;
-                            let patches = features.tensor().narrow(1, 1, rows.saturating_sub(1))?;
-                            (patches, FeatureKind::Precomputed)
-                        }
-                        (_, kind) => (features.tensor().clone(), kind),
-                    };
-                    state.insert((encoded, rows, kind))
+                    })
                 }
             };
             let (question_count, _words) = questions.input_ids.dims2()?;
             let frame_count = features.frame_count();
             let count = (PAIRS_A_STEP / question_count).max(1).min(frame_count - done);
-            let block = rows.narrow(0, done, count)?;
-            parts.push(model.generate(&block, *kind, questions, &mut Blind)?); // (P, count * (1 + n), D)
+            let block = features.block(done, count, on)?;
+            let (block, kind) = match (expects, features.kind()) {
+                (FeatureKind::Precomputed, FeatureKind::Pixels) => {
+                    let (_frames, rows, _width) = block.dims3()?;
+                    (block.narrow(1, 1, rows.saturating_sub(1))?, FeatureKind::Precomputed)
+                }
+                (_, kind) => (block, kind),
+            };
+            let part = model.generate(&block, kind, questions, &mut Blind)?;
+            let (_questions, rows, width) = part.dims3()?; // (P, count * (1 + n), D)
+            let all = match &mut all {
+                Some(all) => all,
+                none => {
+                    let shape = (question_count, frame_count * (rows / count), width);
+                    none.insert(Tensor::zeros(shape, part.dtype(), on)?)
+                }
+            };
+            all.slice_set(&part.contiguous()?, 1, done * (rows / count))?;
             done += count;
             if done < frame_count {
                 return Ok(ControlFlow::Continue(()));
             }
-            let all = match parts.as_slice() {
-                [all] => all.clone(),
-                parts => Tensor::cat(parts, 1)?,
-            };
             let tokens = (0..question_count).map(|index| {
                 // A copy, so that closing one question's tokens frees their memory.
                 let mut tokens = if question_count == 1 { all.get(0)? } else { all.get(index)?.copy()? };

@@ -79,7 +79,8 @@ describe('llamavid', () => {
     'subtitles inside a video': ['ask', clip, 'What?', '--subtitles', 'auto'],
     'subtitles for two videos': ['ask', clip, clip, 'What?', '--subtitles', said],
     'subtitles for none': ['ask', 'What?', '--subtitles', said],
-    'a store, which is not there yet': ['ask', clip, 'What?', '--store', 'features'],
+    'a store without a name': ['ask', clip, 'What?', '--store', ''],
+    'an unknown number of stored bits': ['ask', clip, 'What?', '--store-bits', '4'],
   })) {
     it(`exits with 2 on ${what}`, async () => {
       const plain = await llamavid(args);

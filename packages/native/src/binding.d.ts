@@ -197,6 +197,8 @@ export declare class VisualFeatures {
   get frameCount(): number
   /** Frames, rows of a frame, width. */
   get shape(): Array<number>
+  /** Frames that the encoder ran for to make these. */
+  get encodedFrameCount(): number
   /** A copy of the values, row-major of `shape`. */
   toFloat32Array(): Promise<Float32Array>
   /** Frees the memory. Closing twice does nothing. */
@@ -408,6 +410,7 @@ export interface GenerateRequest {
   kvCache?: '16bit' | '8bit' | '4bit'
   /** Texts that end the answer and are not part of it. */
   stop: Array<string>
+  keep?: boolean
 }
 
 /** What the checkpoint proposes for sampling. */
@@ -436,6 +439,7 @@ export interface GenerationStart {
   promptTokens: number
   /** Visual tokens among them. */
   visualTokens: number
+  keptTokens: number
 }
 
 /** What a model's folder or a file of weights holds, as JSON; `verify` compares checksums. */
@@ -631,3 +635,36 @@ export interface WorldVideoOptions {
   /** Phrasings that training uses, that it never uses, or both. */
   phrasing: 'trained' | 'unseen' | 'mixed'
 }
+
+export declare class StoreEntry {
+  get key(): string
+  get problem(): string | null
+  features(): VisualFeatures | null
+  get report(): string | null
+  writer(wait: boolean, c?: Cancellation | undefined | null): Promise<StoreWriter>
+}
+export declare class StoreWriter {
+  get times(): Array<number>
+  get isComplete(): boolean
+  get repairs(): Array<string>
+  append(features: VisualFeatures, times: Array<number>): Promise<void>
+  finish(report: string): Promise<VisualFeatures>
+  close(): void
+}
+export declare class VideoStore {
+  static open(folder: string, digests?: string | undefined | null): Promise<VideoStore>
+  list(): Promise<Array<StoredVideo>>
+  remove(key: string): Promise<void>
+  prune(limit: number): Promise<Array<StoredVideo>>
+  entry(encoder: VisualEncoder, source: string, sampling: string, precision: '16bit' | '8bit', c?: Cancellation | undefined | null): Promise<StoreEntry>
+}
+export interface StoredVideo {
+  key: string
+  source?: string
+  sampling?: string
+  precision?: '16bit' | '8bit'
+  frames?: number
+  bytes: number
+  used: number
+}
+export declare function shardFrames(): number

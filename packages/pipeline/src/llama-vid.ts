@@ -1,7 +1,5 @@
 import {
   type DeviceDescription,
-  describeDevice,
-  describeModel,
   LanguageModel,
   type ModelDescription,
   type LoadOptions as StageOptions,
@@ -9,12 +7,20 @@ import {
 import { TokenGenerator } from '@llamavid/tokens';
 import type { MediaSource, SamplingReport } from '@llamavid/video';
 import { VisualEncoder } from '@llamavid/vision';
-import { type Answer, type AskOptions, answerQuestion, type PlannedQuestion, type Stages } from './answer.js';
-import { Chat } from './chat.js';
+import {
+  type Answer,
+  type AskOptions,
+  answerEach,
+  answerQuestion,
+  type PlannedQuestion,
+  type Stages,
+} from './answer.js';
+import { Chat, type ChatOptions } from './chat.js';
 import { Clip, type OpenOptions } from './clip.js';
 import { refuseWhatCannotFit } from './fitting.js';
-import { EMBEDDED, locateModel } from './model-name.js';
+import { EMBEDDED } from './model-name.js';
 import { largest, type MediaPlan, type PlanOptions, planMedia, promptSize, USUAL_ANSWER } from './plan.js';
+import { planLoad } from './planned-load.js';
 import { planRun, type RunPlan, type WeightFormat } from './run-plan.js';
 
 export interface LoadOptions extends StageOptions {
@@ -46,27 +52,11 @@ export class LlamaVid implements AsyncDisposable {
    * (`tiny`, the default). Runs outside the event loop's thread.
    */
   static async load(nameOrFolder: string = EMBEDDED, options: LoadOptions = {}): Promise<LlamaVid> {
-    const { load = '16bit', tryAnyway = false, ...given } = options;
-    const { name, folder } = locateModel(nameOrFolder);
+    const { tryAnyway = false, ...given } = options;
     const begun = performance.now();
-    const description = await describeModel(folder);
-    const device = describeDevice(given.device);
-    const plan = planRun(description, {
-      frames: [],
-      sourcePixels: 0,
-      promptTokens: 1,
-      question: '',
-      maxNewTokens: 1,
-      dtype: given.dtype ?? 'auto',
-      load,
-      kvCache: '16bit',
-      device: device.name,
-    });
-    if (!tryAnyway) refuseWhatCannotFit(plan);
-    const { dtype } = plan.options[plan.chosen] as WeightFormat;
-    const stage = { ...given, device: device.name as StageOptions['device'], dtype, load };
-    // The small parts of the model feel an error in every answer.
-    const small = { ...stage, load: load === '4bit' ? '8bit' : load } as const;
+    const planned = await planLoad(nameOrFolder, given);
+    const { name, folder, description, device, whole, small } = planned;
+    if (!tryAnyway) refuseWhatCannotFit(planned.plan);
     const loaded: Disposable[] = [];
     const keep = <T extends Disposable>(part: T): T => {
       loaded.push(part);
@@ -75,14 +65,14 @@ export class LlamaVid implements AsyncDisposable {
     try {
       const encoder = keep(await VisualEncoder.load(folder, small));
       const tokenGenerator = keep(await TokenGenerator.load(folder, small));
-      const languageModel = keep(await LanguageModel.load(folder, stage));
+      const languageModel = keep(await LanguageModel.load(folder, whole));
       return new LlamaVid(encoder, {
         tokenGenerator,
         languageModel,
         model: { name, dtype: languageModel.storedAs, device: languageModel.device },
         loadMs: performance.now() - begun,
         checkMemory: (question) => {
-          if (!tryAnyway) refuseWhatCannotFit(planQuestion(description, question, { dtype, load }, device));
+          if (!tryAnyway) refuseWhatCannotFit(planQuestion(description, question, whole, device));
         },
       });
     } catch (error) {
@@ -131,8 +121,20 @@ export class LlamaVid implements AsyncDisposable {
     return answerQuestion(this.#stages, () => context, question, options);
   }
 
+  /**
+   * Asks several questions about the same videos or pictures, each by itself: one pass over the features makes the visual tokens of
+   * all, and answers that are read together are decoded in turns.
+   */
+  askEach(
+    media: Clip | readonly Clip[] | undefined,
+    questions: readonly string[],
+    options: AskOptions = {},
+  ): Answer[] {
+    return answerEach(this.#stages, listed(media), questions, options);
+  }
+
   /** Starts a conversation about a video or picture, several of them, or none. */
-  chat(media?: Clip | readonly Clip[], options: AskOptions = {}): Chat {
+  chat(media?: Clip | readonly Clip[], options: ChatOptions = {}): Chat {
     return new Chat(this.#stages, listed(media), options);
   }
 
@@ -160,7 +162,8 @@ function planQuestion(
   const looked = clips.map((clip, index) => clip.looked(subtitles[index]));
   const { promptTokens } = promptSize(description, looked, history, question, planned.conversation);
   return planRun(description, {
-    ...format,
+    dtype: format.dtype,
+    load: format.load,
     frames: looked.map(({ frames }) => frames),
     sourcePixels: largest(looked),
     promptTokens,
@@ -170,6 +173,7 @@ function planQuestion(
     device: device.name,
     loaded: true,
     encodedFrames: clips.reduce((sum, clip) => sum + (clip.isEncoded ? clip.expectedFrames : 0), 0),
+    stored: clips.every((clip) => clip.isStored),
   });
 }
 

@@ -8,6 +8,7 @@ import {
 } from '@llamavid/llm';
 import type { Media, MediaInfo, MediaSource } from '@llamavid/video';
 import { type OpenOptions, openWithSubtitles } from './clip.js';
+import { isStorable } from './encoding.js';
 import { locateModel } from './model-name.js';
 import { countTokens, type Shown, usualTemplate, writePrompt } from './prompt.js';
 import { planRun, type RunPlan } from './run-plan.js';
@@ -65,6 +66,7 @@ export async function planMedia(
     kvCache: options.kvCache ?? '16bit',
     device: device.name,
     listGpus: true,
+    stored: sources.every((source) => isStorable(source, options)),
   });
   const notes: string[] = [];
   if (promptTokens >= plan.contextLength) {

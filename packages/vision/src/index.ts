@@ -1,4 +1,14 @@
 export { Pixels, type Preprocessing, type RgbFrame } from '@llamavid/native';
+export { defaultStore, type StoreSetting, parseBytes } from './default-store.js';
+export {
+  type FindOptions,
+  StoreEntry,
+  type StoredVideo,
+  type StorePrecision,
+  StoreWriter,
+  shardFrames,
+  VideoStore,
+} from './video-store.js';
 export {
   type DeviceName,
   type Dtype,
