@@ -27,6 +27,13 @@ interface Measured {
   second: Answer;
 }
 
+/** What of the command's JSON is read. */
+interface Output {
+  sampling: { frames: number };
+  work: { framesDecoded: number; framesEncoded: number };
+  timings: Record<'decodeMs' | 'encodeMs' | 'tokensMs' | 'prefillMs', number>;
+}
+
 interface Answer {
   seconds: number;
   decode: number;
@@ -80,7 +87,8 @@ async function loopFixtures(path: string, seconds: number): Promise<void> {
     }
   }
   async function* loop() {
-    for (let frame = 0; frame < seconds * SOURCE_FPS; frame += 1) yield frames[frame % frames.length] as Uint8Array;
+    for (let frame = 0; frame < seconds * SOURCE_FPS; frame += 1)
+      yield frames[frame % frames.length] as Uint8Array;
   }
   await writeVideo(path, loop(), { width, height, fps: SOURCE_FPS, preset: 'ultrafast' });
 }
@@ -105,7 +113,8 @@ async function measure(model: string, video: string, length: number): Promise<Me
   };
   const encoded = await run(['encode', video, '-o', join(place, 'encoded'), ...common]);
   const { frames } = encoded.result.sampling;
-  const framesPerSecond = frames / ((encoded.result.timings.decodeMs + encoded.result.timings.encodeMs) / 1000);
+  const framesPerSecond =
+    frames / ((encoded.result.timings.decodeMs + encoded.result.timings.encodeMs) / 1000);
   rmSync(join(place, 'encoded'), { recursive: true });
   const first = await ask('what appears first?', store);
   const second = await ask('where is the red star at the end?', store);
@@ -116,7 +125,7 @@ async function measure(model: string, video: string, length: number): Promise<Me
 }
 
 /** Runs the command; its peak is what the system says that it held at most. */
-async function run(args: string[]): Promise<{ seconds: number; result: any; peak: number }> {
+async function run(args: string[]): Promise<{ seconds: number; result: Output; peak: number }> {
   const begun = performance.now();
   const child = spawn(process.execPath, [cli, ...args], { stdio: ['ignore', 'pipe', 'inherit'] });
   let [text, peak] = ['', 0];
@@ -141,7 +150,9 @@ function report(measured: readonly Measured[]): void {
   const mb = (bytes: number) => `${(bytes / 1e6).toFixed(0)} MB`;
   const s = (seconds: number) => `${seconds.toFixed(2)} s`;
   console.log(`${cpus()[0]?.model}, ${availableParallelism()} cores, Node ${process.version}\n`);
-  console.log('| video | frames | encode | frames/s | peak | store | first question | peak | second question | peak | second / first |');
+  console.log(
+    '| video | frames | encode | frames/s | peak | store | first question | peak | second question | peak | second / first |',
+  );
   console.log('| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |');
   for (const { minutes: length, frames, encode, storeBytes, first, second } of measured) {
     const share = `${((100 * second.seconds) / first.seconds).toFixed(0)} %`;
@@ -160,12 +171,23 @@ function report(measured: readonly Measured[]): void {
     ];
     console.log(`| ${cells.join(' | ')} |`);
   }
-  console.log('\n| video | question | decode | encode | tokens | prefill | frames decoded | frames encoded |');
+  console.log(
+    '\n| video | question | decode | encode | tokens | prefill | frames decoded | frames encoded |',
+  );
   console.log('| --- | --- | --- | --- | --- | --- | --- | --- |');
   for (const { minutes: length, first, second } of measured) {
     for (const [name, answer] of Object.entries({ first, second })) {
       const { decode, encode, tokens, prefill, framesDecoded, framesEncoded } = answer;
-      const cells = [`${length} min`, name, s(decode), s(encode), s(tokens), s(prefill), framesDecoded, framesEncoded];
+      const cells = [
+        `${length} min`,
+        name,
+        s(decode),
+        s(encode),
+        s(tokens),
+        s(prefill),
+        framesDecoded,
+        framesEncoded,
+      ];
       console.log(`| ${cells.join(' | ')} |`);
     }
   }
@@ -173,7 +195,9 @@ function report(measured: readonly Measured[]): void {
   console.log('\nGrowth, as the exponent of frames that fits best (1 is linear, 0 is flat):\n');
   const grown = (value: (each: Measured) => number) =>
     exponent(measured.map((each) => [each.frames, value(each)])).toFixed(2);
-  console.log('| decode and encode | tokens | prefill | second question | peak of encode | peak of the second question |');
+  console.log(
+    '| decode and encode | tokens | prefill | second question | peak of encode | peak of the second question |',
+  );
   console.log('| --- | --- | --- | --- | --- | --- |');
   const cells = [
     grown(({ frames, encode }) => frames / encode.framesPerSecond),

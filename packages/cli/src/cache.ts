@@ -13,7 +13,9 @@ export function addCacheList(command: Command, end: (exitCode: number) => void):
     const { store, limitBytes } = await open(flags);
     const videos = await store.list();
     if (flags.json) {
-      process.stdout.write(`${JSON.stringify({ store: store.folder, limitBytes: limitBytes ?? null, videos })}\n`);
+      process.stdout.write(
+        `${JSON.stringify({ store: store.folder, limitBytes: limitBytes ?? null, videos })}\n`,
+      );
       return end(0);
     }
     for (const video of videos) process.stdout.write(`${line(video)}\n`);
@@ -26,16 +28,16 @@ export function addCacheList(command: Command, end: (exitCode: number) => void):
 }
 
 export function addCacheRemove(command: Command, end: (exitCode: number) => void): void {
-  withStore(command.argument('<key...>', 'what `llamavid cache ls` calls the videos, or how it begins')).action(
-    async (keys: string[], flags: CacheFlags) => {
-      const { store } = await open(flags);
-      const all = await store.list();
-      // All are looked for before the first one goes.
-      const removed = keys.map((key) => find(all, key));
-      for (const { key } of removed) await store.remove(key);
-      end(report(removed, flags));
-    },
-  );
+  withStore(
+    command.argument('<key...>', 'what `llamavid cache ls` calls the videos, or how it begins'),
+  ).action(async (keys: string[], flags: CacheFlags) => {
+    const { store } = await open(flags);
+    const all = await store.list();
+    // All are looked for before the first one goes.
+    const removed = keys.map((key) => find(all, key));
+    for (const { key } of removed) await store.remove(key);
+    end(report(removed, flags));
+  });
 }
 
 export function addCachePrune(command: Command, end: (exitCode: number) => void): void {

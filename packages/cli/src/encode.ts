@@ -1,7 +1,15 @@
 import { basename } from 'node:path';
 import process from 'node:process';
 import type { Command } from 'commander';
-import { addModelFlags, addSamplingFlags, loadOptions, type ModelFlags, precisionOption, type SamplingFlags, samplingOptions } from './flags.js';
+import {
+  addModelFlags,
+  addSamplingFlags,
+  loadOptions,
+  type ModelFlags,
+  precisionOption,
+  type SamplingFlags,
+  samplingOptions,
+} from './flags.js';
 import { Interrupt } from './interrupt.js';
 import { checkFiles } from './media-files.js';
 import { Progress } from './progress.js';

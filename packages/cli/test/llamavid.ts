@@ -24,7 +24,10 @@ export interface Watch {
 }
 
 /** Runs the built command. */
-export function llamavid(args: string[], { input = '', watch, killAfter, interruptWhen, env }: Watch = {}): Promise<Run> {
+export function llamavid(
+  args: string[],
+  { input = '', watch, killAfter, interruptWhen, env }: Watch = {},
+): Promise<Run> {
   const child = spawn(process.execPath, [main, ...args], { stdio: 'pipe', env: { ...process.env, ...env } });
   const run: Run = { exitCode: null, signal: null, stdout: '', stderr: '' };
   for (const stream of ['stdout', 'stderr'] as const) {

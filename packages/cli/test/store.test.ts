@@ -173,7 +173,8 @@ describe('the feature store', () => {
     const store = fresh();
     const args = ['encode', long, '-o', store, '--fps', '8', '--json'];
     const cancelled = await llamavid([...args, '--quiet'], {
-      interruptWhen: () => statSync(store, { throwIfNoEntry: false }) !== undefined && shardsOf(store).length > 0,
+      interruptWhen: () =>
+        statSync(store, { throwIfNoEntry: false }) !== undefined && shardsOf(store).length > 0,
     });
     if (cancelled.exitCode === 0) return; // The machine was faster.
     expect(cancelled.exitCode).toBe(130);
@@ -227,7 +228,8 @@ describe('the feature store', () => {
     let second: ReturnType<typeof llamavid> | undefined;
     const first = await llamavid(args, {
       interruptWhen: () => {
-        if (statSync(store, { throwIfNoEntry: false }) && shardsOf(store).length > 0) second ??= llamavid(args);
+        if (statSync(store, { throwIfNoEntry: false }) && shardsOf(store).length > 0)
+          second ??= llamavid(args);
         return false;
       },
     });

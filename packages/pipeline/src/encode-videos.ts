@@ -51,8 +51,7 @@ export async function* encodeVideos(
   for (const path of paths) {
     onVideo?.(path);
     const place = await placeInStore(path, encoder, { ...others, ...sampling });
-    const media =
-      place && storedClip(place) ? undefined : await openMedia(path, { ...sampling, signal });
+    const media = place && storedClip(place) ? undefined : await openMedia(path, { ...sampling, signal });
     try {
       if (place === undefined) {
         throw new LlamaVidError('INVALID_ARGUMENT', 'there is no store to encode into', {

@@ -7,9 +7,9 @@ import {
   type StorePrecision,
   type StoreWriter,
   shardFrames,
+  VideoStore,
   type VisualEncoder,
   VisualFeatures,
-  VideoStore,
 } from '@llamavid/vision';
 
 export interface StoreOptions {
@@ -138,7 +138,8 @@ export async function encodeClip(
 ): Promise<EncodedClip> {
   const found = place && foundClip(place);
   if (found !== undefined) return found;
-  if (media === undefined) throw new LlamaVidError('INTERNAL', 'a video was not opened and is not in the store');
+  if (media === undefined)
+    throw new LlamaVidError('INTERNAL', 'a video was not opened and is not in the store');
   if (place === undefined) return encodeAll(media, encoder, options);
   const { signal, whenLocked = 'wait' } = options;
   let writer: StoreWriter;
@@ -212,11 +213,7 @@ async function encodeIntoStore(
   }
 }
 
-async function encodeAll(
-  media: Media,
-  encoder: VisualEncoder,
-  options: EncodeOptions,
-): Promise<EncodedClip> {
+async function encodeAll(media: Media, encoder: VisualEncoder, options: EncodeOptions): Promise<EncodedClip> {
   const parts: VisualFeatures[] = [];
   try {
     const work = await encodeBatches(media, encoder, [], options, (part) => {

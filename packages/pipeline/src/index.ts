@@ -13,10 +13,10 @@ export type {
 } from './answer.js';
 export { Chat, type ChatOptions, type SendOptions } from './chat.js';
 export { Clip, type OpenOptions } from './clip.js';
-export { bytesText, formatText, refuseWhatCannotFit } from './fitting.js';
-export { LlamaVid, type LoadOptions } from './llama-vid.js';
 export { type EncodedVideo, type EncodeVideosOptions, encodeVideos } from './encode-videos.js';
 export type { StoreOptions } from './encoding.js';
+export { bytesText, formatText, refuseWhatCannotFit } from './fitting.js';
+export { LlamaVid, type LoadOptions } from './llama-vid.js';
 export type { MediaPlan, PlanOptions } from './plan.js';
 export { type PreviewOptions, type PromptPreview, previewPrompt } from './preview.js';
 export type { Gpu, PlannedSetting, RunPlan, WeightFormat } from './run-plan.js';

@@ -61,7 +61,9 @@ export function writePrompt(
     return `${imagePlaceholder.replace('<image>', '<image>'.repeat(places))}\n${text}`;
   }, turns[at]?.question ?? question);
   return {
-    text: template.render(turns.map((turn, index) => (index === at ? { ...turn, question: withMedia } : turn))),
+    text: template.render(
+      turns.map((turn, index) => (index === at ? { ...turn, question: withMedia } : turn)),
+    ),
     layout: perToken ? 'per-token' : 'per-placeholder',
   };
 }

@@ -76,7 +76,13 @@ async function openVideo(): Promise<OpenedVideo | undefined> {
       notes,
     };
     const chosenSeconds = chosen?.map((frame) => seconds?.[frame] ?? Number.NaN);
-    return { index, chosen, chosenSeconds, facts, makeConverter: () => new RgbConverter(orientation, pixelAspect) };
+    return {
+      index,
+      chosen,
+      chosenSeconds,
+      facts,
+      makeConverter: () => new RgbConverter(orientation, pixelAspect),
+    };
   } finally {
     file.close();
   }

@@ -1,9 +1,9 @@
 export { Pixels, type Preprocessing, type RgbFrame } from '@llamavid/native';
-export { defaultStore, type StoreSetting, parseBytes } from './default-store.js';
+export { defaultStore, parseBytes, type StoreSetting } from './default-store.js';
 export {
   type FindOptions,
-  StoreEntry,
   type StoredVideo,
+  StoreEntry,
   type StorePrecision,
   StoreWriter,
   shardFrames,

@@ -2,10 +2,10 @@ import {
   callNative,
   callNativeAsync,
   type StoreEntry as NativeStoreEntry,
-  StoreWriter as NativeStoreWriter,
+  type StoreWriter as NativeStoreWriter,
   VideoStore as NativeVideoStore,
-  shardFrames as nativeShardFrames,
   nativeHandle,
+  shardFrames as nativeShardFrames,
   type StoredVideo,
   withCancellation,
 } from '@llamavid/native';

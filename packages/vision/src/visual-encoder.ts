@@ -1,8 +1,8 @@
 import {
   callNative,
   Device,
-  nativeHandle,
   VisualEncoder as NativeVisualEncoder,
+  nativeHandle,
   type Pixels,
   type Preprocessing,
   withCancellation,
