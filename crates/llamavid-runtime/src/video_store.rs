@@ -11,9 +11,7 @@ use candle_core::DType;
 use llamavid_store::{Description, EntryWriter, Frames, Precision, Store, StoredFeatures};
 
 use crate::source_digest::{SourceState, digest};
-use crate::{
-    Cancellation, Device, Error, ErrorCode, Reply, Result, VisualEncoder, VisualFeatures, run_aside,
-};
+use crate::{Cancellation, Device, Error, ErrorCode, Reply, VisualEncoder, VisualFeatures, run_aside};
 
 /// How often a writer looks whether another one is done.
 const LOCK_INTERVAL: Duration = Duration::from_millis(100);

@@ -162,8 +162,14 @@ impl Store {
         if !format.is_file() {
             let bytes = serde_json::to_vec(&Format { version: VERSION })
                 .map_err(|error| Error::invalid(&format, error.to_string()))?;
-            files::write(&format, &bytes)?;
+            // Another process may do the same, and remove this one's unfinished file.
+            if let Err(error) = files::write(&format, &bytes)
+                && !format.is_file()
+            {
+                return Err(error);
+            }
         }
+        files::remove_unfinished(&self.root)?;
         let locks = self.root.join("locks");
         fs::create_dir_all(&locks).map_err(|error| Error::io(&locks, error))?;
         let path = locks.join(format!("{key}.lock"));

@@ -150,14 +150,15 @@ describe('the feature store', () => {
       let stored = 0;
       for (let attempt = 0; ; attempt += 1) {
         const run = await encode(store, usual * random() * (1 + attempt / 2));
-        if (run.exitCode === 0) {
+        // It may be killed behind its last word.
+        if (run.stdout !== '') {
           const result = JSON.parse(run.stdout);
           expect(result.sampling).toEqual(sampling);
           expect(result.work.framesEncoded).toBeLessThanOrEqual(sampling.frames - 32 * stored);
           if (stored > 0) resumed += 1;
           break;
         }
-        expect([run.signal, run.stdout]).toEqual(['SIGKILL', '']);
+        expect(run.signal).toBe('SIGKILL');
         kills += 1;
         const now = statSync(store, { throwIfNoEntry: false }) ? shardsOf(store).length : 0;
         expect(now, `seed ${LLAMAVID_KILL_SEED}`).toBeGreaterThanOrEqual(stored);
