@@ -29,7 +29,9 @@ function contents(folder: string): Map<string, string> {
 }
 
 const shardsOf = (folder: string) =>
-  [...contents(folder).keys()].filter((name) => /\d{5}\.safetensors$/.test(name));
+  readdirSync(folder, { recursive: true, encoding: 'utf8' }).filter((name) =>
+    /\d{5}\.safetensors$/.test(name),
+  );
 
 describe('the feature store', () => {
   let place: string;
