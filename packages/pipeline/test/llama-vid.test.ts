@@ -234,6 +234,43 @@ describe('Chat', () => {
     }
   });
 
+  it('keeps the visual prefix where it is told to', async () => {
+    await using clip = await model.open(clipFile, { frames: 3 });
+    const exactly = await model.chat(clip, { maxNewTokens: 8 }).send('What happens?').result();
+    using chat = model.chat(clip, { maxNewTokens: 8, followUps: 'keep-visual-prefix' });
+    const first = await chat.send('What happens?').result();
+    expect([first.tokenIds, first.keptTokens]).toEqual([exactly.tokenIds, 0]);
+    const second = await chat.send('And then?').result();
+    expect(second.usage.visualTokens).toBe(6);
+    expect(second.keptTokens).toBeGreaterThanOrEqual(first.usage.promptTokens - 2);
+
+    // The same turn put together by hand: the first question's tokens in front of the first question.
+    using encoder = await VisualEncoder.load(folder, exact);
+    using generator = await TokenGenerator.load(folder, exact);
+    using languageModel = await LanguageModel.load(folder, exact);
+    await using media = await openMedia(clipFile, { frames: 3 });
+    using session = languageModel.createSession();
+    for await (const { pixels } of media.pixels(encoder.preprocessing, { batchSize: 3 })) {
+      using features = await encoder.encode(pixels);
+      pixels.close();
+      using tokens = await generator.generate(features, 'What happens?');
+      const prompt = conversation('llava_v1').render([
+        { question: '<image>\nWhat happens?', answer: first.text },
+        { question: 'And then?' },
+      ]);
+      const byHand = await session
+        .generate(prompt, { visualTokens: [tokens], maxNewTokens: 8, stop: '</s>' })
+        .result();
+      expect(second.tokenIds).toEqual(byHand.tokenIds);
+    }
+    // Another video: nothing of before can stay.
+    chat.add(clip);
+    const third = await chat.send('And now?').result();
+    expect([third.keptTokens, third.usage.visualTokens]).toEqual([0, 12]);
+    chat.close();
+    chat.close();
+  });
+
   it('forgets what was stopped and what it is told to forget', async () => {
     const chat = model.chat(undefined, { maxNewTokens: 8 });
     const fresh = await chat.send('Who are you?').result();
