@@ -81,10 +81,9 @@ async function loopFixtures(path: string, seconds: number): Promise<void> {
   let [width, height] = [0, 0];
   for (const name of ['multi-010.mp4', 'multi-011.mp4', 'multi-012.mp4', 'multi-013.mp4']) {
     await using media = await openMedia(fixture(name), { fps: SOURCE_FPS });
-    for await (const frame of media.frames()) {
-      frames.push(frame.data);
-      ({ width, height } = frame);
-    }
+    if (frames.length === 0) ({ width, height } = media.info);
+    if (media.info.width !== width || media.info.height !== height) continue;
+    for await (const frame of media.frames()) frames.push(frame.data);
   }
   async function* loop() {
     for (let frame = 0; frame < seconds * SOURCE_FPS; frame += 1)
