@@ -7,5 +7,7 @@ export default defineConfig({
     testTimeout: 600_000,
     hookTimeout: 600_000,
     fileParallelism: false,
+    // No test may find what this machine's user has stored.
+    env: { LLAMAVID_STORE: 'none' },
   },
 });

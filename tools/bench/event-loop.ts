@@ -11,7 +11,7 @@ const [folder = fixture('random-model'), video = fixture('clips/phone_vfr_1080p_
 
 await using model = await LlamaVid.load(folder);
 const ask = async () => {
-  await using clip = await model.open(video, { fps: 30 });
+  await using clip = await model.open(video, { fps: 30, store: 'none' });
   await model.ask(clip, 'What happens?', { maxNewTokens: 200 }).result();
 };
 await ask(); // Code that runs for the first time is compiled; that is not the model's.

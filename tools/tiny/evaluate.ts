@@ -78,7 +78,7 @@ const measured: Measured[] = [];
 let frames = 0;
 for (const [index, group] of files.entries()) {
   const [{ media, subtitles } = { media: '', subtitles: undefined }] = group;
-  await using clip = await model.open(media, { subtitles });
+  await using clip = await model.open(media, { subtitles, store: 'none' });
   frames += (await clip.encode()).frames;
   for (const row of group) {
     const answers: Measured['answers'] = {};

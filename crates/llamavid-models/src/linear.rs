@@ -58,6 +58,18 @@ impl Linear {
         Projection { weight: self.weight.weight(), bias: self.bias.as_ref() }
     }
 
+    pub(crate) fn bias(&self) -> Option<&Tensor> {
+        self.bias.as_ref()
+    }
+
+    /// Its weight (out, in), where it is held as numbers.
+    pub(crate) fn dense_weight(&self) -> Option<&Tensor> {
+        match &self.weight {
+            Matrix::Dense(weight) => Some(weight),
+            Matrix::Blocks(_) => None,
+        }
+    }
+
     pub(crate) fn forward(&self, x: &Tensor) -> Result<Tensor> {
         self.weight.weight().linear(x, self.bias.as_ref())
     }

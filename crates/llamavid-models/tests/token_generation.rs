@@ -472,6 +472,27 @@ fn every_weight_gets_a_gradient() {
     }
 }
 
+/// Weights that are trained are multiplied with all rows, others with the few queries where that is cheaper.
+#[test]
+fn folded_projections_give_what_plain_ones_give() {
+    for kind in [
+        QueryKind::QFormer { visual_norm: true },
+        QueryKind::QFormer { visual_norm: false },
+        QueryKind::RawBert,
+    ] {
+        let (plain, weights) = trainable(&small(kind));
+        let fixed = weights.iter().map(|(name, weight)| (name.clone(), weight.as_tensor().detach()));
+        let vb = VarBuilder::from_tensors(fixed.collect(), DType::F32, &Device::Cpu);
+        let folding = TokenGenerator::new(&small(kind), vb).unwrap();
+        let features = random(100, &[3, 65, 10]);
+        let tokens = |generator: &TokenGenerator| {
+            generator.generate(&features, FeatureKind::Pixels, &small_questions(), &mut Blind).unwrap()
+        };
+        let gap = error(&tokens(&folding), &tokens(&plain));
+        assert!(gap < 1e-5, "{kind:?}: {gap}");
+    }
+}
+
 #[test]
 fn gradients_match_differences() {
     let mut config = small(QueryKind::QFormer { visual_norm: true });

@@ -132,6 +132,8 @@ pub struct GenerateRequest<'env> {
     pub kv_cache: Option<String>,
     /// Texts that end the answer and are not part of it.
     pub stop: Vec<String>,
+    /// Whether to keep what was read for the next start that wants that too, and to take from the last one what both begin with.
+    pub keep: Option<bool>,
 }
 
 impl GenerateRequest<'_> {
@@ -165,6 +167,7 @@ impl GenerateRequest<'_> {
             },
             cache: word("kvCache", self.kv_cache.as_deref().unwrap_or("16bit"), &caches)?,
             stop: self.stop,
+            keep: self.keep.unwrap_or(false),
         })
     }
 }
@@ -176,6 +179,8 @@ pub struct GenerationStart {
     pub prompt_tokens: u32,
     /// Visual tokens among them.
     pub visual_tokens: u32,
+    /// Tokens that an earlier start had read.
+    pub kept_tokens: u32,
 }
 
 /// A piece of the answer.
@@ -198,7 +203,7 @@ pub struct Session {
 
 #[napi]
 impl Session {
-    /// Splices and reads a prompt, from an empty cache. What this session worked on before is given up.
+    /// Splices and reads a prompt. What this session worked on before is given up, but for what is to be kept of it.
     #[napi]
     pub fn start(
         &self,
@@ -212,6 +217,7 @@ impl Session {
             |started| GenerationStart {
                 prompt_tokens: started.prompt_tokens as u32,
                 visual_tokens: started.visual_tokens as u32,
+                kept_tokens: started.kept_tokens as u32,
             },
         )
     }

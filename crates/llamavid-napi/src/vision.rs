@@ -74,6 +74,10 @@ impl VisualEncoder {
     pub fn close(&self) {
         drop(self.handle.close());
     }
+
+    pub(crate) fn get(&self) -> runtime::Result<Arc<runtime::VisualEncoder>> {
+        self.handle.open()
+    }
 }
 
 /// Features of frames, which do not depend on a question. Holds device memory until `close`.
@@ -140,6 +144,12 @@ impl VisualFeatures {
         call(|| Ok(self.get()?.shape().iter().map(|length| *length as u32).collect()))
     }
 
+    /// Frames that the encoder ran for to make these.
+    #[napi(getter)]
+    pub fn encoded_frame_count(&self) -> napi::Result<u32> {
+        call(|| Ok(self.get()?.encoded_frames() as u32))
+    }
+
     /// A copy of the values, row-major of `shape`.
     #[napi]
     pub fn to_float32_array(&self, env: &Env) -> napi::Result<AsyncBlock<Float32Array>> {
@@ -154,7 +164,7 @@ impl VisualFeatures {
 }
 
 impl VisualFeatures {
-    fn new(features: runtime::VisualFeatures) -> Self {
+    pub(crate) fn new(features: runtime::VisualFeatures) -> Self {
         Self { handle: Handle::new("VisualFeatures", features) }
     }
 

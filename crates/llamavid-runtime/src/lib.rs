@@ -23,10 +23,12 @@ mod plan;
 mod processor;
 mod reply;
 mod session;
+mod source_digest;
 mod subtitles;
 mod token_generator;
 mod tokenizer_files;
 mod training;
+mod video_store;
 mod visual_encoder;
 mod visual_features;
 mod visual_tokens;
@@ -53,6 +55,7 @@ pub use llamavid_models::{
     },
     token_generation::FeatureKind,
 };
+pub use llamavid_store::{Precision as StorePrecision, SHARD_FRAMES};
 pub use model_description::ModelDescription;
 pub use moments::{Moment, moments};
 pub use picture::{MAX_PICTURE_PIXELS, Picture, decode_picture, encode_png};
@@ -67,6 +70,7 @@ pub use training::{
     MediaKind, TrainingBatch, TrainingFacts, TrainingFailure, TrainingRun, TrainingSample, TrainingStep,
     plan_training,
 };
+pub use video_store::{Progress as StoreProgress, StoreEntry, StoreWriter, StoredVideo, VideoStore};
 pub use visual_encoder::VisualEncoder;
 pub use visual_features::VisualFeatures;
 pub use visual_tokens::VisualTokens;

@@ -4,10 +4,10 @@ use std::ops::ControlFlow;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use candle_core::Tensor;
+use candle_core::{DType, Tensor};
 use llamavid_models::language_model::{
-    CachePrecision, FinishReason, Generation, GenerationOptions, Keyword, LanguageModelConfig, PREFILL_CHUNK,
-    Prompt, SamplingOptions, StopRule, Token,
+    CachePrecision, FinishReason, Generation, GenerationOptions, Keyword, KvCache, LanguageModelConfig,
+    PREFILL_CHUNK, Prompt, RopeScaling, SamplingOptions, StopRule, Token,
 };
 use llamavid_models::prompt::placeholders::tokenize_with_images;
 use llamavid_models::prompt::splice::{SpliceKind, splice};
@@ -37,6 +37,8 @@ pub struct GenerateRequest {
     pub cache: CachePrecision,
     /// Texts that end the answer and are not part of it. The text of a special token (`</s>`) is one too.
     pub stop: Vec<String>,
+    /// Whether to keep what was read for the next start that wants that too, and to take from the last one what both begin with.
+    pub keep: bool,
 }
 
 /// What is known once the prompt is read.
@@ -46,6 +48,8 @@ pub struct Started {
     pub prompt_tokens: usize,
     /// Visual tokens among them.
     pub visual_tokens: usize,
+    /// Tokens that an earlier start had read.
+    pub kept_tokens: usize,
 }
 
 /// A piece of the answer.
@@ -81,8 +85,8 @@ enum State {
     Busy,
     /// The prompt is read.
     Ready(Box<Answer>),
-    /// The last piece was given out.
-    Ended,
+    /// The last piece was given out. What was read is there if it is to be kept.
+    Ended(Option<Box<Answer>>),
     /// Closed for good.
     Closed,
 }
@@ -93,7 +97,7 @@ impl Session {
         Self { model, slot: Arc::new(Mutex::new(Slot { run: 0, state: State::Idle })) }
     }
 
-    /// Splices and reads a prompt, from an empty cache. What this session worked on before is given up.
+    /// Splices and reads a prompt. What this session worked on before is given up, but for what is to be kept of it.
     ///
     /// # Errors
     /// `CONTEXT_OVERFLOW` before the prompt is read, `INVALID_ARGUMENT` when visual tokens and places differ.
@@ -108,15 +112,20 @@ impl Session {
                 )));
             }
         }
-        let run = {
+        let (run, mut earlier) = {
             let mut slot = lock(&self.slot);
             if matches!(slot.state, State::Closed) {
                 return Err(closed());
             }
             slot.run += 1;
-            let earlier = std::mem::replace(&mut slot.state, State::Busy);
-            device.discard(earlier);
-            slot.run
+            let earlier = match std::mem::replace(&mut slot.state, State::Busy) {
+                State::Ready(answer) | State::Ended(Some(answer)) if request.keep => Some(answer),
+                other => {
+                    device.discard(other);
+                    None
+                }
+            };
+            (slot.run, earlier)
         };
         let mut turn = Turn { slot: self.slot.clone(), run, answer: None };
         let model = self.model.clone();
@@ -124,7 +133,10 @@ impl Session {
             turn.check()?;
             let answer = match &mut turn.answer {
                 Some(answer) => answer,
-                none => none.insert(Box::new(Answer::new(&model, &request)?)),
+                none => {
+                    let kept = earlier.take().map(|answer| answer.into_kept(&model)).transpose()?.flatten();
+                    none.insert(Box::new(Answer::new(&model, &request, kept)?))
+                }
             };
             if !answer.generation.prefill_step()?.is_complete() {
                 return Ok(ControlFlow::Continue(()));
@@ -147,7 +159,7 @@ impl Session {
                 State::Ready(answer) => (slot.run, answer),
                 other => {
                     let answer = match &other {
-                        State::Ended => Ok(Reply::ready(None)),
+                        State::Ended(_) => Ok(Reply::ready(None)),
                         State::Closed => Err(closed()),
                         State::Busy => {
                             Err(Error::argument("the session still works on an earlier call: await it first"))
@@ -176,7 +188,8 @@ impl Session {
                 return Ok(ControlFlow::Continue(()));
             }
             if token.finish.is_some() {
-                turn.leave(State::Ended);
+                let answer = turn.answer.take();
+                turn.leave(State::Ended(answer.filter(|answer| answer.embeds.is_some())));
             } else {
                 turn.leave_ready();
             }
@@ -260,10 +273,37 @@ struct Answer {
     shown: String,
     finish: Option<FinishReason>,
     started: Started,
+    /// The prompt's embeddings (S, D), if what was read is to be kept.
+    embeds: Option<Tensor>,
+    cache: CachePrecision,
+}
+
+/// What an earlier answer had read: position by position an embedding (T, D), and the cache that holds as many.
+struct Kept {
+    embeds: Tensor,
+    cache: KvCache,
+    precision: CachePrecision,
+}
+
+impl Kept {
+    /// The cache of the positions that a prompt (S, D) begins with too, but for its last one: that one gives the first token.
+    fn for_prompt(mut self, prompt: &Tensor, precision: CachePrecision) -> Result<Option<KvCache>> {
+        let (held, width) = self.embeds.dims2()?;
+        let (length, _width) = prompt.dims2()?;
+        let shared = held.min(length - 1);
+        if shared == 0 || precision != self.precision {
+            return Ok(None);
+        }
+        let equal = self.embeds.narrow(0, 0, shared)?.eq(&prompt.narrow(0, 0, shared)?)?;
+        let equal = equal.to_dtype(DType::U32)?.sum(1)?.to_vec1::<u32>()?;
+        let common = equal.iter().take_while(|numbers| **numbers as usize == width).count();
+        self.cache.truncate(common);
+        Ok((common > 0).then_some(self.cache))
+    }
 }
 
 impl Answer {
-    fn new(language_model: &LanguageModel, request: &GenerateRequest) -> Result<Self> {
+    fn new(language_model: &LanguageModel, request: &GenerateRequest, kept: Option<Kept>) -> Result<Self> {
         let (model, tokenizer) = (language_model.model(), language_model.tokenizer());
         let ids = tokenize_with_images(tokenizer, &request.prompt);
         let visual: Vec<Tensor> =
@@ -271,8 +311,15 @@ impl Answer {
         let spliced = splice(&ids, &visual, request.layout, |ids| model.embed(ids))?;
         let prompt =
             Prompt { visual_tokens: spliced.visual_count(), embeds: spliced.embeds.to_dtype(model.dtype())? };
-        let started =
-            Started { prompt_tokens: prompt.embeds.dims2()?.0, visual_tokens: prompt.visual_tokens };
+        let kept = kept.map(|kept| kept.for_prompt(&prompt.embeds, request.cache)).transpose()?.flatten();
+        let started = Started {
+            prompt_tokens: prompt.embeds.dims2()?.0,
+            visual_tokens: prompt.visual_tokens,
+            kept_tokens: kept.as_ref().map_or(0, KvCache::len),
+        };
+        // With dynamic scaling the keys of a position depend on how long its prompt was.
+        let may_keep = !matches!(model.config().rope_scaling, Some(RopeScaling::Dynamic { .. }));
+        let embeds = (request.keep && may_keep).then(|| prompt.embeds.clone());
         let options = GenerationOptions {
             cache: request.cache,
             prefill_chunk: prefill_chunk(model.config(), language_model.device().kind()),
@@ -280,14 +327,31 @@ impl Answer {
         };
         let stop_rule = stop_rule(&model.config().eos_ids, &request.stop, tokenizer)?;
         Ok(Self {
-            generation: Generation::new(Arc::clone(model), prompt, options, stop_rule)?,
+            generation: Generation::continuing(Arc::clone(model), prompt, options, stop_rule, kept)?,
             tokenizer: tokenizer.clone(),
             decoder: tokenizer.stream(),
             text: String::new(),
             shown: String::new(),
             finish: None,
             started,
+            embeds,
+            cache: request.cache,
         })
+    }
+
+    /// What it had read, if that is to be kept.
+    fn into_kept(self, language_model: &LanguageModel) -> Result<Option<Kept>> {
+        let Some(prompt) = self.embeds else { return Ok(None) };
+        let (length, _width) = prompt.dims2()?;
+        let held = self.generation.cached_positions();
+        let embeds = match held.checked_sub(length) {
+            None | Some(0) => prompt.narrow(0, 0, held)?,
+            Some(generated) => {
+                let answered = language_model.model().embed(&self.generation.new_ids()[..generated])?;
+                Tensor::cat(&[&prompt, &answered.to_dtype(prompt.dtype())?], 0)?
+            }
+        };
+        Ok(Some(Kept { embeds, cache: self.generation.into_cache(), precision: self.cache }))
     }
 
     fn decode_token(&mut self) -> Result<Token> {

@@ -94,11 +94,7 @@ impl TokenGenerator {
         let generate = |model: &Model, block: &Tensor, kind, questions: &Questions| {
             Ok(model.generate(block, kind, questions, &mut Blind)?) // (P, F * (1 + n), D)
         };
-        self.by_blocks(features, questions, cancellation, generate, move |parts| {
-            let all = match parts {
-                [all] => all.clone(),
-                parts => Tensor::cat(parts, 1)?,
-            };
+        self.by_blocks(features, questions, cancellation, generate, move |all| {
             let tokens = (0..question_count).map(|index| {
                 // A copy, so that closing one question's tokens frees their memory.
                 let mut tokens = if question_count == 1 { all.get(0)? } else { all.get(index)?.copy()? };
@@ -121,31 +117,31 @@ impl TokenGenerator {
         cancellation: &Cancellation,
     ) -> Reply<Vec<f32>> {
         let relevance = |model: &Model, block: &Tensor, kind, questions: &Questions| {
-            Ok(model.relevance(block, kind, questions)?.get(0)?) // (F)
+            Ok(model.relevance(block, kind, questions)?) // (1, F)
         };
-        self.by_blocks(features, vec![question], cancellation, relevance, |parts| {
-            Ok(Tensor::cat(parts, 0)?.to_vec1()?)
-        })
+        self.by_blocks(features, vec![question], cancellation, relevance, |all| Ok(all.get(0)?.to_vec1()?))
     }
 
-    /// Does `work` with blocks of frames, a step each, and `finish` with what came of all.
+    /// Does `work` with blocks of frames, a step each, and `finish` with what came of all: results follow each other in the
+    /// second dimension, as many for each frame.
     fn by_blocks<T: Send + 'static>(
         &self,
         features: Arc<VisualFeatures>,
         questions: Vec<String>,
         cancellation: &Cancellation,
         work: impl Fn(&Model, &Tensor, FeatureKind, &Questions) -> Result<Tensor> + Send + 'static,
-        finish: impl Fn(&[Tensor]) -> Result<T> + Send + 'static,
+        finish: impl Fn(&Tensor) -> Result<T> + Send + 'static,
     ) -> Reply<T> {
         let (model, tokenizer, expects) = (Arc::clone(&self.model), self.tokenizer.clone(), self.expects);
         let device = self.device.clone();
-        let mut state: Option<(Questions, Tensor, FeatureKind)> = None;
-        let mut parts = Vec::new();
+        let mut encoded: Option<Questions> = None;
+        // Filled block by block, so that nothing exists twice.
+        let mut all: Option<Tensor> = None;
         let mut done = 0;
         self.device.run(cancellation, move |on| {
-            let (encoded, rows, kind) = match &mut state {
-                Some(state) => state,
-                None => {
+            let encoded = match &mut encoded {
+                Some(encoded) => encoded,
+                none => {
                     if questions.is_empty() {
                         return Err(Error::argument("visual tokens need a question or more"));
                     }
@@ -157,29 +153,38 @@ impl TokenGenerator {
                         )));
                     }
                     let (ids, mask) = tokenizer.encode_batch(&questions)?;
-                    let encoded = Questions {
+                    none.insert(Questions {
                         input_ids: Tensor::new(ids, on)?,
                         attention_mask: Tensor::new(mask, on)?,
-                    };
-                    let (rows, kind) = match (expects, features.kind()) {
-                        (FeatureKind::Precomputed, FeatureKind::Pixels) => {
-                            let (_frames, rows, _width) = features.tensor().dims3()?;
-                            let patches = features.tensor().narrow(1, 1, rows.saturating_sub(1))?;
-                            (patches, FeatureKind::Precomputed)
-                        }
-                        (_, kind) => (features.tensor().clone(), kind),
-                    };
-                    state.insert((encoded, rows, kind))
+                    })
                 }
             };
             let frame_count = features.frame_count();
             let count = (PAIRS_A_STEP / questions.len()).max(1).min(frame_count - done);
-            parts.push(work(&model, &rows.narrow(0, done, count)?, *kind, encoded)?);
+            let block = features.block(done, count, on)?;
+            let (block, kind) = match (expects, features.kind()) {
+                (FeatureKind::Precomputed, FeatureKind::Pixels) => {
+                    let (_frames, rows, _width) = block.dims3()?;
+                    (block.narrow(1, 1, rows.saturating_sub(1))?, FeatureKind::Precomputed)
+                }
+                (_, kind) => (block, kind),
+            };
+            let part = work(&model, &block, kind, encoded)?;
+            let a_frame = part.dim(1)? / count;
+            let all = match &mut all {
+                Some(all) => all,
+                none => {
+                    let mut shape = part.dims().to_vec();
+                    shape[1] = frame_count * a_frame;
+                    none.insert(Tensor::zeros(shape, part.dtype(), on)?)
+                }
+            };
+            all.slice_set(&part.contiguous()?, 1, done * a_frame)?;
             done += count;
             if done < frame_count {
                 return Ok(ControlFlow::Continue(()));
             }
-            Ok(ControlFlow::Break(finish(&parts)?))
+            Ok(ControlFlow::Break(finish(all)?))
         })
     }
 }

@@ -1,18 +1,25 @@
 //! The visual encoder on a device: pixels in, features out, a few frames a step.
 
+use std::io::{BufWriter, Write};
 use std::ops::ControlFlow;
-use std::path::PathBuf;
-use std::sync::Arc;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock};
 
-use candle_core::{DType, Tensor};
+use candle_core::{DType, Device as TensorDevice, Tensor};
 use llamavid_models::observer::Blind;
 use llamavid_models::preprocess::Preprocessing;
 use llamavid_models::token_generation::FeatureKind;
 use llamavid_models::visual_encoder::{VisualEncoder as Model, VisualEncoderConfig};
+use sha2::{Digest, Sha256};
 
 use crate::device::Weights;
+use crate::manifest::hexadecimal;
 use crate::model_folder::ModelFolder;
-use crate::{Cancellation, Device, DeviceKind, Error, Pixels, Precision, Reply, VisualFeatures, run_aside};
+use crate::source_digest::{SourceState, remembered};
+use crate::{
+    Cancellation, Device, DeviceKind, Error, ErrorCode, Pixels, Precision, Reply, Result, VisualFeatures,
+    run_aside,
+};
 
 /// Work of one step, in multiply-adds: a tenth of a second, so that other jobs and cancellations wait no longer.
 const CPU_STEP: usize = 10_000_000_000;
@@ -27,6 +34,8 @@ pub struct VisualEncoder {
     dtype: DType,
     preprocessing: Preprocessing,
     sizes: Sizes,
+    folder: ModelFolder,
+    digest: OnceLock<String>,
 }
 
 /// What callers ask of the encoder, whatever its kind.
@@ -54,8 +63,42 @@ impl VisualEncoder {
             cancellation.check()?;
             let sizes = Sizes::new(&folder.config().visual, device.kind());
             let preprocessing = folder.preprocessing().clone();
-            Ok(Self { model: Weights::new(model, device.clone()), device, dtype, preprocessing, sizes })
+            let model = Weights::new(model, device.clone());
+            Ok(Self { model, device, dtype, preprocessing, sizes, folder, digest: OnceLock::new() })
         })
+    }
+
+    /// Hash of everything that its features depend on besides pixels: weights, sizes, and what they are computed in. Not the
+    /// device, though the last digits may differ from one to another. Hashes of weights are remembered in the folder `memory`.
+    pub(crate) fn digest(&self, memory: Option<&Path>, cancellation: &Cancellation) -> Result<String> {
+        if let Some(digest) = self.digest.get() {
+            return Ok(digest.clone());
+        }
+        let (checkpoint, _) = self.folder.visual_weights()?;
+        let files = checkpoint.names().map(|name| checkpoint.place(name).0).collect();
+        let weights = remembered(memory, &SourceState::of_files(files)?, "visual encoder", || {
+            let mut hash = Sha256::new();
+            for name in checkpoint.names() {
+                cancellation.check()?;
+                let tensor = checkpoint.read(name, &TensorDevice::Cpu)?;
+                hash.update(format!("{name} {:?} {:?}\n", tensor.dtype(), tensor.dims()));
+                // It writes number by number.
+                let mut numbers = BufWriter::with_capacity(1 << 20, &mut hash);
+                tensor.write_bytes(&mut numbers)?;
+                numbers.flush().map_err(|error| Error::new(ErrorCode::Internal, error.to_string()))?;
+                drop(numbers);
+                checkpoint.release(name);
+            }
+            Ok(hexadecimal(hash))
+        })?;
+        let (sizes, quantisation) = (&self.folder.config().visual, self.folder.quantisation());
+        let all = format!("{weights} {sizes:?} {:?} {quantisation:?}", self.dtype);
+        Ok(self.digest.get_or_init(|| hexadecimal(Sha256::new_with_prefix(all))).clone())
+    }
+
+    /// Hash of how frames become pixels.
+    pub(crate) fn preprocessing_digest(&self) -> String {
+        hexadecimal(Sha256::new_with_prefix(format!("{:?}", self.preprocessing)))
     }
 
     /// How frames become the pixels that this encoder reads.
@@ -83,12 +126,14 @@ impl VisualEncoder {
         &self.device
     }
 
-    /// Pixels (F, 3, S, S) give features (F, rows, V).
+    /// Pixels (F, 3, S, S) give features (F, rows, V). A frame that equals the one before it bit for bit shares its features: the
+    /// encoder runs once for both.
     pub fn encode(&self, pixels: Arc<Pixels>, cancellation: &Cancellation) -> Reply<VisualFeatures> {
         let (model, device, dtype) = (Arc::clone(&self.model), self.device.clone(), self.dtype);
         let (size, frames_a_step) = (self.preprocessing.size, self.sizes.frames_a_step);
         let mut parts = Vec::new();
         let mut done = 0;
+        let (distinct, places) = distinct_frames(&pixels);
         self.device.run(cancellation, move |on| {
             if pixels.size() != size {
                 return Err(Error::argument(format!(
@@ -96,20 +141,42 @@ impl VisualEncoder {
                     pixels.size()
                 )));
             }
-            let count = frames_a_step.min(pixels.frame_count() - done);
-            let batch = Tensor::from_slice(pixels.frames(done, count), (count, 3, size, size), on)?;
-            parts.push(model.forward(&batch.to_dtype(dtype)?, &mut Blind)?); // (count, rows, V)
-            done += count;
-            if done < pixels.frame_count() {
+            let step = &distinct[done..distinct.len().min(done + frames_a_step)];
+            let values =
+                step.iter().flat_map(|frame| pixels.frames(*frame, 1)).copied().collect::<Vec<f32>>();
+            let batch = Tensor::from_vec(values, (step.len(), 3, size, size), on)?;
+            parts.push(model.forward(&batch.to_dtype(dtype)?, &mut Blind)?); // (frames of the step, rows, V)
+            done += step.len();
+            if done < distinct.len() {
                 return Ok(ControlFlow::Continue(()));
             }
-            let features = match parts.as_slice() {
+            let mut features = match parts.as_slice() {
                 [all] => all.clone(),
                 parts => Tensor::cat(parts, 0)?,
             };
-            Ok(ControlFlow::Break(VisualFeatures::new(features, FeatureKind::Pixels, device.clone())?))
+            if distinct.len() < places.len() {
+                features = features.index_select(&Tensor::new(places.as_slice(), on)?, 0)?;
+            }
+            let features = VisualFeatures::new(features, FeatureKind::Pixels, device.clone())?;
+            Ok(ControlFlow::Break(features.encoded(distinct.len())))
         })
     }
+}
+
+/// The frames that differ from the one before them, and for each frame the place of its equal among those.
+fn distinct_frames(pixels: &Pixels) -> (Vec<usize>, Vec<u32>) {
+    let (mut distinct, mut places) = (Vec::new(), Vec::new());
+    for frame in 0..pixels.frame_count() {
+        let repeats = frame > 0 && {
+            let (this, last) = (pixels.frames(frame, 1), pixels.frames(frame - 1, 1));
+            this.iter().zip(last).all(|(a, b)| a.to_bits() == b.to_bits())
+        };
+        if !repeats {
+            distinct.push(frame);
+        }
+        places.push(distinct.len() as u32 - 1);
+    }
+    (distinct, places)
 }
 
 impl Sizes {

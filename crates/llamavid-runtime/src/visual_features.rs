@@ -1,24 +1,49 @@
-//! Question-independent features of frames.
+//! Question-independent features of frames, in a device's memory or in a store.
 
+use std::ops::ControlFlow;
 use std::sync::Arc;
 
-use candle_core::{DType, Tensor};
+use candle_core::{DType, Device as TensorDevice, Tensor};
 use llamavid_models::token_generation::FeatureKind;
+use llamavid_store::{Block, SHARD_FRAMES, StoredFeatures};
 
 use crate::{Cancellation, Device, Error, Reply, Result};
 
-/// Features (F, R, V) on a device, R rows a frame.
+/// Features (F, R, V) for a device, R rows a frame.
 #[derive(Debug, Clone)]
 pub struct VisualFeatures {
-    tensor: Tensor,
+    numbers: Numbers,
+    shape: [usize; 3],
     kind: FeatureKind,
+    encoded_frames: usize,
     device: Arc<Device>,
+}
+
+/// Where the numbers are.
+#[derive(Debug, Clone)]
+enum Numbers {
+    /// On the device.
+    Held(Tensor),
+    /// In mapped files: only what is worked on comes into memory.
+    Stored(Arc<StoredFeatures>),
 }
 
 impl VisualFeatures {
     pub(crate) fn new(tensor: Tensor, kind: FeatureKind, device: Arc<Device>) -> Result<Self> {
-        let (_frames, _rows, _width) = tensor.dims3()?;
-        Ok(Self { tensor, kind, device })
+        let shape = tensor.dims3()?.into();
+        Ok(Self { numbers: Numbers::Held(tensor), shape, kind, encoded_frames: 0, device })
+    }
+
+    /// Those of a store, which the encoder made of pixels.
+    pub(crate) fn stored(features: Arc<StoredFeatures>, device: Arc<Device>) -> Self {
+        let shape = features.shape();
+        let numbers = Numbers::Stored(features);
+        Self { numbers, shape, kind: FeatureKind::Pixels, encoded_frames: 0, device }
+    }
+
+    /// The same, which the encoder ran for `frames` frames to make.
+    pub(crate) fn encoded(self, frames: usize) -> Self {
+        Self { encoded_frames: frames, ..self }
     }
 
     /// Takes values that were made before, row-major of `shape` (F, R, V).
@@ -57,11 +82,9 @@ impl VisualFeatures {
             return Err(Error::argument("there are no features to concatenate"));
         };
         for (index, part) in parts.iter().enumerate() {
-            let (_, rows, width) = part.tensor.dims3()?;
-            let (_, first_rows, first_width) = first.tensor.dims3()?;
-            let equal = (rows, width) == (first_rows, first_width)
+            let equal = part.shape[1..] == first.shape[1..]
                 && part.kind == first.kind
-                && part.tensor.dtype() == first.tensor.dtype()
+                && part.dtype() == first.dtype()
                 && Arc::ptr_eq(&part.device, &first.device);
             if !equal {
                 return Err(Error::argument(format!(
@@ -71,9 +94,10 @@ impl VisualFeatures {
                 )));
             }
         }
-        let (kind, device, dtype) = (first.kind, first.device.clone(), first.tensor.dtype());
-        let (_, rows, width) = first.tensor.dims3()?;
+        let (kind, device, dtype) = (first.kind, first.device.clone(), first.dtype());
+        let [_, rows, width] = first.shape;
         let frames = parts.iter().map(|part| part.frame_count()).sum::<usize>();
+        let encoded_frames = parts.iter().map(|part| part.encoded_frames).sum();
         let owner = device.clone();
         Ok(device.run_once(&Cancellation::default(), move |on| {
             if let [only] = parts.as_slice() {
@@ -84,20 +108,25 @@ impl VisualFeatures {
             // The last one first: memory goes back to the system from where it was taken last.
             for part in parts.into_iter().rev() {
                 end -= part.frame_count();
-                whole.slice_set(&part.tensor.contiguous()?, 0, end)?;
+                whole.slice_set(&part.block(0, part.frame_count(), on)?.contiguous()?, 0, end)?;
             }
-            Self::new(whole, kind, owner)
+            Ok(Self::new(whole, kind, owner)?.encoded(encoded_frames))
         }))
     }
 
     /// F.
     pub fn frame_count(&self) -> usize {
-        self.tensor.dims()[0]
+        self.shape[0]
     }
 
     /// (F, R, V).
-    pub fn shape(&self) -> &[usize] {
-        self.tensor.dims()
+    pub fn shape(&self) -> [usize; 3] {
+        self.shape
+    }
+
+    /// Frames that the encoder ran for to make these: none for stored ones, and none for a frame that equals the one before it.
+    pub fn encoded_frames(&self) -> usize {
+        self.encoded_frames
     }
 
     /// Whether a frame's rows start with the class row.
@@ -110,17 +139,48 @@ impl VisualFeatures {
         &self.device
     }
 
-    pub(crate) fn tensor(&self) -> &Tensor {
-        &self.tensor
+    /// What the numbers are held in; stored ones are f32 once they are read, whatever they are in the file.
+    pub(crate) fn dtype(&self) -> DType {
+        match &self.numbers {
+            Numbers::Held(tensor) => tensor.dtype(),
+            Numbers::Stored(_) => DType::F32,
+        }
+    }
+
+    /// `count` frames from `start` on, (count, R, V). For the device's thread: stored ones are read here.
+    pub(crate) fn block(&self, start: usize, count: usize, on: &TensorDevice) -> Result<Tensor> {
+        let [_, rows, width] = self.shape;
+        let shape = (count, rows, width);
+        let stored = match &self.numbers {
+            Numbers::Held(tensor) => return Ok(tensor.narrow(0, start, count)?),
+            Numbers::Stored(stored) => stored.read(start, count)?,
+        };
+        Ok(match stored {
+            // Half of the bytes go to a graphics processor.
+            Block::Half(values) => Tensor::from_vec(values, shape, on)?.to_dtype(DType::F32)?,
+            Block::Single(values) => Tensor::from_vec(values, shape, on)?,
+        })
     }
 
     /// A copy of the values, row-major of the shape.
     pub fn values(&self) -> Reply<Vec<f32>> {
-        values_of(&self.tensor, &self.device)
+        let features = self.clone();
+        let mut values = Vec::new();
+        let mut done = 0;
+        self.device.run(&Cancellation::default(), move |on| {
+            let count = SHARD_FRAMES.min(features.frame_count() - done);
+            let block = features.block(done, count, on)?;
+            values.extend(block.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?);
+            done += count;
+            Ok(match done < features.frame_count() {
+                true => ControlFlow::Continue(()),
+                false => ControlFlow::Break(std::mem::take(&mut values)),
+            })
+        })
     }
 
     fn facts(&self) -> String {
-        format!("{:?} of {:?}, {:?}, on {}", self.shape(), self.kind, self.tensor.dtype(), self.device.name())
+        format!("{:?} of {:?}, {:?}, on {}", self.shape, self.kind, self.dtype(), self.device.name())
     }
 }
 

@@ -57,6 +57,7 @@ fn answer_to(prompt: &str, model: &Arc<LanguageModel>, cache: CachePrecision) ->
         max_new_tokens: 24,
         sampling: SamplingOptions::default(),
         cache,
+        keep: false,
         stop: Vec::new(),
     };
     session.start(request, &Cancellation::default()).unwrap().wait().unwrap();

@@ -30,9 +30,10 @@ export async function chat(paths: readonly string[], flags: ChatFlags): Promise<
   try {
     const toLoad = loadOptions(flags, signal);
     const dtype = await planFiles(flags.model, paths, { ...toOpen, ...toAsk, ...toLoad }, progress);
+    const followUps = flags.keepVisualPrefix ? 'keep-visual-prefix' : 'exact';
     progress.step('loading the model');
     await using model = await LlamaVid.load(flags.model, { ...toLoad, dtype });
-    const talk = new Talk(model, model.chat([], toAsk), toOpen, progress);
+    const talk = new Talk(model, model.chat([], { ...toAsk, followUps }), toOpen, progress);
     for (const path of paths) await talk.open(path);
     progress.clear();
     return await (process.stdin.isTTY && process.stdout.isTTY

@@ -3,10 +3,12 @@ import { LlamaVidError } from '@llamavid/errors';
 import { recipeNames } from '@llamavid/train/recipes';
 import { Command, CommanderError } from 'commander';
 import { ask } from './ask.js';
+import { addCacheList, addCachePrune, addCacheRemove } from './cache.js';
 import { chat } from './chat.js';
 import { addConvert } from './convert.js';
 import { type DataCheckFlags, dataCheck, dataPublished } from './data.js';
 import { addDoctor } from './doctor.js';
+import { addEncode } from './encode.js';
 import {
   type AskFlags,
   addAnswerFlags,
@@ -81,7 +83,20 @@ function createProgram(end: (exitCode: number) => void): Command {
   addModelFlags(chatCommand);
   addAnswerFlags(chatCommand);
   addMediaFlags(chatCommand);
+  chatCommand.option(
+    '--keep-visual-prefix',
+    'make the visual tokens for the first question alone: later turns are much faster, and see what it asked for',
+  );
   chatCommand.action(async (media: string[], flags: ChatFlags) => end(await chat(media, flags)));
+
+  addEncode(
+    command(program, 'encode', 'Encode videos into the store, so that questions about them begin at once.'),
+    end,
+  );
+  const cache = command(program, 'cache', 'Look at the store of visual features, and make room.');
+  addCacheList(command(cache, 'ls', 'List what is stored, the one that was used last first.'), end);
+  addCacheRemove(command(cache, 'rm', 'Remove videos.'), end);
+  addCachePrune(command(cache, 'prune', 'Remove what was not used for longest.'), end);
 
   addPull(
     command(program, 'pull', 'Fetch a model of the Hugging Face hub, with the side files that it needs.'),
@@ -164,6 +179,8 @@ Examples:
   llamavid ask shapes.mp4 "where is the red star?" --timeline vtt
   llamavid ask before.jpg after.jpg "What has changed?" --model models/llama-vid-7b --json
   llamavid chat talk.mp4 --model models/llama-vid-7b
+  llamavid encode lecture.mp4 film.mkv --model models/llama-vid-7b-long
+  llamavid cache ls
   llamavid plan film.mp4 --model models/llama-vid-7b
   llamavid train video-7b-stage1 --llm vicuna-7b-v1.5 --vision eva_vit_g.pth \\
     --query-model instruct_blip_vicuna7b_trimmed.pth --data pretrain.json --images images --videos videos -o stage1
@@ -181,7 +198,7 @@ function command(program: Command, name: string, description: string): Command {
 function wrongUsage(error: CommanderError): LlamaVidError {
   const message =
     error.code === 'commander.help'
-      ? 'a command is missing: ask, chat, pull, plan, train, data, convert, inspect, doctor or world'
+      ? 'a command is missing: ask, chat, encode, cache, pull, plan, train, data, convert, inspect, doctor or world'
       : error.message;
   return new LlamaVidError('INVALID_ARGUMENT', message.replace(/^error: /, '').replaceAll('\n', ' '), {
     hint: '`llamavid --help` and `llamavid ask --help` list what there is.',

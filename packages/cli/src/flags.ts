@@ -21,19 +21,26 @@ export interface AnswerFlags {
   kvCache: NonNullable<AskOptions['kvCache']>;
 }
 
-export interface MediaFlags {
+export interface SamplingFlags {
   fps?: number;
   frames?: number;
   start?: number;
   end?: number;
-  maxVisualTokens?: number;
   strict?: boolean;
-  subtitles: string;
-  store: 'none';
 }
 
-export type ChatFlags = ModelFlags & AnswerFlags & MediaFlags;
-export type AskFlags = ChatFlags & { json?: boolean; dryRun?: boolean; timeline?: 'json' | 'vtt' };
+export interface MediaFlags extends SamplingFlags {
+  maxVisualTokens?: number;
+  subtitles: string;
+  /** False for `--no-store`. */
+  store?: string | false;
+  storeBits: '16bit' | '8bit';
+}
+
+export type ChatFlags = ModelFlags & AnswerFlags & MediaFlags & { keepVisualPrefix?: boolean };
+export type AskFlags = ModelFlags &
+  AnswerFlags &
+  MediaFlags & { json?: boolean; dryRun?: boolean; timeline?: 'json' | 'vtt' };
 
 export function addModelFlags(command: Command): void {
   command
@@ -102,28 +109,41 @@ export function kvCacheOption(): Option {
 }
 
 export function addMediaFlags(command: Command): void {
+  addSamplingFlags(command);
   command
-    .option('--fps <n>', 'frames a second of video (default: 1)', positive('--fps'))
-    .option('--frames <n>', 'exactly this many frames, instead of --fps', parseWholeNumber('--frames', 1))
-    .option('--start <s>', 'second where sampling starts', parseNumber('--start', 0))
-    .option('--end <s>', 'second where sampling ends', parseNumber('--end', 0))
     .option(
       '--max-visual-tokens <n>',
       'thin the frames of each video out evenly until their tokens are no more',
       parseWholeNumber('--max-visual-tokens', 1),
     )
-    .option('--strict', 'damage in a file is an error instead of a note')
     .option(
       '--subtitles <file>',
       '.srt, .vtt or .ass file of the video; auto: the file beside it or a text stream in it; or none',
       subtitles,
       'none',
     )
-    .addOption(
-      new Option('--store <folder>', 'none; features are not stored yet')
-        .argParser(none('--store'))
-        .default('none'),
-    );
+    .option('--store <folder>', 'where visual features are kept, or none (default: see README)')
+    .option('--no-store', 'keep no features')
+    .addOption(precisionOption('--store-bits <n>'));
+}
+
+/** How a stored number is held. */
+export function precisionOption(flags: string): Option {
+  return new Option(flags, 'bits of a stored feature: 16, or 8, which rounds')
+    .argParser((value: string) => {
+      if (value === '16' || value === '8') return `${value}bit`;
+      throw wrong(`${flags.split(' ')[0]} ${value} is not one of 16, 8`);
+    })
+    .default('16bit', '16');
+}
+
+export function addSamplingFlags(command: Command): void {
+  command
+    .option('--fps <n>', 'frames a second of video (default: 1)', positive('--fps'))
+    .option('--frames <n>', 'exactly this many frames, instead of --fps', parseWholeNumber('--frames', 1))
+    .option('--start <s>', 'second where sampling starts', parseNumber('--start', 0))
+    .option('--end <s>', 'second where sampling ends', parseNumber('--end', 0))
+    .option('--strict', 'damage in a file is an error instead of a note');
 }
 
 export function loadOptions(flags: ModelFlags, signal: AbortSignal): LoadOptions {
@@ -131,22 +151,29 @@ export function loadOptions(flags: ModelFlags, signal: AbortSignal): LoadOptions
   return { device, dtype, load, tryAnyway, signal };
 }
 
-/** `paths` are the files that the flags are about. */
-export function openOptions(flags: MediaFlags, paths: readonly string[], signal: AbortSignal): OpenOptions {
-  const { fps, frames, start, end, maxVisualTokens, strict, subtitles, store } = flags;
+export function samplingOptions({ fps, frames, start, end, strict }: SamplingFlags): SamplingFlags {
   if (fps !== undefined && frames !== undefined) {
     throw wrong('--fps and --frames exclude each other', 'Give one of them.');
   }
   if (start !== undefined && end !== undefined && end <= start) {
     throw wrong(`--end ${end} is not behind --start ${start}`);
   }
+  return { fps, frames, start, end, strict } as SamplingFlags;
+}
+
+/** `paths` are the files that the flags are about. */
+export function openOptions(flags: MediaFlags, paths: readonly string[], signal: AbortSignal): OpenOptions {
+  const { maxVisualTokens, subtitles, store, storeBits: storePrecision } = flags;
+  const sampling = samplingOptions(flags);
+  if (store === '') throw wrong('--store names no folder');
   if (namesFile(subtitles) && paths.length !== 1) {
     throw wrong(
       `--subtitles ${subtitles} is for one video, but ${paths.length} were given`,
       'Give the video that the subtitles belong to, and no other.',
     );
   }
-  return { fps, frames, start, end, maxVisualTokens, strict, subtitles, store, signal };
+  const kept = store === false ? 'none' : store;
+  return { ...sampling, maxVisualTokens, subtitles, store: kept, storePrecision, signal };
 }
 
 /** Checks the template's name against `templates`, before anything is loaded. */
@@ -186,13 +213,6 @@ function namesFile(subtitles: string): boolean {
 /** The files of the command line: media and subtitles. */
 export function filesOf(paths: readonly string[], { subtitles }: MediaFlags): readonly string[] {
   return namesFile(subtitles) ? [...paths, subtitles] : paths;
-}
-
-function none(flag: string): (value: string) => string {
-  return (value) => {
-    if (value === 'none') return value;
-    throw wrong(`${flag} ${value} is not supported yet`, `none is the only value of ${flag} so far.`);
-  };
 }
 
 export function oneOf(flag: string, values: readonly string[]): (value: string) => string {

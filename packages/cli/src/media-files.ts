@@ -49,7 +49,7 @@ export function openFile(
   progress: Progress,
 ): Promise<Clip> {
   progress.step(`opening ${basename(path)}`);
-  const onProgress = (done: number, total: number) => progress.frames(done, total);
+  const onProgress: OpenOptions['onProgress'] = (...frames) => progress.frames(...frames);
   const named = path === '-' ? { ...options, name: 'stdin' } : options;
   return model.open(sourceOf(path), { ...named, onProgress });
 }

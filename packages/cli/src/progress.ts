@@ -7,6 +7,8 @@ export class Progress {
   readonly #quiet: boolean;
   readonly terminal = process.stderr.isTTY === true;
   #shown = false;
+  /** When the first frames of a video came, and how many they were. */
+  #first: { at: number; done: number } | undefined;
 
   constructor(quiet: boolean) {
     this.#quiet = quiet;
@@ -19,15 +21,26 @@ export class Progress {
     else process.stderr.write(`${text}\n`);
   }
 
-  /** Frames done of all; elsewhere than on a terminal only the last one is worth a line. */
-  frames(done: number, total: number): void {
-    this.count('encoding frames', done, total);
+  /**
+   * Frames done of all, of which the first `stored` were there before, with the rate and the time that is left; elsewhere than on a
+   * terminal only the last one is worth a line.
+   */
+  frames(done: number, total: number, stored: number): void {
+    const now = performance.now();
+    if (this.#first === undefined || done <= this.#first.done) this.#first = { at: now, done };
+    const { at, done: before } = this.#first;
+    const rate = (done - before) / ((now - at) / 1000);
+    const found = stored > 0 ? ` (${stored} were stored)` : '';
+    const left = done < total && rate > 0 ? `, ${durationText((total - done) / rate)} left` : '';
+    const speed = rate > 0 && Number.isFinite(rate) ? `, ${rate.toPrecision(3)} frames/s${left}` : '';
+    this.count('encoding frames', done, total, `${found}${speed}`);
+    if (done === total) this.#first = undefined;
   }
 
   /** The same for anything that is counted. */
-  count(what: string, done: number, total: number): void {
+  count(what: string, done: number, total: number, more = ''): void {
     if (this.#quiet) return;
-    const text = `${what}: ${done} of ${total}`;
+    const text = `${what}: ${done} of ${total}${more}`;
     if (this.terminal) this.#replace(text);
     else if (done === total) process.stderr.write(`${text}\n`);
   }
@@ -67,4 +80,14 @@ export class Progress {
     process.stderr.write(`\r\x1b[2K${text.slice(0, (process.stderr.columns || 80) - 1)}`);
     this.#shown = true;
   }
+}
+
+/** `12 s`, `4:07 min` or `1:30 h`. */
+function durationText(seconds: number): string {
+  const whole = Math.ceil(seconds);
+  const two = (number: number) => String(number).padStart(2, '0');
+  if (whole < 60) return `${whole} s`;
+  const minutes = Math.floor(whole / 60);
+  if (minutes < 60) return `${minutes}:${two(whole % 60)} min`;
+  return `${Math.floor(minutes / 60)}:${two(minutes % 60)} h`;
 }

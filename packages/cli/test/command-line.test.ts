@@ -78,7 +78,8 @@ describe('llamavid', () => {
     'both fps and frames': ['ask', clip, 'What?', '--fps', '2', '--frames', '4'],
     'subtitles for two videos': ['ask', clip, clip, 'What?', '--subtitles', said],
     'subtitles for none': ['ask', 'What?', '--subtitles', said],
-    'a store, which is not there yet': ['ask', clip, 'What?', '--store', 'features'],
+    'a store without a name': ['ask', clip, 'What?', '--store', ''],
+    'an unknown number of stored bits': ['ask', clip, 'What?', '--store-bits', '4'],
   })) {
     it(`exits with 2 on ${what}`, async () => {
       const plain = await llamavid(args);

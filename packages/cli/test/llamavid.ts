@@ -17,12 +17,17 @@ export interface Watch {
   watch?: (text: string, kill: (signal: NodeJS.Signals) => void) => void;
   /** Sent this many milliseconds after the start. */
   killAfter?: number;
+  /** Looked at again and again; the command gets a SIGINT when it says so. */
+  interruptWhen?: () => boolean;
   /** Variables besides those of this process. */
   env?: Record<string, string>;
 }
 
 /** Runs the built command. */
-export function llamavid(args: string[], { input = '', watch, killAfter, env }: Watch = {}): Promise<Run> {
+export function llamavid(
+  args: string[],
+  { input = '', watch, killAfter, interruptWhen, env }: Watch = {},
+): Promise<Run> {
   const child = spawn(process.execPath, [main, ...args], { stdio: 'pipe', env: { ...process.env, ...env } });
   const run: Run = { exitCode: null, signal: null, stdout: '', stderr: '' };
   for (const stream of ['stdout', 'stderr'] as const) {
@@ -32,12 +37,20 @@ export function llamavid(args: string[], { input = '', watch, killAfter, env }: 
     });
   }
   const timer = killAfter === undefined ? undefined : setTimeout(() => child.kill('SIGKILL'), killAfter);
+  const looking =
+    interruptWhen &&
+    setInterval(() => {
+      if (!interruptWhen()) return;
+      clearInterval(looking);
+      child.kill('SIGINT');
+    }, 10);
   child.stdin.on('error', () => {});
   child.stdin.end(input);
   return new Promise((resolve, reject) => {
     child.on('error', reject);
     child.on('close', (exitCode, signal) => {
       clearTimeout(timer);
+      clearInterval(looking);
       resolve({ ...run, exitCode, signal });
     });
   });

@@ -37,6 +37,11 @@ export interface GenerateOptions {
   kvCache?: '16bit' | '8bit' | '4bit' | undefined;
   /** Texts that end the answer and are not part of it. */
   stop?: string | readonly string[] | undefined;
+  /**
+   * Keeps what was read, in the memory of its keys and values, for the session's next generation with `keep`: that one reads only what
+   * differs from the beginning of this one. The numbers are those of an empty cache. Default false.
+   */
+  keep?: boolean | undefined;
   /** Read between steps; iteration and `result()` then reject with `ABORTED`. */
   signal?: AbortSignal | undefined;
 }
@@ -63,6 +68,8 @@ export interface GenerationResult {
    */
   text: string;
   tokenIds: number[];
+  /** Tokens of the prompt that an earlier generation of the session had read. */
+  keptTokens: number;
   /** `stop`: the model or a stop text ended it; `length`: `maxNewTokens` or the end of the context did. */
   finishReason: 'stop' | 'length';
   usage: GenerationUsage;
@@ -85,7 +92,7 @@ export class Session implements Disposable {
   }
 
   /**
-   * Generates the text that follows `prompt`. Starts when the text is read, from an empty cache. A session
+   * Generates the text that follows `prompt`. Starts when the text is read, without `keep` from an empty cache. A session
    * holds one generation: one that is still read when the next starts fails with `ABORTED`.
    */
   generate(prompt: string, options: GenerateOptions = {}): Generation {
@@ -112,6 +119,7 @@ export class Session implements Disposable {
           seed: options.seed ?? 0,
           kvCache: options.kvCache ?? '16bit',
           stop: typeof stop === 'string' ? [stop] : [...stop],
+          keep: options.keep ?? false,
         },
         cancellation,
       ),
@@ -135,10 +143,11 @@ export class Session implements Disposable {
         if (step.text !== '') yield step.text;
       }
       if (!step || step.finishReason !== undefined) {
-        const { promptTokens, visualTokens } = started;
+        const { promptTokens, visualTokens, keptTokens } = started;
         return {
           text,
           tokenIds,
+          keptTokens,
           finishReason: step?.finishReason ?? 'stop',
           usage: { promptTokens, visualTokens, completionTokens: tokenIds.length },
           timings: { prefillMs, firstTokenMs, decodeMs },

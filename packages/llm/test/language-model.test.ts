@@ -34,6 +34,39 @@ describe('LanguageModel', () => {
     expect(model.countTokens('Hello')).toBeGreaterThan(0);
   });
 
+  it('reads only what differs from what it kept, and answers as from an empty cache', async () => {
+    const first = conversation('llava_v1').render([{ question: 'What is a Q-Former?' }]);
+    const options = { maxNewTokens: 12, stop: '</s>' };
+    using session = model.createSession();
+    const generate = (prompt: string, keep: boolean) =>
+      session.generate(prompt, { ...options, keep }).result();
+    const begun = await generate(first, true);
+    expect(begun.keptTokens).toBe(0);
+    const second = conversation('llava_v1').render([
+      { question: 'What is a Q-Former?', answer: begun.text },
+      { question: 'And why?' },
+    ]);
+    const other = conversation('llava_v1').render([{ question: 'What is a llama?' }]);
+    const kept = [];
+    let length = 0;
+    for (const prompt of [second, other, second, second]) {
+      const continued = await generate(prompt, true);
+      using fresh = model.createSession();
+      const alone = await fresh.generate(prompt, options).result();
+      expect(continued.tokenIds).toEqual(alone.tokenIds);
+      expect(continued.usage).toEqual(alone.usage);
+      kept.push(continued.keptTokens);
+      length = continued.usage.promptTokens;
+    }
+    const [afterFirst = 0, common = 0, , same] = kept;
+    // The end of the first prompt may be other tokens before an answer.
+    expect(afterFirst).toBeGreaterThanOrEqual(begun.usage.promptTokens - 2);
+    expect(common).toBeLessThan(afterFirst);
+    expect(same).toBe(length - 1);
+    expect((await generate(second, false)).keptTokens).toBe(0);
+    expect((await generate(second, true)).keptTokens).toBe(0);
+  }, 60_000);
+
   it('answers with visual tokens as the reference does, token for token', async () => {
     using encoder = await VisualEncoder.load(folder, exact);
     using generator = await TokenGenerator.load(folder, exact);

@@ -119,11 +119,41 @@ export declare class Pixels {
 
 /** Generates one answer after another. Holds a key/value cache while an answer is made. */
 export declare class Session {
-  /** Splices and reads a prompt, from an empty cache. What this session worked on before is given up. */
+  /** Splices and reads a prompt. What this session worked on before is given up, but for what is to be kept of it. */
   start(r: GenerateRequest, c?: Cancellation | undefined | null): Promise<GenerationStart>
   /** Decodes a few tokens; null after the last piece. After an error the answer is given up. */
   next(c?: Cancellation | undefined | null): Promise<GenerationPiece | null>
   /** Frees the cache and gives up what runs. Closing twice does nothing. */
+  close(): void
+}
+
+/** Where a video's features are, or will be. */
+export declare class StoreEntry {
+  /** Its name in the store. */
+  get key(): string
+  /** What is damaged about what is there, in words. */
+  get problem(): string | null
+  /** The features, if all are there. */
+  features(): VisualFeatures | null
+  /** The report of how their frames were chosen, if all are there. */
+  get report(): string | null
+  /** Becomes the video's writer; with `wait` as soon as no other process is. */
+  writer(wait: boolean, c?: Cancellation | undefined | null): Promise<StoreWriter>
+}
+
+/** Writes a video's features. Nobody else can until it is closed. */
+export declare class StoreWriter {
+  /** Seconds of the frames that were stored when it began. */
+  get times(): Array<number>
+  /** Whether they were all. */
+  get isComplete(): boolean
+  /** What was damaged and is made anew, in words. */
+  get repairs(): Array<string>
+  /** Stores the features of the next frames, a shard of them. The features stay open. */
+  append(features: VisualFeatures, times: Array<number>): Promise<undefined>
+  /** Says that all frames are there and how they were chosen, and gives their features. */
+  finish(report: string): Promise<VisualFeatures>
+  /** Lets others write. Closing twice does nothing. */
   close(): void
 }
 
@@ -171,6 +201,20 @@ export declare class TrainingRun {
   close(): Promise<undefined>
 }
 
+/** A folder of features. */
+export declare class VideoStore {
+  /** Opens a folder, which need not be there yet. Hashes of large files are remembered in the folder `digests`. */
+  static open(folder: string, digests?: string | undefined | null): Promise<VideoStore>
+  /** All videos, the one that was used last first. */
+  list(): Promise<Array<StoredVideo>>
+  /** Removes a video. */
+  remove(key: string): Promise<undefined>
+  /** Removes what was not used for longest until the rest takes at most `limit` bytes, and gives what went. */
+  prune(limit: number): Promise<Array<StoredVideo>>
+  /** Looks for what `encoder` makes of a file or folder. */
+  entry(encoder: VisualEncoder, source: string, sampling: string, precision: '16bit' | '8bit', c?: Cancellation | undefined | null): Promise<StoreEntry>
+}
+
 /** The visual encoder of a model folder. Holds its weights until `close`. */
 export declare class VisualEncoder {
   /** Loads the encoder of a folder, and nothing else of it. */
@@ -199,6 +243,8 @@ export declare class VisualFeatures {
   get frameCount(): number
   /** Frames, rows of a frame, width. */
   get shape(): Array<number>
+  /** Frames that the encoder ran for to make these. */
+  get encodedFrameCount(): number
   /** A copy of the values, row-major of `shape`. */
   toFloat32Array(): Promise<Float32Array>
   /** Frees the memory. Closing twice does nothing. */
@@ -410,6 +456,8 @@ export interface GenerateRequest {
   kvCache?: '16bit' | '8bit' | '4bit'
   /** Texts that end the answer and are not part of it. */
   stop: Array<string>
+  /** Whether to keep what was read for the next start that wants that too, and to take from the last one what both begin with. */
+  keep?: boolean
 }
 
 /** What the checkpoint proposes for sampling. */
@@ -438,6 +486,8 @@ export interface GenerationStart {
   promptTokens: number
   /** Visual tokens among them. */
   visualTokens: number
+  /** Tokens that an earlier start had read. */
+  keptTokens: number
 }
 
 /** What a model's folder or a file of weights holds, as JSON; `verify` compares checksums. */
@@ -554,6 +604,27 @@ export interface StreamCue {
   end: number
   /** In the stream's format. */
   data: Uint8Array
+}
+
+/** Frames that are stored in one piece. */
+export declare function shardFrames(): number
+
+/** A video of a store. */
+export interface StoredVideo {
+  /** Its name in the store. */
+  key: string
+  /** What the source was called; absent where the store's file about it cannot be read. */
+  source?: string
+  /** How frames were asked for. */
+  sampling?: string
+  /** How numbers are stored. */
+  precision?: '16bit' | '8bit'
+  /** Frames, once all are there. */
+  frames?: number
+  /** Size on the disk. */
+  bytes: number
+  /** When it was written or read last, in milliseconds since 1970. */
+  used: number
 }
 
 /** A text and when it is spoken. */

@@ -21,10 +21,14 @@ export const Pixels = addon.Pixels;
 export type Pixels = Binding.Pixels;
 export const Session = addon.Session;
 export type Session = Binding.Session;
+export const StoreWriter = addon.StoreWriter;
+export type StoreWriter = Binding.StoreWriter;
 export const TokenGenerator = addon.TokenGenerator;
 export type TokenGenerator = Binding.TokenGenerator;
 export const TrainingRun = addon.TrainingRun;
 export type TrainingRun = Binding.TrainingRun;
+export const VideoStore = addon.VideoStore;
+export type VideoStore = Binding.VideoStore;
 export const VisualEncoder = addon.VisualEncoder;
 export type VisualEncoder = Binding.VisualEncoder;
 export const VisualFeatures = addon.VisualFeatures;
@@ -49,6 +53,7 @@ export const {
   readSubtitleStream,
   relevantMoments,
   renderConversation,
+  shardFrames,
 } = addon;
 
 /** What holds memory until it is closed; `using` closes it too. */
@@ -60,6 +65,7 @@ const closable = [
   PixelChannel,
   Pixels,
   Session,
+  StoreWriter,
   TokenGenerator,
   VisualEncoder,
   VisualFeatures,
@@ -81,6 +87,7 @@ declare module './binding.js' {
   interface PixelChannel extends Disposable {}
   interface Pixels extends Disposable {}
   interface Session extends Disposable {}
+  interface StoreWriter extends Disposable {}
   interface TokenGenerator extends Disposable {}
   interface VisualEncoder extends Disposable {}
   interface VisualFeatures extends Disposable {}

@@ -11,12 +11,13 @@ import {
 } from '@llamavid/llm';
 import type { TokenGenerator, VisualTokens } from '@llamavid/tokens';
 import type { SamplingReport } from '@llamavid/video';
+import type { VisualFeatures } from '@llamavid/vision';
 import type { Clip } from './clip.js';
 import { usualTemplate, writePrompt } from './prompt.js';
 import type { ReadSubtitles, SubtitleReport, SubtitleSource } from './subtitles.js';
 import { type Timeline, timelineOf } from './timeline.js';
 
-export interface AskOptions extends Omit<GenerateOptions, 'visualTokens' | 'layout'> {
+export interface AskOptions extends Omit<GenerateOptions, 'visualTokens' | 'layout' | 'keep'> {
   /**
    * Conversation template. Default: the one that the model's `config.json` names, else what the reference's scripts take, which is
    * `llava_v1`, and `vicuna_v1` with subtitles.
@@ -43,7 +44,9 @@ export type AnswerUsage = GenerationResult['usage'];
 /** What this answer made run; frames that an earlier question had encoded count nothing. */
 export interface AnswerWork {
   framesDecoded: number;
+  /** Frames that the visual encoder ran for; one that equals the frame before it is not. */
   framesEncoded: number;
+  /** Whether all features were in the store before this answer. */
   storeHit: boolean;
 }
 
@@ -76,6 +79,8 @@ export interface AnswerModel {
 export interface AnswerResult<Sampling = SamplingReport | undefined> {
   text: string;
   tokenIds: number[];
+  /** Tokens of the prompt that an earlier turn had read: only in a chat that keeps its visual prefix. */
+  keptTokens: number;
   finishReason: 'stop' | 'length';
   usage: AnswerUsage;
   /**
@@ -119,10 +124,28 @@ export interface PlannedQuestion {
   kvCache: AskOptions['kvCache'];
 }
 
+/** @internal What the turns of a chat share when they keep what the first one read. */
+export class KeptPrefix implements Disposable {
+  /** In the order of the clips. */
+  tokens: readonly VisualTokens[] | undefined;
+  session: Session | undefined;
+
+  [Symbol.dispose](): void {
+    this.session?.close();
+    for (const tokens of this.tokens ?? []) tokens.close();
+    this.session = undefined;
+    this.tokens = undefined;
+  }
+}
+
 /** @internal Where a question stands: what was said before it, and what it is about. */
 export interface Context {
   clips: readonly Clip[];
   history: readonly ConversationTurn[];
+  /** The visual tokens and what was read of the first turn; without it they are made for each question. */
+  kept?: KeptPrefix | undefined;
+  /** Gives the visual tokens of a clip's features where they are not made for this question alone. */
+  tokens?: (features: VisualFeatures, signal: AbortSignal | undefined) => Promise<VisualTokens>;
   /**
    * Called once at the end, before the reader gets the result; without one when the answer failed or was
    * stopped.
@@ -151,10 +174,11 @@ export function answerQuestion(
   return new TextStream(run());
 
   async function* run(): AsyncGenerator<string, AnswerResult, void> {
-    const { clips, history, onEnd } = context();
+    const { clips, history, tokens, kept, onEnd } = context();
     const { tokenGenerator, languageModel, model, loadMs } = stages;
+    const known = kept?.tokens;
     const begun = performance.now();
-    const work: AnswerWork = { framesDecoded: 0, framesEncoded: 0, storeHit: false };
+    const work: AnswerWork = { framesDecoded: 0, framesEncoded: 0, storeHit: clips.length > 0 };
     const samplings: SamplingReport[] = [];
     const visualTokens: VisualTokens[] = [];
     const timelines: Timeline[] = [];
@@ -180,16 +204,20 @@ export function answerQuestion(
         const all = read[index];
         subtitles.push(all && clip.within(all, value.sampling.timestamps));
         if (fresh) {
-          work.framesDecoded += value.sampling.framesDecoded;
-          work.framesEncoded += value.features.frameCount;
+          work.framesDecoded += value.framesDecoded;
+          work.framesEncoded += value.framesEncoded;
           decodeMs += value.decodeMs;
           encodeMs += value.encodeMs;
         }
+        work.storeHit &&= value.stored === 'found' || (value.stored === 'written' && !fresh);
         const generating = performance.now();
         // The query model reads the bare question: no placeholder, no earlier turn.
         const { queryQuestion = question, ablate } = options.evaluation ?? {};
         const { signal } = options;
-        visualTokens.push(await tokenGenerator.generate(value.features, queryQuestion, { signal, ablate }));
+        const made = known?.[index] ?? tokens?.(value.features, signal);
+        visualTokens.push(
+          await (made ?? tokenGenerator.generate(value.features, queryQuestion, { signal, ablate })),
+        );
         if (options.timeline === true)
           timelines.push(await timelineOf(tokenGenerator, value, question, signal));
         tokensMs += performance.now() - generating;
@@ -201,20 +229,24 @@ export function answerQuestion(
         frameTimes: samplings[index]?.timestamps ?? [],
         tokensPerFrame,
       }));
-      const prompt = writePrompt(template, history, shown, languageModel.imagePlaceholder, question);
+      const where = kept === undefined ? 'last' : 'first';
+      const prompt = writePrompt(template, history, shown, languageModel.imagePlaceholder, question, where);
       const stop = [
         template.stop,
         ...(typeof options.stop === 'string' ? [options.stop] : (options.stop ?? [])),
       ];
       const generating = performance.now();
-      session = languageModel.createSession();
+      session = kept?.session ?? languageModel.createSession();
+      if (kept !== undefined) Object.assign(kept, { session, tokens: visualTokens });
       const { text: promptText, layout } = prompt;
-      const generation = session.generate(promptText, { ...options, visualTokens, layout, stop });
+      const keep = kept !== undefined;
+      const generation = session.generate(promptText, { ...options, visualTokens, layout, stop, keep });
       yield* generation;
-      const { text, tokenIds, finishReason, usage, timings } = await generation.result();
+      const { text, tokenIds, keptTokens, finishReason, usage, timings } = await generation.result();
       result = {
         text,
         tokenIds,
+        keptTokens,
         finishReason,
         usage,
         sampling: samplings[0],
@@ -237,11 +269,46 @@ export function answerQuestion(
       };
       return result;
     } finally {
-      session?.close();
-      for (const tokens of visualTokens) tokens.close();
+      // What is kept is kept from a whole answer on.
+      if (kept === undefined || (known === undefined && result === undefined)) {
+        session?.close();
+        for (const tokens of visualTokens) tokens.close();
+        kept?.[Symbol.dispose]();
+      }
       onEnd?.(result);
     }
   }
+}
+
+/**
+ * @internal Answers to several questions that know nothing of each other. Their visual tokens are made in one pass over the features,
+ * when the first answer is read.
+ */
+export function answerEach(
+  stages: Stages,
+  clips: readonly Clip[],
+  questions: readonly string[],
+  options: AskOptions,
+): Answer[] {
+  if (options.evaluation !== undefined) {
+    throw new LlamaVidError('INVALID_ARGUMENT', 'evaluations ask one question at a time');
+  }
+  const passes = new Map<VisualFeatures, Promise<VisualTokens[]>>();
+  return questions.map((question, index) => {
+    const tokens: Context['tokens'] = async (features, signal) => {
+      let pass = passes.get(features);
+      if (pass === undefined) {
+        pass = stages.tokenGenerator.generateEach(features, questions, { signal });
+        passes.set(features, pass);
+        // A pass that was stopped is made again for who still wants it.
+        pass.catch(() => passes.delete(features));
+      }
+      const made = (await pass)[index];
+      if (made === undefined) throw new LlamaVidError('INTERNAL', 'a question has no visual tokens');
+      return made;
+    };
+    return answerQuestion(stages, () => ({ clips, history: [], tokens }), question, options);
+  });
 }
 
 /** What is said in each clip. */

@@ -1,7 +1,24 @@
 import { LlamaVidError } from '@llamavid/errors';
 import type { ConversationTurn } from '@llamavid/llm';
-import { type Answer, type AskOptions, answerQuestion, type Context, type Stages } from './answer.js';
+import {
+  type Answer,
+  type AskOptions,
+  answerQuestion,
+  type Context,
+  KeptPrefix,
+  type Stages,
+} from './answer.js';
 import type { Clip } from './clip.js';
+
+export interface ChatOptions extends AskOptions {
+  /**
+   * `exact` (default): each turn makes the videos' tokens for its own question, as the reference does, and reads them all.
+   * `keep-visual-prefix`: the tokens made for the first question stay in front of it for the whole chat, and a later turn reads only its
+   * own words. That is many times faster for a long video, and context tokens then know the first question alone: ask about
+   * something else in a new chat. Holds the memory of keys and values until `close`.
+   */
+  followUps?: 'exact' | 'keep-visual-prefix' | undefined;
+}
 
 export interface SendOptions {
   /** Stops this answer; the chat goes on without the turn. */
@@ -10,20 +27,23 @@ export interface SendOptions {
 
 /**
  * Questions that follow from each other. Each turn makes the videos' tokens anew for its own question and
- * puts them in front of it; earlier questions stay in the prompt as text alone.
+ * puts them in front of it; earlier questions stay in the prompt as text alone. `followUps` has another way.
  */
-export class Chat {
+export class Chat implements Disposable {
   readonly #stages: Stages;
   readonly #options: AskOptions;
   readonly #clips: Clip[];
+  readonly #kept: KeptPrefix | undefined;
   #history: { question: string; answer: string }[] = [];
   #answering = false;
 
   /** @internal Made by `LlamaVid.chat`. */
-  constructor(stages: Stages, clips: readonly Clip[], options: AskOptions) {
+  constructor(stages: Stages, clips: readonly Clip[], options: ChatOptions) {
+    const { followUps = 'exact', ...others } = options;
     this.#stages = stages;
     this.#clips = [...clips];
-    this.#options = options;
+    this.#options = others;
+    this.#kept = followUps === 'exact' ? undefined : new KeptPrefix();
   }
 
   /** What the next question is about, in order. */
@@ -39,11 +59,23 @@ export class Chat {
   /** Puts one more video or picture in front of the coming questions. */
   add(clip: Clip): void {
     this.#clips.push(clip);
+    // What was kept shows less.
+    this.#kept?.[Symbol.dispose]();
   }
 
   /** Forgets all turns; the videos stay. */
   reset(): void {
     this.#history = [];
+    this.#kept?.[Symbol.dispose]();
+  }
+
+  /** Frees what was kept of earlier turns. Closing twice does nothing. */
+  close(): void {
+    this.#kept?.[Symbol.dispose]();
+  }
+
+  [Symbol.dispose](): void {
+    this.close();
   }
 
   /**
@@ -76,6 +108,6 @@ export class Chat {
       question,
       answer: answer.replaceAll('<image>', ''),
     }));
-    return { clips: [...this.#clips], history: told, onEnd };
+    return { clips: [...this.#clips], history: told, kept: this.#kept, onEnd };
   }
 }

@@ -1,11 +1,21 @@
 import { LlamaVidError } from '@llamavid/errors';
 import { type Media, type MediaSource, openMedia, type SamplingReport } from '@llamavid/video';
-import { type VisualEncoder, VisualFeatures } from '@llamavid/vision';
+import type { VisualEncoder } from '@llamavid/vision';
+import {
+  type ClipFacts,
+  type EncodedClip,
+  encodeClip,
+  type OnProgress,
+  placeInStore,
+  type StoreOptions,
+  type StorePlace,
+  storedClip,
+} from './encoding.js';
 import type { Looked } from './plan.js';
 import { SharedWork } from './shared-work.js';
 import { type ReadSubtitles, readSubtitles, type SubtitleSource, subtitlesWithin } from './subtitles.js';
 
-export interface OpenOptions {
+export interface OpenOptions extends StoreOptions {
   /** Frames a second of video. Default 1. */
   fps?: number | undefined;
   /** Exactly this many frames, spread evenly; instead of `fps`. */
@@ -28,29 +38,21 @@ export interface OpenOptions {
    * video or a text stream in it. Default `none`.
    */
   subtitles?: SubtitleSource | undefined;
-  /** Features are not stored between runs yet. */
-  store?: 'none' | undefined;
   /** Stops opening. The questions have signals of their own. */
   signal?: AbortSignal | undefined;
-  /** Called while frames are encoded. */
-  onProgress?: ((encodedFrames: number, totalFrames: number) => void) | undefined;
-}
-
-/** @internal What the encoder made of a clip, and what it took. */
-export interface EncodedClip {
-  features: VisualFeatures;
-  sampling: SamplingReport;
-  /** Milliseconds that the encoder waited for frames; decoding beside it is not in it. */
-  decodeMs: number;
-  encodeMs: number;
+  /** Called while frames are encoded: with those that are there, all, and those that an earlier run had stored. */
+  onProgress?: OnProgress | undefined;
 }
 
 /**
- * An opened video or picture. Its frames are decoded and encoded once, when the first question (or `encode`)
- * needs them; all later questions share the features. Holds device memory until `close`.
+ * An opened video or picture. Its frames are decoded and encoded once, when the first question (or `encode`) needs them, or found
+ * in the store; all later questions share the features. Holds memory until `close`.
  */
 export class Clip implements AsyncDisposable {
-  readonly #media: Media;
+  readonly #facts: ClipFacts;
+  /** Not opened where the store has all that is asked of it. */
+  readonly #media: Media | undefined;
+  readonly #place: StorePlace | undefined;
   readonly #options: OpenOptions;
   readonly #subtitles: ReadSubtitles | undefined;
   readonly #encoded: SharedWork<EncodedClip>;
@@ -58,17 +60,21 @@ export class Clip implements AsyncDisposable {
   #closed = false;
 
   private constructor(
-    media: Media,
+    facts: ClipFacts,
+    media: Media | undefined,
+    place: StorePlace | undefined,
     subtitles: ReadSubtitles | undefined,
     encoder: VisualEncoder,
     options: OpenOptions,
     onClose: (clip: Clip) => void,
   ) {
+    this.#facts = facts;
     this.#media = media;
+    this.#place = place;
     this.#subtitles = subtitles;
     this.#options = options;
     this.#encoded = new SharedWork(
-      (signal) => encode(media, encoder, signal, options.onProgress),
+      (signal) => encodeClip(media, encoder, place, { ...options, signal }),
       ({ features }) => features.close(),
     );
     this.#onClose = onClose;
@@ -82,27 +88,39 @@ export class Clip implements AsyncDisposable {
     options: OpenOptions,
     onClose: (clip: Clip) => void,
   ): Promise<Clip> {
+    const maxFrames = frameLimit(options.maxVisualTokens, tokensPerFrame);
+    const place = await placeInStore(source, encoder, { ...options, maxFrames });
+    const stored = place && storedClip(place);
+    if (stored !== undefined) {
+      const subtitles = await readSubtitles(options.subtitles ?? 'none', stored, options.signal);
+      return new Clip(stored, undefined, place, subtitles, encoder, options, onClose);
+    }
     const { media, subtitles } = await openWithSubtitles(source, tokensPerFrame, options);
-    return new Clip(media, subtitles, encoder, options, onClose);
+    return new Clip(media, media, place, subtitles, encoder, options, onClose);
   }
 
   get kind(): Media['kind'] {
-    return this.#media.kind;
+    return this.#facts.kind;
   }
 
   /** Size, length and codec of the source. */
   get info(): Media['info'] {
-    return this.#media.info;
+    return this.#facts.info;
   }
 
   /** Frames that the first question will decode and encode, as far as the file tells. */
   get expectedFrames(): number {
-    return this.#media.expectedFrames;
+    return this.#facts.expectedFrames;
   }
 
   /** @internal What its header tells. */
   looked(subtitles: ReadSubtitles | undefined): Looked {
     return { info: this.info, frames: this.expectedFrames, subtitles, options: this.#options };
+  }
+
+  /** @internal Whether the features are read from a store a few frames at a time. */
+  get isStored(): boolean {
+    return this.#place !== undefined;
   }
 
   /** @internal Whether the features are there already. */
@@ -118,7 +136,7 @@ export class Clip implements AsyncDisposable {
 
   /** @internal What is said in the video: by `source`, else as the clip was opened. */
   async subtitles(source?: SubtitleSource, signal?: AbortSignal): Promise<ReadSubtitles | undefined> {
-    return source === undefined ? this.#subtitles : await readSubtitles(source, this.#media, signal);
+    return source === undefined ? this.#subtitles : await readSubtitles(source, this.#facts, signal);
   }
 
   /** @internal What is said in the part of the video that was opened. */
@@ -139,7 +157,7 @@ export class Clip implements AsyncDisposable {
     this.#closed = true;
     this.#onClose(this);
     await this.#encoded.stop();
-    await this.#media.close();
+    await this.#media?.close();
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
@@ -153,12 +171,7 @@ export async function openWithSubtitles(
   tokensPerFrame: number,
   options: OpenOptions,
 ): Promise<{ media: Media; subtitles: ReadSubtitles | undefined }> {
-  const { fps, frames, start, end, strict, name, store = 'none', signal } = options;
-  if (store !== 'none') {
-    throw new LlamaVidError('INVALID_ARGUMENT', `store \`${store}\` is not supported yet`, {
-      hint: '`none` is the only value of store so far.',
-    });
-  }
+  const { fps, frames, start, end, strict, name, signal } = options;
   const maxFrames = frameLimit(options.maxVisualTokens, tokensPerFrame);
   const media = await openMedia(source, { fps, frames, maxFrames, start, end, strict, name, signal });
   try {
@@ -179,50 +192,4 @@ function frameLimit(maxVisualTokens: number | undefined, tokensPerFrame: number)
     'INVALID_ARGUMENT',
     `maxVisualTokens is ${maxVisualTokens}, but must be a whole number of at least ${tokensPerFrame}, the tokens of one frame`,
   );
-}
-
-async function encode(
-  media: Media,
-  encoder: VisualEncoder,
-  signal: AbortSignal,
-  onProgress: OpenOptions['onProgress'],
-): Promise<EncodedClip> {
-  const parts: VisualFeatures[] = [];
-  let [decodeMs, encodeMs, encodedFrames, totalFrames] = [0, 0, 0, 0];
-  const countFrames = (_done: number, total: number) => {
-    totalFrames = total;
-  };
-  try {
-    let waiting = performance.now();
-    for await (const { pixels } of media.pixels(encoder.preprocessing, { signal, onProgress: countFrames })) {
-      const begun = performance.now();
-      decodeMs += begun - waiting;
-      try {
-        const part = await encoder.encode(pixels, { signal });
-        parts.push(part);
-        encodedFrames += part.frameCount;
-      } finally {
-        pixels.close();
-      }
-      waiting = performance.now();
-      encodeMs += waiting - begun;
-      onProgress?.(encodedFrames, Math.max(encodedFrames, totalFrames));
-    }
-    if (parts.length === 0) {
-      throw new LlamaVidError('MEDIA_NO_VIDEO', 'no frame lies in the part that was chosen', {
-        hint: 'Widen start and end.',
-      });
-    }
-    const whole = VisualFeatures.concatenate(parts);
-    // Now and not at the end: a part that nobody holds is freed once it is copied, so the features never exist twice.
-    for (const part of parts) part.close();
-    return {
-      features: await whole,
-      sampling: media.report(),
-      decodeMs,
-      encodeMs,
-    };
-  } finally {
-    for (const part of parts) part.close();
-  }
 }

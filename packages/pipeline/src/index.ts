@@ -1,5 +1,6 @@
 export { type ConversationTurn, conversationTemplates, type Subtitle } from '@llamavid/llm';
 export type { MediaSource, SamplingReport } from '@llamavid/video';
+export { defaultStore, parseBytes, type StoredVideo, VideoStore } from '@llamavid/vision';
 export type {
   Answer,
   AnswerModel,
@@ -10,9 +11,11 @@ export type {
   AskOptions,
   EvaluationOptions,
 } from './answer.js';
-export { Chat, type SendOptions } from './chat.js';
+export { Chat, type ChatOptions, type SendOptions } from './chat.js';
 export { Clip, type OpenOptions } from './clip.js';
 export { type ContextFit, overflow } from './context-fit.js';
+export { type EncodedVideo, type EncodeVideosOptions, encodeVideos } from './encode-videos.js';
+export type { StoreOptions } from './encoding.js';
 export { bytesText, formatText, refuseWhatCannotFit } from './fitting.js';
 export { LlamaVid, type LoadOptions } from './llama-vid.js';
 export type { MediaPlan, PlanOptions } from './plan.js';

@@ -1,7 +1,5 @@
 import {
   type DeviceDescription,
-  describeDevice,
-  describeModel,
   LanguageModel,
   type ModelDescription,
   type LoadOptions as StageOptions,
@@ -9,13 +7,21 @@ import {
 import { TokenGenerator } from '@llamavid/tokens';
 import type { MediaSource, SamplingReport } from '@llamavid/video';
 import { VisualEncoder } from '@llamavid/vision';
-import { type Answer, type AskOptions, answerQuestion, type PlannedQuestion, type Stages } from './answer.js';
-import { Chat } from './chat.js';
+import {
+  type Answer,
+  type AskOptions,
+  answerEach,
+  answerQuestion,
+  type PlannedQuestion,
+  type Stages,
+} from './answer.js';
+import { Chat, type ChatOptions } from './chat.js';
 import { Clip, type OpenOptions } from './clip.js';
 import { type ContextFit, fitContext, overflow } from './context-fit.js';
 import { refuseWhatCannotFit } from './fitting.js';
-import { EMBEDDED, locateModel } from './model-name.js';
+import { EMBEDDED } from './model-name.js';
 import { largest, type MediaPlan, type PlanOptions, planMedia, promptSize, USUAL_ANSWER } from './plan.js';
+import { planLoad } from './planned-load.js';
 import { planRun, type RunPlan, type WeightFormat } from './run-plan.js';
 import { type Timeline, timelineOf } from './timeline.js';
 
@@ -48,27 +54,11 @@ export class LlamaVid implements AsyncDisposable {
    * (`tiny`, the default). Runs outside the event loop's thread.
    */
   static async load(nameOrFolder: string = EMBEDDED, options: LoadOptions = {}): Promise<LlamaVid> {
-    const { load = '16bit', tryAnyway = false, ...given } = options;
-    const { name, folder } = locateModel(nameOrFolder);
+    const { tryAnyway = false, ...given } = options;
     const begun = performance.now();
-    const description = await describeModel(folder);
-    const device = describeDevice(given.device);
-    const plan = planRun(description, {
-      frames: [],
-      sourcePixels: 0,
-      promptTokens: 1,
-      question: '',
-      maxNewTokens: 1,
-      dtype: given.dtype ?? 'auto',
-      load,
-      kvCache: '16bit',
-      device: device.name,
-    });
-    if (!tryAnyway) refuseWhatCannotFit(plan);
-    const { dtype } = plan.options[plan.chosen] as WeightFormat;
-    const stage = { ...given, device: device.name as StageOptions['device'], dtype, load };
-    // The small parts of the model feel an error in every answer.
-    const small = { ...stage, load: load === '4bit' ? '8bit' : load } as const;
+    const planned = await planLoad(nameOrFolder, given);
+    const { name, folder, description, device, whole, small } = planned;
+    if (!tryAnyway) refuseWhatCannotFit(planned.plan);
     const loaded: Disposable[] = [];
     const keep = <T extends Disposable>(part: T): T => {
       loaded.push(part);
@@ -77,7 +67,7 @@ export class LlamaVid implements AsyncDisposable {
     try {
       const encoder = keep(await VisualEncoder.load(folder, small));
       const tokenGenerator = keep(await TokenGenerator.load(folder, small));
-      const languageModel = keep(await LanguageModel.load(folder, stage));
+      const languageModel = keep(await LanguageModel.load(folder, whole));
       return new LlamaVid(encoder, {
         tokenGenerator,
         languageModel,
@@ -85,7 +75,7 @@ export class LlamaVid implements AsyncDisposable {
         loadMs: performance.now() - begun,
         tokensPerFrame: description.tokensPerFrame,
         checkRoom: (question) => {
-          const plan = planQuestion(description, question, { dtype, load }, device);
+          const plan = planQuestion(description, question, whole, device);
           const tooLong = overflow(plan);
           if (tooLong !== undefined) throw tooLong;
           if (!tryAnyway) refuseWhatCannotFit(plan);
@@ -148,8 +138,20 @@ export class LlamaVid implements AsyncDisposable {
     return await timelineOf(this.#stages.tokenGenerator, value, question, options.signal);
   }
 
+  /**
+   * Asks several questions about the same videos or pictures, each by itself: one pass over the features makes the visual tokens of
+   * all, and answers that are read together are decoded in turns.
+   */
+  askEach(
+    media: Clip | readonly Clip[] | undefined,
+    questions: readonly string[],
+    options: AskOptions = {},
+  ): Answer[] {
+    return answerEach(this.#stages, listed(media), questions, options);
+  }
+
   /** Starts a conversation about a video or picture, several of them, or none. */
-  chat(media?: Clip | readonly Clip[], options: AskOptions = {}): Chat {
+  chat(media?: Clip | readonly Clip[], options: ChatOptions = {}): Chat {
     return new Chat(this.#stages, listed(media), options);
   }
 
@@ -177,7 +179,8 @@ function planQuestion(
   const looked = clips.map((clip, index) => clip.looked(subtitles[index]));
   const { promptTokens } = promptSize(description, looked, history, question, planned.conversation);
   const plan = planRun(description, {
-    ...format,
+    dtype: format.dtype,
+    load: format.load,
     frames: looked.map(({ frames }) => frames),
     sourcePixels: largest(looked),
     promptTokens,
@@ -187,6 +190,7 @@ function planQuestion(
     device: device.name,
     loaded: true,
     encodedFrames: clips.reduce((sum, clip) => sum + (clip.isEncoded ? clip.expectedFrames : 0), 0),
+    stored: clips.every((clip) => clip.isStored),
   });
   return { ...plan, contextFit: fitContext(plan, looked) };
 }

@@ -9,6 +9,7 @@ import {
 import type { Media, MediaInfo, MediaSource } from '@llamavid/video';
 import { type OpenOptions, openWithSubtitles } from './clip.js';
 import { type ContextFit, fitContext, overflow, secondsOf } from './context-fit.js';
+import { isStorable } from './encoding.js';
 import { locateModel } from './model-name.js';
 import { countTokens, type Shown, usualTemplate, writePrompt } from './prompt.js';
 import { planRun, type RunPlan } from './run-plan.js';
@@ -68,6 +69,7 @@ export async function planMedia(
     kvCache: options.kvCache ?? '16bit',
     device: device.name,
     listGpus: true,
+    stored: sources.every((source) => isStorable(source, options)),
   });
   const contextFit = fitContext(plan, looked);
   const tooLong = overflow({ ...plan, contextFit });

@@ -39,8 +39,8 @@ export function usualTemplate(model: string | undefined, hasSubtitles: boolean):
 }
 
 /**
- * The prompt of a question about what is shown, in order. With subtitles each visual token has a place of its own, so that
- * words can stand between frames.
+ * The prompt of a question about what is shown, in order; that stands in front of the last question, or of the `first` one. With
+ * subtitles each visual token has a place of its own, so that words can stand between frames.
  */
 export function writePrompt(
   template: Conversation,
@@ -48,7 +48,10 @@ export function writePrompt(
   shown: readonly Shown[],
   imagePlaceholder: string,
   question: string,
+  where: 'last' | 'first' = 'last',
 ): Prompt {
+  const turns: ConversationTurn[] = [...history, { question }];
+  const at = where === 'first' ? 0 : turns.length - 1;
   const perToken = shown.some(({ subtitles }) => subtitles !== undefined);
   const withMedia = shown.reduceRight((text, { subtitles, frameTimes, tokensPerFrame }) => {
     if (subtitles !== undefined) {
@@ -56,9 +59,11 @@ export function writePrompt(
     }
     const places = perToken ? frameTimes.length * tokensPerFrame : 1;
     return `${imagePlaceholder.replace('<image>', '<image>'.repeat(places))}\n${text}`;
-  }, question);
+  }, turns[at]?.question ?? question);
   return {
-    text: template.render([...history, { question: withMedia }]),
+    text: template.render(
+      turns.map((turn, index) => (index === at ? { ...turn, question: withMedia } : turn)),
+    ),
     layout: perToken ? 'per-token' : 'per-placeholder',
   };
 }

@@ -90,6 +90,8 @@ export interface PlanRequest {
   loaded?: boolean;
   /** Frames whose features are in memory already. */
   encodedFrames?: number;
+  /** Whether features are read from a store a few frames at a time. */
+  stored?: boolean;
 }
 
 /** Plans a run of the model that `description` is of. */

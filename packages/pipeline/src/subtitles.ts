@@ -28,13 +28,16 @@ export interface ReadSubtitles {
   report: SubtitleReport;
 }
 
+/** What subtitles belong to, opened or known from the store. */
+type Spoken = Pick<Media, 'kind' | 'info' | 'subtitles'>;
+
 /** A day of talk has 2 MB of subtitles; a file far above that is something else, such as the video itself. */
 const LARGEST_FILE = 64 << 20;
 
 /** @internal Reads what is said in `media`; `undefined` for `none`, and where `auto` finds nothing. */
 export async function readSubtitles(
   source: SubtitleSource,
-  media: Media,
+  media: Spoken,
   signal?: AbortSignal,
 ): Promise<ReadSubtitles | undefined> {
   if (source === 'none') return undefined;
@@ -58,7 +61,7 @@ async function readGiven(source: SubtitleSource): Promise<ReadSubtitles> {
   return { subtitles, report: { ...(path !== undefined && { path }), count: subtitles.length, notes } };
 }
 
-async function findSubtitles(media: Media, signal?: AbortSignal): Promise<ReadSubtitles | undefined> {
+async function findSubtitles(media: Spoken, signal?: AbortSignal): Promise<ReadSubtitles | undefined> {
   const [file, ...others] = await filesBeside(media.info.path);
   if (file !== undefined) {
     const read = await readGiven(file);

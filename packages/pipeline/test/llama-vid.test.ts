@@ -61,7 +61,7 @@ describe('LlamaVid', () => {
   });
 
   it('decodes and encodes once, and says who did the work', async () => {
-    const progress: [number, number][] = [];
+    const progress: number[][] = [];
     await using clip = await model.open(clipFile, { onProgress: (...done) => progress.push(done) });
     expect(progress).toEqual([]);
     const [first, second] = await Promise.all([
@@ -75,7 +75,7 @@ describe('LlamaVid', () => {
     expect(first.work.framesEncoded + second.work.framesEncoded).toBe(frames);
     expect(third.work).toEqual({ framesDecoded: 0, framesEncoded: 0, storeHit: false });
     expect(third.timings.encodeMs).toBe(0);
-    expect(progress.at(-1)).toEqual([frames, frames]);
+    expect(progress.at(-1)).toEqual([frames, frames, 0]);
     expect(first.usage.visualTokens).toBe(frames * 2);
     expect(first.model).toEqual({ name: 'random-model', dtype: 'f32', device: 'cpu' });
     for (const value of Object.values(first.timings)) expect(value).toBeGreaterThanOrEqual(0);
@@ -173,10 +173,6 @@ describe('LlamaVid', () => {
     expect(() => model.ask(undefined, 'What is <image>?')).toThrow(refused);
     expect(() => model.ask(undefined, 'Hi', { conversation: 'nobody' })).toThrow(refused);
     // @ts-expect-error Not in the types either.
-    await expect(model.open(clipFile, { store: 'features' })).rejects.toMatchObject({
-      code: 'INVALID_ARGUMENT',
-    });
-    // @ts-expect-error Not in the types either.
     await expect(LlamaVid.load(folder, { load: '2bit' })).rejects.toMatchObject({
       code: 'INVALID_ARGUMENT',
     });
@@ -236,6 +232,43 @@ describe('Chat', () => {
         .result();
       expect(second.tokenIds).toEqual(byHand.tokenIds);
     }
+  });
+
+  it('keeps the visual prefix where it is told to', async () => {
+    await using clip = await model.open(clipFile, { frames: 3 });
+    const exactly = await model.chat(clip, { maxNewTokens: 8 }).send('What happens?').result();
+    using chat = model.chat(clip, { maxNewTokens: 8, followUps: 'keep-visual-prefix' });
+    const first = await chat.send('What happens?').result();
+    expect([first.tokenIds, first.keptTokens]).toEqual([exactly.tokenIds, 0]);
+    const second = await chat.send('And then?').result();
+    expect(second.usage.visualTokens).toBe(6);
+    expect(second.keptTokens).toBeGreaterThanOrEqual(first.usage.promptTokens - 2);
+
+    // The same turn put together by hand: the first question's tokens in front of the first question.
+    using encoder = await VisualEncoder.load(folder, exact);
+    using generator = await TokenGenerator.load(folder, exact);
+    using languageModel = await LanguageModel.load(folder, exact);
+    await using media = await openMedia(clipFile, { frames: 3 });
+    using session = languageModel.createSession();
+    for await (const { pixels } of media.pixels(encoder.preprocessing, { batchSize: 3 })) {
+      using features = await encoder.encode(pixels);
+      pixels.close();
+      using tokens = await generator.generate(features, 'What happens?');
+      const prompt = conversation('llava_v1').render([
+        { question: '<image>\nWhat happens?', answer: first.text },
+        { question: 'And then?' },
+      ]);
+      const byHand = await session
+        .generate(prompt, { visualTokens: [tokens], maxNewTokens: 8, stop: '</s>' })
+        .result();
+      expect(second.tokenIds).toEqual(byHand.tokenIds);
+    }
+    // Another video: nothing of before can stay.
+    chat.add(clip);
+    const third = await chat.send('And now?').result();
+    expect([third.keptTokens, third.usage.visualTokens]).toEqual([0, 12]);
+    chat.close();
+    chat.close();
   });
 
   it('forgets what was stopped and what it is told to forget', async () => {

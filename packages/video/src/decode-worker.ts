@@ -29,6 +29,7 @@ function reply(message: WorkerReply): void {
 interface OpenedVideo {
   readonly index: VideoIndex;
   readonly chosen: FrameChoice | undefined;
+  readonly chosenSeconds: number[] | undefined;
   readonly facts: VideoFacts;
   readonly makeConverter: () => RgbConverter;
 }
@@ -74,13 +75,25 @@ async function openVideo(): Promise<OpenedVideo | undefined> {
       expectedSamples: expected.indices.length,
       notes,
     };
-    return { index, chosen, facts, makeConverter: () => new RgbConverter(orientation, pixelAspect) };
+    const chosenSeconds = chosen?.indices.map((frame) => seconds?.[frame] ?? Number.NaN);
+    return {
+      index,
+      chosen,
+      chosenSeconds,
+      facts,
+      makeConverter: () => new RgbConverter(orientation, pixelAspect),
+    };
   } finally {
     file.close();
   }
 }
 
-async function read(video: OpenedVideo, control: Control, channel: number | undefined): Promise<void> {
+async function read(
+  video: OpenedVideo,
+  control: Control,
+  channel: number | undefined,
+  after: readonly number[],
+): Promise<void> {
   const { send, close } = channel === undefined ? rgbSender : await pixelSender(channel);
   const converter = video.makeConverter();
   const deliver: Deliver = (frame, index, timestamp) => {
@@ -89,12 +102,14 @@ async function read(video: OpenedVideo, control: Control, channel: number | unde
     return true;
   };
   const { sampling, strict, maxPixels, decoderThreads: threads } = request;
-  const { index, chosen } = video;
+  const { index, chosen, chosenSeconds } = video;
   try {
     const decoding = {
       reopen: openFile,
       index,
       chosen,
+      chosenSeconds,
+      after,
       sampling,
       strict,
       maxPixels,
@@ -152,7 +167,7 @@ try {
         return;
       }
       try {
-        await read(video, new Control(message.control), message.channel);
+        await read(video, new Control(message.control), message.channel, message.after);
       } catch (error) {
         reply({ kind: 'failed', error: toPlainError(error) });
       }

@@ -54,6 +54,11 @@ export interface SamplingReport {
 export interface FramesOptions {
   /** Stops decoding with `ABORTED`. */
   signal?: AbortSignal | undefined;
+  /**
+   * Seconds of the frames that an earlier reading gave, from the first on. Only those behind them are decoded and given; the
+   * report counts all.
+   */
+  after?: readonly number[] | undefined;
 }
 
 export interface PixelsOptions extends FramesOptions {

@@ -82,6 +82,7 @@ class PictureMedia implements Media {
   readonly #openingNotes: readonly string[];
   #notes: string[] = [];
   #timestamps: number[] = [];
+  #decoded = 0;
   #closed: Promise<void> | undefined;
 
   constructor(
@@ -106,18 +107,22 @@ class PictureMedia implements Media {
     };
   }
 
-  async *frames({ signal }: FramesOptions = {}): AsyncGenerator<Frame, void, undefined> {
-    this.#timestamps = [];
+  async *frames({ signal, after = [] }: FramesOptions = {}): AsyncGenerator<Frame, void, undefined> {
+    this.#timestamps = [...after];
     this.#notes = [];
+    this.#decoded = 0;
+    // One that could not be decoded is tried, and told, again.
+    const given = new Set(after);
     for (const index of this.#chosen.indices) {
       this.#checkOpen(signal);
       const picture = this.#pictures[index];
-      if (picture === undefined) continue;
+      const timestamp = secondsOf(index, this.#settings.pictureFps);
+      if (picture === undefined || given.has(timestamp)) continue;
       const decoded = await this.#decode(picture);
       this.#checkOpen(signal);
       if (decoded === undefined) continue;
-      const timestamp = secondsOf(index, this.#settings.pictureFps);
       this.#timestamps.push(timestamp);
+      this.#decoded += 1;
       yield { ...decoded, index, timestamp };
     }
     if (this.#timestamps.length === 0)
@@ -128,11 +133,11 @@ class PictureMedia implements Media {
     preprocessing: Preprocessing,
     options: PixelsOptions = {},
   ): AsyncGenerator<PixelBatch, void, undefined> {
-    const { batchSize = DEFAULT_BATCH_SIZE, signal, onProgress } = options;
+    const { batchSize = DEFAULT_BATCH_SIZE, after = [], signal, onProgress } = options;
     checkBatchSize(batchSize);
     const { callNative, PixelChannel } = await import('@llamavid/native');
     const channel = callNative(() => new PixelChannel(preprocessing));
-    let done = 0;
+    let done = after.length;
     let timestamps: number[] = [];
     const batch = (): PixelBatch => {
       const full = { pixels: callNative(() => channel.take(timestamps.length)), timestamps };
@@ -140,7 +145,7 @@ class PictureMedia implements Media {
       return full;
     };
     try {
-      for await (const { data, width, height, timestamp } of this.frames({ signal })) {
+      for await (const { data, width, height, timestamp } of this.frames({ signal, after })) {
         callNative(() => channel.push(data, width, height, width * 3));
         timestamps.push(timestamp);
         done += 1;
@@ -168,7 +173,7 @@ class PictureMedia implements Media {
       fps: frames === undefined && omitted === 0 ? fps : timestamps.length / (Math.min(end, seconds) - start),
       frames: timestamps.length,
       timestamps,
-      framesDecoded: timestamps.length,
+      framesDecoded: this.#decoded,
       dropped: this.#notes.length,
       omitted,
       notes: [...this.#openingNotes, ...omissionNotes(omitted, sampling), ...this.#notes],

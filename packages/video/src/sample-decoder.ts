@@ -37,6 +37,10 @@ export interface Decoding {
   readonly index: VideoIndex;
   /** Indices into `index.displayTimes`; undefined where frames must be counted. */
   readonly chosen: FrameChoice | undefined;
+  /** Their seconds. */
+  readonly chosenSeconds: readonly number[] | undefined;
+  /** Seconds of the frames that an earlier reading gave, which are not delivered again. */
+  readonly after: readonly number[];
   readonly sampling: Sampling;
   readonly strict: boolean;
   readonly maxPixels: number;
@@ -65,11 +69,14 @@ export async function decodeSamples(decoding: Decoding): Promise<ReadOutcome | u
     counted = await countFrames(decoding);
     if (counted === undefined) return undefined;
   }
-  let delivered = 0;
+  const last = decoding.after.at(-1) ?? Number.NEGATIVE_INFINITY;
+  // Those that could not be decoded are behind us too.
+  let delivered = decoding.chosenSeconds?.filter((seconds) => seconds <= last).length ?? 0;
+  const droppedBefore = Math.max(0, delivered - decoding.after.length);
   let decodedBefore = 0;
   for (;;) {
     const file = await decoding.reopen();
-    const pass = new Pass(decoding, file, way, { wanted: counted?.indices, delivered });
+    const pass = new Pass(decoding, file, way, { wanted: counted?.indices, delivered, droppedBefore });
     let verdict: Verdict;
     try {
       verdict = pass.run();
@@ -80,7 +87,7 @@ export async function decodeSamples(decoding: Decoding): Promise<ReadOutcome | u
     delivered = pass.delivered;
     if (verdict === 'cancelled' || control.cancelled) return undefined;
     if (verdict === 'complete') {
-      if (delivered === 0) throw nothingDecoded(decoding, pass);
+      if (delivered === 0 && decoding.after.length === 0) throw nothingDecoded(decoding, pass);
       return pass.outcome(decodedBefore, (counted ?? chosen)?.omitted ?? 0);
     }
     // The plan relies on what the container says about its packets. Where that proves wrong, say less and decode more.
@@ -99,6 +106,7 @@ async function countFrames(decoding: Decoding): Promise<FrameChoice | undefined>
   const inside: number[] = [];
   const pass = new Pass({ ...decoding, strict: false }, file, 'counted', {
     delivered: 0,
+    droppedBefore: 0,
     onlyCount: (frame) => inside.push(frame),
   });
   try {
@@ -125,6 +133,8 @@ function nothingDecoded({ index, sampling }: Decoding, pass: Pass): Error {
 interface PassOptions {
   /** Chosen frames that earlier passes delivered. */
   readonly delivered: number;
+  /** Chosen frames that an earlier reading could not decode. */
+  readonly droppedBefore: number;
   /** For counting: the chosen indices; without them every step-th frame in range is taken. */
   readonly wanted?: readonly number[] | undefined;
   /** For counting: called with the index of every frame in range, none of which is delivered. */
@@ -147,7 +157,7 @@ class Pass {
   #damagedFrames = 0;
   #damagedSamples = 0;
   #refusedPackets = 0;
-  #dropped = 0;
+  #dropped: number;
   #nextSample: number;
   #displayed = 0;
   #firstInRange = -1;
@@ -163,6 +173,7 @@ class Pass {
     this.#way = way;
     this.#options = options;
     this.#nextSample = options.delivered;
+    this.#dropped = options.droppedBefore;
     this.#clock = new CountedClock(file, decoding.index.averageFps);
     const { displayTimes } = decoding.index;
     this.#times = (decoding.chosen?.indices ?? []).map((frame) => displayTimes?.[frame] ?? Number.NaN);
@@ -188,7 +199,10 @@ class Pass {
     const { index, control } = this.#decoding;
     const { format, stream } = this.file;
     const packet = this.#packet;
-    const steps = this.#way === 'planned' ? planPackets(index.table, new Set(this.#times)) : undefined;
+    const times = this.#times.slice(this.#nextSample);
+    // An earlier reading has them all.
+    if (this.#way !== 'counted' && times.length === 0) return 'complete';
+    const steps = this.#way === 'planned' ? planPackets(index.table, new Set(times)) : undefined;
     const mayLeaveOut = this.file.mayLeaveOutFrames;
     let number = 0;
     let skipping = AVDISCARD_DEFAULT;
@@ -347,7 +361,8 @@ class Pass {
       return;
     }
     this.#nextSample += 1;
-    this.#deliver(frame, displayed, seconds, damaged);
+    if (seconds > (this.#decoding.after.at(-1) ?? Number.NEGATIVE_INFINITY))
+      this.#deliver(frame, displayed, seconds, damaged);
     if (this.#nextSample === this.#options.wanted?.length) this.#verdict ??= 'complete';
   }
 

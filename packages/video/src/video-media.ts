@@ -119,10 +119,11 @@ class VideoMedia implements Media {
     };
   }
 
-  async *frames({ signal }: FramesOptions = {}): AsyncGenerator<Frame, void, undefined> {
+  async *frames({ signal, after = [] }: FramesOptions = {}): AsyncGenerator<Frame, void, undefined> {
     const control = new Control();
     control.grant(FRAMES_AHEAD);
-    for await (const { data, width, height, index, timestamp } of this.#read(control, undefined, signal)) {
+    for await (const frame of this.#read(control, undefined, after, signal)) {
+      const { data, width, height, index, timestamp } = frame;
       if (data === undefined) throw new Error('a frame came without its data');
       yield { data, width, height, index, timestamp };
       control.grant(1);
@@ -133,13 +134,13 @@ class VideoMedia implements Media {
     preprocessing: Preprocessing,
     options: PixelsOptions = {},
   ): AsyncGenerator<PixelBatch, void, undefined> {
-    const { batchSize = DEFAULT_BATCH_SIZE, signal, onProgress } = options;
+    const { batchSize = DEFAULT_BATCH_SIZE, after = [], signal, onProgress } = options;
     checkBatchSize(batchSize);
     const { callNative, PixelChannel } = await import('@llamavid/native');
     const channel = callNative(() => new PixelChannel(preprocessing));
     const control = new Control();
     control.grant(2 * batchSize); // one batch in the caller's hands, one on its way
-    let done = 0;
+    let done = after.length;
     let timestamps: number[] = [];
     const batch = (): PixelBatch => {
       const full = { pixels: callNative(() => channel.take(timestamps.length)), timestamps };
@@ -147,7 +148,7 @@ class VideoMedia implements Media {
       return full;
     };
     try {
-      for await (const { timestamp } of this.#read(control, channel.id, signal)) {
+      for await (const { timestamp } of this.#read(control, channel.id, after, signal)) {
         timestamps.push(timestamp);
         done += 1;
         onProgress?.(done, Math.max(done, this.#facts.expectedSamples));
@@ -200,6 +201,7 @@ class VideoMedia implements Media {
   async *#read(
     control: Control,
     channel: number | undefined,
+    after: readonly number[],
     signal?: AbortSignal,
   ): AsyncGenerator<FrameMessage, void, undefined> {
     const { name } = this.#source;
@@ -210,12 +212,13 @@ class VideoMedia implements Media {
       });
     }
     this.#reading = true;
-    this.#timestamps = [];
+    this.#timestamps = [...after];
     this.#outcome = undefined;
     try {
       const request: WorkerRequest = {
         kind: 'read',
         control: control.buffer,
+        after,
         ...(channel !== undefined && { channel }),
       };
       for await (const message of this.#line.listen(control, signal, request)) {

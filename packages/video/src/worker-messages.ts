@@ -22,6 +22,8 @@ export type WorkerRequest =
       readonly control: SharedArrayBuffer;
       /** Where pixels go; without it RGB frames are sent as messages. */
       readonly channel?: number;
+      /** Seconds of the frames that an earlier reading gave. */
+      readonly after: readonly number[];
     }
   | { readonly kind: 'close' };
 

@@ -1,4 +1,14 @@
 export { Pixels, type Preprocessing, type RgbFrame } from '@llamavid/native';
+export { defaultStore, parseBytes, type StoreSetting } from './default-store.js';
+export {
+  type FindOptions,
+  type StoredVideo,
+  StoreEntry,
+  type StorePrecision,
+  StoreWriter,
+  shardFrames,
+  VideoStore,
+} from './video-store.js';
 export {
   type DeviceName,
   type Dtype,

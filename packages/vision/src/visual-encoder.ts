@@ -2,6 +2,7 @@ import {
   callNative,
   Device,
   VisualEncoder as NativeVisualEncoder,
+  nativeHandle,
   type Pixels,
   type Preprocessing,
   withCancellation,
@@ -79,11 +80,19 @@ export class VisualEncoder implements Disposable {
     return callNative(() => this.#native.dtype);
   }
 
-  /** Pixels (F, 3, S, S) give features (F, P + 1, V), class row first. The pixels stay open. */
+  /**
+   * Pixels (F, 3, S, S) give features (F, P + 1, V), class row first. A frame that equals the one before it bit for bit shares its
+   * features. The pixels stay open.
+   */
   async encode(pixels: Pixels, options: EncodeOptions = {}): Promise<VisualFeatures> {
     const encode = (cancellation: Parameters<NativeVisualEncoder['encode']>[1]) =>
       this.#native.encode(pixels, cancellation);
     return new VisualFeatures(await withCancellation(options.signal, encode));
+  }
+
+  /** @internal The handle that the store gives to the addon. */
+  [nativeHandle](): NativeVisualEncoder {
+    return this.#native;
   }
 
   /** Frees the weights. Closing twice does nothing. */

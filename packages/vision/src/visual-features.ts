@@ -55,6 +55,11 @@ export class VisualFeatures implements Disposable {
     return callNative(() => this.#native.frameCount);
   }
 
+  /** Frames that the encoder ran for to make these: none for stored ones, and none for a frame that equals the one before it. */
+  get encodedFrameCount(): number {
+    return callNative(() => this.#native.encodedFrameCount);
+  }
+
   /** Frames, rows of a frame, visual width. */
   get shape(): readonly number[] {
     return callNative(() => this.#native.shape);

@@ -118,6 +118,18 @@ impl Generation {
         options: GenerationOptions,
         stop_rule: StopRule,
     ) -> Result<Self> {
+        Self::continuing(model, prompt, options, stop_rule, None)
+    }
+
+    /// The same with a `cache` that holds the first positions of the prompt already, and not all of them: an earlier generation's
+    /// whose prompt and answer began as this prompt does, and that held keys and values in the same way.
+    pub fn continuing(
+        model: Arc<LanguageModel>,
+        prompt: Prompt,
+        options: GenerationOptions,
+        stop_rule: StopRule,
+        cache: Option<KvCache>,
+    ) -> Result<Self> {
         let (length, width) = prompt.embeds.dims2()?;
         let context = model.context_length();
         if length == 0 {
@@ -143,7 +155,16 @@ impl Generation {
         }
         let max_new_tokens = options.max_new_tokens.min(context - length);
         // The last new token is never read back. A long answer grows the cache by doubling.
-        let mut cache = model.new_cache_in(options.cache, length + max_new_tokens.min(PREFILL_CHUNK));
+        let mut cache = match cache {
+            Some(cache) if cache.len() < length => cache,
+            Some(cache) => {
+                let held = cache.len();
+                return Err(Error::Argument(format!(
+                    "a cache of {held} positions leaves nothing of {length} to read"
+                )));
+            }
+            None => model.new_cache_in(options.cache, length + max_new_tokens.min(PREFILL_CHUNK)),
+        };
         cache.announce(length);
         Ok(Self {
             sampler: Sampler::new(options.sampling)?,
@@ -210,6 +231,16 @@ impl Generation {
             self.finish = Some(FinishReason::Length);
         }
         Ok(Some(Token { id, finish: self.finish }))
+    }
+
+    /// Positions that the cache holds: of the prompt, and behind it of what was generated.
+    pub fn cached_positions(&self) -> usize {
+        self.cache.len()
+    }
+
+    /// Ends it and gives its cache.
+    pub fn into_cache(self) -> KvCache {
+        self.cache
     }
 
     /// The ids generated so far.

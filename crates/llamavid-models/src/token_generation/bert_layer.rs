@@ -2,10 +2,10 @@
 //!
 //! Letters: B pairs, R rows, F frames, N rows of a frame, h width of the query model.
 
-use candle_core::{Result, Tensor};
+use candle_core::{DType, Result, Tensor};
 use candle_nn::Init;
 use llamavid_kernels::{
-    Heads, Mask, Norm, NormPlace, attention_block, gelu_block, layer_norm, multi_head_attention,
+    Heads, Mask, Norm, NormPlace, attention_block, gelu_block, layer_norm, multi_head_attention, softmax,
 };
 
 use super::config::QueryModelConfig;
@@ -83,6 +83,18 @@ impl Attention {
         attention_block(rows, norm, &sources, self.dense.projection(), &heads)
     }
 
+    /// The first `count` of rows (B, R, h) see all of them, as in [`Attention::attend_rows`]; gives (B, count, h).
+    pub(super) fn attend_first_rows(&self, rows: &Tensor, count: usize, bias: &Tensor) -> Result<Tensor> {
+        let first = rows.narrow(1, 0, count)?.contiguous()?;
+        let attended = multi_head_attention(
+            &self.query.forward(&first)?,
+            &self.key.forward(rows)?,
+            &self.value.forward(rows)?,
+            &Heads { mask: Mask::Bias(bias), ..Heads::new(self.heads, self.head_width) },
+        )?;
+        self.norm.forward(&(self.dense.forward(&attended)? + first)?)
+    }
+
     /// Rows of pairs (P * F, R, h) see all rows of their frame (F, N, V); gives (P * F, R, h).
     pub(super) fn attend_frames(
         &self,
@@ -92,14 +104,71 @@ impl Attention {
     ) -> Result<Tensor> {
         let (pair_count, _rows, _width) = rows.dims3()?;
         let (frame_count, _frame_rows, _visual_width) = frames.dims3()?;
-        let attended = multi_head_attention(
-            &pairs::rows_by_frame(&self.query.forward(rows)?, frame_count)?,
-            &self.key.forward(frames)?,
-            &self.value.forward(frames)?,
-            &self.heads(dropouts),
-        )?;
+        let queries = pairs::rows_by_frame(&self.query.forward(rows)?, frame_count)?; // (F, P * R, h)
+        let attended = match self.folding_weights(&queries, frames, dropouts)? {
+            Some((key, value)) => self.attend_folded(&queries, frames, key, value)?,
+            None => multi_head_attention(
+                &queries,
+                &self.key.forward(frames)?,
+                &self.value.forward(frames)?,
+                &self.heads(dropouts),
+            )?,
+        };
         let attended = pairs::rows_by_pair(&attended, pair_count / frame_count)?;
         self.norm.forward(&(dropouts.apply(self.dense.forward(&attended)?)? + rows)?)
+    }
+
+    /// Weights of key and value, where few queries (F, R, h) look at many rows (F, N, V): then it is cheaper to multiply the queries,
+    /// and what they saw, with the weights than all rows. Never in training.
+    fn folding_weights(
+        &self,
+        queries: &Tensor,
+        frames: &Tensor,
+        dropouts: &Dropouts,
+    ) -> Result<Option<(&Tensor, &Tensor)>> {
+        let (_frames, query_count, width) = queries.dims3()?;
+        let (_frames, row_count, visual_width) = frames.dims3()?;
+        // Multiply-adds of a frame.
+        let plain = 2 * row_count * width * (visual_width + query_count);
+        let folded = 2 * query_count * visual_width * (width + self.heads * row_count);
+        let weights = self.key.dense_weight().zip(self.value.dense_weight());
+        let trains = dropouts.are_wanted()
+            || queries.track_op()
+            || weights.is_some_and(|(key, value)| key.track_op() || value.track_op());
+        Ok(weights.filter(|_| folded < plain && !trains))
+    }
+
+    /// The attention of [`multi_head_attention`] without keys and values: q (W x + b) is (q W) x and q b, which is the same for all rows
+    /// and so nothing to a softmax; and a mean of W x + b is W times the mean of x, and b.
+    fn attend_folded(
+        &self,
+        queries: &Tensor,
+        frames: &Tensor,
+        key: &Tensor,
+        value: &Tensor,
+    ) -> Result<Tensor> {
+        let (frame_count, query_count, width) = queries.dims3()?;
+        let (_frames, _rows, visual_width) = frames.dims3()?;
+        let (heads, head_width) = (self.heads, self.head_width);
+        let by_head = |weight: &Tensor| weight.reshape((heads, head_width, visual_width)); // (H, d, V)
+        // (H, F * R, …) and (F, H * R, …) are the same rows.
+        let by_frame = |rows: &Tensor| {
+            let rows = rows.reshape((heads, frame_count, query_count, visual_width))?;
+            rows.transpose(0, 1)?.contiguous()?.flatten(1, 2)
+        };
+        let queries =
+            (queries.reshape((frame_count * query_count, heads, head_width))? / (head_width as f64).sqrt())?;
+        let folded = by_frame(&queries.transpose(0, 1)?.contiguous()?.matmul(&by_head(key)?)?)?; // (F, H * R, V)
+        let shares =
+            softmax(&folded.matmul(&frames.t()?)?.to_dtype(DType::F32)?)?.to_dtype(frames.dtype())?;
+        let seen = shares.matmul(frames)?.reshape((frame_count, heads, query_count, visual_width))?;
+        let seen = seen.transpose(0, 1)?.contiguous()?.flatten(1, 2)?; // (H, F * R, V)
+        let attended = seen.matmul(&by_head(value)?.t()?)?; // (H, F * R, d)
+        let attended = attended.transpose(0, 1)?.contiguous()?.reshape((frame_count, query_count, width))?;
+        match self.value.bias() {
+            Some(bias) => attended.broadcast_add(bias),
+            None => Ok(attended),
+        }
     }
 
     fn heads(&self, dropouts: &Dropouts) -> Heads<'static> {

@@ -42,7 +42,16 @@ impl ContextAttention {
         let (frame_count, _patches, _width) = patches.dims3()?;
         let questions = pair_count / frame_count;
 
-        let scores = softmax(&self.scores(query_rows, patches, observer)?)?;
+        let text_queries = self.text_queries(query_rows, patches, observer)?;
+        let scores = match self.folding_key(&text_queries, patches)? {
+            Some(weight) if !observer.wants() => {
+                // q (W x + b) is (q W) x and q b, which is the same for all patches: a softmax does not see it.
+                let folded = text_queries.flatten_to(1)?.matmul(weight)?.reshape(text_queries.shape())?;
+                folded.matmul(&patches.t()?)?.to_dtype(DType::F32)?
+            }
+            _ => self.products(&text_queries, patches, observer)?,
+        }; // (F, P * Q, N)
+        let scores = softmax(&scores)?;
         if observer.wants() {
             observer.see("tok.scores", &pairs::rows_by_pair(&scores, questions)?);
         }
@@ -63,16 +72,41 @@ impl ContextAttention {
         patches: &Tensor,
         observer: &mut BlockObserver,
     ) -> Result<Tensor> {
+        let text_queries = self.text_queries(query_rows, patches, observer)?;
+        self.products(&text_queries, patches, observer)
+    }
+
+    /// What the question looks for, (F, P * Q, V): scaled before the product, so that f16 does not overflow.
+    fn text_queries(
+        &self,
+        query_rows: &Tensor,
+        patches: &Tensor,
+        observer: &mut BlockObserver,
+    ) -> Result<Tensor> {
         let (frame_count, _patches, visual_width) = patches.dims3()?;
         let text_queries = self.query_proj.forward(query_rows)?; // (P * F, Q, V)
         observer.see("tok.text_q", &text_queries);
         observer.see_frames("tok.vis", patches)?;
+        Ok((pairs::rows_by_frame(&text_queries, frame_count)? / (visual_width as f64).sqrt())?)
+    }
+
+    fn products(
+        &self,
+        text_queries: &Tensor,
+        patches: &Tensor,
+        observer: &mut BlockObserver,
+    ) -> Result<Tensor> {
         let keys = self.key_proj.forward(patches)?;
         observer.see_frames("tok.key", &keys)?;
-
-        // Scaled before the product, so that f16 does not overflow; normalised in f32.
-        let text_queries =
-            (pairs::rows_by_frame(&text_queries, frame_count)? / (visual_width as f64).sqrt())?;
         Ok(text_queries.matmul(&keys.t()?)?.to_dtype(DType::F32)?)
+    }
+
+    /// The key projection's weight, where it is cheaper to multiply the queries (F, P * Q, V) with it than the patches
+    /// (F, N, V). Not in training, where its bias has a gradient, if only of zero.
+    fn folding_key(&self, text_queries: &Tensor, patches: &Tensor) -> Result<Option<&Tensor>> {
+        let (_frames, query_count, _width) = text_queries.dims3()?;
+        let (_frames, patch_count, _width) = patches.dims3()?;
+        let cheaper = query_count < patch_count && !text_queries.track_op();
+        Ok(self.key_proj.dense_weight().filter(|weight| cheaper && !weight.track_op()))
     }
 }

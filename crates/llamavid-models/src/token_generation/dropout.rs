@@ -25,6 +25,11 @@ impl Dropouts {
         Self { plan, given: Cell::new(0) }
     }
 
+    /// Whether anything is dropped.
+    pub(super) fn are_wanted(&self) -> bool {
+        self.plan.is_some()
+    }
+
     /// The next one.
     pub(super) fn next(&self) -> Option<Dropout> {
         let plan = self.plan?;

@@ -70,18 +70,29 @@ impl QFormer {
         let (_one, query_count, _width) = self.queries.dims3()?;
 
         let queries = self.queries.broadcast_as((question_count, query_count, width))?;
-        let rows = self.norm.forward(&Tensor::cat(&[&queries, &words], 1)?)?; // (P, Q + L, h)
-        let mut rows = dropouts.apply(pairs::repeat_questions(&rows, frames_each)?)?; // (P * F, Q + L, h)
-        observer.see("qf.embeddings", &rows);
+        let mut rows = self.norm.forward(&Tensor::cat(&[&queries, &words], 1)?)?; // (P, Q + L, h)
+        let mut bias = self.bias(&questions.attention_mask)?;
+        // Until the first cross-attention nothing depends on the frame, so it is computed once a question; but each pair drops
+        // values of its own.
+        let mut frames_left = frames_each;
+        if dropouts.are_wanted() {
+            rows = dropouts.apply(pairs::repeat_questions(&rows, frames_each)?)?;
+            bias = pairs::repeat_questions(&bias, frames_each)?;
+            frames_left = 1;
+        }
+        if observer.wants() {
+            observer.see("qf.embeddings", &pairs::repeat_questions(&rows, frames_left)?);
+        }
 
-        let bias = pairs::repeat_questions(&self.bias(&questions.attention_mask)?, frames_each)?;
         let last = self.layers.len() - 1;
         for (index, layer) in self.layers.iter().enumerate() {
             // Nothing reads the words of the last layer. In training they are still computed, as in the
             // reference, so that its word weights have a gradient (of zero) like all others.
             let with_words = index < last || rows.track_op() || observer.wants();
-            rows = layer.forward(&rows, query_count, frames, &bias, with_words, dropouts)?;
-            observer.see(&format!("qf.layer{index}"), &rows);
+            rows = layer.forward(&rows, query_count, (frames, frames_left), &bias, with_words, dropouts)?;
+            bias = pairs::repeat_questions(&bias, frames_left)?;
+            frames_left = 1;
+            observer.see(&format!("qf.layer{index}"), &rows); // (P * F, Q + L, h)
         }
         Ok(rows.narrow(1, 0, query_count)?.contiguous()?)
     }
@@ -118,19 +129,23 @@ impl QFormerLayer {
         })
     }
 
-    /// Rows (P * F, Q + L, h) give the same, or without words (P * F, Q, h).
+    /// Rows (P * F, Q + L, h), or (P, Q + L, h) with as many frames for each, give (P * F, Q + L, h), or without words (P * F, Q, h).
     fn forward(
         &self,
         rows: &Tensor,
         query_count: usize,
-        frames: &Tensor,
+        (frames, frames_each): (&Tensor, usize),
         bias: &Tensor,
         with_words: bool,
         dropouts: &Dropouts,
     ) -> Result<Tensor> {
-        let rows = self.attention.attend_rows(rows, bias, dropouts)?;
+        let rows = match with_words {
+            true => self.attention.attend_rows(rows, bias, dropouts)?,
+            false => self.attention.attend_first_rows(rows, query_count, bias)?,
+        };
         let (_pairs, row_count, _width) = rows.dims3()?;
         let mut queries = rows.narrow(1, 0, query_count)?.contiguous()?;
+        queries = pairs::repeat_questions(&queries, frames_each)?;
         if let Some(cross_attention) = &self.cross_attention {
             queries = cross_attention.attend_frames(&queries, frames, dropouts)?;
         }
@@ -139,6 +154,7 @@ impl QFormerLayer {
             return Ok(queries);
         }
         let words = rows.narrow(1, query_count, row_count - query_count)?.contiguous()?;
-        Ok(Tensor::cat(&[&queries, &self.words.forward(&words, dropouts)?], 1)?)
+        let words = pairs::repeat_questions(&self.words.forward(&words, dropouts)?, frames_each)?;
+        Ok(Tensor::cat(&[&queries, &words], 1)?)
     }
 }

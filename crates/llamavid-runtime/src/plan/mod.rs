@@ -50,6 +50,9 @@ struct Request {
     /// Frames whose features are a part of that.
     #[serde(default)]
     encoded_frames: usize,
+    /// Whether features are read from a store a few frames at a time.
+    #[serde(default)]
+    stored: bool,
 }
 
 #[derive(Debug, Serialize)]
@@ -197,6 +200,7 @@ impl<'a> Planner<'a> {
                 query_tokens,
                 max_new_tokens: request.max_new_tokens,
                 encoded_frames: request.encoded_frames,
+                stored: request.stored,
                 kv_cache: parse_cache_bits(&request.kv_cache)?,
                 loaded: request.loaded,
             },

@@ -10,6 +10,7 @@ use llamavid_models::config::ModelConfig;
 use llamavid_models::language_model::{CachePrecision, QUERY_BLOCK, SCORES_AT_ONCE};
 use llamavid_models::token_generation::{FeatureKind, QueryKind};
 use llamavid_models::visual_encoder::VisualEncoderConfig;
+use llamavid_store::SHARD_FRAMES;
 use serde::Serialize;
 
 use super::weights::{Format, Held, PartBytes};
@@ -18,8 +19,10 @@ use crate::session::prefill_chunk;
 use crate::token_generator::PAIRS_A_STEP;
 use crate::visual_encoder::frames_a_step;
 
-/// Frames of a batch that the pipeline hands to the encoder, as `@llamavid/video` makes them.
-const BATCH: u64 = 16;
+/// Frames of a batch that the pipeline hands to the encoder.
+const BATCH: u64 = SHARD_FRAMES as u64;
+/// Shards that exist at once where features are stored: one that is written, its bytes, and what tokens are made of.
+const SHARDS_AT_ONCE: usize = 4;
 /// Batches of pixels that exist at once: one that is encoded, two that wait or are being filled.
 const PIXEL_BATCHES: u64 = 3;
 /// What a decoder takes for a pixel of the source: six pictures with subsampled colours, and one in RGB. Measured on H.264,
@@ -43,6 +46,8 @@ pub(super) struct Work {
     pub(super) max_new_tokens: usize,
     /// Frames whose features exist already.
     pub(super) encoded_frames: usize,
+    /// Whether features are in a store, and only a few of them in memory.
+    pub(super) stored: bool,
     /// How keys and values are held.
     pub(super) kv_cache: CachePrecision,
     /// Whether the weights are in memory already.
@@ -132,8 +137,10 @@ pub(super) fn usage(
 
     let parts = held.bytes;
     let resident = if work.loaded { 0 } else { parts.total() };
-    let features = feature_bytes(config, frames, element);
-    let new_features = feature_bytes(config, new_frames, element);
+    let in_memory =
+        |frames: usize| if work.stored { frames.min(SHARDS_AT_ONCE * SHARD_FRAMES) } else { frames };
+    let features = feature_bytes(config, in_memory(frames), element);
+    let new_features = feature_bytes(config, in_memory(new_frames), element);
     let tokens = frames as u64 * tokens_per_frame(config) * config.language.hidden_size as u64 * element;
     let prompt = work.prompt_tokens as u64 * config.language.hidden_size as u64 * element + tokens;
     let kv_cache = kv_bytes(config, work, element);
