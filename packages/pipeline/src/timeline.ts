@@ -1,5 +1,5 @@
 import { relevantMoments, type TokenGenerator } from '@llamavid/tokens';
-import type { EncodedClip } from './clip.js';
+import type { EncodedClip } from './encoding.js';
 
 /** Where in a video what a question is about is seen. */
 export interface Timeline {
