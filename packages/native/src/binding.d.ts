@@ -596,16 +596,6 @@ export interface RgbFrame {
   stride?: number
 }
 
-/** A subtitle of a text stream, as the video file holds it. */
-export interface StreamCue {
-  /** Seconds. */
-  start: number
-  /** Seconds. */
-  end: number
-  /** In the stream's format. */
-  data: Uint8Array
-}
-
 /** Frames that are stored in one piece. */
 export declare function shardFrames(): number
 
@@ -625,6 +615,16 @@ export interface StoredVideo {
   bytes: number
   /** When it was written or read last, in milliseconds since 1970. */
   used: number
+}
+
+/** A subtitle of a text stream, as the video file holds it. */
+export interface StreamCue {
+  /** Seconds. */
+  start: number
+  /** Seconds. */
+  end: number
+  /** In the stream's format. */
+  data: Uint8Array
 }
 
 /** A text and when it is spoken. */
