@@ -14,7 +14,8 @@ const crates: Record<string, string[]> = {
   train: ['kernels', 'models', 'weights'],
   runtime: ['models', 'train', 'weights'],
   convert: ['models', 'runtime', 'weights'],
-  napi: ['convert', 'runtime', 'world'],
+  speech: ['kernels', 'models', 'runtime', 'weights'],
+  napi: ['convert', 'runtime', 'speech', 'world'],
   parity: ['models', 'runtime', 'train', 'weights'],
   tiny: ['kernels', 'models', 'train', 'world'],
 };
@@ -31,6 +32,7 @@ const packages: Record<string, { values: string[]; types?: string[] }> = {
   train: { values: ['@llamavid/errors', '@llamavid/native', '@llamavid/video'] },
   world: { values: ['@llamavid/errors', '@llamavid/native', '@llamavid/video'] },
   convert: { values: ['@llamavid/errors', '@llamavid/native'] },
+  speech: { values: ['@llamavid/errors', '@llamavid/native', '@llamavid/video'] },
   tiny: { values: [] },
   pipeline: {
     values: [
@@ -51,6 +53,7 @@ const packages: Record<string, { values: string[]; types?: string[] }> = {
       '@llamavid/hub',
       '@llamavid/native',
       '@llamavid/pipeline',
+      '@llamavid/speech',
       '@llamavid/train',
       '@llamavid/video',
       '@llamavid/world',

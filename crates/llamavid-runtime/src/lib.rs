@@ -33,7 +33,7 @@ pub use cancellation::Cancellation;
 pub use data_check::{
     CheckTotals, CheckedPart, CheckedSamples, DataCheck, Finding, VideoReference, published_data,
 };
-pub use device::{Device, DeviceKind};
+pub use device::{Device, DeviceKind, Weights};
 pub use dtype::{Dtype, Precision};
 pub use error::{Error, ErrorCode, Result};
 pub use language_model::LanguageModel;

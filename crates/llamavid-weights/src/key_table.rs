@@ -119,6 +119,10 @@ pub static LORA: KeyTable = KeyTable {
     ignored: &[],
 };
 
+/// A speech model, under the names of its own files.
+pub static SPEECH: KeyTable =
+    KeyTable { part: "speech model", renames: &[("", "")], claims: Claims::All, ignored: &[] };
+
 /// Where the shards of a whole model hold the visual encoder; for [`Checkpoint::under`](crate::Checkpoint::under).
 pub const VISION_TOWER: &str = "model.vision_tower.vision_tower.";
 

@@ -24,3 +24,4 @@ pub use error::{Error, ErrorKind, Result};
 pub use key_table::KeyTable;
 pub use loader::{Found, Loader};
 pub use quantisation::Quantisation;
+pub use torch::torch_numbers;

@@ -21,10 +21,14 @@ export const Pixels = addon.Pixels;
 export type Pixels = Binding.Pixels;
 export const Session = addon.Session;
 export type Session = Binding.Session;
+export const SpeechModel = addon.SpeechModel;
+export type SpeechModel = Binding.SpeechModel;
 export const TokenGenerator = addon.TokenGenerator;
 export type TokenGenerator = Binding.TokenGenerator;
 export const TrainingRun = addon.TrainingRun;
 export type TrainingRun = Binding.TrainingRun;
+export const Transcription = addon.Transcription;
+export type Transcription = Binding.Transcription;
 export const VisualEncoder = addon.VisualEncoder;
 export type VisualEncoder = Binding.VisualEncoder;
 export const VisualFeatures = addon.VisualFeatures;
@@ -58,7 +62,9 @@ const closable = [
   PixelChannel,
   Pixels,
   Session,
+  SpeechModel,
   TokenGenerator,
+  Transcription,
   VisualEncoder,
   VisualFeatures,
   VisualTokens,
@@ -79,7 +85,9 @@ declare module './binding.js' {
   interface PixelChannel extends Disposable {}
   interface Pixels extends Disposable {}
   interface Session extends Disposable {}
+  interface SpeechModel extends Disposable {}
   interface TokenGenerator extends Disposable {}
+  interface Transcription extends Disposable {}
   interface VisualEncoder extends Disposable {}
   interface VisualFeatures extends Disposable {}
   interface VisualTokens extends Disposable {}
