@@ -27,7 +27,7 @@ fn signal(seconds: f64) -> Vec<f32> {
             state = (state * 1_103_515_245 + 12345) % (1 << 31);
             let noise = state as f64 / 2f64.powi(31) - 0.5;
             let tone = (2.0 * PI * (220.0 + 40.0 * time.floor()) * time).sin() * ((time / 0.7).floor() % 2.0);
-            (0.3 * tone + 0.05 * noise * ((time / 1.9).floor() % 2.0)) as f32
+            (0.3 * tone + 0.05 * noise * (0.2 + (time / 1.9).floor() % 2.0)) as f32
         })
         .collect()
 }
@@ -89,7 +89,7 @@ fn the_spectrogram_is_the_reference_s() {
         let mel = mel_window(1.55, bins, Padding::Silence);
         let mel = mel.squeeze(0).unwrap().narrow(0, 0, 160).unwrap().t().unwrap();
         let difference = largest_difference(&mel, expected);
-        assert!(difference < 2e-4, "{bins} bins: {difference}");
+        assert!(difference < 1e-4, "{bins} bins: {difference}");
     }
 }
 
@@ -101,7 +101,7 @@ fn rows_of_sound_and_logits_are_the_reference_s() {
     let places = Tensor::arange_step(0u32, 1500, 25, &TensorDevice::Cpu).unwrap();
     let some = encoded.squeeze(0).unwrap().index_select(&places, 0).unwrap();
     let difference = largest_difference(&some, &tensors["encoded"]);
-    assert!(difference < 2e-3, "rows of sound: {difference}");
+    assert!(difference < 1e-4, "rows of sound: {difference}");
 
     let ids: Vec<u32> = tensors["ids"].to_vec1::<i64>().unwrap().iter().map(|id| *id as u32).collect();
     let expected = tensors["logits"].to_vec2::<f32>().unwrap();
@@ -114,7 +114,7 @@ fn rows_of_sound_and_logits_are_the_reference_s() {
         for found in [&row[0], &all[place]] {
             let differences = found.iter().zip(&expected[place]).map(|(one, other)| (one - other).abs());
             let difference = differences.fold(0f32, f32::max);
-            assert!(difference < 5e-3, "logits of place {place}: {difference}");
+            assert!(difference < 2e-4, "logits of place {place}: {difference}");
         }
     }
 }
@@ -162,7 +162,7 @@ fn transcribe(model: &SpeechModel, samples: &[f32], options: TranscriptionOption
     let cancellation = Cancellation::default();
     loop {
         let complete = transcription.hear(Vec::new()).wait().unwrap();
-        if let Some(piece) = pieces.next().filter(|_| !complete) {
+        if !complete && let Some(piece) = pieces.next() {
             transcription.hear(piece.to_vec()).wait().unwrap();
             continue;
         }
@@ -231,7 +231,7 @@ fn only_what_is_sure_becomes_a_subtitle() {
     let model = speech_model(Path::new(FIXTURES)).unwrap();
     let unsure = Thresholds { temperatures: vec![1.0], no_speech: f64::INFINITY, ..Thresholds::default() };
     let sure = Thresholds { temperatures: vec![0.0], no_speech: f64::INFINITY, ..Thresholds::default() };
-    let samples = signal(29.0);
+    let samples = signal(75.3);
     for (thresholds, kept) in [(unsure, false), (sure, true)] {
         let parts = transcribe(&model, &samples, TranscriptionOptions { language: None, thresholds });
         assert!(parts.iter().any(|part| !part.segments.is_empty()));

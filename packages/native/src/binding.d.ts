@@ -127,6 +127,16 @@ export declare class Session {
   close(): void
 }
 
+/** A Whisper model. Holds its weights until `close`. */
+export declare class SpeechModel {
+  /** Loads it from a folder or a `.pt` file. */
+  static load(path: string, device: Device, dtype: 'auto' | 'f32' | 'bf16' | 'f16', c?: Cancellation | undefined | null): Promise<SpeechModel>
+  /** The codes of the languages that it knows; none for a model of English. */
+  get languages(): Array<string>
+  /** Frees the weights, behind what still runs. Closing twice does nothing. */
+  close(): void
+}
+
 /** The query model, context attention and projector of a model folder. Holds their weights until `close`. */
 export declare class TokenGenerator {
   /** Loads the token generator of a folder, and nothing else of it. */
@@ -167,6 +177,20 @@ export declare class TrainingRun {
   finish(): Promise<undefined>
   /** Frees everything and unlocks the output folder, behind what still runs. Closing twice does nothing. */
   close(): Promise<undefined>
+}
+
+/** A sound that is being written down: heard twice, window after window. */
+export declare class Transcription {
+  /** Nothing is heard yet. */
+  static start(model: SpeechModel, o: TranscriptionOptions): Transcription
+  /** The first hearing: samples of 16 kHz, one channel. */
+  measure(samples: Float32Array): Promise<undefined>
+  /** The second hearing, of the same samples; gives whether the next window is complete. */
+  hear(samples: Float32Array): Promise<boolean>
+  /** Writes the next window down; null behind the end. */
+  next(c?: Cancellation | undefined | null): Promise<SpeechProgress | null>
+  /** Ends it. Closing twice does nothing. */
+  close(): void
 }
 
 /** The visual encoder of a model folder. Holds its weights until `close`. */
@@ -528,6 +552,40 @@ export interface RgbFrame {
   stride?: number
 }
 
+/** What a window gave. */
+export interface SpeechProgress {
+  /** Its pieces of speech. */
+  segments: Array<SpeechSegment>
+  /** Those that the model is sure enough of, for a prompt. */
+  subtitles: Array<Subtitle>
+  /** The language's code, for a model that knows several. */
+  language?: string
+  /** Seconds that are written down. */
+  done: number
+  /** Seconds of the sound. */
+  total: number
+}
+
+/** A piece of speech. */
+export interface SpeechSegment {
+  /** Seconds. */
+  start: number
+  /** Seconds. */
+  end: number
+  /** The words, usually behind a space. */
+  text: string
+  /** Words and the times around them. */
+  tokens: Array<number>
+  /** Mean log probability of its window's tokens. */
+  avgLogprob: number
+  /** Probability that nobody speaks in its window. */
+  noSpeechProb: number
+  /** Bytes of its window's text to a byte of it compressed. */
+  compressionRatio: number
+  /** The temperature at which its window was written. */
+  temperature: number
+}
+
 /** A text and when it is spoken. */
 export interface Subtitle {
   /** Seconds. */
@@ -604,6 +662,24 @@ export interface TrainingStep {
   tokens: number
   /** Pictures and frames. */
   frames: number
+}
+
+/** How a sound is written down; what is absent is as in the reference. */
+export interface TranscriptionOptions {
+  /** The language's code; absent, it is told from the first 30 seconds. */
+  language?: string
+  /** One after the other, until a text is believed. */
+  temperatures?: Array<number>
+  /** A text that compresses better is not believed. */
+  compressionRatio?: number
+  /** The model is not sure of a text below it. */
+  logProbability?: number
+  /** Nobody speaks above it, unless the model is sure of the text. */
+  noSpeech?: number
+  /** Whether a window is told what was said before it. */
+  withPreviousText?: boolean
+  /** Equal seeds give equal draws. */
+  seed?: number
 }
 
 /** A question with its answer. */

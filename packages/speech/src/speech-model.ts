@@ -113,7 +113,8 @@ export class SpeechModel implements Disposable {
         ...(seed !== undefined && { seed }),
       }),
     );
-    return withCancellation(signal, async (cancellation) => {
+    // Awaited here: behind the last line the transcription is closed.
+    return await withCancellation(signal, async (cancellation) => {
       const notes: string[] = [];
       let measured = 0;
       for await (const piece of readSound(path, { signal, onNote: (note) => notes.push(note) })) {

@@ -245,6 +245,8 @@ class SoundTrack implements Disposable {
       format as Parameters<SoftwareResampleContext['allocSetOpts2']>[4],
       sampleRate,
     );
+    // As for whole numbers, the reference's: the loudest mix is no louder than a channel.
+    if (status >= 0) resampler.setOption('rematrix_maxval', '1');
     const ready = status < 0 ? status : resampler.init();
     if (ready >= 0) return resampler;
     resampler.free();
