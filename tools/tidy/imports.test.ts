@@ -15,7 +15,8 @@ const crates: Record<string, string[]> = {
   store: [],
   runtime: ['models', 'store', 'train', 'weights'],
   convert: ['models', 'runtime', 'weights'],
-  napi: ['convert', 'runtime', 'world'],
+  speech: ['kernels', 'models', 'runtime', 'weights'],
+  napi: ['convert', 'runtime', 'speech', 'world'],
   parity: ['models', 'runtime', 'train', 'weights'],
   tiny: ['kernels', 'models', 'train', 'world'],
 };
@@ -32,6 +33,7 @@ const packages: Record<string, { values: string[]; types?: string[] }> = {
   train: { values: ['@llamavid/errors', '@llamavid/native', '@llamavid/video'] },
   world: { values: ['@llamavid/errors', '@llamavid/native', '@llamavid/video'] },
   convert: { values: ['@llamavid/errors', '@llamavid/native'] },
+  speech: { values: ['@llamavid/errors', '@llamavid/native', '@llamavid/video'] },
   tiny: { values: [] },
   pipeline: {
     values: [
@@ -52,6 +54,7 @@ const packages: Record<string, { values: string[]; types?: string[] }> = {
       '@llamavid/hub',
       '@llamavid/native',
       '@llamavid/pipeline',
+      '@llamavid/speech',
       '@llamavid/train',
       '@llamavid/video',
       '@llamavid/world',

@@ -86,6 +86,10 @@ describe('packed packages', () => {
       const args = {
         '@llamavid/hub': [],
         '@llamavid/pipeline': [clip, model],
+        '@llamavid/speech': [
+          join(root, 'fixtures/clips/bbb_720p_h264_aac.mp4'),
+          join(root, 'fixtures/speech'),
+        ],
         '@llamavid/video': [clip],
         '@llamavid/world': [],
       }[name] ?? [model, clip];

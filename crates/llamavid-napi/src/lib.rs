@@ -14,6 +14,7 @@ mod handle;
 mod language;
 mod pixels;
 mod promise;
+mod speech;
 mod store;
 mod subtitles;
 mod tokens;

@@ -215,13 +215,14 @@ impl Device {
 
 /// A model's weights. They are freed on the device's thread, behind the jobs that still use them.
 #[derive(Debug)]
-pub(crate) struct Weights<M: Send + Sync + 'static> {
+pub struct Weights<M: Send + Sync + 'static> {
     model: ManuallyDrop<Arc<M>>,
     device: Arc<Device>,
 }
 
 impl<M: Send + Sync + 'static> Weights<M> {
-    pub(crate) fn new(model: M, device: Arc<Device>) -> Self {
+    /// Takes a model whose tensors are on `device`.
+    pub fn new(model: M, device: Arc<Device>) -> Self {
         Self { model: ManuallyDrop::new(Arc::new(model)), device }
     }
 }

@@ -31,6 +31,7 @@ error_codes! {
     MediaNotFound = "MEDIA_NOT_FOUND": "There is no such video, picture or folder.",
     MediaUnreadable = "MEDIA_UNREADABLE": "The bytes are not a video or picture that can be read.",
     MediaNoVideo = "MEDIA_NO_VIDEO": "The file has no pictures, only sound for instance.",
+    MediaNoAudio = "MEDIA_NO_AUDIO": "The file has no sound.",
     MediaTruncated = "MEDIA_TRUNCATED": "The file ends too early.",
     MediaTooLarge = "MEDIA_TOO_LARGE": "The picture or file is over the limit.",
     ModelNotFound = "MODEL_NOT_FOUND": "There is no such model.",

@@ -38,7 +38,7 @@ pub use cancellation::Cancellation;
 pub use data_check::{
     CheckTotals, CheckedPart, CheckedSamples, DataCheck, Finding, VideoReference, published_data,
 };
-pub use device::{Device, DeviceKind};
+pub use device::{Device, DeviceKind, Weights};
 pub use dtype::{Dtype, Precision, parse_quantisation};
 pub use error::{Error, ErrorCode, Result};
 pub use gguf_tokenizer::{SPLIT_RULES, SplitRule, token_kind};

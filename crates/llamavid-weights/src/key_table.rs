@@ -119,6 +119,10 @@ pub static LORA: KeyTable = KeyTable {
     ignored: &[],
 };
 
+/// A speech model, under the names of its own files.
+pub static SPEECH: KeyTable =
+    KeyTable { part: "speech model", renames: &[("", "")], claims: Claims::All, ignored: &[] };
+
 /// What the rotary frequencies are divided by, in GGUF files of LLaMA 3.1 and later: part of the configuration elsewhere.
 pub const ROPE_DIVISORS: &str = "rope_freqs.weight";
 

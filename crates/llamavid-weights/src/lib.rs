@@ -27,3 +27,4 @@ pub use llamavid_kernels::BlockFormat;
 pub use loader::{Found, Loader};
 pub use part::Part;
 pub use quantisation::Quantisation;
+pub use torch::torch_numbers;

@@ -24,6 +24,7 @@ import { type PlanFlags, plan } from './plan.js';
 import { addPull } from './pull.js';
 import { reportFailure } from './report-failure.js';
 import { addTrainFlags, type TrainFlags, train } from './train.js';
+import { addTranscribe } from './transcribe.js';
 import { addWorldRender } from './world.js';
 
 /** Runs one command and gives its exit code: 0 done, 1 failed, 2 wrong usage, 130 cancelled. */
@@ -160,6 +161,11 @@ function createProgram(end: (exitCode: number) => void): Command {
   );
   addDoctor(command(program, 'doctor', 'Look whether this machine and a model are ready.'), end);
 
+  addTranscribe(
+    command(program, 'transcribe', 'Write down what is said in a video, as subtitles, with a Whisper model.'),
+    end,
+  );
+
   const worldCommand = command(program, 'world', 'The toy world that the embedded model is trained on.');
   addWorldRender(
     command(worldCommand, 'render', 'Render its videos and pictures with their questions.'),
@@ -186,6 +192,7 @@ Examples:
     --query-model instruct_blip_vicuna7b_trimmed.pth --data pretrain.json --images images --videos videos -o stage1
   llamavid data check pretrain.json --images images --videos videos
   llamavid convert llama-vid-7b eva_vit_g.pth bert-base-uncased -o llama-vid-7b-4bit --quantize q4_k
+  llamavid transcribe film.mp4 --model whisper-small -o film.srt
   llamavid world render world --count 20`,
   );
   return program;
@@ -198,7 +205,7 @@ function command(program: Command, name: string, description: string): Command {
 function wrongUsage(error: CommanderError): LlamaVidError {
   const message =
     error.code === 'commander.help'
-      ? 'a command is missing: ask, chat, encode, cache, pull, plan, train, data, convert, inspect, doctor or world'
+      ? 'a command is missing: ask, chat, encode, cache, pull, plan, train, data, convert, inspect, doctor, transcribe or world'
       : error.message;
   return new LlamaVidError('INVALID_ARGUMENT', message.replace(/^error: /, '').replaceAll('\n', ' '), {
     hint: '`llamavid --help` and `llamavid ask --help` list what there is.',

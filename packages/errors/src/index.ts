@@ -3,6 +3,7 @@ export const errorCodes = [
   'MEDIA_NOT_FOUND',
   'MEDIA_UNREADABLE',
   'MEDIA_NO_VIDEO',
+  'MEDIA_NO_AUDIO',
   'MEDIA_TRUNCATED',
   'MEDIA_TOO_LARGE',
   'MODEL_NOT_FOUND',

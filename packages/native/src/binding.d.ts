@@ -154,6 +154,13 @@ export declare class StoreWriter {
   /** Says that all frames are there and how they were chosen, and gives their features. */
   finish(report: string): Promise<VisualFeatures>
   /** Lets others write. Closing twice does nothing. */
+/** A Whisper model. Holds its weights until `close`. */
+export declare class SpeechModel {
+  /** Loads it from a folder or a `.pt` file. */
+  static load(path: string, device: Device, dtype: 'auto' | 'f32' | 'bf16' | 'f16', c?: Cancellation | undefined | null): Promise<SpeechModel>
+  /** The codes of the languages that it knows; none for a model of English. */
+  get languages(): Array<string>
+  /** Frees the weights, behind what still runs. Closing twice does nothing. */
   close(): void
 }
 
@@ -213,6 +220,18 @@ export declare class VideoStore {
   prune(limit: number): Promise<Array<StoredVideo>>
   /** Looks for what `encoder` makes of a file or folder. */
   entry(encoder: VisualEncoder, source: string, sampling: string, precision: '16bit' | '8bit', c?: Cancellation | undefined | null): Promise<StoreEntry>
+/** A sound that is being written down: heard twice, window after window. */
+export declare class Transcription {
+  /** Nothing is heard yet. */
+  static start(model: SpeechModel, o: TranscriptionOptions): Transcription
+  /** The first hearing: samples of 16 kHz, one channel. */
+  measure(samples: Float32Array): Promise<undefined>
+  /** The second hearing, of the same samples; gives whether the next window is complete. */
+  hear(samples: Float32Array): Promise<boolean>
+  /** Writes the next window down; null behind the end. */
+  next(c?: Cancellation | undefined | null): Promise<SpeechProgress | null>
+  /** Ends it. Closing twice does nothing. */
+  close(): void
 }
 
 /** The visual encoder of a model folder. Holds its weights until `close`. */
@@ -619,12 +638,40 @@ export interface StoredVideo {
 
 /** A subtitle of a text stream, as the video file holds it. */
 export interface StreamCue {
+/** What a window gave. */
+export interface SpeechProgress {
+  /** Its pieces of speech. */
+  segments: Array<SpeechSegment>
+  /** Those that the model is sure enough of, for a prompt. */
+  subtitles: Array<Subtitle>
+  /** The language's code, for a model that knows several. */
+  language?: string
+  /** Seconds that are written down. */
+  done: number
+  /** Seconds of the sound. */
+  total: number
+}
+
+/** A piece of speech. */
+export interface SpeechSegment {
   /** Seconds. */
   start: number
   /** Seconds. */
   end: number
   /** In the stream's format. */
   data: Uint8Array
+  /** The words, usually behind a space. */
+  text: string
+  /** Words and the times around them. */
+  tokens: Array<number>
+  /** Mean log probability of its window's tokens. */
+  avgLogprob: number
+  /** Probability that nobody speaks in its window. */
+  noSpeechProb: number
+  /** Bytes of its window's text to a byte of it compressed. */
+  compressionRatio: number
+  /** The temperature at which its window was written. */
+  temperature: number
 }
 
 /** A text and when it is spoken. */
@@ -703,6 +750,24 @@ export interface TrainingStep {
   tokens: number
   /** Pictures and frames. */
   frames: number
+}
+
+/** How a sound is written down; what is absent is as in the reference. */
+export interface TranscriptionOptions {
+  /** The language's code; absent, it is told from the first 30 seconds. */
+  language?: string
+  /** One after the other, until a text is believed. */
+  temperatures?: Array<number>
+  /** A text that compresses better is not believed. */
+  compressionRatio?: number
+  /** The model is not sure of a text below it. */
+  logProbability?: number
+  /** Nobody speaks above it, unless the model is sure of the text. */
+  noSpeech?: number
+  /** Whether a window is told what was said before it. */
+  withPreviousText?: boolean
+  /** Equal seeds give equal draws. */
+  seed?: number
 }
 
 /** A question with its answer. */

@@ -21,12 +21,16 @@ export const Pixels = addon.Pixels;
 export type Pixels = Binding.Pixels;
 export const Session = addon.Session;
 export type Session = Binding.Session;
+export const SpeechModel = addon.SpeechModel;
+export type SpeechModel = Binding.SpeechModel;
 export const StoreWriter = addon.StoreWriter;
 export type StoreWriter = Binding.StoreWriter;
 export const TokenGenerator = addon.TokenGenerator;
 export type TokenGenerator = Binding.TokenGenerator;
 export const TrainingRun = addon.TrainingRun;
 export type TrainingRun = Binding.TrainingRun;
+export const Transcription = addon.Transcription;
+export type Transcription = Binding.Transcription;
 export const VideoStore = addon.VideoStore;
 export type VideoStore = Binding.VideoStore;
 export const VisualEncoder = addon.VisualEncoder;
@@ -65,8 +69,10 @@ const closable = [
   PixelChannel,
   Pixels,
   Session,
+  SpeechModel,
   StoreWriter,
   TokenGenerator,
+  Transcription,
   VisualEncoder,
   VisualFeatures,
   VisualTokens,
@@ -87,8 +93,10 @@ declare module './binding.js' {
   interface PixelChannel extends Disposable {}
   interface Pixels extends Disposable {}
   interface Session extends Disposable {}
+  interface SpeechModel extends Disposable {}
   interface StoreWriter extends Disposable {}
   interface TokenGenerator extends Disposable {}
+  interface Transcription extends Disposable {}
   interface VisualEncoder extends Disposable {}
   interface VisualFeatures extends Disposable {}
   interface VisualTokens extends Disposable {}

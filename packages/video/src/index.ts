@@ -10,6 +10,7 @@ export type {
   SamplingReport,
 } from './media.js';
 export { type MediaSource, type OpenMediaOptions, openMedia } from './open-media.js';
+export { type ReadSoundOptions, readSound, SOUND_RATE } from './sound.js';
 export type { SubtitleCue, SubtitleFormat, SubtitleStream } from './subtitle-stream.js';
 export {
   type VideoPreset,

@@ -130,7 +130,7 @@ async function openLocated(located: Located, options: OpenMediaOptions): Promise
 }
 
 /** What lies at a path. Anything but files and folders is refused: reading a pipe or device may never end. */
-async function look(path: string, name: string): Promise<ContentType | 'folder'> {
+export async function look(path: string, name: string): Promise<ContentType | 'folder'> {
   try {
     const found = await stat(path);
     if (found.isDirectory()) return 'folder';

@@ -20,6 +20,12 @@ export function noVideo(name: string, why: string): LlamaVidError {
   });
 }
 
+export function noAudio(name: string, why: string): LlamaVidError {
+  return new LlamaVidError('MEDIA_NO_AUDIO', `${name} has no sound: ${why}.`, {
+    hint: 'Give a file with a sound track.',
+  });
+}
+
 export function truncated(name: string, why: string): LlamaVidError {
   return new LlamaVidError('MEDIA_TRUNCATED', `${name} is damaged or cut off: ${why}.`, {
     hint: 'Copy or download the file again; without `strict` what is there is read, if it can be.',

@@ -59,28 +59,13 @@ export class VideoFile {
 
   /** Opens the file and finds its video stream, within some seconds. */
   static async open(path: string, name: string, maxPixels: number): Promise<VideoFile> {
-    Log.setLevel(AV_LOG_QUIET);
-    const format = new FormatContext();
-    const deadline = setTimeout(() => format.interrupt(), OPEN_SECONDS * 1000);
-    const options = Dictionary.fromObject({
-      // `file:` and the list keep a path from being taken for an address.
-      protocol_whitelist: 'file',
-      format_whitelist: FORMATS,
-    });
+    // A small file can hold a huge picture; probing must not decode it either, where the header gives its size.
+    const format = await openContainer(path, name, (stream) => checkSize(stream, name, maxPixels));
     try {
-      const opened = await format.openInput(`file:${path}`, null, options);
-      if (opened < 0) throw await openingError(path, name, opened);
-      // A small file can hold a huge picture; probing must not decode it either, where the header gives its size.
-      for (const stream of format.streams) checkSize(stream, name, maxPixels);
-      const found = await format.findStreamInfo(null);
-      if (found < 0) throw await openingError(path, name, found);
       return new VideoFile(name, format, ...chooseStream(format, name, maxPixels));
     } catch (error) {
       format.closeInputSync();
       throw error;
-    } finally {
-      clearTimeout(deadline);
-      options.free();
     }
   }
 
@@ -147,6 +132,36 @@ export class VideoFile {
 
   close(): void {
     this.format.closeInputSync();
+  }
+}
+
+/** Opens a file and looks at its streams, within some seconds; `check` may refuse one before it is probed. */
+export async function openContainer(
+  path: string,
+  name: string,
+  check: (stream: Stream) => void = () => {},
+): Promise<FormatContext> {
+  Log.setLevel(AV_LOG_QUIET);
+  const format = new FormatContext();
+  const deadline = setTimeout(() => format.interrupt(), OPEN_SECONDS * 1000);
+  const options = Dictionary.fromObject({
+    // `file:` and the list keep a path from being taken for an address.
+    protocol_whitelist: 'file',
+    format_whitelist: FORMATS,
+  });
+  try {
+    const opened = await format.openInput(`file:${path}`, null, options);
+    if (opened < 0) throw await openingError(path, name, opened);
+    for (const stream of format.streams) check(stream);
+    const found = await format.findStreamInfo(null);
+    if (found < 0) throw await openingError(path, name, found);
+    return format;
+  } catch (error) {
+    format.closeInputSync();
+    throw error;
+  } finally {
+    clearTimeout(deadline);
+    options.free();
   }
 }
 

@@ -8,7 +8,7 @@ use zip::{CompressionMethod, ZipArchive};
 
 use super::state_dict;
 use crate::error::{Fault, shown};
-use crate::pickle::Pickle;
+use crate::pickle::{Pickle, Value};
 use crate::tensor_file::{Entry, Span, inflate};
 
 /// Largest deflated pickle; one of a 7 billion parameter model has 0.2 MB.
@@ -16,10 +16,45 @@ const MAX_INFLATED_PICKLE: usize = 64 << 20;
 
 /// The tensors of a torch zip file.
 pub(crate) fn read(bytes: &[u8]) -> Result<BTreeMap<String, Entry>, Fault> {
+    let Archive { entries, folder, pickle_bytes } = open(bytes)?;
+    let pickle = Pickle::parse(&pickle_bytes).map_err(|fault| fault.at("data.pkl"))?;
+    let longest = entries.values().map(Span::len).max().unwrap_or(0).max(bytes.len());
+    state_dict::tensors(&pickle, longest, &|key| {
+        // A look-up among the archive's own names, so a hostile key finds nothing else.
+        entries
+            .get(&format!("{folder}data/{key}"))
+            .cloned()
+            .ok_or_else(|| Fault::invalid(format!("its storage `data/{}` is missing", shown(key))))
+    })
+}
+
+/// The whole numbers of the dict `name` within the dict that a torch zip file holds.
+pub(crate) fn numbers(bytes: &[u8], name: &str) -> Result<BTreeMap<String, i64>, Fault> {
+    let archive = open(bytes)?;
+    let pickle = Pickle::parse(&archive.pickle_bytes).map_err(|fault| fault.at("data.pkl"))?;
+    let find = |pairs: Vec<(Value, Value)>| {
+        // The last pair of a name counts, as in Python.
+        pairs.into_iter().rev().find(|(key, _)| pickle.text(*key) == Some(name)).map(|pair| pair.1)
+    };
+    let pairs = pickle.pairs(pickle.root).and_then(find).and_then(|dict| pickle.pairs(dict));
+    let pairs = pairs.ok_or_else(|| Fault::invalid(format!("it holds no dict `{name}`")))?;
+    let number = |(key, value): (Value, Value)| Some((pickle.text(key)?.to_owned(), pickle.integer(value)?));
+    Ok(pairs.into_iter().filter_map(number).collect())
+}
+
+/// A zip file's entries, and the pickle that describes them.
+struct Archive<'a> {
+    entries: HashMap<String, Span>,
+    /// What the names of its entries begin with.
+    folder: String,
+    pickle_bytes: Cow<'a, [u8]>,
+}
+
+fn open(bytes: &[u8]) -> Result<Archive<'_>, Fault> {
     let entries = list(bytes)?;
     let mut pickles = entries.keys().filter(|name| *name == "data.pkl" || name.ends_with("/data.pkl"));
     let (pickle_name, folder) = match (pickles.next(), pickles.next()) {
-        (Some(name), None) => (name, name.trim_end_matches("data.pkl")),
+        (Some(name), None) => (name, name.trim_end_matches("data.pkl").to_owned()),
         (None, _) => return Err(Fault::invalid("a zip file without a data.pkl, so not one of torch.save")),
         (Some(_), Some(_)) => return Err(Fault::invalid("a zip file with several data.pkl")),
     };
@@ -40,15 +75,7 @@ pub(crate) fn read(bytes: &[u8]) -> Result<BTreeMap<String, Entry>, Fault> {
     }
     let span = entries.get(pickle_name).ok_or_else(|| Fault::invalid("no data.pkl"))?;
     let pickle_bytes = content(bytes, span, MAX_INFLATED_PICKLE)?;
-    let pickle = Pickle::parse(&pickle_bytes).map_err(|fault| fault.at("data.pkl"))?;
-    let longest = entries.values().map(Span::len).max().unwrap_or(0).max(bytes.len());
-    state_dict::tensors(&pickle, longest, &|key| {
-        // A look-up among the archive's own names, so a hostile key finds nothing else.
-        entries
-            .get(&format!("{folder}data/{key}"))
-            .cloned()
-            .ok_or_else(|| Fault::invalid(format!("its storage `data/{}` is missing", shown(key))))
-    })
+    Ok(Archive { pickle_bytes, folder, entries })
 }
 
 /// Where each entry's content is.
