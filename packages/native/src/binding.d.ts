@@ -127,6 +127,16 @@ export declare class Session {
   close(): void
 }
 
+/** A Whisper model. Holds its weights until `close`. */
+export declare class SpeechModel {
+  /** Loads it from a folder or a `.pt` file. */
+  static load(path: string, device: Device, dtype: 'auto' | 'f32' | 'bf16' | 'f16', c?: Cancellation | undefined | null): Promise<SpeechModel>
+  /** The codes of the languages that it knows; none for a model of English. */
+  get languages(): Array<string>
+  /** Frees the weights, behind what still runs. Closing twice does nothing. */
+  close(): void
+}
+
 /** Where a video's features are, or will be. */
 export declare class StoreEntry {
   /** Its name in the store. */
@@ -154,13 +164,6 @@ export declare class StoreWriter {
   /** Says that all frames are there and how they were chosen, and gives their features. */
   finish(report: string): Promise<VisualFeatures>
   /** Lets others write. Closing twice does nothing. */
-/** A Whisper model. Holds its weights until `close`. */
-export declare class SpeechModel {
-  /** Loads it from a folder or a `.pt` file. */
-  static load(path: string, device: Device, dtype: 'auto' | 'f32' | 'bf16' | 'f16', c?: Cancellation | undefined | null): Promise<SpeechModel>
-  /** The codes of the languages that it knows; none for a model of English. */
-  get languages(): Array<string>
-  /** Frees the weights, behind what still runs. Closing twice does nothing. */
   close(): void
 }
 
@@ -208,18 +211,6 @@ export declare class TrainingRun {
   close(): Promise<undefined>
 }
 
-/** A folder of features. */
-export declare class VideoStore {
-  /** Opens a folder, which need not be there yet. Hashes of large files are remembered in the folder `digests`. */
-  static open(folder: string, digests?: string | undefined | null): Promise<VideoStore>
-  /** All videos, the one that was used last first. */
-  list(): Promise<Array<StoredVideo>>
-  /** Removes a video. */
-  remove(key: string): Promise<undefined>
-  /** Removes what was not used for longest until the rest takes at most `limit` bytes, and gives what went. */
-  prune(limit: number): Promise<Array<StoredVideo>>
-  /** Looks for what `encoder` makes of a file or folder. */
-  entry(encoder: VisualEncoder, source: string, sampling: string, precision: '16bit' | '8bit', c?: Cancellation | undefined | null): Promise<StoreEntry>
 /** A sound that is being written down: heard twice, window after window. */
 export declare class Transcription {
   /** Nothing is heard yet. */
@@ -232,6 +223,20 @@ export declare class Transcription {
   next(c?: Cancellation | undefined | null): Promise<SpeechProgress | null>
   /** Ends it. Closing twice does nothing. */
   close(): void
+}
+
+/** A folder of features. */
+export declare class VideoStore {
+  /** Opens a folder, which need not be there yet. Hashes of large files are remembered in the folder `digests`. */
+  static open(folder: string, digests?: string | undefined | null): Promise<VideoStore>
+  /** All videos, the one that was used last first. */
+  list(): Promise<Array<StoredVideo>>
+  /** Removes a video. */
+  remove(key: string): Promise<undefined>
+  /** Removes what was not used for longest until the rest takes at most `limit` bytes, and gives what went. */
+  prune(limit: number): Promise<Array<StoredVideo>>
+  /** Looks for what `encoder` makes of a file or folder. */
+  entry(encoder: VisualEncoder, source: string, sampling: string, precision: '16bit' | '8bit', c?: Cancellation | undefined | null): Promise<StoreEntry>
 }
 
 /** The visual encoder of a model folder. Holds its weights until `close`. */
@@ -618,26 +623,6 @@ export interface RgbFrame {
 /** Frames that are stored in one piece. */
 export declare function shardFrames(): number
 
-/** A video of a store. */
-export interface StoredVideo {
-  /** Its name in the store. */
-  key: string
-  /** What the source was called; absent where the store's file about it cannot be read. */
-  source?: string
-  /** How frames were asked for. */
-  sampling?: string
-  /** How numbers are stored. */
-  precision?: '16bit' | '8bit'
-  /** Frames, once all are there. */
-  frames?: number
-  /** Size on the disk. */
-  bytes: number
-  /** When it was written or read last, in milliseconds since 1970. */
-  used: number
-}
-
-/** A subtitle of a text stream, as the video file holds it. */
-export interface StreamCue {
 /** What a window gave. */
 export interface SpeechProgress {
   /** Its pieces of speech. */
@@ -658,8 +643,6 @@ export interface SpeechSegment {
   start: number
   /** Seconds. */
   end: number
-  /** In the stream's format. */
-  data: Uint8Array
   /** The words, usually behind a space. */
   text: string
   /** Words and the times around them. */
@@ -672,6 +655,34 @@ export interface SpeechSegment {
   compressionRatio: number
   /** The temperature at which its window was written. */
   temperature: number
+}
+
+/** A video of a store. */
+export interface StoredVideo {
+  /** Its name in the store. */
+  key: string
+  /** What the source was called; absent where the store's file about it cannot be read. */
+  source?: string
+  /** How frames were asked for. */
+  sampling?: string
+  /** How numbers are stored. */
+  precision?: '16bit' | '8bit'
+  /** Frames, once all are there. */
+  frames?: number
+  /** Size on the disk. */
+  bytes: number
+  /** When it was written or read last, in milliseconds since 1970. */
+  used: number
+}
+
+/** A subtitle of a text stream, as the video file holds it. */
+export interface StreamCue {
+  /** Seconds. */
+  start: number
+  /** Seconds. */
+  end: number
+  /** In the stream's format. */
+  data: Uint8Array
 }
 
 /** A text and when it is spoken. */
