@@ -92,8 +92,9 @@ impl LogMel {
             frames.extend(self.filters.iter().map(|(first, weights)| {
                 let power: f32 =
                     weights.iter().zip(&powers[*first..]).map(|(weight, power)| weight * power).sum();
-                // Also where a sample is not a number, or infinite.
-                power.max(1e-10).min(1e10).log10()
+                // A sample may be no number, or infinite.
+                let power = if power.is_nan() { 0.0 } else { power };
+                power.clamp(1e-10, 1e10).log10()
             }));
         }
         self.pending.drain(..count * HOP);

@@ -125,58 +125,6 @@ fn a_conversion_that_is_killed_at_any_moment_leaves_a_whole_folder_or_none() {
 }
 
 #[test]
-#[ignore = "a child of another test, which kills it"]
-fn takes_its_time() {
-    let options = options(&[random_model()], &output());
-    say("begun");
-    convert(&options, &Cancellation::default(), &|_| std::thread::sleep(Duration::from_micros(300))).unwrap();
-    say("done");
-}
-
-#[test]
-fn a_conversion_that_is_killed_at_any_moment_leaves_a_whole_folder_or_none() {
-    let place = tempfile::tempdir().unwrap();
-    let start = |output: &Path| {
-        let mut child = child(Command::new("env"), "takes_its_time", output).unwrap();
-        assert!(heard(&mut child, "begun"));
-        child
-    };
-    let begun = Instant::now();
-    let mut whole = start(&place.path().join("measured"));
-    assert!(whole.wait().unwrap().success());
-    let longest = begun.elapsed();
-    std::fs::remove_dir_all(place.path().join("measured")).unwrap();
-
-    let output = place.path().join("out");
-    let is_whole = |folder: &Path| {
-        let manifest = Manifest::read(folder).unwrap().unwrap();
-        manifest.verify(folder, &Cancellation::default(), |_| {}).unwrap();
-    };
-    const ROUNDS: u32 = 12;
-    for round in 0..ROUNDS {
-        let mut killed = start(&output);
-        std::thread::sleep(longest * round / ROUNDS);
-        killed.kill().unwrap();
-        killed.wait().unwrap();
-        match output.exists() {
-            true => {
-                Manifest::read(&output)
-                    .unwrap()
-                    .unwrap()
-                    .verify(&output, &Cancellation::default(), |_| {})
-                    .unwrap();
-                ModelFolder::open(&output).unwrap();
-                std::fs::remove_dir_all(&output).unwrap();
-            }
-            false => drop(ModelFolder::open(&place.path().join(".out.converting")).unwrap_err()),
-        }
-    }
-    run(&options(&[random_model()], &output)).unwrap();
-    assert_eq!(names(place.path()), ["out"]);
-    ModelFolder::open(&output).unwrap();
-}
-
-#[test]
 #[ignore = "a child of another test, which gives it a small disk"]
 fn fills_its_disk() {
     let place = output();
