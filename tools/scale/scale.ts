@@ -97,10 +97,12 @@ async function measure(name: string, { size, format }: Run): Promise<Measured> {
   const conversion = await llamavid('convert', published, '-o', converted, '--quantize', format);
   try {
     const folder = ['--model', converted, '--device', 'cpu', '--json'];
-    const plan = JSON.parse((await llamavid('plan', ...media, '--max-new-tokens', '32', ...folder)).stdout);
+    const plan = JSON.parse(
+      (await llamavid('plan', ...media, '--max-new-tokens', '32', '--no-store', ...folder)).stdout,
+    );
     console.log(`${name}: asking`);
     const ask = async (...about: string[]): Promise<Answer> =>
-      JSON.parse((await llamavid('ask', ...about, ...folder)).stdout);
+      JSON.parse((await llamavid('ask', ...about, '--no-store', ...folder)).stdout);
     // Loads once, so that the files are in memory for the second.
     const first = await ask('Who is there?', '--max-new-tokens', '1');
     const answer = await ask(...media, 'What happens in this video?', '--max-new-tokens', '32');
