@@ -7,7 +7,7 @@ use llamavid_models::token_generation::FeatureKind;
 use llamavid_models::visual_encoder::VisualEncoderConfig;
 use llamavid_runtime::model_folder::{in_file, parse_json, read_optional, read_processor};
 use llamavid_runtime::{Error, ErrorCode, Result};
-use llamavid_weights::Checkpoint;
+use llamavid_weights::{Checkpoint, position_side};
 use serde_json::{Map, Value, json};
 
 use crate::inputs::Inputs;
@@ -92,17 +92,6 @@ fn sizes(inputs: &Inputs, path: &std::path::Path) -> Result<Extension> {
 fn count(weights: &Checkpoint, prefix: &str) -> usize {
     let number = |name: &str| name.strip_prefix(prefix)?.split('.').next()?.parse::<usize>().ok();
     weights.names().filter_map(number).max().map_or(0, |last| last + 1)
-}
-
-/// Side of the position table in patches.
-fn position_side(vision: &Checkpoint) -> Result<Option<usize>> {
-    if !vision.contains("pos_embed") {
-        // The search for the weights names the missing key.
-        return Ok(None);
-    }
-    let rows = vision.shape("pos_embed")?.get(1).copied().unwrap_or(0);
-    let side = rows.saturating_sub(1).isqrt();
-    Ok((side > 0 && side * side + 1 == rows).then_some(side))
 }
 
 /// The file `config.json` of the result. `dtype` is that of its weights, where they have one.

@@ -15,7 +15,7 @@ use llamavid_models::tokenizer::{LlamaTokenizer, WordPieceTokenizer};
 use llamavid_models::visual_encoder::{VisualEncoder, VisualEncoderConfig};
 use llamavid_weights::gguf::GgufFile;
 use llamavid_weights::key_table::{CLIP, LANGUAGE, LORA, TOKENS, VISION_TOWER, VISUAL};
-use llamavid_weights::{Checkpoint, KeyTable, Loader, Quantisation};
+use llamavid_weights::{Checkpoint, KeyTable, Loader, Quantisation, position_side};
 use serde::Deserialize;
 
 use crate::gguf_model::expect_divisors;
@@ -145,7 +145,10 @@ impl ModelFolder {
                 bert: bert.as_deref(),
                 clip: clip.as_deref(),
                 image_size,
-                position_side: position_side(&vision)?,
+                position_side: match &vision {
+                    VisionWeights::EvaFile(file) => position_side(&visual_weights(file)?)?,
+                    _ => None,
+                },
                 projected_width: projected_width(&root)?,
                 sizes,
             },
@@ -493,18 +496,6 @@ pub fn find_vision(root: &Path, written: Option<&str>) -> Result<VisionWeights> 
         ),
     )
     .with_hint("Put the file (eva_vit_g.pth of LAVIS for the published models) beside config.json."))
-}
-
-fn position_side(vision: &VisionWeights) -> Result<Option<usize>> {
-    let VisionWeights::EvaFile(file) = vision else { return Ok(None) };
-    let checkpoint = visual_weights(file)?;
-    if !checkpoint.contains("pos_embed") {
-        // The strict load names the missing key.
-        return Ok(None);
-    }
-    let rows = checkpoint.shape("pos_embed")?.get(1).copied().unwrap_or(0);
-    let side = rows.saturating_sub(1).isqrt();
-    Ok((side > 0 && side * side + 1 == rows).then_some(side))
 }
 
 /// Width behind the projection in front of a Q-Former, which only checkpoints with another visual encoder have.

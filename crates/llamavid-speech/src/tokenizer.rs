@@ -116,21 +116,9 @@ impl SpeechTokenizer {
             CoreBPE::new(pairs, specials, PIECES).map_err(|error| invalid(file, &error.to_string()))?;
         let start = end + 1;
         let behind = start + 1 + languages.len() as u32;
-        let [translate, transcribe, language_model, previous, no_speech, no_times] =
-            [0, 1, 2, 3, 4, 5].map(|place| behind + place);
-        Self {
-            vocabulary: Vocabulary::Tiktoken(Box::new(core)),
-            end,
-            start,
-            languages,
-            transcribe,
-            previous,
-            no_speech,
-            no_times,
-            suppressed: vec![translate, transcribe, start, previous, language_model, no_speech, no_times],
-            blank: Vec::new(),
-        }
-        .with_unspoken(vocabulary, file)
+        let tasks = [0, 1, 2, 3, 4, 5].map(|place| behind + place);
+        let inner = Vocabulary::Tiktoken(Box::new(core));
+        Self::assembled(inner, [end, start], languages, tasks).with_unspoken(vocabulary, file)
     }
 
     /// Reads a `tokenizer.json`. `file` is what errors call it.
@@ -154,8 +142,21 @@ impl SpeechTokenizer {
             (transcribe?, language_model?, previous?, no_times?);
         // Named so up to large-v2.
         let no_speech = id("<|nospeech|>").or_else(|_| id("<|nocaptions|>"))?;
+        let tasks = [translate, transcribe, language_model, previous, no_speech, no_times];
+        let inner = Vocabulary::HuggingFace(Box::new(tokenizer));
+        Self::assembled(inner, [end, start], languages, tasks).with_unspoken(vocabulary, file)
+    }
+
+    /// `tasks` are the tokens behind the languages', in their order in the vocabulary.
+    fn assembled(
+        vocabulary: Vocabulary,
+        [end, start]: [u32; 2],
+        languages: Vec<String>,
+        tasks: [u32; 6],
+    ) -> Self {
+        let [translate, transcribe, language_model, previous, no_speech, no_times] = tasks;
         Self {
-            vocabulary: Vocabulary::HuggingFace(Box::new(tokenizer)),
+            vocabulary,
             end,
             start,
             languages,
@@ -166,7 +167,6 @@ impl SpeechTokenizer {
             suppressed: vec![translate, transcribe, start, previous, language_model, no_speech, no_times],
             blank: Vec::new(),
         }
-        .with_unspoken(vocabulary, file)
     }
 
     fn with_unspoken(mut self, vocabulary: usize, file: &str) -> Result<Self> {

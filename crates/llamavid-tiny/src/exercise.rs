@@ -25,12 +25,17 @@ pub struct Exercise {
     pub labels: Vec<i64>,
     /// What is asked, in order.
     pub asked: Vec<Asked>,
-    /// What the first question is about.
-    pub subject: Subject,
     /// The first question's text, as the query model reads it.
     pub text: String,
     /// The frames, in order.
     pub moments: Vec<Moment>,
+}
+
+impl Exercise {
+    /// What the first question is about: what the frames' tokens are made for.
+    pub fn subject(&self) -> Subject {
+        self.asked.first().map_or(Subject::Whole, |asked| asked.subject)
+    }
 }
 
 /// A question of a conversation.
@@ -241,9 +246,8 @@ pub fn exercise(
             turn.1 = Some(question.answer.clone());
         }
     }
-    let subject = questions.first().map_or(Subject::Whole, |question| question.subject);
     let text = texts.into_iter().next().unwrap_or_default();
-    Ok(Exercise { ids, labels, asked, subject, text, moments })
+    Ok(Exercise { ids, labels, asked, text, moments })
 }
 
 /// Ids of turns with their answers.

@@ -142,12 +142,13 @@ fn reading(
             continue;
         }
         let exercise = exercise::exercise(&video, kind, &asked, moments, tokenizer, WITH_SYSTEM, rng)?;
+        let subject = exercise.subject();
         let visual = exercise
             .moments
             .iter()
             .flat_map(|&(scene, progress)| {
                 let scene = &video.scenes[scene];
-                [symbols::context(scene, &exercise.subject, progress), symbols::content(scene, progress)]
+                [symbols::context(scene, &subject, progress), symbols::content(scene, progress)]
             })
             .map(|sum| distort(sum, rng))
             .collect();

@@ -88,7 +88,7 @@ pub fn told(video: &Video, exercise: &Exercise, tokenizer: &LlamaTokenizer) -> V
     for (position, &(scene, progress)) in frames.zip(&exercise.moments) {
         frames_of_scene = if scene == last_scene { frames_of_scene + 1 } else { 1 };
         last_scene = scene;
-        let answers = of_frame(video, &exercise.subject, (scene, progress), frames_of_scene);
+        let answers = of_frame(video, &exercise.subject(), (scene, progress), frames_of_scene);
         told.extend(answers.into_iter().map(|(head, answer)| Told { position, head, answer }));
     }
     told.extend(of_subtitles(video, exercise, tokenizer));

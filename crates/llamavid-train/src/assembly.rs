@@ -12,7 +12,7 @@ use llamavid_models::config::{ModelConfig, Surroundings};
 use llamavid_models::prompt::placeholders::{IMAGE_END, IMAGE_START};
 use llamavid_models::tokenizer::{LlamaTokenizer, WordPieceTokenizer};
 use llamavid_weights::key_table::{CLIP, INSTRUCT_BLIP, VISION_TOWER, VISUAL};
-use llamavid_weights::{Checkpoint, Part};
+use llamavid_weights::{Checkpoint, Part, position_side};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 
@@ -409,17 +409,6 @@ fn parse_config(config: &[u8], files: &StageFiles) -> Result<ModelConfig> {
         sizes: None,
     };
     Ok(ModelConfig::parse(config, &around)?)
-}
-
-/// Side of the position table in patches.
-fn position_side(vision: &Checkpoint) -> Result<Option<usize>> {
-    if !vision.contains("pos_embed") {
-        // The strict load names the missing key.
-        return Ok(None);
-    }
-    let rows = vision.shape("pos_embed")?.get(1).copied().unwrap_or(0);
-    let side = rows.saturating_sub(1).isqrt();
-    Ok((side > 0 && side * side + 1 == rows).then_some(side))
 }
 
 /// Side of the pictures that an image processor makes.

@@ -25,6 +25,6 @@ pub use error::{Error, ErrorKind, Result};
 pub use key_table::KeyTable;
 pub use llamavid_kernels::BlockFormat;
 pub use loader::{Found, Loader};
-pub use part::Part;
+pub use part::{Part, position_side};
 pub use quantisation::Quantisation;
 pub use torch::torch_numbers;

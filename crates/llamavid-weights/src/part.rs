@@ -1,6 +1,7 @@
 //! The parts of a model and how their weights are named, in memory and in the published files.
 
 use crate::key_table::{KeyTable, LANGUAGE, TOKENS, VISION_TOWER, VISUAL};
+use crate::{Checkpoint, Result};
 
 /// A part of the model. Its weights' names begin with [`Part::name`] and a dot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -77,6 +78,21 @@ impl Part {
             ours.map(|rest| format!("{}.{rest}", part.name()))
         })
     }
+}
+
+/// Side of the position table in patches, of an EVA ViT's weights under their published names; none where the table is missing, which
+/// the strict search for weights names, or is no square with a class row.
+///
+/// # Errors
+/// A table of a kind that is not read.
+pub fn position_side(vision: &Checkpoint) -> Result<Option<usize>> {
+    const TABLE: &str = "pos_embed"; // (1, P + 1, V)
+    if !vision.contains(TABLE) {
+        return Ok(None);
+    }
+    let rows = vision.shape(TABLE)?.get(1).copied().unwrap_or(0);
+    let side = rows.saturating_sub(1).isqrt();
+    Ok((side > 0 && side * side + 1 == rows).then_some(side))
 }
 
 #[cfg(test)]

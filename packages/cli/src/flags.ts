@@ -55,12 +55,7 @@ export function addModelFlags(command: Command): void {
       device,
       'auto',
     )
-    .option(
-      '--dtype <dtype>',
-      'auto, f32 (exact), bf16 or f16',
-      oneOf('--dtype', ['auto', 'f32', 'bf16', 'f16']),
-      'auto',
-    )
+    .addOption(dtypeOption())
     .option(
       '--load <bits>',
       '16bit leaves weights as they are; 8bit and 4bit round them while loading',
@@ -69,6 +64,12 @@ export function addModelFlags(command: Command): void {
     )
     .option('--try-anyway', 'load and answer even where memory will not suffice')
     .option('--quiet', 'no progress on stderr');
+}
+
+export function dtypeOption(): Option {
+  return new Option('--dtype <dtype>', 'auto, f32 (exact), bf16 or f16')
+    .argParser(oneOf('--dtype', ['auto', 'f32', 'bf16', 'f16']))
+    .default('auto');
 }
 
 export function addAnswerFlags(command: Command): void {

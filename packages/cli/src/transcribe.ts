@@ -3,7 +3,7 @@ import process from 'node:process';
 import { LlamaVidError } from '@llamavid/errors';
 import type { SpeechLoadOptions } from '@llamavid/speech';
 import type { Command } from 'commander';
-import { device, oneOf, parseWholeNumber, wrong } from './flags.js';
+import { device, dtypeOption, parseWholeNumber, wrong } from './flags.js';
 import { Interrupt } from './interrupt.js';
 import { checkFiles } from './media-files.js';
 import { Progress } from './progress.js';
@@ -29,12 +29,7 @@ export function addTranscribe(command: Command, end: (exitCode: number) => void)
     .option('-o, --output <file>', 'the .srt or .vtt file to write (default: .srt on stdout)')
     .option('--language <code>', 'the language spoken, `en` for instance (default: told from the sound)')
     .option('--device <device>', 'auto, cpu, cuda or cuda:N', device, 'auto')
-    .option(
-      '--dtype <dtype>',
-      'auto, f32 (exact), bf16 or f16',
-      oneOf('--dtype', ['auto', 'f32', 'bf16', 'f16']),
-      'auto',
-    )
+    .addOption(dtypeOption())
     .option(
       '--seed <n>',
       'equal seeds give equal texts where a text is drawn (default: 0)',

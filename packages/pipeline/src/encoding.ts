@@ -1,6 +1,12 @@
 import { existsSync } from 'node:fs';
 import { LlamaVidError } from '@llamavid/errors';
-import { type Media, type MediaInfo, openMedia, type SamplingReport } from '@llamavid/video';
+import {
+  type Media,
+  type MediaInfo,
+  type OpenMediaOptions,
+  openMedia,
+  type SamplingReport,
+} from '@llamavid/video';
 import {
   defaultStore,
   type StoreEntry,
@@ -25,15 +31,10 @@ export interface StoreOptions {
 }
 
 /** Which frames of a source are encoded. */
-export interface SamplingOptions {
-  fps?: number | undefined;
-  frames?: number | undefined;
-  /** At most this many of them. */
-  maxFrames?: number | undefined;
-  start?: number | undefined;
-  end?: number | undefined;
-  strict?: boolean | undefined;
-}
+export type SamplingOptions = Pick<
+  OpenMediaOptions,
+  'fps' | 'frames' | 'maxFrames' | 'start' | 'end' | 'strict'
+>;
 
 export type OnProgress = (encodedFrames: number, totalFrames: number, storedFrames: number) => void;
 

@@ -30,6 +30,27 @@ describe('pictures of the oracle', () => {
   }
 });
 
+/** The answer to `turns` about three frames of the clip, whose tokens are made for `question`, stage by stage. */
+async function answerByHand(
+  question: string,
+  turns: readonly { question: string; answer?: string }[],
+): Promise<number[]> {
+  using encoder = await VisualEncoder.load(folder, exact);
+  using generator = await TokenGenerator.load(folder, exact);
+  using languageModel = await LanguageModel.load(folder, exact);
+  await using media = await openMedia(clipFile, { frames: 3 });
+  using session = languageModel.createSession();
+  for await (const { pixels } of media.pixels(encoder.preprocessing, { batchSize: 3 })) {
+    using features = await encoder.encode(pixels);
+    pixels.close();
+    using tokens = await generator.generate(features, question);
+    const prompt = conversation('llava_v1').render(turns);
+    const options = { visualTokens: [tokens], maxNewTokens: 8, stop: '</s>' };
+    return (await session.generate(prompt, options).result()).tokenIds;
+  }
+  throw new Error('the clip gave no frame');
+}
+
 describe('LlamaVid', () => {
   let model: LlamaVid;
   beforeAll(async () => {
@@ -214,24 +235,8 @@ describe('Chat', () => {
     expect(second.usage.visualTokens).toBe(6);
 
     // The same turn put together by hand.
-    using encoder = await VisualEncoder.load(folder, exact);
-    using generator = await TokenGenerator.load(folder, exact);
-    using languageModel = await LanguageModel.load(folder, exact);
-    await using media = await openMedia(clipFile, { frames: 3 });
-    using session = languageModel.createSession();
-    for await (const { pixels } of media.pixels(encoder.preprocessing, { batchSize: 3 })) {
-      using features = await encoder.encode(pixels);
-      pixels.close();
-      using tokens = await generator.generate(features, 'And then?');
-      const prompt = conversation('llava_v1').render([
-        { question: 'What happens?', answer: first.text },
-        { question: '<image>\nAnd then?' },
-      ]);
-      const byHand = await session
-        .generate(prompt, { visualTokens: [tokens], maxNewTokens: 8, stop: '</s>' })
-        .result();
-      expect(second.tokenIds).toEqual(byHand.tokenIds);
-    }
+    const turns = [{ question: 'What happens?', answer: first.text }, { question: '<image>\nAnd then?' }];
+    expect(second.tokenIds).toEqual(await answerByHand('And then?', turns));
   });
 
   it('keeps the visual prefix where it is told to', async () => {
@@ -245,24 +250,8 @@ describe('Chat', () => {
     expect(second.keptTokens).toBeGreaterThanOrEqual(first.usage.promptTokens - 2);
 
     // The same turn put together by hand: the first question's tokens in front of the first question.
-    using encoder = await VisualEncoder.load(folder, exact);
-    using generator = await TokenGenerator.load(folder, exact);
-    using languageModel = await LanguageModel.load(folder, exact);
-    await using media = await openMedia(clipFile, { frames: 3 });
-    using session = languageModel.createSession();
-    for await (const { pixels } of media.pixels(encoder.preprocessing, { batchSize: 3 })) {
-      using features = await encoder.encode(pixels);
-      pixels.close();
-      using tokens = await generator.generate(features, 'What happens?');
-      const prompt = conversation('llava_v1').render([
-        { question: '<image>\nWhat happens?', answer: first.text },
-        { question: 'And then?' },
-      ]);
-      const byHand = await session
-        .generate(prompt, { visualTokens: [tokens], maxNewTokens: 8, stop: '</s>' })
-        .result();
-      expect(second.tokenIds).toEqual(byHand.tokenIds);
-    }
+    const turns = [{ question: '<image>\nWhat happens?', answer: first.text }, { question: 'And then?' }];
+    expect(second.tokenIds).toEqual(await answerByHand('What happens?', turns));
     // Another video: nothing of before can stay.
     chat.add(clip);
     const third = await chat.send('And now?').result();

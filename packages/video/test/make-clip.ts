@@ -12,6 +12,7 @@ import {
   AVMEDIA_TYPE_AUDIO,
   AVMEDIA_TYPE_SUBTITLE,
   AVMEDIA_TYPE_VIDEO,
+  type AVMediaType,
   type FFEncoderCodec,
 } from 'node-av/constants';
 import {
@@ -135,24 +136,26 @@ export function makeClip(path: string, recipe: Recipe = {}): string {
   return path;
 }
 
-/** Copies the sound of a file into another, without its video. */
-export function copySound(from: string, to: string): string {
+/** Opens a file and another for a copy of its best stream of this type, which is the copy's first. */
+function openCopy(from: string, to: string, type: AVMediaType) {
   const input = new FormatContext();
   check(input.openInputSync(from));
   check(input.findStreamInfoSync());
-  const index = input.findBestStream(AVMEDIA_TYPE_AUDIO);
+  const index = input.findBestStream(type);
   const source = input.streams[index];
-  if (!source) throw new Error(`${from} has no sound`);
+  if (!source) throw new Error(`${from} has no stream of type ${type}`);
   const output = new FormatContext();
   check(output.allocOutputContext2(null, null, to));
   const stream = output.newStream(null);
   check(source.codecpar.copy(stream.codecpar));
   stream.codecpar.codecTag = 0;
   stream.timeBase = source.timeBase;
-  check(output.openOutputSync());
-  check(output.writeHeaderSync(null));
-  const packet = new Packet();
-  packet.alloc();
+  return { input, index, source, output, stream };
+}
+
+/** Copies the stream's packets, ends the copy and closes both files. Frees `packet`. */
+function finishCopy(copy: ReturnType<typeof openCopy>, packet: Packet): void {
+  const { input, index, source, output, stream } = copy;
   while (input.readFrameSync(packet) >= 0) {
     if (packet.streamIndex === index) {
       packet.streamIndex = 0;
@@ -165,6 +168,16 @@ export function copySound(from: string, to: string): string {
   check(output.writeTrailerSync());
   output.closeOutputSync();
   input.closeInputSync();
+}
+
+/** Copies the sound of a file into another, without its video. */
+export function copySound(from: string, to: string): string {
+  const copy = openCopy(from, to, AVMEDIA_TYPE_AUDIO);
+  check(copy.output.openOutputSync());
+  check(copy.output.writeHeaderSync(null));
+  const packet = new Packet();
+  packet.alloc();
+  finishCopy(copy, packet);
   return to;
 }
 
@@ -181,18 +194,8 @@ export interface SubtitleRecipe {
 
 /** Copies the video of a file into another, with subtitles beside it. */
 export function addSubtitles(from: string, to: string, recipes: readonly SubtitleRecipe[]): string {
-  const input = new FormatContext();
-  check(input.openInputSync(from));
-  check(input.findStreamInfoSync());
-  const index = input.findBestStream(AVMEDIA_TYPE_VIDEO);
-  const source = input.streams[index];
-  if (!source) throw new Error(`${from} has no video`);
-  const output = new FormatContext();
-  check(output.allocOutputContext2(null, null, to));
-  const video = output.newStream(null);
-  check(source.codecpar.copy(video.codecpar));
-  video.codecpar.codecTag = 0;
-  video.timeBase = source.timeBase;
+  const copy = openCopy(from, to, AVMEDIA_TYPE_VIDEO);
+  const { output } = copy;
   const streams = recipes.map(({ codec, language, forced, default: isDefault, header }) => {
     const stream = output.newStream(null);
     stream.codecpar.codecType = AVMEDIA_TYPE_SUBTITLE;
@@ -222,18 +225,7 @@ export function addSubtitles(from: string, to: string, recipes: readonly Subtitl
       packet.unref();
     }
   });
-  while (input.readFrameSync(packet) >= 0) {
-    if (packet.streamIndex === index) {
-      packet.streamIndex = 0;
-      packet.rescaleTs(source.timeBase, video.timeBase);
-      check(output.interleavedWriteFrameSync(packet));
-    }
-    packet.unref();
-  }
-  packet.free();
-  check(output.writeTrailerSync());
-  output.closeOutputSync();
-  input.closeInputSync();
+  finishCopy(copy, packet);
   return to;
 }
 
