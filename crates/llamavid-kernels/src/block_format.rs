@@ -1,11 +1,10 @@
 //! How rows of numbers are stored in fewer bits: blocks of whole numbers with a scale each, as GGUF files hold them.
 //!
 //! Reference: the block formats of ggml. candle makes the blocks; they are read here, straight from bytes that may lie
-//! in a mapped file at any address, in the widest vectors of the processor.
+//! in a mapped file at any address.
 
 use candle_core::quantized::{GgmlDType, QTensor};
 use candle_core::{Device, Result, Tensor, bail};
-use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 
 use crate::rows::rows_of_a_task;
@@ -128,128 +127,16 @@ impl BlockFormat {
     }
 }
 
-widest!(
-    /// Reads the numbers of whole blocks; `values` has room for exactly those.
-    pub(crate) fn decode(format: BlockFormat, bytes: &[u8], values: &mut [f32]) = decode_inline
-);
-
-/// Rows of weights that are unpacked together: with two rows of `x`, their sums take half of 16 vector registers.
-pub(crate) const ROWS_AT_ONCE: usize = 4;
-/// Numbers of a row that are unpacked at a time: those of all rows stay in the first cache.
-const PART: usize = 1024;
-/// Rows of `x` that are multiplied with what is unpacked: their part stays in the second cache.
-const X_ROWS: usize = 128;
-
-/// Rows of `columns` numbers cut into parts: the first [`PART`] numbers of each, then the next ones. Parts of whole rows
-/// would lie a power of two apart, and push each other out of the cache.
-pub(crate) fn parts(x: &[f32], columns: usize) -> Vec<f32> {
-    let mut parts = Vec::with_capacity(x.len());
-    for first in (0..columns).step_by(PART) {
-        let length = PART.min(columns - first);
-        x.chunks_exact(columns).for_each(|row| parts.extend_from_slice(&row[first..first + length]));
+/// Reads the numbers of whole blocks; `values` has room for exactly those.
+pub(crate) fn decode(format: BlockFormat, bytes: &[u8], values: &mut [f32]) {
+    #[cfg(target_arch = "x86_64")]
+    if crate::block_vectors::unpack(format, bytes, values) {
+        return;
     }
-    parts
+    decode_portable(format, bytes, values);
 }
 
-/// The products of up to [`ROWS_AT_ONCE`] rows in blocks with each row of `x`, which is in [`parts`]: `results` has a row
-/// for each of them, with one number for each row of `x`. `columns` numbers make a row.
-pub(crate) fn products(format: BlockFormat, rows: &[u8], x: &[f32], columns: usize, results: &mut [f32]) {
-    let row_bytes = columns / format.block_length() * format.block_bytes();
-    let part_bytes = PART / format.block_length() * format.block_bytes();
-    let count = x.len() / columns;
-    let processor = pulp::Arch::new();
-    let mut unpacked = [[0f32; PART]; ROWS_AT_ONCE];
-    results.fill(0.0);
-    for first_x in (0..count).step_by(X_ROWS) {
-        for (part, first) in (0..columns).step_by(PART).enumerate() {
-            let length = PART.min(columns - first);
-            for (row, values) in rows.chunks_exact(row_bytes).zip(&mut unpacked) {
-                decode(format, &row[part * part_bytes..], &mut values[..length]);
-            }
-            processor.dispatch(AddProducts {
-                rows: unpacked.each_ref().map(|row| &row[..length]),
-                x: &x[first * count..][first_x * length..(first_x + X_ROWS).min(count) * length],
-                results,
-                count,
-                first_x,
-            });
-        }
-    }
-}
-
-/// Adds the products of a part of each row with the same part of each row of `x`.
-struct AddProducts<'a> {
-    rows: [&'a [f32]; ROWS_AT_ONCE],
-    x: &'a [f32],
-    results: &'a mut [f32],
-    count: usize,
-    first_x: usize,
-}
-
-impl WithSimd for AddProducts<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn with_simd<S: Simd>(self, simd: S) {
-        let Self { rows, x, results, count, first_x } = self;
-        let length = rows[0].len();
-        let at = |row: usize| &x[row * length..(row + 1) * length];
-        let last = x.len() / length;
-        let mut row = 0;
-        while row < last {
-            let (sums, width) = match last - row {
-                1 => ([tile(simd, rows, [at(row)])[0], [0.0; ROWS_AT_ONCE]], 1),
-                _ => (tile(simd, rows, [at(row), at(row + 1)]), 2),
-            };
-            for (results, place) in results.chunks_exact_mut(count).zip(0..) {
-                for (result, sums) in results[first_x + row..][..width].iter_mut().zip(&sums) {
-                    *result += sums[place];
-                }
-            }
-            row += width;
-        }
-    }
-}
-
-/// The products of each of `X` rows with each of [`ROWS_AT_ONCE`], all of one length.
-#[inline(always)]
-fn tile<S: Simd, const X: usize>(
-    simd: S,
-    rows: [&[f32]; ROWS_AT_ONCE],
-    x: [&[f32]; X],
-) -> [[f32; ROWS_AT_ONCE]; X] {
-    let (row_vectors, row_rests) = split::<S, ROWS_AT_ONCE>(rows);
-    let (x_vectors, x_rests) = split::<S, X>(x);
-    let mut sums = [[simd.splat_f32s(0.0); ROWS_AT_ONCE]; X];
-    for place in 0..row_vectors[0].len() {
-        for (sums, x) in sums.iter_mut().zip(x_vectors) {
-            for (sum, row) in sums.iter_mut().zip(row_vectors) {
-                *sum = simd.mul_add_e_f32s(x[place], row[place], *sum);
-            }
-        }
-    }
-    let mut results = [[0f32; ROWS_AT_ONCE]; X];
-    for ((results, sums), x) in results.iter_mut().zip(sums).zip(x_rests) {
-        for ((result, sum), row) in results.iter_mut().zip(sums).zip(row_rests) {
-            *result = simd.reduce_sum_f32s(sum);
-            // What is left over of rows that are no whole number of vectors.
-            for (x, weight) in x.iter().zip(row) {
-                *result += x * weight;
-            }
-        }
-    }
-    results
-}
-
-/// Whole vectors of each row, and the numbers behind them.
-#[inline(always)]
-fn split<S: Simd, const N: usize>(rows: [&[f32]; N]) -> ([&[S::f32s]; N], [&[f32]; N]) {
-    let (mut vectors, mut rests): ([&[S::f32s]; N], [&[f32]; N]) = ([&[]; N], [&[]; N]);
-    for ((row, vectors), rest) in rows.iter().zip(&mut vectors).zip(&mut rests) {
-        (*vectors, *rest) = S::as_simd_f32s(row);
-    }
-    (vectors, rests)
-}
+widest!(fn decode_portable(format: BlockFormat, bytes: &[u8], values: &mut [f32]) = decode_inline);
 
 /// Reads block after block with `$read`. No function that takes another: what is called through a parameter is compiled
 /// without the vectors of the function around it, 6 times as slow.

@@ -11,6 +11,7 @@ use crate::attention::{Attention, Sequences, fused};
 use crate::dropout::keep_rows;
 use crate::many_inputs::{Differentiable, record};
 use crate::matrix::{Matrix, multiply};
+use crate::products::{Weights, products};
 use crate::rows::{add_rows, column_sums, fusible, rows_of_a_task, tensor, values};
 use crate::{
     Dropout, Heads, Weight, gelu, layer_norm, multi_head_attention, packed_attention, rms_norm, swiglu,
@@ -379,8 +380,8 @@ impl<'a> Slices<'a> {
                 }
             });
         }
-        let rows = Matrix::new(rows, part.rows, weight.columns());
-        multiply(rows, weight.transposed(), result, add || biased, part.parallel);
+        let shape = (weight.rows(), weight.columns());
+        products(Weights::Numbers(weight.values()), shape, rows, result, add || biased, part.parallel);
     }
 
     /// The gradient of a projection's input.

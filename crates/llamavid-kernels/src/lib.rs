@@ -6,6 +6,8 @@
 
 mod attention;
 mod block_format;
+#[cfg(target_arch = "x86_64")]
+mod block_vectors;
 mod blocks;
 mod cross_entropy;
 mod dropout;
@@ -15,6 +17,8 @@ mod layer_norm;
 mod linear;
 mod many_inputs;
 mod matrix;
+mod processor;
+mod products;
 mod quantised_matrix;
 mod rms_norm;
 mod rotary;
@@ -33,6 +37,7 @@ pub use embedding::embedding;
 pub use gelu::gelu;
 pub use layer_norm::layer_norm;
 pub use linear::linear;
+pub use processor::{PROCESSOR_VARIABLE, instruction_set};
 pub use quantised_matrix::{QuantisedMatrix, SharedBytes};
 pub use rms_norm::rms_norm;
 pub use rotary::rotary_embedding;

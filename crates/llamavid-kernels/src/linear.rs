@@ -4,6 +4,7 @@ use candle_core::{CpuStorage, CustomOp2, CustomOp3, D, Layout, Result, Shape, Te
 use rayon::prelude::*;
 
 use crate::matrix::{Matrix, multiply};
+use crate::products::{Weights, products};
 use crate::rows::{column_sums, fusible, rows_of_a_task, tensor, values, with_values};
 
 /// `x` (…, in) times the transpose of `weight` (out, in), plus `bias` (out): (…, out).
@@ -62,13 +63,8 @@ fn forward(
                 .for_each(|rows| rows.chunks_exact_mut(output).for_each(|row| row.copy_from_slice(bias)));
         }
     }
-    multiply(
-        Matrix::new(values(x, x_layout)?, rows, input),
-        Matrix::new(values(weight, weight_layout)?, output, input).transposed(),
-        &mut result,
-        bias.is_some(),
-        true,
-    );
+    let weights = Weights::Numbers(values(weight, weight_layout)?);
+    products(weights, (output, input), values(x, x_layout)?, &mut result, bias.is_some(), true);
     let mut shape = x_layout.dims().to_vec();
     if let Some(last) = shape.last_mut() {
         *last = output;

@@ -28,6 +28,11 @@ impl<'a> Matrix<'a> {
         Self { rows: self.columns, columns: self.rows, row: self.column, column: self.row, ..self }
     }
 
+    /// All values of the slice, which of [`Matrix::new`] are the rows one after the other.
+    pub(crate) fn values(&self) -> &'a [f32] {
+        self.values
+    }
+
     pub(crate) fn rows(&self) -> usize {
         self.rows
     }

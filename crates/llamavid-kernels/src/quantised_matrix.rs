@@ -1,8 +1,7 @@
 //! Matrices of weights in blocks: the products are computed in f32, the weights stay as they are stored.
 //!
 //! What a product gives is what it gives with the unpacked weights, up to the order of sums: only the weights are
-//! rounded, never what they are multiplied with. A few rows of weights are unpacked into the first cache, and all rows of
-//! `x` are multiplied with them there. Gradients take whole panels of unpacked rows.
+//! rounded, never what they are multiplied with. Gradients take whole panels of unpacked rows.
 
 use std::fmt;
 use std::ops::Range;
@@ -11,8 +10,9 @@ use std::sync::Arc;
 use candle_core::{CpuStorage, CustomOp1, DType, Device, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
-use crate::block_format::{BlockFormat, ROWS_AT_ONCE, decode, parts, products};
+use crate::block_format::{BlockFormat, decode};
 use crate::matrix::{Matrix, multiply};
+use crate::products::{Weights, products};
 use crate::rows::{rows_of_a_task, tensor, values, with_values};
 
 /// Numbers of an unpacked panel: 8 MB, so that it stays in the last cache.
@@ -190,25 +190,8 @@ impl QuantisedMatrix {
     /// (rows of x, rows of this) of `x` (rows of x, columns).
     fn product(&self, x: &[f32], count: usize) -> Vec<f32> {
         let mut result = vec![0f32; count * self.rows];
-        if result.is_empty() || self.columns == 0 {
-            return result;
-        }
-        let x = parts(x, self.columns);
-        // (rows of this, rows of x)
-        let mut transposed = vec![0f32; result.len()];
-        transposed.par_chunks_mut(ROWS_AT_ONCE * count).enumerate().for_each(|(task, results)| {
-            let first = task * ROWS_AT_ONCE * self.row_bytes;
-            let rows = &self.bytes()[first..first + results.len() / count * self.row_bytes];
-            products(self.format, rows, &x, self.columns, results);
-        });
-        if count == 1 {
-            return transposed;
-        }
-        for (row, results) in transposed.chunks_exact(count).enumerate() {
-            for (index, value) in results.iter().enumerate() {
-                result[index * self.rows + row] = *value;
-            }
-        }
+        let weights = Weights::Blocks(self.format, self.bytes());
+        products(weights, (self.rows, self.columns), x, &mut result, false, true);
         result
     }
 }

@@ -22,12 +22,12 @@ macro_rules! widest {
                 fn wide($($argument: $type),*) $(-> $result)? {
                     $body::<true>($($argument),*)
                 }
-                match $crate::vector::width() {
+                match $crate::processor::processor() {
                     // SAFETY: the processor has AVX-512 F, VL, BW and DQ, AVX2 and FMA.
-                    $crate::vector::Width::Wider => return unsafe { wider($($argument),*) },
+                    $crate::processor::Processor::Avx512(_) => return unsafe { wider($($argument),*) },
                     // SAFETY: the processor has AVX2 and FMA.
-                    $crate::vector::Width::Wide => return unsafe { wide($($argument),*) },
-                    $crate::vector::Width::Any => {}
+                    $crate::processor::Processor::Avx2(_) => return unsafe { wide($($argument),*) },
+                    $crate::processor::Processor::Portable => {}
                 }
             }
             $body::<false>($($argument),*)
@@ -35,32 +35,6 @@ macro_rules! widest {
     };
 }
 pub(crate) use widest;
-
-/// The vectors that this processor has.
-#[cfg(target_arch = "x86_64")]
-pub(crate) enum Width {
-    /// AVX-512.
-    Wider,
-    /// AVX2 with fused multiply-add.
-    Wide,
-    /// What every processor of the architecture has.
-    Any,
-}
-
-#[cfg(target_arch = "x86_64")]
-#[inline]
-pub(crate) fn width() -> Width {
-    let wide = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma");
-    let wider = is_x86_feature_detected!("avx512f")
-        && is_x86_feature_detected!("avx512vl")
-        && is_x86_feature_detected!("avx512bw")
-        && is_x86_feature_detected!("avx512dq");
-    match (wide, wider) {
-        (true, true) => Width::Wider,
-        (true, false) => Width::Wide,
-        _ => Width::Any,
-    }
-}
 
 /// `a * b + c`. Fused only where that is one instruction: elsewhere `mul_add` is a call of the C library.
 #[inline(always)]

@@ -58,10 +58,6 @@ fn products_are_those_of_the_unpacked_weights() {
                 let expected = linear(&x, &dense, None).unwrap();
                 let product = weight.linear(&x).unwrap();
                 assert_close(&product, &expected, 2e-6, &what);
-                // How many rows are read at once changes nothing.
-                let last = x.narrow(0, rows - 1, 1).unwrap();
-                let alone = values(&weight.linear(&last).unwrap());
-                assert_eq!(values(&product.narrow(0, rows - 1, 1).unwrap()), alone, "{what}");
             }
         }
     }

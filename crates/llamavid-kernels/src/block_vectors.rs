@@ -1,0 +1,472 @@
+//! Rows in blocks, read in vectors of eight numbers: summed up as they are read, or unpacked.
+//!
+//! Wider vectors are no quicker here: reading is shifts and conversions, of which a processor does as many bits at a time
+//! in two halves. The portable code in [`crate::block_format`] is the reference.
+
+use std::arch::x86_64::{
+    __m256, __m256i, __m512, _mm_add_ps, _mm_add_ss, _mm_cvtph_ps, _mm_cvtsi32_si128, _mm_cvtss_f32,
+    _mm_loadl_epi64, _mm_loadu_si128, _mm_movehdup_ps, _mm_movehl_ps, _mm_storeu_ps, _mm256_add_ps,
+    _mm256_and_si256, _mm256_castps256_ps128, _mm256_castsi256_ps, _mm256_cvtepi8_epi32, _mm256_cvtepi32_ps,
+    _mm256_cvtepu8_epi32, _mm256_cvtepu16_epi32, _mm256_cvtph_ps, _mm256_extractf128_ps, _mm256_fmadd_ps,
+    _mm256_fmsub_ps, _mm256_hadd_ps, _mm256_loadu_ps, _mm256_mul_ps, _mm256_or_si256, _mm256_set1_epi32,
+    _mm256_set1_ps, _mm256_setzero_ps, _mm256_slli_epi32, _mm256_srli_epi32, _mm256_srlv_epi32,
+    _mm256_storeu_ps, _mm256_sub_epi32, _mm512_castps512_ps256, _mm512_extractf32x8_ps,
+};
+
+use crate::block_format::BlockFormat;
+use crate::processor::{Processor, processor};
+
+/// Whether this module may run.
+fn allowed() -> bool {
+    matches!(processor(), Processor::Avx512(_) | Processor::Avx2(_))
+}
+
+/// Numbers of a vector.
+const LANES: usize = 8;
+/// Numbers that share a least value.
+const GROUP: usize = 32;
+
+/// A row of numbers that rows in blocks are multiplied with.
+pub(crate) struct Dot<'a> {
+    format: BlockFormat,
+    x: &'a [f32],
+    /// The sum of each [`GROUP`] numbers of `x`.
+    sums: Vec<f32>,
+}
+
+impl<'a> Dot<'a> {
+    /// None where there are no such vectors.
+    pub(crate) fn new(format: BlockFormat, x: &'a [f32]) -> Option<Self> {
+        let whole = x.len().is_multiple_of(format.block_length().max(LANES));
+        (allowed() && whole && format != BlockFormat::F32).then(|| Self {
+            format,
+            x,
+            sums: x.chunks(GROUP).map(|group| group.iter().sum()).collect(),
+        })
+    }
+
+    /// The sum of the products with a row of as many numbers.
+    pub(crate) fn with(&self, row: &[u8]) -> f32 {
+        assert_eq!(Some(row.len()), self.format.row_bytes(self.x.len()), "a row of another length");
+        let mut sink = Sum::new(self.x, &self.sums);
+        // SAFETY: `new` has looked for the instructions, and the row has the numbers of `x`.
+        unsafe {
+            read_with(self.format, row, &mut sink);
+            sink.total()
+        }
+    }
+}
+
+/// Unpacks whole blocks, as many as `values` has room for; false where there are no such vectors, or not for this format.
+pub(crate) fn unpack(format: BlockFormat, bytes: &[u8], values: &mut [f32]) -> bool {
+    let whole = values.len().is_multiple_of(format.block_length().max(LANES));
+    if !allowed() || !whole || format == BlockFormat::F32 {
+        return false;
+    }
+    let length = format.row_bytes(values.len()).unwrap_or_default();
+    let mut sink = Unpacked { values, least: [0.0; LANES] };
+    // SAFETY: the instructions are there, and as many blocks are read as fill `values`.
+    unsafe { read_with(format, &bytes[..length], &mut sink) };
+    true
+}
+
+/// What becomes of the numbers of a row.
+trait Sink {
+    /// The least values, each to be taken from 32 numbers, of the 256 from `place` on; they come before those.
+    unsafe fn least(&mut self, place: usize, least: __m256);
+    /// Some vectors of numbers from `place` on, which are to be multiplied with `scale`; with `eighth`, the least value of
+    /// that eighth of 256 is to be taken from them. `SECOND` are every second vectors, which need not wait for the first.
+    unsafe fn take<const SECOND: bool, const N: usize>(
+        &mut self,
+        place: usize,
+        scale: f32,
+        eighth: Option<usize>,
+        numbers: [__m256; N],
+    );
+}
+
+/// Adds up the products with `x`.
+struct Sum<'a> {
+    x: &'a [f32],
+    sums: &'a [f32],
+    /// Two sums that do not wait for each other.
+    products: [__m256; 2],
+    least: __m256,
+}
+
+impl<'a> Sum<'a> {
+    fn new(x: &'a [f32], sums: &'a [f32]) -> Self {
+        // SAFETY: `Dot::new` has looked for the instructions.
+        let zero = unsafe { _mm256_setzero_ps() };
+        Self { x, sums, products: [zero; 2], least: zero }
+    }
+
+    #[inline(always)]
+    unsafe fn total(&self) -> f32 {
+        // SAFETY: as `Dot::new` has found.
+        unsafe { total(_mm256_add_ps(self.products[0], self.products[1])) - total(self.least) }
+    }
+}
+
+impl Sink for Sum<'_> {
+    #[inline(always)]
+    unsafe fn least(&mut self, place: usize, least: __m256) {
+        // SAFETY: a large block has eight groups, and `x` is as long as the row.
+        unsafe {
+            let sums = _mm256_loadu_ps(self.sums.as_ptr().add(place / GROUP));
+            self.least = _mm256_fmadd_ps(least, sums, self.least);
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn take<const SECOND: bool, const N: usize>(
+        &mut self,
+        place: usize,
+        scale: f32,
+        _eighth: Option<usize>,
+        numbers: [__m256; N],
+    ) {
+        // SAFETY: `x` is as long as the row.
+        unsafe {
+            let x = self.x.as_ptr().add(place);
+            let mut sum = _mm256_mul_ps(numbers[0], _mm256_loadu_ps(x));
+            for (index, numbers) in numbers.iter().enumerate().skip(1) {
+                sum = _mm256_fmadd_ps(*numbers, _mm256_loadu_ps(x.add(LANES * index)), sum);
+            }
+            let products = &mut self.products[usize::from(SECOND)];
+            *products = _mm256_fmadd_ps(_mm256_set1_ps(scale), sum, *products);
+        }
+    }
+}
+
+/// Writes the numbers.
+struct Unpacked<'a> {
+    values: &'a mut [f32],
+    least: [f32; LANES],
+}
+
+impl Sink for Unpacked<'_> {
+    #[inline(always)]
+    unsafe fn least(&mut self, _place: usize, least: __m256) {
+        // SAFETY: there is room for eight.
+        unsafe { _mm256_storeu_ps(self.least.as_mut_ptr(), least) };
+    }
+
+    #[inline(always)]
+    unsafe fn take<const SECOND: bool, const N: usize>(
+        &mut self,
+        place: usize,
+        scale: f32,
+        eighth: Option<usize>,
+        numbers: [__m256; N],
+    ) {
+        // SAFETY: as many numbers are read as there is room for.
+        unsafe {
+            let least = _mm256_set1_ps(eighth.map_or(0.0, |eighth| self.least[eighth]));
+            for (index, numbers) in numbers.into_iter().enumerate() {
+                let value = _mm256_fmsub_ps(numbers, _mm256_set1_ps(scale), least);
+                _mm256_storeu_ps(self.values.as_mut_ptr().add(place + LANES * index), value);
+            }
+        }
+    }
+}
+
+/// Reads a row into `sink`.
+///
+/// # Safety
+/// The processor has AVX2, FMA and F16C; the sink takes as many numbers as the row has.
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe fn read_with<S: Sink>(format: BlockFormat, row: &[u8], sink: &mut S) {
+    // What is called through a parameter would be compiled without these vectors: hence a macro, and no closures below.
+    macro_rules! each {
+        ($bytes:literal, $numbers:literal, $read:ident) => {
+            for (index, block) in row.as_chunks::<$bytes>().0.iter().enumerate() {
+                // SAFETY: it reads within its block, and gives as many numbers as the block has.
+                unsafe { $read(block, index * $numbers, sink) };
+            }
+        };
+    }
+    match format {
+        BlockFormat::F32 => {}
+        BlockFormat::F16 => each!(16, 8, f16s),
+        BlockFormat::BF16 => each!(16, 8, bf16s),
+        BlockFormat::Q8_0 => each!(34, 32, q8_0),
+        BlockFormat::Q4_0 => each!(18, 32, q4_0),
+        BlockFormat::Q4K => each!(144, 256, q4_k),
+        BlockFormat::Q5K => each!(176, 256, q5_k),
+        BlockFormat::Q6K => each!(210, 256, q6_k),
+    }
+}
+
+#[inline(always)]
+unsafe fn f16s<S: Sink>(block: &[u8; 16], place: usize, sink: &mut S) {
+    // SAFETY: eight numbers of 16 bits.
+    unsafe {
+        sink.take::<false, 1>(place, 1.0, None, [_mm256_cvtph_ps(_mm_loadu_si128(block.as_ptr().cast()))])
+    };
+}
+
+#[inline(always)]
+unsafe fn bf16s<S: Sink>(block: &[u8; 16], place: usize, sink: &mut S) {
+    // SAFETY: eight numbers of 16 bits.
+    unsafe {
+        let bits = _mm256_cvtepu16_epi32(_mm_loadu_si128(block.as_ptr().cast()));
+        sink.take::<false, 1>(place, 1.0, None, [_mm256_castsi256_ps(_mm256_slli_epi32(bits, 16))]);
+    }
+}
+
+#[inline(always)]
+unsafe fn q8_0<S: Sink>(block: &[u8; 34], place: usize, sink: &mut S) {
+    // SAFETY: a scale and 32 numbers.
+    unsafe {
+        let at = block.as_ptr();
+        let numbers = [signed(at.add(2)), signed(at.add(10)), signed(at.add(18)), signed(at.add(26))];
+        sink.take::<false, 4>(place, half(at), None, numbers);
+    }
+}
+
+#[inline(always)]
+unsafe fn q4_0<S: Sink>(block: &[u8; 18], place: usize, sink: &mut S) {
+    // SAFETY: a scale and 16 bytes.
+    unsafe {
+        let at = block.as_ptr();
+        let (a, b) = (wide(at.add(2)), wide(at.add(10)));
+        let eight = _mm256_set1_epi32(8);
+        let numbers = [
+            number(_mm256_sub_epi32(lower(a), eight)),
+            number(_mm256_sub_epi32(lower(b), eight)),
+            number(_mm256_sub_epi32(upper(a), eight)),
+            number(_mm256_sub_epi32(upper(b), eight)),
+        ];
+        sink.take::<false, 4>(place, half(at), None, numbers);
+    }
+}
+
+#[inline(always)]
+unsafe fn q4_k<S: Sink>(block: &[u8; 144], place: usize, sink: &mut S) {
+    // SAFETY: two scales, 12 bytes of scales and least values, 128 bytes of pairs.
+    unsafe {
+        let at = block.as_ptr();
+        let scales = scales_and_least(at, place, sink);
+        for quarter in 0..4 {
+            let pairs = four(at.add(16 + 32 * quarter));
+            let (mut first, mut second) = ([_mm256_setzero_ps(); 4], [_mm256_setzero_ps(); 4]);
+            for index in 0..4 {
+                first[index] = number(lower(pairs[index]));
+                second[index] = number(upper(pairs[index]));
+            }
+            let (place, eighth) = (place + 64 * quarter, 2 * quarter);
+            sink.take::<false, 4>(place, scales[eighth], Some(eighth), first);
+            sink.take::<true, 4>(place + GROUP, scales[eighth + 1], Some(eighth + 1), second);
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn q5_k<S: Sink>(block: &[u8; 176], place: usize, sink: &mut S) {
+    // SAFETY: two scales, 12 bytes of scales and least values, 32 bytes with a bit of each eighth, 128 bytes of pairs.
+    unsafe {
+        let at = block.as_ptr();
+        let scales = scales_and_least(at, place, sink);
+        let bits = four(at.add(16));
+        let sixteen = _mm256_set1_epi32(16);
+        for quarter in 0..4 {
+            let (place, eighth) = (place + 64 * quarter, 2 * quarter);
+            let pairs = four(at.add(48 + 32 * quarter));
+            let (mut first, mut second) = ([_mm256_setzero_ps(); 4], [_mm256_setzero_ps(); 4]);
+            for index in 0..4 {
+                // The bits of both eighths, moved to the fifth place and the one after it.
+                let moved = _mm256_slli_epi32(bits[index], 4);
+                let moved = _mm256_srlv_epi32(moved, _mm256_set1_epi32(eighth as i32));
+                let fifth = _mm256_and_si256(moved, sixteen);
+                first[index] = number(_mm256_or_si256(lower(pairs[index]), fifth));
+                let fifth = _mm256_and_si256(_mm256_srli_epi32(moved, 1), sixteen);
+                second[index] = number(_mm256_or_si256(upper(pairs[index]), fifth));
+            }
+            sink.take::<false, 4>(place, scales[eighth], Some(eighth), first);
+            sink.take::<true, 4>(place + GROUP, scales[eighth + 1], Some(eighth + 1), second);
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn q6_k<S: Sink>(block: &[u8; 210], place: usize, sink: &mut S) {
+    // SAFETY: 128 bytes of pairs of lower halves, 64 of four upper bits each, 16 scales, and one of all.
+    unsafe {
+        let at = block.as_ptr();
+        let all = _mm256_set1_ps(half(at.add(208)));
+        let mut scales = [0f32; 16];
+        for part in 0..2 {
+            let scaled = _mm256_mul_ps(signed(at.add(192 + LANES * part)), all);
+            _mm256_storeu_ps(scales.as_mut_ptr().add(LANES * part), scaled);
+        }
+        for part in 0..2 {
+            for sixteenth in 0..2 {
+                // Two vectors of each quarter of these 128 numbers.
+                let mut vectors = [[_mm256_setzero_ps(); 2]; 4];
+                for index in 0..2 {
+                    let first = 16 * sixteenth + LANES * index;
+                    let (a, b) = (wide(at.add(64 * part + first)), wide(at.add(64 * part + 32 + first)));
+                    let bits = wide(at.add(128 + 32 * part + first));
+                    vectors[0][index] = six(lower(a), _mm256_slli_epi32(bits, 4));
+                    vectors[1][index] = six(lower(b), _mm256_slli_epi32(bits, 2));
+                    vectors[2][index] = six(upper(a), bits);
+                    vectors[3][index] = six(upper(b), _mm256_srli_epi32(bits, 2));
+                }
+                for quarter in 0..4 {
+                    let place = place + 128 * part + 32 * quarter + 16 * sixteenth;
+                    let scale = scales[8 * part + 2 * quarter + sixteenth];
+                    match quarter % 2 {
+                        0 => sink.take::<false, 2>(place, scale, None, vectors[quarter]),
+                        _ => sink.take::<true, 2>(place, scale, None, vectors[quarter]),
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// The scales of the eighths of a block; its least values go to the sink.
+///
+/// # Safety
+/// 16 bytes can be read: two numbers of 16 bits, and eight times 6 bits of a scale and of a least value.
+#[inline(always)]
+unsafe fn scales_and_least<S: Sink>(block: *const u8, place: usize, sink: &mut S) -> [f32; 8] {
+    const SIX: u32 = 0x3f3f_3f3f;
+    const FOUR: u32 = 0x0f0f_0f0f;
+    const TWO: u32 = 0x0303_0303;
+    // SAFETY: within the 16 bytes.
+    unsafe {
+        let word = |index: usize| u32::from_le(block.add(4 + 4 * index).cast::<u32>().read_unaligned());
+        let (a, b, c) = (word(0), word(1), word(2));
+        let both = |lower: u32, upper: u32| u64::from(lower) | u64::from(upper) << 32;
+        let scales = both(a & SIX, (c & FOUR) | ((a >> 6) & TWO) << 4);
+        let least = both(b & SIX, ((c >> 4) & FOUR) | ((b >> 6) & TWO) << 4);
+        sink.least(
+            place,
+            _mm256_mul_ps(number(wide(least.to_le_bytes().as_ptr())), _mm256_set1_ps(half(block.add(2)))),
+        );
+        let mut factors = [0f32; 8];
+        let scales = _mm256_mul_ps(number(wide(scales.to_le_bytes().as_ptr())), _mm256_set1_ps(half(block)));
+        _mm256_storeu_ps(factors.as_mut_ptr(), scales);
+        factors
+    }
+}
+
+/// Whole numbers as they are.
+#[inline(always)]
+unsafe fn number(bits: __m256i) -> __m256 {
+    // SAFETY: whoever calls it has the instructions.
+    unsafe { _mm256_cvtepi32_ps(bits) }
+}
+
+/// Numbers from -32 to 31 of their lower four bits, and two more at the places above those.
+#[inline(always)]
+unsafe fn six(lower: __m256i, bits: __m256i) -> __m256 {
+    // SAFETY: whoever calls it has the instructions.
+    unsafe {
+        let both = _mm256_or_si256(lower, _mm256_and_si256(bits, _mm256_set1_epi32(0x30)));
+        number(_mm256_sub_epi32(both, _mm256_set1_epi32(32)))
+    }
+}
+
+/// The upper four bits of numbers of eight.
+#[inline(always)]
+unsafe fn upper(bits: __m256i) -> __m256i {
+    // SAFETY: whoever calls it has the instructions.
+    unsafe { _mm256_srli_epi32(bits, 4) }
+}
+
+/// The lower four bits of each number.
+#[inline(always)]
+unsafe fn lower(bits: __m256i) -> __m256i {
+    // SAFETY: whoever calls it has the instructions.
+    unsafe { _mm256_and_si256(bits, _mm256_set1_epi32(15)) }
+}
+
+/// Eight bytes as eight numbers.
+///
+/// # Safety
+/// They can be read.
+#[inline(always)]
+unsafe fn wide(at: *const u8) -> __m256i {
+    // SAFETY: as the caller promises.
+    unsafe { _mm256_cvtepu8_epi32(_mm_loadl_epi64(at.cast())) }
+}
+
+/// 32 bytes as as many numbers.
+///
+/// # Safety
+/// They can be read.
+#[inline(always)]
+unsafe fn four(at: *const u8) -> [__m256i; 4] {
+    // SAFETY: as the caller promises.
+    unsafe { [wide(at), wide(at.add(8)), wide(at.add(16)), wide(at.add(24))] }
+}
+
+/// Eight bytes with a sign as eight numbers.
+///
+/// # Safety
+/// They can be read.
+#[inline(always)]
+unsafe fn signed(at: *const u8) -> __m256 {
+    // SAFETY: as the caller promises.
+    unsafe { _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(at.cast()))) }
+}
+
+/// A number of 16 bits.
+///
+/// # Safety
+/// It can be read.
+#[inline(always)]
+unsafe fn half(at: *const u8) -> f32 {
+    // SAFETY: as the caller promises.
+    unsafe {
+        let bits = u16::from_le(at.cast::<u16>().read_unaligned());
+        _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(i32::from(bits))))
+    }
+}
+
+/// The sum of a vector.
+#[inline(always)]
+unsafe fn total(vector: __m256) -> f32 {
+    // SAFETY: whoever calls it has the instructions.
+    unsafe {
+        let sum = _mm_add_ps(_mm256_castps256_ps128(vector), _mm256_extractf128_ps(vector, 1));
+        let sum = _mm_add_ps(sum, _mm_movehl_ps(sum, sum));
+        _mm_cvtss_f32(_mm_add_ss(sum, _mm_movehdup_ps(sum)))
+    }
+}
+
+/// The sums of four vectors: a third of the steps that four sums by themselves take.
+///
+/// # Safety
+/// The processor has AVX2.
+#[inline(always)]
+pub(crate) unsafe fn totals_of_eight(vectors: [__m256; 4]) -> [f32; 4] {
+    // SAFETY: as the caller promises.
+    unsafe {
+        let [a, b, c, d] = vectors;
+        let pairs = _mm256_hadd_ps(_mm256_hadd_ps(a, b), _mm256_hadd_ps(c, d));
+        let sums = _mm_add_ps(_mm256_castps256_ps128(pairs), _mm256_extractf128_ps(pairs, 1));
+        let mut totals = [0f32; 4];
+        _mm_storeu_ps(totals.as_mut_ptr(), sums);
+        totals
+    }
+}
+
+/// The same of vectors of sixteen numbers.
+///
+/// # Safety
+/// The processor has AVX-512 F and DQ.
+#[inline(always)]
+pub(crate) unsafe fn totals_of_sixteen(vectors: [__m512; 4]) -> [f32; 4] {
+    // SAFETY: as the caller promises.
+    unsafe {
+        let mut halves = [_mm256_setzero_ps(); 4];
+        for (half, vector) in halves.iter_mut().zip(vectors) {
+            *half = _mm256_add_ps(_mm512_castps512_ps256(vector), _mm512_extractf32x8_ps(vector, 1));
+        }
+        totals_of_eight(halves)
+    }
+}

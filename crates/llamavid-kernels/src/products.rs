@@ -1,0 +1,366 @@
+//! Products of rows with the transpose of a matrix of weights, as linear layers compute them.
+//!
+//! Weights and rows lie with the numbers of a sum one after the other, so that nothing has to be laid out anew: a tile of
+//! sums stays in the registers while its rows go by. Weights in blocks are unpacked a few rows at a time into the first
+//! cache. A single row, as in decoding, reads the weights as they lie in memory: that is all the time it takes.
+
+use pulp::{Simd, WithSimd};
+use rayon::prelude::*;
+
+use crate::block_format::{BlockFormat, decode};
+use crate::matrix::{Matrix, multiply};
+use crate::processor::{Processor, processor};
+
+#[cfg(target_arch = "x86_64")]
+use crate::block_vectors::{Dot, totals_of_eight, totals_of_sixteen};
+
+/// Rows of weights of which a tile has sums.
+const TILE_ROWS: usize = 4;
+/// Numbers of a row that are multiplied at a time: the rows of a tile stay in the first cache.
+const PART: usize = 1024;
+/// Rows of `x` that are multiplied with a part of the weights: their part stays in the second cache.
+const X_ROWS: usize = 96;
+/// Rows of weights of a task at most.
+const TASK_ROWS: usize = 64;
+/// Multiplications below which a product is not worth a second thread.
+const PARALLEL: usize = 1 << 17;
+/// Sums shorter than this are over before the horizontal additions of a tile are worth it, if there are rows enough for
+/// [`multiply`] to lay out its matrices anew.
+const SHORT: usize = 512;
+const MANY: usize = 12;
+
+/// The weights of a linear layer, row after row.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Weights<'a> {
+    Numbers(&'a [f32]),
+    Blocks(BlockFormat, &'a [u8]),
+}
+
+/// Writes `x` (count, columns) times the transpose of `weights` (rows, columns) to `result` (count, rows), or adds it to
+/// what is there. Runs on all threads when `parallel`.
+///
+/// The order of a sum depends on the shapes and the processor only.
+pub(crate) fn products(
+    weights: Weights,
+    (rows, columns): (usize, usize),
+    x: &[f32],
+    result: &mut [f32],
+    add: bool,
+    parallel: bool,
+) {
+    let count = result.len() / rows.max(1);
+    assert_eq!(x.len(), count * columns, "rows that do not go with the weights");
+    assert_eq!(result.len(), count * rows, "a result of another size");
+    if !add {
+        result.fill(0.0);
+    }
+    if result.is_empty() || columns == 0 {
+        return;
+    }
+    if let Weights::Numbers(values) = weights
+        && columns < SHORT
+        && count >= MANY
+    {
+        let weights = Matrix::new(values, rows, columns).transposed();
+        return multiply(Matrix::new(x, count, columns), weights, result, add, parallel);
+    }
+    let unit = match weights {
+        Weights::Numbers(_) => 16,
+        Weights::Blocks(format, _) => format.block_length().max(16),
+    };
+    let part = columns.div_ceil(columns.div_ceil(PART)).next_multiple_of(unit);
+    // Rows that are no whole number of lines stay in one piece.
+    let part = if columns.is_multiple_of(16) { part } else { columns };
+    let x = Rows::new(x, columns, part);
+    let product = Product { weights, rows, columns, part, x: x.values(), count };
+    let threads = rayon::current_num_threads();
+    let output = Output { values: result.as_mut_ptr(), length: result.len(), width: rows };
+    if !parallel || threads < 2 || rows * columns * count < PARALLEL {
+        // SAFETY: nobody else has the result.
+        return unsafe { product.rows(0, rows, output) };
+    }
+    let task = rows.div_ceil(8 * threads).next_multiple_of(TILE_ROWS).min(TASK_ROWS);
+    (0..rows.div_ceil(task)).into_par_iter().for_each(|index| {
+        let first = index * task;
+        // SAFETY: each task has columns of its own.
+        unsafe { product.rows(first, task.min(rows - first), output) };
+    });
+}
+
+/// A line of the caches: a vector that reaches over two takes twice as long to read.
+#[derive(Clone, Copy)]
+#[repr(align(64))]
+struct Line([f32; 16]);
+
+/// Rows of `x`, laid out for the products.
+enum Rows<'a> {
+    AsTheyAre(&'a [f32]),
+    /// Cut into parts: the first numbers of each row, then the next ones. Parts of whole rows would lie a power of two
+    /// apart, and push each other out of the cache.
+    Parts(Vec<Line>),
+}
+
+impl<'a> Rows<'a> {
+    fn new(x: &'a [f32], columns: usize, part: usize) -> Self {
+        if x.len() == columns || !columns.is_multiple_of(16) {
+            return Self::AsTheyAre(x);
+        }
+        let mut lines = Vec::with_capacity(x.len() / 16);
+        for first in (0..columns).step_by(part) {
+            let length = part.min(columns - first);
+            for row in x.chunks_exact(columns) {
+                for values in row[first..first + length].as_chunks().0 {
+                    lines.push(Line(*values));
+                }
+            }
+        }
+        Self::Parts(lines)
+    }
+
+    fn values(&self) -> &[f32] {
+        match self {
+            Self::AsTheyAre(x) => x,
+            Self::Parts(lines) => {
+                let first = lines.first().map_or(std::ptr::dangling(), |line| line.0.as_ptr());
+                // SAFETY: a line is 16 numbers and nothing else, and lines lie one after the other.
+                unsafe { std::slice::from_raw_parts(first, lines.len() * 16) }
+            }
+        }
+    }
+}
+
+/// A result (count, width) of which tasks write columns of their own.
+#[derive(Clone, Copy)]
+struct Output {
+    values: *mut f32,
+    length: usize,
+    width: usize,
+}
+
+// SAFETY: tasks write disjoint columns, see `add`.
+unsafe impl Sync for Output {}
+// SAFETY: as above.
+unsafe impl Send for Output {}
+
+impl Output {
+    /// Adds `sums` to a row, from column `first` on.
+    ///
+    /// # Safety
+    /// The result must live, and nobody else may use these columns.
+    #[inline(always)]
+    unsafe fn add(self, row: usize, first: usize, sums: &[f32]) {
+        let start = row * self.width + first;
+        assert!(start + sums.len() <= self.length, "a sum beyond the result");
+        for (place, sum) in sums.iter().enumerate() {
+            // SAFETY: within the result, and the caller has these columns alone.
+            unsafe { *self.values.add(start + place) += sum };
+        }
+    }
+}
+
+/// A product as its tasks see it.
+struct Product<'a> {
+    weights: Weights<'a>,
+    rows: usize,
+    columns: usize,
+    /// Numbers of a part.
+    part: usize,
+    /// In parts.
+    x: &'a [f32],
+    count: usize,
+}
+
+impl Product<'_> {
+    /// Adds the products with `rows` rows of the weights from `first` on.
+    ///
+    /// # Safety
+    /// The result must live, and nobody else may use the columns of these rows.
+    unsafe fn rows(&self, first: usize, rows: usize, output: Output) {
+        assert!(first + rows <= self.rows, "rows beyond the weights");
+        #[cfg(target_arch = "x86_64")]
+        if let (1, Weights::Blocks(format, bytes)) = (self.count, self.weights)
+            && let Some(dot) = Dot::new(format, self.x)
+        {
+            let row_bytes = bytes.len() / self.rows;
+            for row in first..first + rows {
+                let sum = dot.with(&bytes[row * row_bytes..(row + 1) * row_bytes]);
+                // SAFETY: as the caller promises.
+                unsafe { output.add(0, row, &[sum]) };
+            }
+            return;
+        }
+        // SAFETY: as the caller promises.
+        let tiles = Tiles { product: self, first, last: first + rows, output };
+        match processor() {
+            #[cfg(target_arch = "x86_64")]
+            Processor::Avx512(simd) => Simd::vectorize(simd, tiles),
+            #[cfg(target_arch = "x86_64")]
+            Processor::Avx2(simd) => Simd::vectorize(simd, tiles),
+            #[cfg(target_arch = "aarch64")]
+            Processor::Neon(simd) => Simd::vectorize(simd, tiles),
+            Processor::Portable => pulp::Scalar::new().vectorize(tiles),
+        }
+    }
+}
+
+/// The products with some rows of the weights. Whoever makes one promises that nobody else uses their columns of the
+/// result.
+struct Tiles<'a> {
+    product: &'a Product<'a>,
+    first: usize,
+    last: usize,
+    output: Output,
+}
+
+impl WithSimd for Tiles<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let Product { weights, rows, columns, part, x, count } = *self.product;
+        let mut unpacked = [Unpacked([0f32; PART]); TILE_ROWS];
+        for first_x in (0..count).step_by(X_ROWS) {
+            let last_x = (first_x + X_ROWS).min(count);
+            for from in (0..columns).step_by(part) {
+                let length = part.min(columns - from);
+                let x = &x[from * count + first_x * length..from * count + last_x * length];
+                for row in (self.first..self.last).step_by(TILE_ROWS) {
+                    let found = TILE_ROWS.min(self.last - row);
+                    let tile_rows: [&[f32]; TILE_ROWS] = match weights {
+                        // A tile always has all rows: the first stands in for those that are missing.
+                        Weights::Numbers(values) => std::array::from_fn(|index| {
+                            let row = row + if index < found { index } else { 0 };
+                            &values[row * columns + from..][..length]
+                        }),
+                        Weights::Blocks(format, bytes) => {
+                            let row_bytes = bytes.len() / rows;
+                            let part_bytes = from / format.block_length() * format.block_bytes();
+                            for (index, values) in unpacked.iter_mut().take(found).enumerate() {
+                                let bytes = &bytes[(row + index) * row_bytes + part_bytes..];
+                                decode(format, bytes, &mut values.0[..length]);
+                            }
+                            unpacked.each_ref().map(|row| &row.0[..length])
+                        }
+                    };
+                    let sums = Sums { output: self.output, column: row, found };
+                    add_products(simd, tile_rows, x, first_x, sums);
+                }
+            }
+        }
+    }
+}
+
+/// A part of a row of weights, at the start of a line.
+#[derive(Clone, Copy)]
+#[repr(align(64))]
+struct Unpacked([f32; PART]);
+
+/// Where the sums of a tile go.
+#[derive(Clone, Copy)]
+struct Sums {
+    output: Output,
+    column: usize,
+    /// Rows of weights that are ones.
+    found: usize,
+}
+
+/// Adds the products of each row of `x` with a tile's rows, all of one length.
+#[inline(always)]
+fn add_products<S: Simd>(simd: S, rows: [&[f32]; TILE_ROWS], x: &[f32], first_x: usize, sums: Sums) {
+    // Sums, a vector of each row of `x`, and one of the weights are all the registers there are.
+    let most = if S::REGISTER_COUNT >= 32 { 6 } else { 3 };
+    let mut x = x.chunks_exact(rows[0].len());
+    let mut at = first_x;
+    while x.len() > 0 {
+        let width = x.len().min(most);
+        match width {
+            1 => add_tile::<S, 1>(simd, rows, &mut x, at, sums),
+            2 => add_tile::<S, 2>(simd, rows, &mut x, at, sums),
+            3 => add_tile::<S, 3>(simd, rows, &mut x, at, sums),
+            4 => add_tile::<S, 4>(simd, rows, &mut x, at, sums),
+            5 => add_tile::<S, 5>(simd, rows, &mut x, at, sums),
+            _ => add_tile::<S, 6>(simd, rows, &mut x, at, sums),
+        }
+        at += width;
+    }
+}
+
+#[inline(always)]
+fn add_tile<S: Simd, const X: usize>(
+    simd: S,
+    rows: [&[f32]; TILE_ROWS],
+    x: &mut std::slice::ChunksExact<f32>,
+    at: usize,
+    Sums { output, column, found }: Sums,
+) {
+    let x: [&[f32]; X] = std::array::from_fn(|_| x.next().unwrap_or_default());
+    for (row, sums) in tile(simd, rows, x).iter().enumerate() {
+        // SAFETY: the columns belong to this task, as whoever made its `Tiles` promised.
+        unsafe { output.add(at + row, column, &sums[..found]) };
+    }
+}
+
+/// The products of each of `X` rows with each of a tile's, all of one length.
+#[inline(always)]
+fn tile<S: Simd, const X: usize>(
+    simd: S,
+    rows: [&[f32]; TILE_ROWS],
+    x: [&[f32]; X],
+) -> [[f32; TILE_ROWS]; X] {
+    let (row_vectors, row_rests) = split::<S, TILE_ROWS>(rows);
+    let (x_vectors, x_rests) = split::<S, X>(x);
+    let length = row_vectors[0].len();
+    let whole = |vectors: &&[S::f32s]| vectors.len() == length;
+    assert!(row_vectors.iter().all(whole) && x_vectors.iter().all(whole), "rows of several lengths");
+    let mut sums = [[simd.splat_f32s(0.0); TILE_ROWS]; X];
+    for place in 0..length {
+        // SAFETY: all have this length.
+        let x: [S::f32s; X] = std::array::from_fn(|row| unsafe { *x_vectors[row].get_unchecked(place) });
+        for (index, row) in row_vectors.iter().enumerate() {
+            // SAFETY: as above.
+            let weights = unsafe { *row.get_unchecked(place) };
+            for (sums, x) in sums.iter_mut().zip(x) {
+                sums[index] = simd.mul_add_e_f32s(weights, x, sums[index]);
+            }
+        }
+    }
+    let mut results = [[0f32; TILE_ROWS]; X];
+    for ((results, sums), x) in results.iter_mut().zip(sums).zip(x_rests) {
+        *results = totals(simd, sums);
+        for (result, row) in results.iter_mut().zip(row_rests) {
+            // What is left over of rows that are no whole number of vectors.
+            for (x, weight) in x.iter().zip(row) {
+                *result += x * weight;
+            }
+        }
+    }
+    results
+}
+
+/// The sum of each vector.
+#[inline(always)]
+fn totals<S: Simd>(simd: S, vectors: [S::f32s; TILE_ROWS]) -> [f32; TILE_ROWS] {
+    #[cfg(target_arch = "x86_64")]
+    match S::F32_LANES {
+        // SAFETY: vectors of sixteen numbers are those of AVX-512, and of eight those of AVX2.
+        16 => return unsafe { totals_of_sixteen(std::mem::transmute_copy(&vectors)) },
+        // SAFETY: as above.
+        8 => return unsafe { totals_of_eight(std::mem::transmute_copy(&vectors)) },
+        _ => {}
+    }
+    let mut totals = [0f32; TILE_ROWS];
+    for (total, vector) in totals.iter_mut().zip(vectors) {
+        *total = simd.reduce_sum_f32s(vector);
+    }
+    totals
+}
+
+/// Whole vectors of each row, and the numbers behind them.
+#[inline(always)]
+fn split<S: Simd, const N: usize>(rows: [&[f32]; N]) -> ([&[S::f32s]; N], [&[f32]; N]) {
+    let (mut vectors, mut rests): ([&[S::f32s]; N], [&[f32]; N]) = ([&[]; N], [&[]; N]);
+    for ((row, vectors), rest) in rows.iter().zip(&mut vectors).zip(&mut rests) {
+        (*vectors, *rest) = S::as_simd_f32s(row);
+    }
+    (vectors, rests)
+}
