@@ -33,6 +33,12 @@ if (task === 'lint') {
   );
 } else if (task === 'test') {
   cargo('test', ...shared, '--quiet', ...rest);
+  // The kernels once more, with the instructions that every processor has.
+  if (rest.length === 0) {
+    process.env.LLAMAVID_CPU = 'portable';
+    const kernels = ['gradients', 'operations', 'quantised'].flatMap((name) => ['--test', name]);
+    cargo('test', ...shared, '--quiet', ...kernels);
+  }
 } else if (task === 'parity') {
   // The whole workspace, so that features resolve as in every other step.
   cargo('build', ...shared, '--quiet');

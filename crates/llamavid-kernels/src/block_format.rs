@@ -7,6 +7,7 @@ use candle_core::quantized::{GgmlDType, QTensor};
 use candle_core::{Device, Result, Tensor, bail};
 use rayon::prelude::*;
 
+use crate::processor::{Processor, processor};
 use crate::rows::rows_of_a_task;
 use crate::vector::{multiply_add, widest};
 
@@ -110,7 +111,7 @@ impl BlockFormat {
 
     /// Reads whole blocks; `values` has room for exactly their numbers, or what is left over of either stays as it is.
     pub fn decode(self, bytes: &[u8], values: &mut [f32]) {
-        decode(self, bytes, values);
+        decode(processor(), self, bytes, values);
     }
 
     fn of_candle(self) -> GgmlDType {
@@ -128,9 +129,9 @@ impl BlockFormat {
 }
 
 /// Reads the numbers of whole blocks; `values` has room for exactly those.
-pub(crate) fn decode(format: BlockFormat, bytes: &[u8], values: &mut [f32]) {
+pub(crate) fn decode(processor: Processor, format: BlockFormat, bytes: &[u8], values: &mut [f32]) {
     #[cfg(target_arch = "x86_64")]
-    if crate::block_vectors::unpack(format, bytes, values) {
+    if crate::block_vectors::unpack(processor, format, bytes, values) {
         return;
     }
     decode_portable(format, bytes, values);
@@ -314,7 +315,7 @@ mod tests {
             assert_eq!(bytes, *expected.data().unwrap(), "{}", format.name());
             let expected = expected.dequantize(&Device::Cpu).unwrap().flatten_all().unwrap();
             let mut actual = vec![f32::NAN; values.len()];
-            decode(format, &bytes, &mut actual);
+            decode(processor(), format, &bytes, &mut actual);
             let mut plain = vec![f32::NAN; values.len()];
             decode_inline::<false>(format, &bytes, &mut plain);
             for ((actual, plain), expected) in

@@ -14,11 +14,11 @@ use std::arch::x86_64::{
 };
 
 use crate::block_format::BlockFormat;
-use crate::processor::{Processor, processor};
+use crate::processor::Processor;
 
 /// Whether this module may run.
-fn allowed() -> bool {
-    matches!(processor(), Processor::Avx512(_) | Processor::Avx2(_))
+fn allowed(processor: Processor) -> bool {
+    matches!(processor, Processor::Avx512(_) | Processor::Avx2(_))
 }
 
 /// Numbers of a vector.
@@ -36,9 +36,9 @@ pub(crate) struct Dot<'a> {
 
 impl<'a> Dot<'a> {
     /// None where there are no such vectors.
-    pub(crate) fn new(format: BlockFormat, x: &'a [f32]) -> Option<Self> {
+    pub(crate) fn new(processor: Processor, format: BlockFormat, x: &'a [f32]) -> Option<Self> {
         let whole = x.len().is_multiple_of(format.block_length().max(LANES));
-        (allowed() && whole && format != BlockFormat::F32).then(|| Self {
+        (allowed(processor) && whole && format != BlockFormat::F32).then(|| Self {
             format,
             x,
             sums: x.chunks(GROUP).map(|group| group.iter().sum()).collect(),
@@ -58,9 +58,9 @@ impl<'a> Dot<'a> {
 }
 
 /// Unpacks whole blocks, as many as `values` has room for; false where there are no such vectors, or not for this format.
-pub(crate) fn unpack(format: BlockFormat, bytes: &[u8], values: &mut [f32]) -> bool {
+pub(crate) fn unpack(processor: Processor, format: BlockFormat, bytes: &[u8], values: &mut [f32]) -> bool {
     let whole = values.len().is_multiple_of(format.block_length().max(LANES));
-    if !allowed() || !whole || format == BlockFormat::F32 {
+    if !allowed(processor) || !whole || format == BlockFormat::F32 {
         return false;
     }
     let length = format.row_bytes(values.len()).unwrap_or_default();

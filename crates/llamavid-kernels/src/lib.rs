@@ -9,6 +9,7 @@ mod block_format;
 #[cfg(target_arch = "x86_64")]
 mod block_vectors;
 mod blocks;
+mod cached_attention;
 mod cross_entropy;
 mod dropout;
 mod embedding;
@@ -31,6 +32,7 @@ mod weight;
 pub use attention::{Heads, Mask, attention, multi_head_attention, packed_attention};
 pub use block_format::BlockFormat;
 pub use blocks::{Norm, NormPlace, Projection, attention_block, gelu_block, swiglu_block};
+pub use cached_attention::{CachedRows, cached_attention};
 pub use cross_entropy::{IGNORED, cross_entropy, cross_entropy_sum};
 pub use dropout::Dropout;
 pub use embedding::embedding;

@@ -2,6 +2,8 @@
 
 use std::sync::OnceLock;
 
+use pulp::{Simd, WithSimd};
+
 /// The environment variable that asks for narrower vectors, so that each path can be tested on one machine.
 pub const PROCESSOR_VARIABLE: &str = "LLAMAVID_CPU";
 
@@ -33,8 +35,21 @@ impl Processor {
         }
     }
 
+    /// Runs an operation in these vectors.
+    pub(crate) fn run<Operation: WithSimd>(self, operation: Operation) -> Operation::Output {
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512(simd) => Simd::vectorize(simd, operation),
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx2(simd) => Simd::vectorize(simd, operation),
+            #[cfg(target_arch = "aarch64")]
+            Self::Neon(simd) => Simd::vectorize(simd, operation),
+            Self::Portable => pulp::Scalar::new().vectorize(operation),
+        }
+    }
+
     /// All that this processor has, the widest first.
-    fn available() -> Vec<Self> {
+    pub(crate) fn available() -> Vec<Self> {
         let mut found = Vec::new();
         #[cfg(target_arch = "x86_64")]
         if is_x86_feature_detected!("f16c") {

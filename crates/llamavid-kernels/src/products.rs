@@ -42,6 +42,18 @@ pub(crate) enum Weights<'a> {
 /// The order of a sum depends on the shapes and the processor only.
 pub(crate) fn products(
     weights: Weights,
+    shape: (usize, usize),
+    x: &[f32],
+    result: &mut [f32],
+    add: bool,
+    parallel: bool,
+) {
+    products_on(processor(), weights, shape, x, result, add, parallel);
+}
+
+fn products_on(
+    processor: Processor,
+    weights: Weights,
     (rows, columns): (usize, usize),
     x: &[f32],
     result: &mut [f32],
@@ -72,7 +84,7 @@ pub(crate) fn products(
     // Rows that are no whole number of lines stay in one piece.
     let part = if columns.is_multiple_of(16) { part } else { columns };
     let x = Rows::new(x, columns, part);
-    let product = Product { weights, rows, columns, part, x: x.values(), count };
+    let product = Product { processor, weights, rows, columns, part, x: x.values(), count };
     let threads = rayon::current_num_threads();
     let output = Output { values: result.as_mut_ptr(), length: result.len(), width: rows };
     if !parallel || threads < 2 || rows * columns * count < PARALLEL {
@@ -160,6 +172,7 @@ impl Output {
 
 /// A product as its tasks see it.
 struct Product<'a> {
+    processor: Processor,
     weights: Weights<'a>,
     rows: usize,
     columns: usize,
@@ -179,7 +192,7 @@ impl Product<'_> {
         assert!(first + rows <= self.rows, "rows beyond the weights");
         #[cfg(target_arch = "x86_64")]
         if let (1, Weights::Blocks(format, bytes)) = (self.count, self.weights)
-            && let Some(dot) = Dot::new(format, self.x)
+            && let Some(dot) = Dot::new(self.processor, format, self.x)
         {
             let row_bytes = bytes.len() / self.rows;
             for row in first..first + rows {
@@ -191,15 +204,7 @@ impl Product<'_> {
         }
         // SAFETY: as the caller promises.
         let tiles = Tiles { product: self, first, last: first + rows, output };
-        match processor() {
-            #[cfg(target_arch = "x86_64")]
-            Processor::Avx512(simd) => Simd::vectorize(simd, tiles),
-            #[cfg(target_arch = "x86_64")]
-            Processor::Avx2(simd) => Simd::vectorize(simd, tiles),
-            #[cfg(target_arch = "aarch64")]
-            Processor::Neon(simd) => Simd::vectorize(simd, tiles),
-            Processor::Portable => pulp::Scalar::new().vectorize(tiles),
-        }
+        self.processor.run(tiles);
     }
 }
 
@@ -217,7 +222,7 @@ impl WithSimd for Tiles<'_> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        let Product { weights, rows, columns, part, x, count } = *self.product;
+        let Product { processor, weights, rows, columns, part, x, count } = *self.product;
         let mut unpacked = [Unpacked([0f32; PART]); TILE_ROWS];
         for first_x in (0..count).step_by(X_ROWS) {
             let last_x = (first_x + X_ROWS).min(count);
@@ -237,7 +242,7 @@ impl WithSimd for Tiles<'_> {
                             let part_bytes = from / format.block_length() * format.block_bytes();
                             for (index, values) in unpacked.iter_mut().take(found).enumerate() {
                                 let bytes = &bytes[(row + index) * row_bytes + part_bytes..];
-                                decode(format, bytes, &mut values.0[..length]);
+                                decode(processor, format, bytes, &mut values.0[..length]);
                             }
                             unpacked.each_ref().map(|row| &row.0[..length])
                         }
@@ -363,4 +368,82 @@ fn split<S: Simd, const N: usize>(rows: [&[f32]; N]) -> ([&[S::f32s]; N], [&[f32
         (*vectors, *rest) = S::as_simd_f32s(row);
     }
     (vectors, rests)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Numbers between -1 and 1 that follow no pattern.
+    fn noise(count: usize, seed: u32) -> Vec<f32> {
+        let mut state = seed.wrapping_mul(747_796_405).wrapping_add(2_891_336_453);
+        (0..count)
+            .map(|_| {
+                state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+                (state >> 8) as f32 / (1 << 23) as f32 - 1.0
+            })
+            .collect()
+    }
+
+    /// Sums in f64, and what their products are without signs: rounding errors grow with those.
+    fn exactly(numbers: &[f32], columns: usize, x: &[f32]) -> Vec<(f64, f64)> {
+        let of = |x: &[f32], row: &[f32]| {
+            let products = x.iter().zip(row).map(|(x, weight)| f64::from(*x) * f64::from(*weight));
+            products.fold((0.0, 0.0), |(sum, size), product| (sum + product, size + product.abs()))
+        };
+        x.chunks_exact(columns)
+            .flat_map(|x| numbers.chunks_exact(columns).map(move |row| of(x, row)))
+            .collect()
+    }
+
+    #[track_caller]
+    fn assert_close(result: &[f32], exact: &[(f64, f64)], already: f32, what: &str) {
+        for (value, (sum, size)) in result.iter().zip(exact) {
+            // Written so that not-a-number fails.
+            let error = (f64::from(value - already) - sum).abs();
+            assert!(error <= 1e-6 * size + 1e-6 * f64::from(already), "{what}: {value} instead of {sum}");
+        }
+    }
+
+    #[test]
+    fn every_processor_gives_the_sums_in_every_format() {
+        for processor in Processor::available() {
+            for format in BlockFormat::ALL {
+                for (rows, blocks, count) in
+                    [(1, 1, 1), (3, 1, 2), (5, 3, 7), (67, 5, 1), (64, 9, 4), (13, 7, 101), (130, 17, 13)]
+                {
+                    // Without blocks: any number of columns, also a long one.
+                    let columns = match format.block_length() {
+                        1 => [7, 16, 37, 130, 515, 1100, 2049][blocks % 7],
+                        length => blocks * length,
+                    };
+                    let what = format!("{processor:?} {} {rows} x {columns}, {count}", format.name());
+                    let bytes = format.encode(&noise(rows * columns, 3), columns).unwrap();
+                    let mut numbers = vec![0f32; rows * columns];
+                    decode(Processor::Portable, format, &bytes, &mut numbers);
+                    let x = noise(count * columns, 4);
+                    let exact = exactly(&numbers, columns, &x);
+                    for (add, parallel) in [(false, true), (true, false)] {
+                        let mut result = vec![if add { 2.0 } else { f32::NAN }; rows * count];
+                        let already = if add { 2.0 } else { 0.0 };
+                        let blocks = Weights::Blocks(format, &bytes);
+                        products_on(processor, blocks, (rows, columns), &x, &mut result, add, parallel);
+                        assert_close(&result, &exact, already, &what);
+                        let mut result = vec![already; rows * count];
+                        let numbers = Weights::Numbers(&numbers);
+                        products_on(processor, numbers, (rows, columns), &x, &mut result, true, parallel);
+                        assert_close(&result, &exact, already, &what);
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn nothing_gives_nothing() {
+        let mut result = vec![f32::NAN; 6];
+        products(Weights::Numbers(&[]), (3, 0), &[], &mut result, false, true);
+        assert_eq!(result, [0.0; 6]);
+        products(Weights::Numbers(&[1.0; 8]), (2, 4), &[], &mut [], false, true);
+    }
 }

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use candle_core::{CpuStorage, CustomOp1, DType, Device, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
-use crate::block_format::{BlockFormat, decode};
+use crate::block_format::BlockFormat;
 use crate::matrix::{Matrix, multiply};
 use crate::products::{Weights, products};
 use crate::rows::{rows_of_a_task, tensor, values, with_values};
@@ -156,7 +156,7 @@ impl QuantisedMatrix {
             if *id as usize >= self.rows {
                 bail!("row {id} of a matrix of {}", self.rows);
             }
-            decode(self.format, self.row(*id as usize), values);
+            self.format.decode(self.row(*id as usize), values);
         }
         Tensor::from_vec(result, shape, &Device::Cpu)
     }
@@ -172,7 +172,7 @@ impl QuantisedMatrix {
         result
             .par_chunks_mut((part * self.columns).max(1))
             .zip(bytes.par_chunks((part * self.row_bytes).max(1)))
-            .for_each(|(values, bytes)| decode(self.format, bytes, values));
+            .for_each(|(values, bytes)| self.format.decode(bytes, values));
     }
 
     /// Unpacks rows panel by panel: the number of the first one, and the panel.

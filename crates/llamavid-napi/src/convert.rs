@@ -147,6 +147,13 @@ pub fn processor_features() -> Vec<ProcessorFeature> {
         .collect()
 }
 
+/// The instructions that the kernels use: `avx512`, `avx2`, `neon` or `portable`. `LLAMAVID_CPU` chooses among those that
+/// the processor has; a name that is none of them is `INVALID_ARGUMENT`.
+#[napi]
+pub fn instruction_set() -> napi::Result<&'static str> {
+    call(runtime::instruction_set)
+}
+
 /// An instruction set.
 #[napi(object, object_from_js = false)]
 pub struct ProcessorFeature {

@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex, Once, PoisonError, Weak};
 
 use candle_core::Device as TensorDevice;
 
+use crate::processor::instruction_set;
 use crate::reply::{Reply, catch_panic};
 use crate::{Cancellation, Error, ErrorCode, Result};
 
@@ -106,6 +107,7 @@ impl Device {
         let stages = devices.iter().zip(names).map(|(&(kind, index), name)| {
             let tensors = match kind {
                 DeviceKind::Cpu => {
+                    instruction_set()?;
                     use_available_cores();
                     TensorDevice::Cpu
                 }

@@ -60,7 +60,7 @@ pub use model_description::ModelDescription;
 pub use moments::{Moment, moments};
 pub use picture::{MAX_PICTURE_PIXELS, Picture, decode_picture, encode_png};
 pub use pixels::{MAX_FRAME_SIZE, PixelChannel, Pixels};
-pub use processor::processor_features;
+pub use processor::{instruction_set, processor_features};
 pub use reply::{Reply, catch_panic, run_aside};
 pub use session::{GenerateRequest, Piece, Session, Started};
 pub use subtitles::{StreamCue, Subtitles};

@@ -1,5 +1,16 @@
 //! What the processor of this machine can do.
 
+use crate::{Error, Result};
+
+/// The instructions that the kernels of this process use: `avx512`, `avx2`, `neon` or `portable`. `LLAMAVID_CPU` chooses
+/// among those that the processor has.
+///
+/// # Errors
+/// `INVALID_ARGUMENT` when that variable names others.
+pub fn instruction_set() -> Result<&'static str> {
+    llamavid_kernels::instruction_set().map_err(Error::argument)
+}
+
 /// Instruction sets that the kernels use where they are there, with whether they are.
 pub fn processor_features() -> Vec<(&'static str, bool)> {
     #[cfg(target_arch = "x86_64")]

@@ -118,7 +118,14 @@ async function addon(): Promise<Check[]> {
   const names = (present: boolean) =>
     features.filter((one) => one.present === present).map(({ name }) => name);
   const needed = ['avx2', 'fma', 'neon'].filter((name) => names(false).includes(name));
-  const has = names(true).join(', ') || 'none that are used';
+  let used: string;
+  try {
+    used = native.callNative(native.instructionSet);
+  } catch (error) {
+    checks.push(failed('instruction sets', error, 'Leave LLAMAVID_CPU unset.'));
+    return checks;
+  }
+  const has = `${names(true).join(', ') || 'none that are used'}; the kernels use ${used}`;
   checks.push(
     needed.length === 0
       ? pass('instruction sets', has)

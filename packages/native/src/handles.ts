@@ -53,6 +53,7 @@ export const {
   publishedData,
   movieQuestion,
   parseSubtitles,
+  instructionSet,
   processorFeatures,
   readSubtitleStream,
   relevantMoments,

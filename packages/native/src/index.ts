@@ -47,6 +47,7 @@ export {
   Pixels,
   parseSubtitles,
   planTraining,
+  instructionSet,
   processorFeatures,
   publishedData,
   readSubtitleStream,
