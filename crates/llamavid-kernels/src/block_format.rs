@@ -151,19 +151,112 @@ macro_rules! each {
     }};
 }
 
+/// The same for blocks of whole numbers: what they stand for is found a block at a time.
+macro_rules! each_whole {
+    ($bytes:ident, $values:ident, $whole:ident, $numbers:literal, $read:ident) => {{
+        const GROUPS: usize = $numbers / 16;
+        let (blocks, _) = $bytes.as_chunks();
+        let (values, _) = $values.as_chunks_mut::<$numbers>();
+        let (mut numbers, mut scales, mut least) = ([0u8; $numbers], [0f32; GROUPS], [0f32; GROUPS]);
+        for (block, values) in blocks.iter().zip(values) {
+            $read(block, &mut numbers, &mut scales, &mut least);
+            let offset = $whole.offset as f32;
+            for group in 0..$numbers / $whole.group {
+                let (scale, least) = (scales[group], least[group]);
+                let numbers = &numbers[group * $whole.group..][..$whole.group];
+                for (value, number) in values[group * $whole.group..].iter_mut().zip(numbers) {
+                    *value = multiply_add::<FUSED>(f32::from(*number) - offset, scale, -least);
+                }
+            }
+        }
+    }};
+}
+
 #[inline(always)]
 fn decode_inline<const FUSED: bool>(format: BlockFormat, bytes: &[u8], values: &mut [f32]) {
+    const Q8_0: Whole = Whole::OF_BYTES;
+    const Q4_0: Whole = Whole::OF_PAIRS;
+    const K: Whole = Whole::WITH_LEAST;
+    const Q6: Whole = Whole::OF_SIXTEENTHS;
     match format {
         BlockFormat::F32 => each!(bytes, values, f32s),
         BlockFormat::F16 => each!(bytes, values, f16s),
         BlockFormat::BF16 => each!(bytes, values, bf16s),
-        BlockFormat::Q8_0 => each!(bytes, values, q8_0),
-        BlockFormat::Q4_0 => each!(bytes, values, q4_0),
-        BlockFormat::Q4K => each!(bytes, values, q4_k::<FUSED>),
-        BlockFormat::Q5K => each!(bytes, values, q5_k::<FUSED>),
-        BlockFormat::Q6K => each!(bytes, values, q6_k),
+        BlockFormat::Q8_0 => each_whole!(bytes, values, Q8_0, 32, q8_0),
+        BlockFormat::Q4_0 => each_whole!(bytes, values, Q4_0, 32, q4_0),
+        BlockFormat::Q4K => each_whole!(bytes, values, K, 256, q4_k),
+        BlockFormat::Q5K => each_whole!(bytes, values, K, 256, q5_k),
+        BlockFormat::Q6K => each_whole!(bytes, values, Q6, 256, q6_k),
     }
 }
+
+/// How the whole numbers of a block become numbers: less `offset`, times the scale of their group, less its least value.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Whole {
+    /// Numbers that share a scale.
+    pub(crate) group: usize,
+    /// What is taken from each number, none of which has a sign.
+    pub(crate) offset: i32,
+    /// Whether a group has a least value; it is 0 otherwise.
+    pub(crate) least: bool,
+}
+
+impl Whole {
+    const OF_BYTES: Self = Self { group: 32, offset: 128, least: false };
+    const OF_PAIRS: Self = Self { group: 32, offset: 8, least: false };
+    const WITH_LEAST: Self = Self { group: 32, offset: 0, least: true };
+    const OF_SIXTEENTHS: Self = Self { group: 16, offset: 32, least: false };
+
+    /// None for a format without blocks.
+    pub(crate) fn of(format: BlockFormat) -> Option<Self> {
+        match format {
+            BlockFormat::F32 | BlockFormat::F16 | BlockFormat::BF16 => None,
+            BlockFormat::Q8_0 => Some(Self::OF_BYTES),
+            BlockFormat::Q4_0 => Some(Self::OF_PAIRS),
+            BlockFormat::Q4K | BlockFormat::Q5K => Some(Self::WITH_LEAST),
+            BlockFormat::Q6K => Some(Self::OF_SIXTEENTHS),
+        }
+    }
+}
+
+/// The same loop for [`whole_numbers`], with as many scales and least values as there are groups.
+macro_rules! each_as_whole {
+    ($bytes:ident, $into:ident, $numbers:literal, $groups:literal, $read:ident) => {{
+        let (numbers, scales, least) = $into;
+        let (blocks, _) = $bytes.as_chunks();
+        let (numbers, _) = numbers.as_chunks_mut::<$numbers>();
+        let (scales, _) = scales.as_chunks_mut::<$groups>();
+        let (least, _) = least.as_chunks_mut::<$groups>();
+        for (((block, numbers), scales), least) in blocks.iter().zip(numbers).zip(scales).zip(least) {
+            $read(block, numbers, scales, least);
+        }
+    }};
+}
+
+#[inline(always)]
+fn whole_numbers_inline<const FUSED: bool>(
+    format: BlockFormat,
+    bytes: &[u8],
+    into: (&mut [u8], &mut [f32], &mut [f32]),
+) {
+    match format {
+        BlockFormat::F32 | BlockFormat::F16 | BlockFormat::BF16 => {}
+        BlockFormat::Q8_0 => each_as_whole!(bytes, into, 32, 1, q8_0),
+        BlockFormat::Q4_0 => each_as_whole!(bytes, into, 32, 1, q4_0),
+        BlockFormat::Q4K => each_as_whole!(bytes, into, 256, 8, q4_k),
+        BlockFormat::Q5K => each_as_whole!(bytes, into, 256, 8, q5_k),
+        BlockFormat::Q6K => each_as_whole!(bytes, into, 256, 16, q6_k),
+    }
+}
+widest!(
+    /// Reads the whole numbers of as many blocks as there is room for, and the scale and the least value of each group (see
+    /// [`Whole`]).
+    pub(crate) fn whole_numbers(
+        format: BlockFormat,
+        bytes: &[u8],
+        into: (&mut [u8], &mut [f32], &mut [f32]),
+    ) = whole_numbers_inline
+);
 
 #[inline(always)]
 fn f32s(bytes: &[u8; 4], value: &mut [f32; 1]) {
@@ -201,89 +294,113 @@ fn half_at<const BYTES: usize>(block: &[u8; BYTES], place: usize) -> f32 {
 
 /// A scale, then 32 whole numbers from -128 to 127.
 #[inline(always)]
-fn q8_0(block: &[u8; 34], values: &mut [f32; SMALL]) {
-    let scale = half_at(block, 0);
-    for (place, value) in values.iter_mut().enumerate() {
-        *value = f32::from(block[2 + place] as i8) * scale;
+fn q8_0<const N: usize>(
+    block: &[u8; 34],
+    numbers: &mut [u8; SMALL],
+    scales: &mut [f32; N],
+    _least: &mut [f32; N],
+) {
+    scales[0] = half_at(block, 0);
+    for (number, byte) in numbers.iter_mut().zip(&block[2..]) {
+        *number = byte ^ 128;
     }
 }
 
 /// A scale, then 32 whole numbers from -8 to 7: the first half in the lower bits of 16 bytes, the second in the upper.
 #[inline(always)]
-fn q4_0(block: &[u8; 18], values: &mut [f32; SMALL]) {
-    let scale = half_at(block, 0);
-    for place in 0..SMALL / 2 {
-        let pair = block[2 + place];
-        values[place] = f32::from((pair & 15) as i8 - 8) * scale;
-        values[place + SMALL / 2] = f32::from((pair >> 4) as i8 - 8) * scale;
+fn q4_0<const N: usize>(
+    block: &[u8; 18],
+    numbers: &mut [u8; SMALL],
+    scales: &mut [f32; N],
+    _least: &mut [f32; N],
+) {
+    scales[0] = half_at(block, 0);
+    let (lower, upper) = numbers.split_at_mut(SMALL / 2);
+    for ((pair, lower), upper) in block[2..].iter().zip(lower).zip(upper) {
+        (*lower, *upper) = (pair & 15, pair >> 4);
     }
 }
 
-/// Scale and least value of an eighth of a large block, 6 bits each in 12 bytes.
+/// The scales and least values of the eighths of a block: two numbers of 16 bits, and 6 bits of each in 12 bytes.
 #[inline(always)]
-fn scale_and_least(packed: &[u8], eighth: usize) -> (f32, f32) {
-    let (scale, least) = if eighth < 4 {
-        (packed[eighth] & 63, packed[eighth + 4] & 63)
-    } else {
-        let both = packed[eighth + 4];
-        ((both & 15) | (packed[eighth - 4] >> 6 << 4), (both >> 4) | (packed[eighth] >> 6 << 4))
-    };
-    (f32::from(scale), f32::from(least))
-}
-
-/// Two scales, 12 bytes of scales and least values, then 256 whole numbers from 0 to 15: of each 64, the first half in
-/// the lower bits of 32 bytes, the second in the upper.
-#[inline(always)]
-fn q4_k<const FUSED: bool>(block: &[u8; 144], values: &mut [f32; LARGE]) {
-    let (scale, least) = (half_at(block, 0), half_at(block, 2));
-    for quarter in 0..4 {
-        let packed = &block[16 + 32 * quarter..][..32];
-        for upper in 0..2 {
-            let (factor, base) = scale_and_least(&block[4..16], 2 * quarter + upper);
-            let (factor, base) = (scale * factor, least * base);
-            let values = &mut values[64 * quarter + 32 * upper..][..32];
-            for (value, packed) in values.iter_mut().zip(packed) {
-                *value = multiply_add::<FUSED>(factor, f32::from(packed >> (4 * upper) & 15), -base);
-            }
-        }
-    }
-}
-
-/// As [`q4_k`], with a fifth bit of each number in 32 bytes more: a bit for each eighth.
-#[inline(always)]
-fn q5_k<const FUSED: bool>(block: &[u8; 176], values: &mut [f32; LARGE]) {
-    let (scale, least) = (half_at(block, 0), half_at(block, 2));
-    let fifth = &block[16..48];
+fn eighths<const N: usize>(block: &[u8], scales: &mut [f32; N], least: &mut [f32; N]) {
+    let half = |place: usize| from_half(u16::from_le_bytes([block[place], block[place + 1]]));
+    let (scale, base) = (half(0), half(2));
+    let packed = &block[4..16];
     for eighth in 0..8 {
-        let packed = &block[48 + 32 * (eighth / 2)..][..32];
-        let (factor, base) = scale_and_least(&block[4..16], eighth);
-        let (factor, base) = (scale * factor, least * base);
-        let values = &mut values[32 * eighth..][..32];
-        for ((value, packed), fifth) in values.iter_mut().zip(packed).zip(fifth) {
-            let number = (packed >> (4 * (eighth % 2)) & 15) | ((fifth >> eighth & 1) << 4);
-            *value = multiply_add::<FUSED>(factor, f32::from(number), -base);
+        let (of_scale, of_least) = if eighth < 4 {
+            (packed[eighth] & 63, packed[eighth + 4] & 63)
+        } else {
+            let both = packed[eighth + 4];
+            ((both & 15) | (packed[eighth - 4] >> 6 << 4), (both >> 4) | (packed[eighth] >> 6 << 4))
+        };
+        scales[eighth] = scale * f32::from(of_scale);
+        least[eighth] = base * f32::from(of_least);
+    }
+}
+
+/// [`eighths`], then 256 whole numbers from 0 to 15: of each 64, the first half in the lower bits of 32 bytes, the second in
+/// the upper.
+#[inline(always)]
+fn q4_k<const N: usize>(
+    block: &[u8; 144],
+    numbers: &mut [u8; LARGE],
+    scales: &mut [f32; N],
+    least: &mut [f32; N],
+) {
+    eighths(block, scales, least);
+    for (pairs, numbers) in block[16..].chunks_exact(32).zip(numbers.chunks_exact_mut(64)) {
+        let (lower, upper) = numbers.split_at_mut(32);
+        for ((pair, lower), upper) in pairs.iter().zip(lower).zip(upper) {
+            (*lower, *upper) = (pair & 15, pair >> 4);
         }
     }
 }
 
-/// Four bits of each of 256 numbers from -32 to 31, the two above them, 16 scales, and a scale of these.
+/// The same with a fifth bit of each number: bit e of 32 bytes between is that of the numbers of eighth e.
 #[inline(always)]
-fn q6_k(block: &[u8; 210], values: &mut [f32; LARGE]) {
-    let scale = half_at(block, 208);
+fn q5_k<const N: usize>(
+    block: &[u8; 176],
+    numbers: &mut [u8; LARGE],
+    scales: &mut [f32; N],
+    least: &mut [f32; N],
+) {
+    eighths(block, scales, least);
+    let bits = &block[16..48];
+    for (quarter, (pairs, numbers)) in
+        block[48..].chunks_exact(32).zip(numbers.chunks_exact_mut(64)).enumerate()
+    {
+        let (lower, upper) = numbers.split_at_mut(32);
+        for (((pair, bits), lower), upper) in pairs.iter().zip(bits).zip(lower).zip(upper) {
+            let bits = bits >> (2 * quarter);
+            (*lower, *upper) = ((pair & 15) | (bits & 1) << 4, (pair >> 4) | (bits & 2) << 3);
+        }
+    }
+}
+
+/// 256 whole numbers from -32 to 31: of each half, the lower 4 bits of its quarters in 64 bytes (two quarters to the lower
+/// bits, two to the upper), and two bits of each of them in 32 bytes. Then 16 scales of a byte each, and one of all.
+#[inline(always)]
+fn q6_k<const N: usize>(
+    block: &[u8; 210],
+    numbers: &mut [u8; LARGE],
+    scales: &mut [f32; N],
+    _least: &mut [f32; N],
+) {
+    let all = half_at(block, 208);
+    for (scale, byte) in scales.iter_mut().zip(&block[192..208]) {
+        *scale = f32::from(*byte as i8) * all;
+    }
     for half in 0..2 {
-        let (lower, upper) = (&block[64 * half..][..64], &block[128 + 32 * half..][..32]);
-        for quarter in 0..4 {
-            for sixteenth in 0..2 {
-                let factor = f32::from(block[192 + 8 * half + 2 * quarter + sixteenth] as i8) * scale;
-                let first = 16 * sixteenth;
-                let lower = &lower[32 * (quarter % 2) + first..][..16];
-                let upper = &upper[first..][..16];
-                let values = &mut values[128 * half + 32 * quarter + first..][..16];
-                for ((value, lower), upper) in values.iter_mut().zip(lower).zip(upper) {
-                    let number = (lower >> (4 * (quarter / 2)) & 15) | ((upper >> (2 * quarter) & 3) << 4);
-                    *value = f32::from(number as i8 - 32) * factor;
-                }
-            }
+        let (first, second) = block[64 * half..][..64].split_at(32);
+        let upper = &block[128 + 32 * half..][..32];
+        let numbers = &mut numbers[128 * half..][..128];
+        for place in 0..32 {
+            let (first, second, upper) = (first[place], second[place], upper[place]);
+            numbers[place] = (first & 15) | (upper & 3) << 4;
+            numbers[32 + place] = (second & 15) | (upper >> 2 & 3) << 4;
+            numbers[64 + place] = (first >> 4) | (upper >> 4 & 3) << 4;
+            numbers[96 + place] = (second >> 4) | (upper >> 6) << 4;
         }
     }
 }

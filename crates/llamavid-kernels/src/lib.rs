@@ -14,6 +14,8 @@ mod cross_entropy;
 mod dropout;
 mod embedding;
 mod gelu;
+#[cfg(target_arch = "x86_64")]
+mod integer_products;
 mod layer_norm;
 mod linear;
 mod many_inputs;

@@ -10,6 +10,9 @@ pub const PROCESSOR_VARIABLE: &str = "LLAMAVID_CPU";
 /// A set of instructions that kernels are compiled for.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Processor {
+    /// The same with products of whole numbers (VNNI).
+    #[cfg(target_arch = "x86_64")]
+    Avx512Vnni(pulp::x86::V4),
     /// AVX-512 F, VL, BW, DQ and CD.
     #[cfg(target_arch = "x86_64")]
     Avx512(pulp::x86::V4),
@@ -26,6 +29,8 @@ impl Processor {
     fn name(self) -> &'static str {
         match self {
             #[cfg(target_arch = "x86_64")]
+            Self::Avx512Vnni(_) => "avx512vnni",
+            #[cfg(target_arch = "x86_64")]
             Self::Avx512(_) => "avx512",
             #[cfg(target_arch = "x86_64")]
             Self::Avx2(_) => "avx2",
@@ -39,7 +44,7 @@ impl Processor {
     pub(crate) fn run<Operation: WithSimd>(self, operation: Operation) -> Operation::Output {
         match self {
             #[cfg(target_arch = "x86_64")]
-            Self::Avx512(simd) => Simd::vectorize(simd, operation),
+            Self::Avx512Vnni(simd) | Self::Avx512(simd) => Simd::vectorize(simd, operation),
             #[cfg(target_arch = "x86_64")]
             Self::Avx2(simd) => Simd::vectorize(simd, operation),
             #[cfg(target_arch = "aarch64")]
@@ -53,7 +58,9 @@ impl Processor {
         let mut found = Vec::new();
         #[cfg(target_arch = "x86_64")]
         if is_x86_feature_detected!("f16c") {
-            found.extend(pulp::x86::V4::try_new().map(Self::Avx512));
+            let wider = pulp::x86::V4::try_new();
+            found.extend(wider.filter(|_| is_x86_feature_detected!("avx512vnni")).map(Self::Avx512Vnni));
+            found.extend(wider.map(Self::Avx512));
             found.extend(pulp::x86::V3::try_new().map(Self::Avx2));
         }
         #[cfg(target_arch = "aarch64")]
@@ -68,7 +75,7 @@ pub(crate) fn processor() -> Processor {
     *chosen().as_ref().unwrap_or(&Processor::Portable)
 }
 
-/// The name of the instructions that the kernels of this process use: `avx512`, `avx2`, `neon` or `portable`.
+/// The name of the instructions that the kernels of this process use: `avx512vnni`, `avx512`, `avx2`, `neon` or `portable`.
 ///
 /// # Errors
 /// `LLAMAVID_CPU` names none that this processor has; the kernels run without vectors then.
