@@ -32,7 +32,7 @@ if (task === 'lint') {
     ...inTests,
   );
 } else if (task === 'test') {
-  cargo('test', ...shared, '--quiet', ...rest);
+  cargo('test', ...shared, '--quiet', '--no-fail-fast', ...rest);
   // The kernels once more, with the instructions that every processor has.
   if (rest.length === 0) {
     process.env.LLAMAVID_CPU = 'portable';

@@ -315,10 +315,15 @@ fn q4_0<const N: usize>(
     _least: &mut [f32; N],
 ) {
     scales[0] = half_at(block, 0);
-    let (lower, upper) = numbers.split_at_mut(SMALL / 2);
-    for ((pair, lower), upper) in block[2..].iter().zip(lower).zip(upper) {
-        (*lower, *upper) = (pair & 15, pair >> 4);
+    // Copies, so that nothing written may be what is read next: only then it runs in vectors.
+    let (mut lower, mut upper) = ([0; SMALL / 2], [0; SMALL / 2]);
+    for place in 0..SMALL / 2 {
+        let pair = block[2 + place];
+        (lower[place], upper[place]) = (pair & 15, pair >> 4);
     }
+    let (first, second) = numbers.split_at_mut(SMALL / 2);
+    first.copy_from_slice(&lower);
+    second.copy_from_slice(&upper);
 }
 
 /// The scales and least values of the eighths of a block: two numbers of 16 bits, and 6 bits of each in 12 bytes.
@@ -349,11 +354,15 @@ fn q4_k<const N: usize>(
     least: &mut [f32; N],
 ) {
     eighths(block, scales, least);
-    for (pairs, numbers) in block[16..].chunks_exact(32).zip(numbers.chunks_exact_mut(64)) {
-        let (lower, upper) = numbers.split_at_mut(32);
-        for ((pair, lower), upper) in pairs.iter().zip(lower).zip(upper) {
-            (*lower, *upper) = (pair & 15, pair >> 4);
+    for quarter in 0..4 {
+        let (mut lower, mut upper) = ([0; 32], [0; 32]);
+        for place in 0..32 {
+            let pair = block[16 + 32 * quarter + place];
+            (lower[place], upper[place]) = (pair & 15, pair >> 4);
         }
+        let (first, second) = numbers[64 * quarter..][..64].split_at_mut(32);
+        first.copy_from_slice(&lower);
+        second.copy_from_slice(&upper);
     }
 }
 
@@ -366,15 +375,15 @@ fn q5_k<const N: usize>(
     least: &mut [f32; N],
 ) {
     eighths(block, scales, least);
-    let bits = &block[16..48];
-    for (quarter, (pairs, numbers)) in
-        block[48..].chunks_exact(32).zip(numbers.chunks_exact_mut(64)).enumerate()
-    {
-        let (lower, upper) = numbers.split_at_mut(32);
-        for (((pair, bits), lower), upper) in pairs.iter().zip(bits).zip(lower).zip(upper) {
-            let bits = bits >> (2 * quarter);
-            (*lower, *upper) = ((pair & 15) | (bits & 1) << 4, (pair >> 4) | (bits & 2) << 3);
+    for quarter in 0..4 {
+        let (mut lower, mut upper) = ([0; 32], [0; 32]);
+        for place in 0..32 {
+            let (pair, bits) = (block[48 + 32 * quarter + place], block[16 + place] >> (2 * quarter));
+            (lower[place], upper[place]) = ((pair & 15) | (bits & 1) << 4, (pair >> 4) | (bits & 2) << 3);
         }
+        let (first, second) = numbers[64 * quarter..][..64].split_at_mut(32);
+        first.copy_from_slice(&lower);
+        second.copy_from_slice(&upper);
     }
 }
 

@@ -290,6 +290,7 @@ unsafe fn q5_k<S: Sink>(block: &[u8; 176], place: usize, sink: &mut S) {
 }
 
 #[inline(always)]
+#[allow(clippy::needless_range_loop, reason = "four vectors are written at a time")]
 unsafe fn q6_k<S: Sink>(block: &[u8; 210], place: usize, sink: &mut S) {
     // SAFETY: 128 bytes of pairs of lower halves, 64 of four upper bits each, 16 scales, and one of all.
     unsafe {

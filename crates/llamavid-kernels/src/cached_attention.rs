@@ -13,7 +13,7 @@ use rayon::prelude::*;
 use crate::BlockFormat;
 use crate::matrix::{Matrix, multiply};
 use crate::processor::processor;
-use crate::products::{Weights, products};
+use crate::products::{Weights, exact_products};
 use crate::rows::{tensor, with_values};
 use crate::vector::{exp, largest, widest};
 
@@ -181,8 +181,12 @@ impl Cached<'_> {
         for from in (0..before + rows).step_by(KEYS) {
             let keys = KEYS.min(before + rows - from);
             let scores = &mut scores[..count * keys];
-            let shape = (keys, self.width);
-            products(self.part(self.keys, places + from, keys), shape, &block.queries, scores, false, false);
+            // A few rows read keys in blocks as they lie; many are worth unpacking them for.
+            let key_rows = match self.part(self.keys, places + from, keys) {
+                blocks if count <= FEW => blocks,
+                key_rows => Weights::Numbers(numbers(key_rows, keys * self.width, &mut unpacked)),
+            };
+            exact_products(key_rows, (keys, self.width), &block.queries, scores, false);
             for (index, scores) in scores.chunks_exact_mut(keys).enumerate() {
                 // A row sees the keys up to its own place.
                 let seen = (before + index % rows + 1).saturating_sub(from).min(keys);
@@ -192,14 +196,8 @@ impl Cached<'_> {
                 let attended = &mut block.attended[index * self.width..(index + 1) * self.width];
                 share(seen, scores, &mut block.largest[index], &mut block.sums[index], attended);
             }
-            let values = match self.part(self.values, places + from, keys) {
-                Weights::Numbers(values) => values,
-                Weights::Blocks(format, bytes) => {
-                    unpacked.resize(keys * self.width, 0.0);
-                    format.decode(bytes, &mut unpacked);
-                    &unpacked
-                }
-            };
+            let values = self.part(self.values, places + from, keys);
+            let values = numbers(values, keys * self.width, &mut unpacked);
             if count <= FEW {
                 let sums = &mut block.attended;
                 processor().run(AddShares { shares: scores, values, width: self.width, sums });
@@ -241,6 +239,18 @@ impl Cached<'_> {
                 let row = self.width / format.block_length() * format.block_bytes();
                 Weights::Blocks(format, &bytes[first * row..(first + count) * row])
             }
+        }
+    }
+}
+
+/// `count` numbers as they are, or unpacked.
+fn numbers<'a>(rows: Weights<'a>, count: usize, unpacked: &'a mut Vec<f32>) -> &'a [f32] {
+    match rows {
+        Weights::Numbers(values) => values,
+        Weights::Blocks(format, bytes) => {
+            unpacked.resize(count, 0.0);
+            format.decode(bytes, unpacked);
+            unpacked
         }
     }
 }

@@ -1,5 +1,5 @@
-//! Products of many rows with weights in blocks, in whole numbers: four multiplications and additions for each that f32
-//! does in the same time.
+//! Products of many rows with weights in blocks, in whole numbers: four multiplications and additions for each that f32 does in
+//! the same time.
 //!
 //! The numbers of a block are whole numbers as they are. Those of the rows are rounded to 8 bits, with a scale for as many
 //! as share one in the weights, as llama.cpp does; the sums are exact. A block's sum is multiplied with both scales and
@@ -33,16 +33,19 @@ pub(crate) struct WholeRows {
     whole: Whole,
     count: usize,
     columns: usize,
-    /// In parts: the first [`PART`] numbers of each row, then the next ones.
+    /// In parts: the first numbers of each row, then the next ones.
     numbers: Vec<i8>,
-    /// Of each group, in the same order: the scale, what its products begin with, and the sum of its numbers times the scale.
+    /// Of each group, in the same order.
     groups: Vec<Group>,
 }
 
+/// Numbers of `x` that share a scale.
 #[derive(Debug, Clone, Copy, Default)]
 struct Group {
     scale: f32,
+    /// What products with weights begin with, for their offset.
     begin: i32,
+    /// The sum of the numbers, times the scale.
     sum: f32,
 }
 
@@ -51,19 +54,20 @@ impl WholeRows {
     pub(crate) fn new(format: BlockFormat, x: &[f32], columns: usize) -> Option<Self> {
         let whole = Whole::of(format)?;
         let count = x.len() / columns;
+        let group = whole.group;
         let mut numbers = vec![0i8; x.len()];
-        let mut groups = vec![Group::default(); x.len() / whole.group];
+        let mut groups = vec![Group::default(); x.len() / group];
         for first in (0..columns).step_by(PART) {
             let length = PART.min(columns - first);
             let numbers = &mut numbers[first * count..][..length * count];
-            let groups = &mut groups[first * count / whole.group..][..length * count / whole.group];
+            let groups = &mut groups[first * count / group..][..length * count / group];
             numbers
                 .par_chunks_exact_mut(length)
-                .zip(groups.par_chunks_exact_mut(length / whole.group))
+                .zip(groups.par_chunks_exact_mut(length / group))
                 .enumerate()
                 .with_min_len(16)
                 .for_each(|(row, (numbers, groups))| {
-                    round(&x[row * columns + first..][..length], whole.group, numbers, groups);
+                    round(&x[row * columns + first..][..length], group, numbers, groups);
                     for group in groups {
                         group.sum = group.begin as f32 * group.scale;
                         group.begin *= -whole.offset;
@@ -73,14 +77,19 @@ impl WholeRows {
         Some(Self { format, whole, count, columns, numbers, groups })
     }
 
+    /// Bytes of a row of weights.
+    fn row_bytes(&self) -> usize {
+        self.columns / self.format.block_length() * self.format.block_bytes()
+    }
+
     /// Adds the products with up to [`PANEL_ROWS`] rows of weights, the bytes of which are `rows`; their results are the
     /// columns from `column` on.
     ///
     /// # Safety
     /// The processor has AVX-512 with VNNI; the result lives, and nobody else uses these columns.
-    pub(crate) unsafe fn add_products(&self, rows: &[u8], column: usize, output: Output) {
+    pub(crate) unsafe fn add_panel(&self, rows: &[u8], column: usize, output: Output) {
         let Whole { group, .. } = self.whole;
-        let row_bytes = self.columns / self.format.block_length() * self.format.block_bytes();
+        let row_bytes = self.row_bytes();
         let found = rows.len() / row_bytes;
         let mut panel = Panel::new(group);
         for first in (0..self.columns).step_by(PART) {

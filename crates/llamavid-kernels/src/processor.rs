@@ -40,6 +40,15 @@ impl Processor {
         }
     }
 
+    /// The same, but for products of whole numbers.
+    pub(crate) fn without_whole_numbers(self) -> Self {
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512Vnni(simd) => Self::Avx512(simd),
+            other => other,
+        }
+    }
+
     /// Runs an operation in these vectors.
     pub(crate) fn run<Operation: WithSimd>(self, operation: Operation) -> Operation::Output {
         match self {

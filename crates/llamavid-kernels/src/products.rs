@@ -56,6 +56,17 @@ pub(crate) fn products(
     products_on(processor(), weights, shape, x, result, add, parallel);
 }
 
+/// The same with rows that are never rounded.
+pub(crate) fn exact_products(
+    weights: Weights,
+    shape: (usize, usize),
+    x: &[f32],
+    result: &mut [f32],
+    parallel: bool,
+) {
+    products_on(processor().without_whole_numbers(), weights, shape, x, result, false, parallel);
+}
+
 fn products_on(
     processor: Processor,
     weights: Weights,
@@ -90,7 +101,7 @@ fn products_on(
         let panel = PANEL_ROWS * (bytes.len() / rows);
         return bytes.par_chunks(panel).enumerate().for_each(|(index, bytes)| {
             // SAFETY: the processor has the instructions, and each task has columns of its own.
-            unsafe { x.add_products(bytes, index * PANEL_ROWS, output) };
+            unsafe { x.add_panel(bytes, index * PANEL_ROWS, output) };
         });
     }
     let unit = match weights {
@@ -418,9 +429,16 @@ mod tests {
     fn every_processor_gives_the_sums_in_every_format() {
         for processor in Processor::available() {
             for format in BlockFormat::ALL {
-                for (rows, blocks, count) in
-                    [(1, 1, 1), (3, 1, 2), (5, 3, 7), (67, 5, 1), (64, 9, 4), (13, 7, 101), (67, 3, 53), (130, 17, 13)]
-                {
+                for (rows, blocks, count) in [
+                    (1, 1, 1),
+                    (3, 1, 2),
+                    (5, 3, 7),
+                    (67, 5, 1),
+                    (64, 9, 4),
+                    (13, 7, 101),
+                    (67, 3, 53),
+                    (130, 17, 13),
+                ] {
                     // Without blocks: any number of columns, also a long one.
                     let columns = match format.block_length() {
                         1 => [7, 16, 37, 130, 515, 1100, 2049][blocks % 7],

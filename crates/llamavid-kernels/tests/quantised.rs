@@ -7,7 +7,7 @@ use std::sync::Arc;
 use candle_core::{DType, Device, Tensor, Var};
 use llamavid_kernels::{
     BlockFormat, Heads, Norm, NormPlace, Projection, QuantisedMatrix, SharedBytes, Weight, attention_block,
-    embedding, gelu_block, linear, swiglu_block,
+    embedding, gelu_block, instruction_set, linear, swiglu_block,
 };
 
 /// Numbers between -1 and 1 that follow no pattern.
@@ -56,8 +56,10 @@ fn products_are_those_of_the_unpacked_weights() {
                 let what = format!("{} {outputs} x {width}, {rows} rows", format.name());
                 let x = noise(&[rows, width], 2);
                 let expected = linear(&x, &dense, None).unwrap();
-                let product = weight.linear(&x).unwrap();
-                assert_close(&product, &expected, 2e-6, &what);
+                // Many rows are rounded to 8 bits where that is quicker.
+                let rounded = instruction_set() == Ok("avx512vnni") && rows > 48 && format.block_length() > 1;
+                let tolerance = if rounded { 1e-2 } else { 2e-6 };
+                assert_close(&weight.linear(&x).unwrap(), &expected, tolerance, &what);
             }
         }
     }
