@@ -41,6 +41,7 @@ const packages: Record<string, { values: string[]; types?: string[] }> = {
       '@llamavid/hub',
       '@llamavid/llm',
       '@llamavid/native',
+      '@llamavid/speech',
       '@llamavid/tiny',
       '@llamavid/tokens',
       '@llamavid/video',

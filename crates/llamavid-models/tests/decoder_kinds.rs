@@ -323,3 +323,104 @@ fn answers_in_fewer_bits_run_side_by_side() {
         }
     });
 }
+
+/// Prompts of one model that differ in length, and how many new tokens each gets.
+const SIDE_BY_SIDE: [(&[u32], usize); 4] =
+    [(&[1], 9), (&[1, 5, 9, 30, 44], 12), (&[1, 77, 3], 1), (&[1, 8, 8, 61, 2, 17, 40], 5)];
+
+/// Their generations, with the prompts read.
+fn side_by_side(model: &Arc<LanguageModel>, cache: CachePrecision, temperature: f64) -> Vec<Generation> {
+    let generation = |(place, &(ids, new)): (usize, &(&[u32], usize))| {
+        let sampling = SamplingOptions { temperature, seed: place as u64, ..SamplingOptions::default() };
+        let options = GenerationOptions { cache, ..GenerationOptions::new(new, sampling) };
+        let prompt = Prompt { embeds: model.embed(ids).unwrap(), visual_tokens: 0 };
+        let mut generation = Generation::new(model.clone(), prompt, options, StopRule::new(&[])).unwrap();
+        while !generation.prefill_step().unwrap().is_complete() {}
+        generation
+    };
+    SIDE_BY_SIDE.iter().enumerate().map(generation).collect()
+}
+
+#[test]
+fn sequences_that_are_read_together_get_what_each_gets_alone() {
+    let models = [BlockFormat::Q8_0, BlockFormat::Q4_0, BlockFormat::Q4K].into_iter().flat_map(both);
+    for model in models.map(Arc::new) {
+        for cache in [CachePrecision::Full, CachePrecision::EightBit, CachePrecision::FourBit] {
+            // Greedy, and with a generator of random numbers each.
+            for temperature in [0.0, 1.5] {
+                let name = format!("{:?} {cache:?} {temperature}", model.block_format());
+                let mut alone = side_by_side(&model, cache, temperature);
+                for generation in &mut alone {
+                    while generation.decode_step(&|_| String::new()).unwrap().is_some() {}
+                }
+                let mut together = side_by_side(&model, cache, temperature);
+                for _ in 0..12 {
+                    Generation::read_together(&mut together.iter_mut().collect::<Vec<_>>()).unwrap();
+                    for generation in &mut together {
+                        generation.decode_step(&|_| String::new()).unwrap();
+                    }
+                }
+                for (alone, together) in alone.iter().zip(&together) {
+                    assert_eq!(together.new_ids(), alone.new_ids(), "{name}");
+                    assert_eq!(together.finish(), alone.finish(), "{name}");
+                    assert_eq!(together.cached_positions(), alone.cached_positions(), "{name}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn one_pass_gives_each_sequence_its_own_logits() {
+    // Products with dense weights add up in another order for more rows; rounded keys may then fall to the next number.
+    for (cache, most) in [(CachePrecision::Full, 2e-5), (CachePrecision::EightBit, 2e-3)] {
+        for model in [BlockFormat::Q8_0, BlockFormat::Q4K].into_iter().flat_map(both) {
+            let lengths = [1, 30, 7];
+            let read = |length: &usize| {
+                let mut held = model.new_cache_in(cache, 4);
+                let ids: Vec<u32> = (0..*length as u32).map(|place| place * 7 % 90).collect();
+                let embeds = model.embed(&ids).unwrap().unsqueeze(0).unwrap();
+                model.forward(&embeds, &mut held, None, &mut Blind).unwrap();
+                held
+            };
+            let next = model.embed(&[3, 50, 8]).unwrap();
+            let mut caches: Vec<_> = lengths.iter().map(read).collect();
+            let mut held: Vec<_> = caches.iter_mut().collect();
+            let together = model.forward_each(&next, &mut held).unwrap();
+            assert_eq!(caches.iter().map(|cache| cache.len()).collect::<Vec<_>>(), [2, 31, 8]);
+            for (row, length) in lengths.iter().enumerate() {
+                let alone = next.narrow(0, row, 1).unwrap().unsqueeze(0).unwrap();
+                let alone = model.forward(&alone, &mut read(length), None, &mut Blind).unwrap();
+                let off = error(&together.narrow(0, row, 1).unwrap(), &alone.squeeze(0).unwrap());
+                assert!(off < most, "{:?} {cache:?}, sequence {row}: {off}", model.block_format());
+            }
+        }
+    }
+}
+
+#[test]
+fn what_cannot_be_read_together_changes_nothing() {
+    let [stored, dense] = both(BlockFormat::Q8_0).map(Arc::new);
+    let mut one = side_by_side(&stored, CachePrecision::Full, 0.0);
+    let mut other = side_by_side(&dense, CachePrecision::Full, 0.0);
+    // Nothing is to be read before the first token.
+    Generation::read_together(&mut [&mut one[0], &mut other[0]]).unwrap();
+    for generation in [&mut one[0], &mut other[0]] {
+        generation.decode_step(&|_| String::new()).unwrap();
+    }
+    let refused = Generation::read_together(&mut [&mut one[0], &mut other[0]]).unwrap_err();
+    assert!(refused.to_string().contains("different models"), "{refused}");
+    while one[0].decode_step(&|_| String::new()).unwrap().is_some() {}
+    assert_eq!(one[0].new_ids().len(), SIDE_BY_SIDE[0].1);
+
+    let mut full = stored.new_cache(1);
+    let context = stored.embed(&vec![4; stored.context_length()]).unwrap().unsqueeze(0).unwrap();
+    stored.forward(&context, &mut full, None, &mut Blind).unwrap();
+    let mut empty = stored.new_cache(1);
+    let next = stored.embed(&[5, 6]).unwrap();
+    let refused = stored.forward_each(&next, &mut [&mut empty, &mut full]).unwrap_err();
+    assert!(matches!(refused, Error::ContextOverflow { prompt: 401, .. }), "{refused}");
+    assert!(empty.is_empty());
+    let refused = stored.forward_each(&next, &mut [&mut empty]).unwrap_err();
+    assert!(refused.to_string().contains("2 positions do not go with 1 caches"), "{refused}");
+}

@@ -1,6 +1,10 @@
 //! The language model and its sessions.
 
-use llamavid_runtime::{self as runtime, CachePrecision, FinishReason, SamplingOptions, SpliceKind};
+use std::sync::Arc;
+
+use llamavid_runtime::{
+    self as runtime, CachePrecision, ErrorCode, FinishReason, SamplingOptions, SpliceKind,
+};
 use napi::Env;
 use napi::bindgen_prelude::{AsyncBlock, ClassInstance};
 use napi_derive::napi;
@@ -183,6 +187,15 @@ pub struct GenerationStart {
     pub kept_tokens: u32,
 }
 
+/// A session that wants its next piece.
+#[napi(object, object_to_js = false)]
+pub struct NextRequest<'env> {
+    /// It must not have another request under way.
+    pub session: ClassInstance<'env, Session>,
+    /// Stops its answer.
+    pub cancellation: ClassInstance<'env, Cancellation>,
+}
+
 /// A piece of the answer.
 #[napi(object, object_from_js = false)]
 pub struct GenerationPiece {
@@ -222,27 +235,26 @@ impl Session {
         )
     }
 
-    /// Decodes a few tokens; null after the last piece. After an error the answer is given up.
-    #[napi(ts_return_type = "Promise<GenerationPiece | null>")]
-    pub fn next(
-        &self,
+    /// Decodes a few tokens for each of several sessions of one model, in one pass over its weights for each step. Gives a
+    /// promise a request, null after the last piece. After an error the session's answer is given up.
+    #[napi(ts_return_type = "Array<Promise<GenerationPiece | null>>")]
+    pub fn next_of_each(
         env: &Env,
-        c: Option<&Cancellation>,
-    ) -> napi::Result<AsyncBlock<Option<GenerationPiece>>> {
-        promise(
-            env,
-            || self.handle.open()?.next(&flag(c)),
-            |piece| {
-                piece.map(|piece| GenerationPiece {
-                    text: piece.text,
-                    token_ids: piece.token_ids,
-                    finish_reason: piece.finish.map(|reason| match reason {
-                        FinishReason::Stop => "stop",
-                        FinishReason::Length => "length",
-                    }),
-                })
-            },
-        )
+        requests: Vec<NextRequest>,
+    ) -> napi::Result<Vec<AsyncBlock<Option<GenerationPiece>>>> {
+        let requests: Vec<_> = requests
+            .iter()
+            .map(|request| (request.session.handle.open(), flag(Some(&request.cancellation))))
+            .collect();
+        let open: Vec<_> =
+            requests.iter().filter_map(|(session, flag)| Some((session.as_deref().ok()?, flag))).collect();
+        let mut replies = runtime::Session::next_of_each(&open).into_iter();
+        let mut begin = |session: &runtime::Result<Arc<runtime::Session>>| {
+            session.as_ref().map_err(Clone::clone)?;
+            let missing = || Err(runtime::Error::new(ErrorCode::Internal, "a session got no reply"));
+            replies.next().unwrap_or_else(missing)
+        };
+        requests.iter().map(|(session, _)| promise(env, || begin(session), to_piece)).collect()
     }
 
     /// Frees the cache and gives up what runs. Closing twice does nothing.
@@ -252,4 +264,15 @@ impl Session {
             session.close();
         }
     }
+}
+
+fn to_piece(piece: Option<runtime::Piece>) -> Option<GenerationPiece> {
+    piece.map(|piece| GenerationPiece {
+        text: piece.text,
+        token_ids: piece.token_ids,
+        finish_reason: piece.finish.map(|reason| match reason {
+            FinishReason::Stop => "stop",
+            FinishReason::Length => "length",
+        }),
+    })
 }

@@ -97,6 +97,18 @@ impl VideoStore {
         )
     }
 
+    /// The report of how the frames of a file or folder were chosen, if all that any encoder makes of them is here.
+    #[napi]
+    pub fn report(
+        &self,
+        env: &Env,
+        source: String,
+        sampling: String,
+        c: Option<&Cancellation>,
+    ) -> napi::Result<AsyncBlock<Option<String>>> {
+        promise(env, || Ok(self.store.report(source.into(), sampling, flag(c))), |report| report)
+    }
+
     /// Looks for what `encoder` makes of a file or folder.
     #[napi]
     pub fn entry(

@@ -43,7 +43,7 @@ enum Wanted {
 }
 
 /// A turn of a job: one step, and whether there are more.
-type Turn = Box<dyn FnMut(&TensorDevice) -> ControlFlow<()> + Send>;
+pub(crate) type Turn = Box<dyn FnMut(&TensorDevice) -> ControlFlow<()> + Send>;
 
 /// A device and the thread that works on it. The thread ends after its last job once all handles are gone.
 #[derive(Debug)]
@@ -209,7 +209,8 @@ impl Device {
         }));
     }
 
-    fn enqueue(&self, turn: Turn) {
+    /// Runs a job that tells its callers itself how it ended.
+    pub(crate) fn enqueue(&self, turn: Turn) {
         // Fails only when the thread is gone; the job is dropped then, and its reply says so.
         let _ = self.queue.send(turn);
     }

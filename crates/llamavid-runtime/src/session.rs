@@ -1,4 +1,5 @@
-//! One sequence at a time: splice, prefill and decoding as jobs of the device's thread.
+//! Splice, prefill and decoding as jobs of the device's thread: a session has one sequence at a time, and sessions of a
+//! model decode together.
 
 use std::ops::ControlFlow;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -12,8 +13,11 @@ use llamavid_models::language_model::{
 use llamavid_models::prompt::placeholders::tokenize_with_images;
 use llamavid_models::prompt::splice::{SpliceKind, splice};
 use llamavid_models::tokenizer::{LlamaTokenizer, StreamDecoder, strip};
+use tokio::sync::oneshot;
 
-use crate::{Cancellation, DeviceKind, Error, ErrorCode, LanguageModel, Reply, Result, VisualTokens};
+use crate::{
+    Cancellation, DeviceKind, Error, ErrorCode, LanguageModel, Reply, Result, VisualTokens, catch_panic,
+};
 
 /// New tokens of one piece.
 const TOKENS_A_PIECE: usize = 16;
@@ -153,49 +157,57 @@ impl Session {
     /// `INVALID_ARGUMENT` before a start, or while another call of this session runs. After an error the answer is
     /// given up.
     pub fn next(&self, cancellation: &Cancellation) -> Result<Reply<Option<Piece>>> {
-        let (run, answer) = {
-            let mut slot = lock(&self.slot);
-            match std::mem::replace(&mut slot.state, State::Busy) {
-                State::Ready(answer) => (slot.run, answer),
-                other => {
-                    let answer = match &other {
-                        State::Ended(_) => Ok(Reply::ready(None)),
-                        State::Closed => Err(closed()),
-                        State::Busy => {
-                            Err(Error::argument("the session still works on an earlier call: await it first"))
-                        }
-                        _ => Err(Error::argument("nothing is generated in this session: start it first")),
-                    };
-                    slot.state = other;
-                    return answer;
+        let mut replies = Self::next_of_each(&[(self, cancellation)]);
+        replies.pop().unwrap_or_else(|| Err(Error::new(ErrorCode::Internal, "a session got no reply")))
+    }
+
+    /// The same for several sessions of one language model, whose tokens are decoded in one pass over its weights for each
+    /// step. Each has its own reply; one that ends, fails or is cancelled leaves the others to go on.
+    ///
+    /// # Errors
+    /// Of each session as in [`Session::next`], and `INVALID_ARGUMENT` for one of another model than the first.
+    pub fn next_of_each(sessions: &[(&Self, &Cancellation)]) -> Vec<Result<Reply<Option<Piece>>>> {
+        let Some((first, _)) = sessions.first() else { return Vec::new() };
+        let mut members = Vec::new();
+        let replies = sessions
+            .iter()
+            .map(|(session, cancellation)| {
+                if !Arc::ptr_eq(&session.model, &first.model) {
+                    return Err(Error::argument("sessions of different models cannot decode together"));
                 }
+                let Some(turn) = session.take_turn()? else { return Ok(Reply::ready(None)) };
+                let (sender, reply) = Reply::channel();
+                members.push(Member::new(turn, (*cancellation).clone(), sender));
+                Ok(reply)
+            })
+            .collect();
+        if !members.is_empty() {
+            let mut round = Round { members, began: Instant::now() };
+            first.model.device().enqueue(Box::new(move |_| round.step()));
+        }
+        replies
+    }
+
+    /// Takes the answer to work on; none when it has ended.
+    fn take_turn(&self) -> Result<Option<Turn>> {
+        let mut slot = lock(&self.slot);
+        match std::mem::replace(&mut slot.state, State::Busy) {
+            State::Ready(answer) => {
+                Ok(Some(Turn { slot: self.slot.clone(), run: slot.run, answer: Some(answer) }))
             }
-        };
-        let mut turn = Turn { slot: self.slot.clone(), run, answer: Some(answer) };
-        let began = Instant::now();
-        let mut piece = Piece { text: String::new(), token_ids: Vec::new(), finish: None };
-        Ok(self.model.device().run(cancellation, move |_| {
-            turn.check()?;
-            let Some(answer) = &mut turn.answer else { return Err(superseded()) };
-            let token = answer.decode_token()?;
-            piece.token_ids.push(token.id);
-            piece.text.push_str(&answer.new_text());
-            piece.finish = token.finish;
-            if token.finish.is_none()
-                && piece.token_ids.len() < TOKENS_A_PIECE
-                && began.elapsed() < PIECE_TIME
-            {
-                return Ok(ControlFlow::Continue(()));
+            other => {
+                let refused = match &other {
+                    State::Ended(_) => Ok(None),
+                    State::Closed => Err(closed()),
+                    State::Busy => {
+                        Err(Error::argument("the session still works on an earlier call: await it first"))
+                    }
+                    _ => Err(Error::argument("nothing is generated in this session: start it first")),
+                };
+                slot.state = other;
+                refused
             }
-            if token.finish.is_some() {
-                let answer = turn.answer.take();
-                turn.leave(State::Ended(answer.filter(|answer| answer.embeds.is_some())));
-            } else {
-                turn.leave_ready();
-            }
-            let empty = Piece { text: String::new(), token_ids: Vec::new(), finish: None };
-            Ok(ControlFlow::Break(Some(std::mem::replace(&mut piece, empty))))
-        }))
+        }
     }
 
     /// Frees the cache and gives up what runs. Closing twice does nothing.
@@ -245,6 +257,89 @@ impl Drop for Turn {
         if slot.run == self.run && matches!(slot.state, State::Busy) {
             slot.state = State::Idle;
         }
+    }
+}
+
+/// Sessions that decode a piece each, a token in turn: every step is one pass over the weights for all of them.
+struct Round {
+    members: Vec<Member>,
+    began: Instant,
+}
+
+/// A session's place in a round.
+struct Member {
+    turn: Turn,
+    piece: Piece,
+    cancellation: Cancellation,
+    reply: oneshot::Sender<Result<Option<Piece>>>,
+}
+
+impl Round {
+    /// A token for each member.
+    fn step(&mut self) -> ControlFlow<()> {
+        self.each(Member::check);
+        let read = catch_panic(|| {
+            let answers = self.members.iter_mut().filter_map(|member| member.turn.answer.as_mut());
+            let mut generations: Vec<_> = answers.map(|answer| &mut answer.generation).collect();
+            Ok(Generation::read_together(&mut generations)?)
+        });
+        let began = self.began;
+        self.each(|member| read.clone().and_then(|()| member.decode(began)));
+        if self.members.is_empty() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    }
+
+    /// Lets each member work. Who is done, or fails, leaves with a reply.
+    fn each(&mut self, mut work: impl FnMut(&mut Member) -> Result<ControlFlow<Piece>>) {
+        for mut member in std::mem::take(&mut self.members) {
+            let outcome = match catch_panic(|| work(&mut member)) {
+                Ok(ControlFlow::Continue(())) => {
+                    self.members.push(member);
+                    continue;
+                }
+                Ok(ControlFlow::Break(piece)) => Ok(Some(piece)),
+                Err(error) => Err(error),
+            };
+            let Member { turn, reply, .. } = member;
+            // First the turn, so that the session is free again when its caller hears of it.
+            drop(turn);
+            let _ = reply.send(outcome);
+        }
+    }
+}
+
+impl Member {
+    fn new(turn: Turn, cancellation: Cancellation, reply: oneshot::Sender<Result<Option<Piece>>>) -> Self {
+        let piece = Piece { text: String::new(), token_ids: Vec::new(), finish: None };
+        Self { turn, piece, cancellation, reply }
+    }
+
+    /// Whether somebody still wants the piece.
+    fn check(&mut self) -> Result<ControlFlow<Piece>> {
+        if self.reply.is_closed() {
+            return Err(Error::new(ErrorCode::Aborted, "nobody waits for this piece"));
+        }
+        self.cancellation.check()?;
+        self.turn.check()?;
+        Ok(ControlFlow::Continue(()))
+    }
+
+    /// Takes the next token, and gives the piece once it is long enough.
+    fn decode(&mut self, began: Instant) -> Result<ControlFlow<Piece>> {
+        let Some(answer) = &mut self.turn.answer else { return Err(superseded()) };
+        let token = answer.decode_token()?;
+        let piece = &mut self.piece;
+        piece.token_ids.push(token.id);
+        piece.text.push_str(&answer.new_text());
+        piece.finish = token.finish;
+        if token.finish.is_some() {
+            let answer = self.turn.answer.take();
+            self.turn.leave(State::Ended(answer.filter(|answer| answer.embeds.is_some())));
+        } else if piece.token_ids.len() < TOKENS_A_PIECE && began.elapsed() < PIECE_TIME {
+            return Ok(ControlFlow::Continue(()));
+        } else {
+            self.turn.leave_ready();
+        }
+        Ok(ControlFlow::Break(piece.clone()))
     }
 }
 

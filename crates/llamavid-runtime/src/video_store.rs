@@ -74,6 +74,33 @@ impl VideoStore {
         })
     }
 
+    /// The report of how the frames of `source` that `sampling` names were chosen, if all that any encoder makes of them is here.
+    /// A source of which nothing is here with this sampling is not read.
+    ///
+    /// # Errors
+    /// `MEDIA_UNREADABLE` for a source that changes while it is read, `ABORTED`.
+    pub fn report(
+        &self,
+        source: PathBuf,
+        sampling: String,
+        cancellation: Cancellation,
+    ) -> Reply<Option<String>> {
+        let Self { store, digests } = self.clone();
+        run_aside("llamavid store", move || {
+            let whole = store.list()?.into_iter().filter(|video| video.frames.is_some());
+            let mut alike = whole.filter_map(|video| video.description).collect::<Vec<_>>();
+            alike.retain(|description| description.sampling == sampling);
+            if alike.is_empty() {
+                return Ok(None);
+            }
+            let source = std::path::absolute(&source).unwrap_or(source);
+            let (content, _) = digest(&source, digests.as_deref(), &cancellation)?;
+            alike.retain(|description| description.content == content);
+            let found = alike.iter().find_map(|description| store.find(description).ok().flatten());
+            Ok(found.map(|features| features.report().to_owned()))
+        })
+    }
+
     /// Looks for what `encoder` makes of the frames of the file or folder `source` that `sampling` names, in words of the caller.
     ///
     /// # Errors

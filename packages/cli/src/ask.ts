@@ -1,25 +1,36 @@
-import { existsSync } from 'node:fs';
 import process from 'node:process';
-import type { AnswerResult, Clip, SamplingReport, SubtitleReport } from '@llamavid/pipeline';
+import type {
+  Answer,
+  AnswerResult,
+  AskOptions,
+  Clip,
+  LlamaVid,
+  LookedSource,
+  SamplingReport,
+  SubtitleReport,
+} from '@llamavid/pipeline';
 import { type AskFlags, askOptions, filesOf, loadOptions, openOptions, wrong } from './flags.js';
 import { Interrupt } from './interrupt.js';
-import { checkFiles, openFile, planFiles, sourceOf } from './media-files.js';
+import { checkFiles, lookAtFile, planFiles, sourceOf } from './media-files.js';
 import { previewToJson, previewToText } from './preview.js';
 import { Progress } from './progress.js';
+import { readQuestions } from './questions.js';
+import { reportFailure } from './report-failure.js';
 import { samplingToJson } from './sampling-to-json.js';
-import { writeAnswer } from './write-answer.js';
+import { writeAnswer, writeJson } from './write-answer.js';
 
-/** `llamavid ask`: the last word is the question, the others are files. */
+/** `llamavid ask`: files, and behind them or in a file the questions. */
 export async function ask(words: readonly string[], flags: AskFlags): Promise<number> {
   const begun = performance.now();
-  const [paths, question] = [words.slice(0, -1), words.at(-1) ?? ''];
-  if (question.trim() === '') throw wrong('the question is empty', 'Put it in quotes behind the files.');
-  if (paths.length === 0 && existsSync(question)) {
-    throw wrong(`the question about ${question} is missing`, 'llamavid ask <media...> "<question>"');
-  }
+  const { paths, questions } = await readQuestions(words, flags.questions);
+  const [question = '', ...others] = questions;
   const onlyTimeline = flags.timeline !== undefined && flags.json !== true;
   if (onlyTimeline && paths.length !== 1) {
     throw wrong(`--timeline is for one video, but ${paths.length} were given`);
+  }
+  if (others.length > 0 && (onlyTimeline || flags.dryRun)) {
+    const what = onlyTimeline ? '--timeline without --json' : '--dry-run';
+    throw wrong(`${what} is for one question, but ${questions.length} were given`);
   }
   using interrupt = new Interrupt();
   const { signal } = interrupt;
@@ -32,6 +43,7 @@ export async function ask(words: readonly string[], flags: AskFlags): Promise<nu
   checkFiles(filesOf(paths, flags));
 
   const progress = new Progress(flags.quiet ?? false);
+  const looked: LookedSource[] = [];
   try {
     if (flags.dryRun) {
       progress.step('looking for the frames');
@@ -43,13 +55,16 @@ export async function ask(words: readonly string[], flags: AskFlags): Promise<nu
       );
       return 0;
     }
+    for (const path of paths) looked.push(await lookAtFile(flags.model, path, toOpen, progress));
     const toLoad = loadOptions(flags, signal);
-    const toPlan = { ...toOpen, ...toAsk, ...toLoad, question, withoutAnswer: onlyTimeline };
-    const dtype = await planFiles(flags.model, paths, toPlan, progress);
+    // One that alone is too long is told in its place, behind the answers to others.
+    const shortest = questions.reduce((left, right) => (right.length < left.length ? right : left));
+    const toPlan = { ...toOpen, ...toAsk, ...toLoad, question: shortest, withoutAnswer: onlyTimeline };
+    const dtype = await planFiles(flags.model, looked, toPlan, progress);
     progress.step('loading the model');
     await using model = await LlamaVid.load(flags.model, { ...toLoad, dtype });
     const clips: Clip[] = [];
-    for (const path of paths) clips.push(await openFile(model, path, toOpen, progress));
+    for (const each of looked) clips.push(await model.open(each));
     const [clip] = clips;
     if (onlyTimeline && clip !== undefined) {
       progress.step('looking for it');
@@ -61,21 +76,62 @@ export async function ask(words: readonly string[], flags: AskFlags): Promise<nu
       return 0;
     }
     progress.step('answering');
-    const answer = model.ask(clips, question, { ...toAsk, timeline: flags.timeline !== undefined, signal });
-    if (!flags.json) {
-      for await (const delta of answer) {
-        progress.clear();
-        writeAnswer(delta);
-      }
-      process.stdout.write('\n');
+    const options = { ...toAsk, timeline: flags.timeline !== undefined, signal };
+    if (others.length > 0) {
+      return await answerAll(model, clips, questions, options, flags, progress, begun);
     }
-    const result = await answer.result();
+    const result = await write(model.ask(clips, question, options), flags, progress);
     noteOddities(result, flags, progress);
-    if (flags.json) process.stdout.write(`${JSON.stringify(toJson(result, performance.now() - begun))}\n`);
+    if (flags.json) writeJson(toJson(result, performance.now() - begun));
   } finally {
     progress.clear();
+    for (const each of looked) await each.close();
   }
   return 0;
+}
+
+/** Answers several questions side by side and writes them in their order. One that fails shows in the exit code. */
+async function answerAll(
+  model: LlamaVid,
+  clips: readonly Clip[],
+  questions: readonly string[],
+  options: AskOptions,
+  flags: AskFlags,
+  progress: Progress,
+  begun: number,
+): Promise<number> {
+  const answers = model.askEach(clips, questions, options);
+  // Read together, they are decoded together. A failure is told when the answer's turn comes.
+  for (const answer of answers) answer.result().catch(() => undefined);
+  let exitCode = 0;
+  let isFirst = true;
+  for (const [index, answer] of answers.entries()) {
+    const question = questions[index] ?? '';
+    try {
+      progress.clear();
+      if (!flags.json) process.stdout.write(`${isFirst ? '' : '\n'}${question}\n`);
+      const result = await write(answer, flags, progress);
+      if (isFirst) noteOddities(result, flags, progress);
+      if (flags.json) writeJson({ question, ...toJson(result, performance.now() - begun) });
+    } catch (error) {
+      if (options.signal?.aborted) throw error;
+      exitCode = reportFailure(error, { json: flags.json ?? false, about: { question } });
+    }
+    isFirst = false;
+  }
+  return exitCode;
+}
+
+/** Writes an answer while it is made, unless the result is wanted as JSON. */
+async function write(answer: Answer, flags: AskFlags, progress: Progress): Promise<AnswerResult> {
+  if (!flags.json) {
+    for await (const delta of answer) {
+      progress.clear();
+      writeAnswer(delta);
+    }
+    process.stdout.write('\n');
+  }
+  return await answer.result();
 }
 
 function noteOddities(
@@ -85,6 +141,9 @@ function noteOddities(
 ): void {
   if (flags.subtitles === 'auto' && subtitles.length === 0) {
     progress.note('subtitles: there is no file beside the video, and no text stream in it');
+  }
+  if (flags.subtitles === 'speech' && subtitles.length === 0) {
+    progress.note('subtitles: nothing was heard');
   }
   for (const { notes } of [...samplings, ...subtitles]) {
     for (const note of notes) progress.note(note);

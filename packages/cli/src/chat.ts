@@ -1,9 +1,9 @@
 import process from 'node:process';
 import { createInterface } from 'node:readline';
-import type { Chat, LlamaVid, OpenOptions } from '@llamavid/pipeline';
+import type { Chat, LlamaVid, LookedSource, OpenOptions } from '@llamavid/pipeline';
 import { askOptions, type ChatFlags, filesOf, loadOptions, openOptions, wrong } from './flags.js';
 import { Interrupt } from './interrupt.js';
-import { checkFiles, openFile, planFiles } from './media-files.js';
+import { checkFiles, lookAtFile, planFiles, shownOptions } from './media-files.js';
 import { Progress } from './progress.js';
 import { reportFailure } from './report-failure.js';
 import { writeAnswer } from './write-answer.js';
@@ -27,20 +27,23 @@ export async function chat(paths: readonly string[], flags: ChatFlags): Promise<
   checkFiles(filesOf(paths, flags));
 
   const progress = new Progress(flags.quiet ?? false);
+  const looked: LookedSource[] = [];
   try {
     const toLoad = loadOptions(flags, signal);
-    const dtype = await planFiles(flags.model, paths, { ...toOpen, ...toAsk, ...toLoad }, progress);
+    for (const path of paths) looked.push(await lookAtFile(flags.model, path, toOpen, progress));
+    const dtype = await planFiles(flags.model, looked, { ...toOpen, ...toAsk, ...toLoad }, progress);
     const followUps = flags.keepVisualPrefix ? 'keep-visual-prefix' : 'exact';
     progress.step('loading the model');
     await using model = await LlamaVid.load(flags.model, { ...toLoad, dtype });
     const talk = new Talk(model, model.chat([], { ...toAsk, followUps }), toOpen, progress);
-    for (const path of paths) await talk.open(path);
+    for (const [index, path] of paths.entries()) await talk.add(path, looked[index] ?? path);
     progress.clear();
     return await (process.stdin.isTTY && process.stdout.isTTY
       ? converse(talk, interrupt)
       : readAll(talk, interrupt));
   } finally {
     progress.clear();
+    for (const each of looked) await each.close();
   }
 }
 
@@ -104,16 +107,19 @@ class Talk {
     this.#progress = progress;
   }
 
-  /** Opens a file of the command line, or with a signal of its own one that was typed, which has no subtitles. */
-  async open(path: string, signal?: AbortSignal): Promise<void> {
+  /** Talks about a file too. */
+  async add(path: string, source: LookedSource | string, options?: OpenOptions): Promise<void> {
+    this.#chat.add(await this.#model.open(source, options));
+    this.#paths.push(path);
+  }
+
+  /** Opens a file that was typed. A file of subtitles is not its own. */
+  async open(path: string, signal: AbortSignal): Promise<void> {
     checkFiles([path]);
     const { subtitles } = this.#toOpen;
-    const options: OpenOptions =
-      signal === undefined
-        ? this.#toOpen
-        : { ...this.#toOpen, subtitles: subtitles === 'auto' ? subtitles : 'none', signal };
-    this.#chat.add(await openFile(this.#model, path, options, this.#progress));
-    this.#paths.push(path);
+    const own = subtitles === 'auto' || subtitles === 'speech' ? subtitles : 'none';
+    const options = { ...this.#toOpen, subtitles: own, signal };
+    await this.add(path, path, shownOptions(path, options, this.#progress));
   }
 
   /** Does what one line says. */

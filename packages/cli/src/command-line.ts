@@ -58,14 +58,18 @@ function createProgram(end: (exitCode: number) => void): Command {
     .configureOutput({ outputError: () => {} })
     .exitOverride();
 
-  const askCommand = command(program, 'ask', 'Ask one question about one or several videos or pictures.')
-    .argument('<media-and-question...>', 'files (`-` is stdin), then the question as the last word')
-    .usage('[options] <media...> "<question>"');
+  const askCommand = command(program, 'ask', 'Ask questions about one or several videos or pictures.')
+    .argument('[media-and-questions...]', 'files (`-` is stdin), then the question, or several, each in quotes')
+    .usage('[options] <media...> "<question>" ["<question>" ...]');
   addModelFlags(askCommand);
   addAnswerFlags(askCommand);
   addMediaFlags(askCommand);
   askCommand
-    .option('--json', 'write one JSON object to stdout instead of text')
+    .option(
+      '--questions <file>',
+      'ask what this file holds, a question a line, or {"question": "…"} a line in a .jsonl file; all words are files then',
+    )
+    .option('--json', 'write one JSON object a question to stdout instead of text')
     .option(
       '--timeline <format>',
       'write where in the video what is asked about is seen, as json or vtt, instead of an answer; with --json beside it',
@@ -184,6 +188,7 @@ Examples:
   llamavid ask film.mp4 "Why does she leave?" --subtitles auto --model models/llama-vid-7b-long
   llamavid ask shapes.mp4 "where is the red star?" --timeline vtt
   llamavid ask before.jpg after.jpg "What has changed?" --model models/llama-vid-7b --json
+  llamavid ask talk.mp4 "Who speaks?" "What is it about?" --model models/llama-vid-7b
   llamavid chat talk.mp4 --model models/llama-vid-7b
   llamavid encode lecture.mp4 film.mkv --model models/llama-vid-7b-long
   llamavid cache ls

@@ -32,6 +32,7 @@ export interface SamplingFlags {
 export interface MediaFlags extends SamplingFlags {
   maxVisualTokens?: number;
   subtitles: string;
+  speechModel?: string;
   /** False for `--no-store`. */
   store?: string | false;
   storeBits: '16bit' | '8bit';
@@ -40,7 +41,7 @@ export interface MediaFlags extends SamplingFlags {
 export type ChatFlags = ModelFlags & AnswerFlags & MediaFlags & { keepVisualPrefix?: boolean };
 export type AskFlags = ModelFlags &
   AnswerFlags &
-  MediaFlags & { json?: boolean; dryRun?: boolean; timeline?: 'json' | 'vtt' };
+  MediaFlags & { questions?: string; json?: boolean; dryRun?: boolean; timeline?: 'json' | 'vtt' };
 
 export function addModelFlags(command: Command): void {
   command
@@ -119,9 +120,13 @@ export function addMediaFlags(command: Command): void {
     )
     .option(
       '--subtitles <file>',
-      '.srt, .vtt or .ass file of the video; auto: the file beside it or a text stream in it; or none',
+      '.srt, .vtt or .ass file of the video; speech: what is heard in it; auto: the file beside it, else a text stream in it, else speech; or none',
       subtitles,
       'none',
+    )
+    .option(
+      '--speech-model <whisper>',
+      'Whisper model that hears speech, for --subtitles auto and speech (default: LLAMAVID_SPEECH_MODEL, else none)',
     )
     .option('--store <folder>', 'where visual features are kept, or none (default: see README)')
     .option('--no-store', 'keep no features')
@@ -164,7 +169,7 @@ export function samplingOptions({ fps, frames, start, end, strict }: SamplingFla
 
 /** `paths` are the files that the flags are about. */
 export function openOptions(flags: MediaFlags, paths: readonly string[], signal: AbortSignal): OpenOptions {
-  const { maxVisualTokens, subtitles, store, storeBits: storePrecision } = flags;
+  const { maxVisualTokens, subtitles, speechModel, store, storeBits: storePrecision } = flags;
   const sampling = samplingOptions(flags);
   if (store === '') throw wrong('--store names no folder');
   if (namesFile(subtitles) && paths.length !== 1) {
@@ -174,7 +179,7 @@ export function openOptions(flags: MediaFlags, paths: readonly string[], signal:
     );
   }
   const kept = store === false ? 'none' : store;
-  return { ...sampling, maxVisualTokens, subtitles, store: kept, storePrecision, signal };
+  return { ...sampling, maxVisualTokens, subtitles, speechModel, store: kept, storePrecision, signal };
 }
 
 /** Checks the template's name against `templates`, before anything is loaded. */
@@ -203,12 +208,12 @@ export function device(value: string): string {
 
 function subtitles(value: string): string {
   if (value !== '') return value;
-  throw wrong('--subtitles names no file', 'Give a file, auto or none.');
+  throw wrong('--subtitles names no file', 'Give a file, auto, speech or none.');
 }
 
-/** Whether `--subtitles` is a file: those of these names are `./auto` and `./none`. */
+/** Whether `--subtitles` is a file: those of these names are `./auto`, `./speech` and `./none`. */
 function namesFile(subtitles: string): boolean {
-  return subtitles !== 'auto' && subtitles !== 'none';
+  return !['auto', 'speech', 'none'].includes(subtitles);
 }
 
 /** The files of the command line: media and subtitles. */

@@ -2,7 +2,7 @@ import { existsSync } from 'node:fs';
 import { basename } from 'node:path';
 import process from 'node:process';
 import { LlamaVidError } from '@llamavid/errors';
-import type { Clip, LlamaVid, MediaSource, OpenOptions, PlanOptions } from '@llamavid/pipeline';
+import type { LookedSource, MediaSource, OpenOptions, PlanOptions } from '@llamavid/pipeline';
 import type { Progress } from './progress.js';
 
 /** Says before a model is loaded what would only show afterwards. */
@@ -16,21 +16,39 @@ export function checkFiles(paths: readonly string[]): void {
   }
 }
 
-/**
- * Refuses what cannot fit before the model is loaded, and gives the dtype to load. Without an answer the context has no limit. Stdin
- * can be read once only, so a question about it is checked when it is opened.
- */
+/** Looks at a file, for the plan and the model to share. */
+export async function lookAtFile(
+  model: string | undefined,
+  path: string,
+  options: OpenOptions,
+  progress: Progress,
+): Promise<LookedSource> {
+  const { LlamaVid } = await import('@llamavid/pipeline');
+  progress.step(`looking at ${basename(path)}`);
+  return await LlamaVid.look(model, sourceOf(path), shownOptions(path, options, progress));
+}
+
+/** The same options, with what goes on shown. */
+export function shownOptions(path: string, options: OpenOptions, progress: Progress): OpenOptions {
+  return {
+    ...options,
+    ...(path === '-' && { name: 'stdin' }),
+    onProgress: (...frames) => progress.frames(...frames),
+    onSpeech: (done, total) =>
+      progress.count('writing down seconds of speech', Math.floor(done), Math.floor(total)),
+  };
+}
+
+/** Refuses what cannot fit before the model is loaded, and gives the dtype to load. Without an answer the context has no limit. */
 export async function planFiles(
   model: string | undefined,
-  paths: readonly string[],
+  looked: readonly LookedSource[],
   options: PlanOptions & { tryAnyway?: boolean | undefined; withoutAnswer?: boolean },
   progress: Progress,
 ): Promise<NonNullable<PlanOptions['dtype']>> {
   const { dtype = 'auto' } = options;
-  if (paths.includes('-')) return dtype;
   const { LlamaVid, overflow, refuseWhatCannotFit } = await import('@llamavid/pipeline');
-  progress.step('looking at the files');
-  const plan = await LlamaVid.plan(model, paths.map(sourceOf), options);
+  const plan = await LlamaVid.plan(model, looked, options);
   const tooLong = overflow(plan);
   if (tooLong !== undefined && options.withoutAnswer !== true) throw tooLong;
   if (options.tryAnyway !== true) refuseWhatCannotFit(plan);
@@ -40,18 +58,6 @@ export async function planFiles(
     progress.note(`f32 does not fit into memory, so ${chosen.dtype} is taken, which is slower on a CPU`);
   }
   return chosen.dtype;
-}
-
-export function openFile(
-  model: LlamaVid,
-  path: string,
-  options: OpenOptions,
-  progress: Progress,
-): Promise<Clip> {
-  progress.step(`opening ${basename(path)}`);
-  const onProgress: OpenOptions['onProgress'] = (...frames) => progress.frames(...frames);
-  const named = path === '-' ? { ...options, name: 'stdin' } : options;
-  return model.open(sourceOf(path), { ...named, onProgress });
 }
 
 /** `-` is stdin. */

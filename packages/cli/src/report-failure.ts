@@ -1,10 +1,10 @@
 import process from 'node:process';
 import { LlamaVidError } from '@llamavid/errors';
 
-/** Writes an error where and how the caller reads it, and gives the exit code. */
-export function reportFailure(error: unknown, { json }: { json: boolean }): number {
+/** Writes an error where and how the caller reads it, in JSON behind what it is `about`, and gives the exit code. */
+export function reportFailure(error: unknown, { json, about }: { json: boolean; about?: object }): number {
   const { code, message, hint } = explain(error);
-  if (json) process.stdout.write(`${JSON.stringify({ error: { code, message, hint } })}\n`);
+  if (json) process.stdout.write(`${JSON.stringify({ ...about, error: { code, message, hint } })}\n`);
   else process.stderr.write(`error: ${message}\n${hint === null ? '' : `hint: ${hint}\n`}`);
   if (code === 'ABORTED') return 130;
   return code === 'INVALID_ARGUMENT' ? 2 : 1;

@@ -1,4 +1,6 @@
 import { spawn } from 'node:child_process';
+import { mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs';
+import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { describe, expect, it } from 'vitest';
 import { llamavid, main } from './llamavid.js';
@@ -80,6 +82,9 @@ describe('llamavid', () => {
     'subtitles for none': ['ask', 'What?', '--subtitles', said],
     'a store without a name': ['ask', clip, 'What?', '--store', ''],
     'an unknown number of stored bits': ['ask', clip, 'What?', '--store-bits', '4'],
+    'an empty question among several': ['ask', clip, ' ', 'What?'],
+    'a dry run of two questions': ['ask', clip, 'What?', 'Why?', '--dry-run'],
+    'speech without a model': ['ask', clip, 'What?', '--subtitles', 'speech'],
   })) {
     it(`exits with 2 on ${what}`, async () => {
       const plain = await llamavid(args);
@@ -256,6 +261,82 @@ describe('llamavid ask', () => {
     const { sampling, usage } = JSON.parse(thinned.stdout);
     expect(sampling).toMatchObject({ frames: 50, omitted: 225 });
     expect(usage.visualTokens).toBe(100);
+  });
+
+  it('answers several questions, of the command line or a file, each as alone', async () => {
+    const questions = ['what do you see first?', 'how many scenes are there?', 'Why?'];
+    const folder = mkdtempSync(join(tmpdir(), 'llamavid-questions-'));
+    try {
+      const lines = join(folder, 'questions.txt');
+      writeFileSync(lines, `\ufeff${questions.join('\r\n\n')}\n`);
+      const objects = join(folder, 'questions.jsonl');
+      writeFileSync(objects, questions.map((question, at) => JSON.stringify(at ? { question } : question)).join('\n'));
+      const store = join(folder, 'store');
+      const args = ['--store', store, '--quiet', '--max-new-tokens', '12'];
+      const alone = [];
+      for (const question of questions) alone.push(JSON.parse((await ask(shapes, question, ...args, '--json')).stdout));
+      const runs = await Promise.all([
+        ask(shapes, ...questions, ...args, '--json'),
+        ask(shapes, '--questions', lines, ...args, '--json'),
+        ask(shapes, '--questions', objects, ...args, '--json'),
+      ]);
+      for (const { exitCode, stdout, stderr } of runs) {
+        expect([exitCode, stderr]).toEqual([0, '']);
+        const results = stdout.trim().split('\n').map((line) => JSON.parse(line));
+        expect(results.map(({ question, tokenIds, work }) => [question, tokenIds, work.storeHit])).toEqual(
+          questions.map((question, index) => [question, alone[index].tokenIds, true]),
+        );
+        expect(Object.keys(results[0])).toEqual(['question', ...Object.keys(alone[0])]);
+      }
+      const text = await ask(shapes, ...questions, ...args);
+      expect(text.stdout).toBe(
+        questions.map((question, index) => `${question}\n${alone[index].answer}\n`).join('\n'),
+      );
+
+      // One that fails is told in its place, and the others are answered.
+      const tooLong = `is ${'there '.repeat(600)}a star?`;
+      const some = await ask(shapes, tooLong, 'Why?', '--frames', '2', '--model', model, ...args, '--json');
+      const [failed, answered] = some.stdout.trim().split('\n').map((line) => JSON.parse(line));
+      expect([some.exitCode, failed]).toEqual([
+        1,
+        { question: tooLong, error: expect.objectContaining({ code: 'CONTEXT_OVERFLOW' }) },
+      ]);
+      expect([answered.question, answered.finishReason]).toEqual(['Why?', expect.any(String)]);
+      for (const [name, content, code] of [
+        ['empty.txt', '\n\n', 'DATA_INVALID'],
+        ['numbers.jsonl', '{"question": 7}', 'DATA_INVALID'],
+        ['broken.jsonl', '"Who?"\n{"question":', 'DATA_INVALID'],
+        ['zeros.txt', '\0\0', 'DATA_INVALID'],
+        ['video.txt', readFileSync(shapes), 'DATA_INVALID'],
+        ['none.txt', undefined, 'MEDIA_NOT_FOUND'],
+      ] as const) {
+        const path = join(folder, name);
+        if (content !== undefined) writeFileSync(path, content);
+        const { exitCode, stdout } = await ask(shapes, '--questions', path, '--json');
+        expect([exitCode, JSON.parse(stdout).error], name).toEqual([
+          1,
+          expect.objectContaining({ code, message: expect.stringContaining(name) }),
+        ]);
+      }
+    } finally {
+      rmSync(folder, { recursive: true, force: true });
+    }
+  });
+
+  it('takes no missing file for a question', async () => {
+    for (const path of ['nowhere.mp4', 'my film.mp4', '/my films/one', './my films', 'nowhere']) {
+      const { stdout } = await ask(path, 'What is it?', '--json');
+      expect(JSON.parse(stdout).error, path).toMatchObject({ code: 'MEDIA_NOT_FOUND' });
+    }
+  });
+
+  it('hears speech where nothing is written', async () => {
+    const film = join(fixtures, 'clips/bbb_720p_h264_aac.mp4');
+    const args = ['What?', '--model', model, '--frames', '2', '--max-new-tokens', '2', '--json'];
+    const speech = ['--subtitles', 'auto', '--speech-model', join(fixtures, 'speech')];
+    const { exitCode, stdout, stderr } = await ask(film, ...args, ...speech, '--max-new-tokens', '1');
+    expect([exitCode, stderr]).toEqual([0, expect.stringContaining('seconds of speech')]);
+    expect(JSON.parse(stdout).subtitles).toMatchObject({ speech: { model: join(fixtures, 'speech') } });
   });
 
   it('writes a timeline instead of an answer, or beside it', async () => {

@@ -1,4 +1,5 @@
 import { callNative, Device, LanguageModel as NativeLanguageModel, withCancellation } from '@llamavid/native';
+import { DecodeRounds } from './decode-rounds.js';
 import { Session } from './session.js';
 
 export interface LoadOptions {
@@ -31,6 +32,7 @@ export interface GenerationDefaults {
  */
 export class LanguageModel implements Disposable {
   readonly #native: NativeLanguageModel;
+  readonly #rounds = new DecodeRounds();
   /** Where the weights are: `cpu` or `cuda:N`. */
   readonly device: string;
 
@@ -91,12 +93,13 @@ export class LanguageModel implements Disposable {
     return callNative(() => this.#native.countTokens(text));
   }
 
-  /** A place to generate in, with a key/value cache of its own. Sessions of one model take turns. */
+  /**
+   * A place to generate in, with a key/value cache of its own. Sessions that are read side by side decode together: a token of each
+   * in one pass over the weights.
+   */
   createSession(): Session {
-    return new Session(
-      callNative(() => this.#native.createSession()),
-      this.generationDefaults,
-    );
+    const native = callNative(() => this.#native.createSession());
+    return new Session(native, this.generationDefaults, this.#rounds);
   }
 
   /** Frees the weights once no session uses them. Closing twice does nothing. */

@@ -1,6 +1,7 @@
 import { LlamaVidError } from '@llamavid/errors';
 import { callNative, type Session as NativeSession, nativeHandle, withCancellation } from '@llamavid/native';
 import type { VisualTokens } from '@llamavid/tokens';
+import type { DecodeRounds } from './decode-rounds.js';
 import type { GenerationDefaults } from './language-model.js';
 import { TextStream } from './text-stream.js';
 
@@ -58,7 +59,10 @@ export interface GenerationTimings {
   prefillMs: number;
   /** From the start of prefill to the first new token. */
   firstTokenMs: number;
-  /** Decoding alone; the time a reader takes between two pieces of text is not in it. */
+  /**
+   * Decoding alone, together with the sessions that are read side by side; the time a reader takes between two pieces of text is not
+   * in it.
+   */
   decodeMs: number;
 }
 
@@ -79,16 +83,21 @@ export interface GenerationResult {
 /** Text of one generation, piece by piece, and its result. */
 export type Generation = TextStream<GenerationResult>;
 
-/** Decodes one sequence at a time. Holds its key/value cache until `close`. */
+/**
+ * Decodes one sequence at a time; sessions of one model that are read side by side share each pass over its weights. Holds its
+ * key/value cache until `close`.
+ */
 export class Session implements Disposable {
   readonly #native: NativeSession;
   readonly #defaults: GenerationDefaults;
+  readonly #rounds: DecodeRounds;
   #newest = 0;
 
   /** @internal Made by `LanguageModel.createSession`. */
-  constructor(native: NativeSession, defaults: GenerationDefaults) {
+  constructor(native: NativeSession, defaults: GenerationDefaults, rounds: DecodeRounds) {
     this.#native = native;
     this.#defaults = defaults;
+    this.#rounds = rounds;
   }
 
   /**
@@ -130,11 +139,13 @@ export class Session implements Disposable {
     const tokenIds: number[] = [];
     let firstTokenMs: number | undefined;
     let decodeMs = 0;
+    const check = () => {
+      if (generation === this.#newest) return;
+      throw new LlamaVidError('ABORTED', 'the session started another generation');
+    };
     for (;;) {
-      if (generation !== this.#newest)
-        throw new LlamaVidError('ABORTED', 'the session started another generation');
       const stepped = performance.now();
-      const step = await withCancellation(signal, (cancellation) => this.#native.next(cancellation));
+      const step = await this.#rounds.next(this.#native, check, signal);
       decodeMs += performance.now() - stepped;
       firstTokenMs ??= performance.now() - begun;
       if (step) {

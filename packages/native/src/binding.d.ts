@@ -121,8 +121,7 @@ export declare class Pixels {
 export declare class Session {
   /** Splices and reads a prompt. What this session worked on before is given up, but for what is to be kept of it. */
   start(r: GenerateRequest, c?: Cancellation | undefined | null): Promise<GenerationStart>
-  /** Decodes a few tokens; null after the last piece. After an error the answer is given up. */
-  next(c?: Cancellation | undefined | null): Promise<GenerationPiece | null>
+  static nextOfEach(requests: Array<NextRequest>): Array<Promise<GenerationPiece | null>>
   /** Frees the cache and gives up what runs. Closing twice does nothing. */
   close(): void
 }
@@ -235,6 +234,7 @@ export declare class VideoStore {
   remove(key: string): Promise<undefined>
   /** Removes what was not used for longest until the rest takes at most `limit` bytes, and gives what went. */
   prune(limit: number): Promise<Array<StoredVideo>>
+  report(source: string, sampling: string, c?: Cancellation | undefined | null): Promise<string | null>
   /** Looks for what `encoder` makes of a file or folder. */
   entry(encoder: VisualEncoder, source: string, sampling: string, precision: '16bit' | '8bit', c?: Cancellation | undefined | null): Promise<StoreEntry>
 }
@@ -492,6 +492,12 @@ export interface GenerationDefaults {
   topP?: number
   /** Number of candidates. */
   topK?: number
+}
+
+/** A session that wants its next piece. */
+export interface NextRequest {
+  session: Session
+  cancellation: Cancellation
 }
 
 /** A piece of the answer. */

@@ -8,7 +8,7 @@ import {
   type GenerateRequest,
   LanguageModel,
   Pixels,
-  type Session,
+  Session,
   TokenGenerator,
   VisualEncoder,
   VisualFeatures,
@@ -62,6 +62,10 @@ const request = (changes: Partial<GenerateRequest> = {}): GenerateRequest => ({
 
 // Some tests give the device other work first (`encoder.encode(many)`), so that what follows still waits when it is given up.
 
+/** The next piece of an answer. */
+const next = (session: Session, cancellation = new Cancellation()) =>
+  callNativeAsync(async () => (await Promise.all(Session.nextOfEach([{ session, cancellation }])))[0] ?? null);
+
 /** The whole answer. */
 async function answer(
   session: Session,
@@ -69,7 +73,7 @@ async function answer(
   let text = '';
   const tokenIds: number[] = [];
   for (;;) {
-    const piece = await callNativeAsync(session.next());
+    const piece = await next(session);
     if (piece === null) return { text, tokenIds, finishReason: 'none' };
     text += piece.text;
     tokenIds.push(...piece.tokenIds);
@@ -155,7 +159,7 @@ describe('Session', () => {
     const first = await answer(session);
     expect(first.tokenIds.length).toBe(24);
     expect(first.finishReason).toBe('length');
-    expect(await session.next()).toBeNull();
+    expect(await next(session)).toBeNull();
     await session.start(request());
     expect(await answer(session)).toEqual(first);
   });
@@ -206,7 +210,7 @@ describe('Session', () => {
     await expect(start({ prompt: `<image>${'long '.repeat(600)}` })).rejects.toEqual(
       code('CONTEXT_OVERFLOW'),
     );
-    await expect(callNativeAsync(session.next())).rejects.toEqual(code('INVALID_ARGUMENT'));
+    await expect(next(session)).rejects.toEqual(code('INVALID_ARGUMENT'));
   });
 
   it('places single tokens', async () => {
@@ -220,8 +224,8 @@ describe('Session', () => {
     await session.start(request());
     const cancellation = new Cancellation();
     cancellation.cancel();
-    await expect(callNativeAsync(session.next(cancellation))).rejects.toEqual(code('ABORTED'));
-    await expect(callNativeAsync(session.next())).rejects.toEqual(code('INVALID_ARGUMENT'));
+    await expect(next(session, cancellation)).rejects.toEqual(code('ABORTED'));
+    await expect(next(session)).rejects.toEqual(code('INVALID_ARGUMENT'));
     await expect(callNativeAsync(session.start(request(), cancellation))).rejects.toEqual(code('ABORTED'));
     await session.start(request());
     expect((await answer(session)).tokenIds.length).toBe(24);
@@ -237,8 +241,8 @@ describe('Session', () => {
     (await earlier).close();
 
     const earlierStill = encoder.encode(many);
-    const pending = callNativeAsync(session.next());
-    await expect(callNativeAsync(session.next())).rejects.toEqual(code('INVALID_ARGUMENT'));
+    const pending = next(session);
+    await expect(next(session)).rejects.toEqual(code('INVALID_ARGUMENT'));
     expect(await pending).not.toBeNull();
     (await earlierStill).close();
   });
@@ -247,12 +251,12 @@ describe('Session', () => {
     const session = model.createSession();
     await session.start(request());
     const earlier = encoder.encode(many);
-    const pending = callNativeAsync(session.next());
+    const pending = next(session);
     session.close();
     session.close();
     await expect(pending).rejects.toEqual(code('ABORTED'));
     (await earlier).close();
-    await expect(callNativeAsync(session.next())).rejects.toEqual(code('HANDLE_CLOSED'));
+    await expect(next(session)).rejects.toEqual(code('HANDLE_CLOSED'));
     await expect(callNativeAsync(session.start(request()))).rejects.toEqual(code('HANDLE_CLOSED'));
   });
 

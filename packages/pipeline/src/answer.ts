@@ -14,8 +14,9 @@ import type { SamplingReport } from '@llamavid/video';
 import type { VisualFeatures } from '@llamavid/vision';
 import type { Clip } from './clip.js';
 import { usualTemplate, writePrompt } from './prompt.js';
-import type { ReadSubtitles, SubtitleReport, SubtitleSource } from './subtitles.js';
+import { isFound, type ReadSubtitles, type SubtitleReport, type SubtitleSource } from './subtitles.js';
 import { type Timeline, timelineOf } from './timeline.js';
+import { Turns } from './turns.js';
 
 export interface AskOptions extends Omit<GenerateOptions, 'visualTokens' | 'layout' | 'keep'> {
   /**
@@ -109,8 +110,8 @@ export interface Stages {
   tokensPerFrame: number;
   model: AnswerModel;
   loadMs: number;
-  /** Throws `CONTEXT_OVERFLOW` or `OUT_OF_MEMORY` for an answer that cannot fit. */
-  checkRoom: (question: PlannedQuestion) => void;
+  /** Throws `CONTEXT_OVERFLOW` or `OUT_OF_MEMORY` for an answer that cannot fit. Gives how many like it fit side by side. */
+  checkRoom: (question: PlannedQuestion) => number;
 }
 
 /** @internal A question before its frames are decoded. */
@@ -144,6 +145,8 @@ export interface Context {
   history: readonly ConversationTurn[];
   /** The visual tokens and what was read of the first turn; without it they are made for each question. */
   kept?: KeptPrefix | undefined;
+  /** Waits for the answer's turn among others, of which so many fit side by side. */
+  begin?: (room: number, signal: AbortSignal | undefined) => Promise<void>;
   /** Gives the visual tokens of a clip's features where they are not made for this question alone. */
   tokens?: (features: VisualFeatures, signal: AbortSignal | undefined) => Promise<VisualTokens>;
   /**
@@ -174,7 +177,7 @@ export function answerQuestion(
   return new TextStream(run());
 
   async function* run(): AsyncGenerator<string, AnswerResult, void> {
-    const { clips, history, tokens, kept, onEnd } = context();
+    const { clips, history, begin, tokens, kept, onEnd } = context();
     const { tokenGenerator, languageModel, model, loadMs } = stages;
     const known = kept?.tokens;
     const begun = performance.now();
@@ -188,7 +191,7 @@ export function answerQuestion(
     try {
       // Before the long work: a file of subtitles that cannot be read ends the answer here.
       const read = await subtitlesOf(clips, options.subtitles, options.signal);
-      stages.checkRoom({
+      const room = stages.checkRoom({
         clips,
         subtitles: read,
         history,
@@ -197,6 +200,7 @@ export function answerQuestion(
         maxNewTokens: options.maxNewTokens,
         kvCache: options.kvCache,
       });
+      await begin?.(room, options.signal);
       const subtitles: (ReadSubtitles | undefined)[] = [];
       for (const [index, clip] of clips.entries()) {
         const { value, fresh } = await clip.encoded(options.signal);
@@ -280,9 +284,12 @@ export function answerQuestion(
   }
 }
 
+/** Answers that are in the making at once: the products of more rows than this cost as much more. */
+const MOST_AT_ONCE = 16;
+
 /**
- * @internal Answers to several questions that know nothing of each other. Their visual tokens are made in one pass over the features,
- * when the first answer is read.
+ * @internal Answers to several questions that know nothing of each other. The visual tokens of as many as are in the making at once
+ * are made in one pass over the features, when the first of them is read.
  */
 export function answerEach(
   stages: Stages,
@@ -293,21 +300,39 @@ export function answerEach(
   if (options.evaluation !== undefined) {
     throw new LlamaVidError('INVALID_ARGUMENT', 'evaluations ask one question at a time');
   }
-  const passes = new Map<VisualFeatures, Promise<VisualTokens[]>>();
+  const turns = new Turns();
+  let atOnce: number | undefined;
+  const passes = new Map<VisualFeatures, Map<number, Promise<VisualTokens[]>>>();
+  const passOf = (features: VisualFeatures, first: number, signal: AbortSignal | undefined) => {
+    const known = passes.get(features) ?? new Map<number, Promise<VisualTokens[]>>();
+    passes.set(features, known);
+    let pass = known.get(first);
+    if (pass === undefined) {
+      const together = questions.slice(first, first + (atOnce ?? 1));
+      pass = stages.tokenGenerator.generateEach(features, together, { signal });
+      known.set(first, pass);
+      // A pass that was stopped is made again for who still wants it.
+      pass.catch(() => known.delete(first));
+    }
+    return pass;
+  };
   return questions.map((question, index) => {
+    let begun = false;
+    const begin: Context['begin'] = async (room, signal) => {
+      atOnce ??= Math.min(MOST_AT_ONCE, room);
+      await turns.take(atOnce, signal);
+      begun = true;
+    };
     const tokens: Context['tokens'] = async (features, signal) => {
-      let pass = passes.get(features);
-      if (pass === undefined) {
-        pass = stages.tokenGenerator.generateEach(features, questions, { signal });
-        passes.set(features, pass);
-        // A pass that was stopped is made again for who still wants it.
-        pass.catch(() => passes.delete(features));
-      }
-      const made = (await pass)[index];
+      const place = index % (atOnce ?? 1);
+      const made = (await passOf(features, index - place, signal))[place];
       if (made === undefined) throw new LlamaVidError('INTERNAL', 'a question has no visual tokens');
       return made;
     };
-    return answerQuestion(stages, () => ({ clips, history: [], tokens }), question, options);
+    const onEnd = () => {
+      if (begun) turns.give();
+    };
+    return answerQuestion(stages, () => ({ clips, history: [], begin, tokens, onEnd }), question, options);
   });
 }
 
@@ -317,7 +342,7 @@ async function subtitlesOf(
   source: SubtitleSource | undefined,
   signal: AbortSignal | undefined,
 ): Promise<(ReadSubtitles | undefined)[]> {
-  if (source !== undefined && source !== 'none' && source !== 'auto' && clips.length !== 1) {
+  if (source !== undefined && !isFound(source) && clips.length !== 1) {
     throw new LlamaVidError(
       'INVALID_ARGUMENT',
       `subtitles were given for a question about ${clips.length} videos or pictures`,

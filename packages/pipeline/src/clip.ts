@@ -1,5 +1,5 @@
 import { LlamaVidError } from '@llamavid/errors';
-import { type Media, type MediaSource, openMedia, type SamplingReport } from '@llamavid/video';
+import type { Media, MediaSource, SamplingReport } from '@llamavid/video';
 import type { VisualEncoder } from '@llamavid/vision';
 import {
   type ClipFacts,
@@ -11,11 +11,13 @@ import {
   type StorePlace,
   storedClip,
 } from './encoding.js';
+import { frameLimit, LookedSource } from './looked-source.js';
 import type { Looked } from './plan.js';
 import { SharedWork } from './shared-work.js';
+import type { SpeechOptions } from './speech.js';
 import { type ReadSubtitles, readSubtitles, type SubtitleSource, subtitlesWithin } from './subtitles.js';
 
-export interface OpenOptions extends StoreOptions {
+export interface OpenOptions extends StoreOptions, SpeechOptions {
   /** Frames a second of video. Default 1. */
   fps?: number | undefined;
   /** Exactly this many frames, spread evenly; instead of `fps`. */
@@ -34,8 +36,8 @@ export interface OpenOptions extends StoreOptions {
    */
   maxVisualTokens?: number | undefined;
   /**
-   * What is said in the video: a file (`.srt`, `.vtt`, `.ass`), its bytes, subtitles from elsewhere, or `auto` for the file beside the
-   * video or a text stream in it. Default `none`.
+   * What is said in the video: a file (`.srt`, `.vtt`, `.ass`), its bytes, subtitles from elsewhere, `speech` for what a Whisper model
+   * hears, or `auto` for the first that there is: the file beside the video, a text stream in it, speech. Default `none`.
    */
   subtitles?: SubtitleSource | undefined;
   /** Stops opening. The questions have signals of their own. */
@@ -55,6 +57,8 @@ export class Clip implements AsyncDisposable {
   readonly #place: StorePlace | undefined;
   readonly #options: OpenOptions;
   readonly #subtitles: ReadSubtitles | undefined;
+  /** What was looked for in the file for a question, by what was asked for. */
+  readonly #found = new Map<SubtitleSource, SharedWork<ReadSubtitles | undefined>>();
   readonly #encoded: SharedWork<EncodedClip>;
   readonly #onClose: (clip: Clip) => void;
   #closed = false;
@@ -82,21 +86,20 @@ export class Clip implements AsyncDisposable {
 
   /** @internal Made by `LlamaVid.open`. */
   static async open(
-    source: MediaSource,
+    looked: LookedSource,
     encoder: VisualEncoder,
     tokensPerFrame: number,
-    options: OpenOptions,
     onClose: (clip: Clip) => void,
   ): Promise<Clip> {
+    await using source = looked;
+    const { options, subtitles } = source;
     const maxFrames = frameLimit(options.maxVisualTokens, tokensPerFrame);
-    const place = await placeInStore(source, encoder, { ...options, maxFrames });
-    const stored = place && storedClip(place);
-    if (stored !== undefined) {
-      const subtitles = await readSubtitles(options.subtitles ?? 'none', stored, options.signal);
-      return new Clip(stored, undefined, place, subtitles, encoder, options, onClose);
-    }
-    const { media, subtitles } = await openWithSubtitles(source, tokensPerFrame, options);
-    return new Clip(media, media, place, subtitles, encoder, options, onClose);
+    const place = await placeInStore(source.source, encoder, { ...options, maxFrames });
+    const stored = place && storedClip(place.entry.report, place.path);
+    // A store may know the frames, but by another encoder's features.
+    const facts = stored ?? (await source.take(tokensPerFrame));
+    const media = 'close' in facts ? facts : undefined;
+    return new Clip(facts, media, place, subtitles, encoder, options, onClose);
   }
 
   get kind(): Media['kind'] {
@@ -134,9 +137,15 @@ export class Clip implements AsyncDisposable {
     return value.sampling;
   }
 
-  /** @internal What is said in the video: by `source`, else as the clip was opened. */
+  /** @internal What is said in the video: by `source`, else as the clip was opened. The video is looked through once. */
   async subtitles(source?: SubtitleSource, signal?: AbortSignal): Promise<ReadSubtitles | undefined> {
-    return source === undefined ? this.#subtitles : await readSubtitles(source, this.#facts, signal);
+    if (source === undefined || source === this.#options.subtitles) return this.#subtitles;
+    const read = (stop: AbortSignal | undefined) =>
+      readSubtitles(source, this.#facts, { ...this.#options, signal: stop });
+    if (source !== 'auto' && source !== 'speech') return await read(signal);
+    const found = this.#found.get(source) ?? new SharedWork(read, () => undefined);
+    this.#found.set(source, found);
+    return (await found.wait(signal)).value;
   }
 
   /** @internal What is said in the part of the video that was opened. */
@@ -156,40 +165,11 @@ export class Clip implements AsyncDisposable {
     if (this.#closed) return;
     this.#closed = true;
     this.#onClose(this);
-    await this.#encoded.stop();
+    await Promise.all([this.#encoded, ...this.#found.values()].map((work) => work.stop()));
     await this.#media?.close();
   }
 
   async [Symbol.asyncDispose](): Promise<void> {
     await this.close();
   }
-}
-
-/** @internal Opens a source, with what is said in it. */
-export async function openWithSubtitles(
-  source: MediaSource,
-  tokensPerFrame: number,
-  options: OpenOptions,
-): Promise<{ media: Media; subtitles: ReadSubtitles | undefined }> {
-  const { fps, frames, start, end, strict, name, signal } = options;
-  const maxFrames = frameLimit(options.maxVisualTokens, tokensPerFrame);
-  const media = await openMedia(source, { fps, frames, maxFrames, start, end, strict, name, signal });
-  try {
-    return { media, subtitles: await readSubtitles(options.subtitles ?? 'none', media, signal) };
-  } catch (error) {
-    await media.close();
-    throw error;
-  }
-}
-
-/** Frames whose tokens are at most `maxVisualTokens`. */
-function frameLimit(maxVisualTokens: number | undefined, tokensPerFrame: number): number | undefined {
-  if (maxVisualTokens === undefined) return undefined;
-  if (Number.isSafeInteger(maxVisualTokens) && maxVisualTokens >= tokensPerFrame) {
-    return Math.floor(maxVisualTokens / tokensPerFrame);
-  }
-  throw new LlamaVidError(
-    'INVALID_ARGUMENT',
-    `maxVisualTokens is ${maxVisualTokens}, but must be a whole number of at least ${tokensPerFrame}, the tokens of one frame`,
-  );
 }

@@ -9,7 +9,6 @@ import {
   placeInStore,
   type SamplingOptions,
   type StoreOptions,
-  storedClip,
 } from './encoding.js';
 import { EMBEDDED } from './model-name.js';
 import { planLoad } from './planned-load.js';
@@ -51,7 +50,8 @@ export async function* encodeVideos(
   for (const path of paths) {
     onVideo?.(path);
     const place = await placeInStore(path, encoder, { ...others, ...sampling });
-    const media = place && storedClip(place) ? undefined : await openMedia(path, { ...sampling, signal });
+    const isStored = place?.entry.report !== undefined;
+    const media = isStored ? undefined : await openMedia(path, { ...sampling, signal });
     try {
       if (place === undefined) {
         throw new LlamaVidError('INVALID_ARGUMENT', 'there is no store to encode into', {

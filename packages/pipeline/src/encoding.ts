@@ -92,15 +92,12 @@ export async function placeInStore(
   encoder: VisualEncoder,
   options: StoreOptions & SamplingOptions & { signal?: AbortSignal | undefined },
 ): Promise<StorePlace | undefined> {
-  if (!isStorable(source, options)) return undefined;
-  const { store: wanted, storePrecision: precision, signal } = options;
-  const setting = wanted === undefined ? defaultStore() : undefined;
-  const folder = setting?.folder ?? wanted;
-  // The usual way tells what is wrong with a path.
-  if (folder === undefined || !existsSync(source)) return undefined;
-  const store = folder instanceof VideoStore ? folder : await VideoStore.open(folder);
+  const opened = await openStore(source, options);
+  if (opened === undefined) return undefined;
+  const { store, setting, path } = opened;
+  const { storePrecision: precision, signal } = options;
   const sampling = samplingText(options);
-  const find = (stop?: AbortSignal) => store.find(encoder, source, { sampling, precision, signal: stop });
+  const find = (stop?: AbortSignal) => store.find(encoder, path, { sampling, precision, signal: stop });
   const finished = async () => {
     if (setting === undefined) return;
     // The newest stays, however large: it is what the question is about.
@@ -108,7 +105,35 @@ export async function placeInStore(
     await store.prune(Math.max(setting.limitBytes, newest?.bytes ?? 0));
   };
   const entry = await find(signal);
-  return { entry, find, finished, optional: wanted === undefined, path: source, folder: store.folder };
+  return { entry, find, finished, optional: options.store === undefined, path, folder: store.folder };
+}
+
+/** What a store tells of a source before a model is loaded, if the features of its frames are there; undefined where they are not. */
+export async function lookInStore(
+  source: unknown,
+  options: StoreOptions & SamplingOptions & { signal?: AbortSignal | undefined },
+): Promise<StoredClip | undefined> {
+  const opened = await openStore(source, options);
+  if (opened === undefined) return undefined;
+  const { store, path } = opened;
+  return storedClip(
+    await store.report(path, { sampling: samplingText(options), signal: options.signal }),
+    path,
+  );
+}
+
+/** The store of a source, and what the environment says of it if it is the usual one; undefined for a source that is not stored. */
+async function openStore(
+  source: unknown,
+  options: StoreOptions,
+): Promise<{ store: VideoStore; setting: ReturnType<typeof defaultStore>; path: string } | undefined> {
+  if (!isStorable(source, options)) return undefined;
+  const setting = options.store === undefined ? defaultStore() : undefined;
+  const folder = setting?.folder ?? options.store;
+  // The usual way tells what is wrong with a path.
+  if (folder === undefined || !existsSync(source)) return undefined;
+  const store = folder instanceof VideoStore ? folder : await VideoStore.open(folder);
+  return { store, setting, path: source };
 }
 
 /** The same words for the same frames. */
@@ -117,10 +142,10 @@ function samplingText({ fps, frames, maxFrames, start, end, strict }: SamplingOp
   return JSON.stringify({ ...rate, maxFrames, start: start || undefined, end, strict: strict || undefined });
 }
 
-/** What a store tells of a clip whose features it has. */
-export function storedClip({ entry, path }: StorePlace): StoredClip | undefined {
-  if (entry.report === undefined) return undefined;
-  const { kind, sampling }: Pick<StoredClip, 'kind' | 'sampling'> = JSON.parse(entry.report);
+/** What a store's report tells of a clip; undefined without one. */
+export function storedClip(report: string | undefined, path: string): StoredClip | undefined {
+  if (report === undefined) return undefined;
+  const { kind, sampling }: Pick<StoredClip, 'kind' | 'sampling'> = JSON.parse(report);
   const info: MediaInfo = { path, ...sampling.source };
   const subtitles: Media['subtitles'] = async (options = {}) => {
     await using media = await openMedia(path, options);
@@ -173,7 +198,7 @@ export async function encodeClip(
 
 function foundClip(place: StorePlace): EncodedClip | undefined {
   const features = place.entry.features();
-  const sampling = storedClip(place)?.sampling;
+  const sampling = storedClip(place.entry.report, place.path)?.sampling;
   if (features === undefined || sampling === undefined) return undefined;
   const work = { framesDecoded: 0, framesEncoded: 0, decodeMs: 0, encodeMs: 0 };
   return { features, sampling, stored: 'found', ...work };

@@ -18,6 +18,15 @@ export function refuseWhatCannotFit(plan: RunPlan): void {
   );
 }
 
+/** How many answers like the planned one memory has room for side by side, at least 1. */
+export function answersAtOnce(plan: RunPlan): number {
+  const setting = plan.options[plan.chosen];
+  if (setting === undefined || plan.memory === null) return Number.POSITIVE_INFINITY;
+  const { kvCache, prompt, needed } = setting;
+  const spare = Math.max(0, plan.memory.available - needed);
+  return 1 + Math.floor(spare / Math.max(1, kvCache + prompt));
+}
+
 function nearestText({ nearest }: RunPlan): string {
   if (nearest === null) return 'No format fits: free memory, or take a smaller model.';
   const flags = [`--load ${nearest.load}`, `--dtype ${nearest.dtype}`];

@@ -18,8 +18,10 @@ export { type EncodedVideo, type EncodeVideosOptions, encodeVideos } from './enc
 export type { StoreOptions } from './encoding.js';
 export { bytesText, formatText, refuseWhatCannotFit } from './fitting.js';
 export { LlamaVid, type LoadOptions } from './llama-vid.js';
+export { LookedSource } from './looked-source.js';
 export type { MediaPlan, PlanOptions } from './plan.js';
 export { type PreviewOptions, type PromptPreview, previewPrompt } from './preview.js';
 export type { Gpu, PlannedSetting, RunPlan, WeightFormat } from './run-plan.js';
+export type { SpeechOptions } from './speech.js';
 export type { SubtitleReport, SubtitleSource } from './subtitles.js';
 export { type Moment, type Timeline, timelineToVtt } from './timeline.js';

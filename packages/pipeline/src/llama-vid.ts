@@ -1,5 +1,6 @@
 import {
   type DeviceDescription,
+  describeModel,
   LanguageModel,
   type ModelDescription,
   type LoadOptions as StageOptions,
@@ -18,8 +19,9 @@ import {
 import { Chat, type ChatOptions } from './chat.js';
 import { Clip, type OpenOptions } from './clip.js';
 import { type ContextFit, fitContext, overflow } from './context-fit.js';
-import { refuseWhatCannotFit } from './fitting.js';
-import { EMBEDDED } from './model-name.js';
+import { answersAtOnce, refuseWhatCannotFit } from './fitting.js';
+import { LookedSource } from './looked-source.js';
+import { EMBEDDED, locateModel } from './model-name.js';
 import { largest, type MediaPlan, type PlanOptions, planMedia, promptSize, USUAL_ANSWER } from './plan.js';
 import { planLoad } from './planned-load.js';
 import { planRun, type RunPlan, type WeightFormat } from './run-plan.js';
@@ -79,6 +81,7 @@ export class LlamaVid implements AsyncDisposable {
           const tooLong = overflow(plan);
           if (tooLong !== undefined) throw tooLong;
           if (!tryAnyway) refuseWhatCannotFit(plan);
+          return answersAtOnce(plan);
         },
       });
     } catch (error) {
@@ -93,7 +96,7 @@ export class LlamaVid implements AsyncDisposable {
    */
   static async plan(
     nameOrFolder: string | undefined,
-    sources: readonly MediaSource[],
+    sources: readonly (MediaSource | LookedSource)[],
     options: PlanOptions = {},
   ): Promise<MediaPlan> {
     return await planMedia(nameOrFolder ?? EMBEDDED, sources, options);
@@ -109,11 +112,27 @@ export class LlamaVid implements AsyncDisposable {
     return this.#stages.loadMs;
   }
 
+  /**
+   * Looks at a video or picture before a model is loaded, for a plan and the model to share: it is looked through once. `open` takes
+   * it with these options. Speech that is wanted is written down here.
+   */
+  static async look(
+    nameOrFolder: string | undefined,
+    source: MediaSource,
+    options: OpenOptions = {},
+  ): Promise<LookedSource> {
+    const { folder } = locateModel(nameOrFolder ?? EMBEDDED);
+    const { tokensPerFrame } = await describeModel(folder);
+    return await LookedSource.at(source, tokensPerFrame, options);
+  }
+
   /** Opens a video or picture. Frames are decoded and encoded when the first question needs them. */
-  async open(source: MediaSource, options: OpenOptions = {}): Promise<Clip> {
+  async open(source: MediaSource | LookedSource, options: OpenOptions = {}): Promise<Clip> {
     const { tokensPerFrame } = this.#stages;
+    const looked =
+      source instanceof LookedSource ? source : await LookedSource.at(source, tokensPerFrame, options);
     const forget = (closed: Clip) => this.#clips.delete(closed);
-    const clip = await Clip.open(source, this.#encoder, tokensPerFrame, options, forget);
+    const clip = await Clip.open(looked, this.#encoder, tokensPerFrame, forget);
     this.#clips.add(clip);
     return clip;
   }
@@ -140,7 +159,8 @@ export class LlamaVid implements AsyncDisposable {
 
   /**
    * Asks several questions about the same videos or pictures, each by itself: one pass over the features makes the visual tokens of
-   * all, and answers that are read together are decoded in turns.
+   * all, and answers that are read side by side are decoded together, a token of each in one pass over the weights. At most 16 are
+   * in the making at once, or as many as memory has room for; the next begins when one has ended, so read them side by side or in order.
    */
   askEach(
     media: Clip | readonly Clip[] | undefined,

@@ -6,13 +6,15 @@ import {
   type ModelDescription,
   type LoadOptions as StageOptions,
 } from '@llamavid/llm';
-import type { Media, MediaInfo, MediaSource } from '@llamavid/video';
-import { type OpenOptions, openWithSubtitles } from './clip.js';
+import type { MediaInfo, MediaSource } from '@llamavid/video';
+import type { OpenOptions } from './clip.js';
 import { type ContextFit, fitContext, overflow, secondsOf } from './context-fit.js';
 import { isStorable } from './encoding.js';
+import { LookedSource } from './looked-source.js';
 import { locateModel } from './model-name.js';
 import { countTokens, type Shown, usualTemplate, writePrompt } from './prompt.js';
 import { planRun, type RunPlan } from './run-plan.js';
+import { speechModelOf } from './speech.js';
 import { type ReadSubtitles, subtitlesWithin } from './subtitles.js';
 
 export interface PlanOptions extends Omit<OpenOptions, 'onProgress'>, Omit<StageOptions, 'signal'> {
@@ -41,21 +43,25 @@ const USUAL_QUESTION = 'What happens in this video, and in which order?';
 /** As `ask` has it. */
 export const USUAL_ANSWER = 512;
 
-/** Says what a question about `sources` takes, without reading weights or decoding frames. */
+/** Says what a question about `sources` takes, without reading weights, decoding frames or listening. */
 export async function planMedia(
   nameOrFolder: string,
-  sources: readonly MediaSource[],
+  sources: readonly (MediaSource | LookedSource)[],
   options: PlanOptions = {},
 ): Promise<MediaPlan> {
   const { name, folder } = locateModel(nameOrFolder);
   const { question = USUAL_QUESTION, maxNewTokens = USUAL_ANSWER } = options;
   const device = describeDevice(options.device);
   const description = await describeModel(folder);
-  const looked: Looked[] = [];
+  const subtitles = options.subtitles === 'speech' ? 'none' : options.subtitles;
+  const unheard = { ...options, subtitles, speechModel: 'none' };
+  const looked: LookedSource[] = [];
   for (const source of sources) {
-    const { media, subtitles } = await openWithSubtitles(source, description.tokensPerFrame, options);
-    await using opened: Media = media;
-    looked.push({ info: opened.info, frames: opened.expectedFrames, subtitles, options });
+    if (source instanceof LookedSource) looked.push(source);
+    else {
+      await using found = await LookedSource.at(source, description.tokensPerFrame, unheard);
+      looked.push(found);
+    }
   }
   const { promptTokens } = promptSize(description, looked, [], question, options.conversation);
   const plan = planRun(description, {
@@ -69,11 +75,17 @@ export async function planMedia(
     kvCache: options.kvCache ?? '16bit',
     device: device.name,
     listGpus: true,
-    stored: sources.every((source) => isStorable(source, options)),
+    stored: looked.every((each) => isStorable(each.source, each.options)),
   });
   const contextFit = fitContext(plan, looked);
   const tooLong = overflow({ ...plan, contextFit });
   const notes = tooLong === undefined ? [] : [`${tooLong.message}. ${tooLong.hint}`];
+  const mayHear = options.subtitles === 'auto' && speechModelOf(options) !== undefined;
+  const isUnheard = (source: MediaSource | LookedSource, index: number) =>
+    !(source instanceof LookedSource) && looked[index]?.subtitles === undefined;
+  if ((mayHear || options.subtitles === 'speech') && sources.some(isUnheard)) {
+    notes.push('a plan does not listen: what is said is not counted');
+  }
   return {
     ...plan,
     contextFit,

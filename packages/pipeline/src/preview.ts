@@ -1,7 +1,8 @@
 import { LlamaVidError } from '@llamavid/errors';
 import { conversation, describeModel } from '@llamavid/llm';
 import type { Media, MediaSource, SamplingReport } from '@llamavid/video';
-import { type OpenOptions, openWithSubtitles } from './clip.js';
+import type { OpenOptions } from './clip.js';
+import { LookedSource } from './looked-source.js';
 import { EMBEDDED, locateModel } from './model-name.js';
 import { countTokens, type Shown, usualTemplate, writePrompt } from './prompt.js';
 import { type SubtitleReport, subtitlesWithin } from './subtitles.js';
@@ -55,8 +56,9 @@ export async function previewPrompt(
   const reports: SubtitleReport[] = [];
   const shown: Shown[] = [];
   for (const source of sources) {
-    const { media, subtitles: read } = await openWithSubtitles(source, tokensPerFrame, options);
-    await using opened: Media = media;
+    await using looked = await LookedSource.at(source, tokensPerFrame, { ...options, store: 'none' });
+    const read = looked.subtitles;
+    await using opened: Media = await looked.take(tokensPerFrame);
     for await (const { pixels } of opened.pixels(preprocessing, { signal: options.signal })) pixels.close();
     const sampling = opened.report();
     samplings.push(sampling);

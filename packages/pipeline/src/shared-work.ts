@@ -76,7 +76,8 @@ function aborted(signal: AbortSignal): LlamaVidError {
   return new LlamaVidError('ABORTED', 'the work was cancelled', { cause: signal.reason });
 }
 
-function unlessAborted<T>(promise: Promise<T>, signal: AbortSignal | undefined): Promise<T> {
+/** Waits for a promise, or less long when the signal says so. */
+export function unlessAborted<T>(promise: Promise<T>, signal: AbortSignal | undefined): Promise<T> {
   if (signal === undefined) return promise;
   return new Promise((resolve, reject) => {
     const abort = () => reject(aborted(signal));

@@ -3,12 +3,14 @@ import { basename, dirname, extname, join } from 'node:path';
 import { LlamaVidError } from '@llamavid/errors';
 import { checkSubtitles, parseSubtitles, readSubtitleStream, type Subtitle } from '@llamavid/llm';
 import type { Media, SubtitleStream } from '@llamavid/video';
+import { hear, type Speech, type SpeechOptions, speechModelOf } from './speech.js';
 
 /**
- * Path of a `.srt`, `.vtt`, `.ass` or `.ssa` file, its bytes, or subtitles from elsewhere. `auto` takes the file beside the video that
- * has its name, else a text stream of the video file, else none. `none` and `auto` are no file's names: those are `./none`, `./auto`.
+ * Path of a `.srt`, `.vtt`, `.ass` or `.ssa` file, its bytes, or subtitles from elsewhere. `speech` is what a Whisper model hears.
+ * `auto` takes the file beside the video that has its name, else a text stream of the video file, else, with a speech model, what that
+ * hears, else none. A file of such a name is `./none`, `./auto`, `./speech`.
  */
-export type SubtitleSource = 'none' | 'auto' | (string & {}) | Uint8Array | readonly Subtitle[];
+export type SubtitleSource = 'none' | 'auto' | 'speech' | (string & {}) | Uint8Array | readonly Subtitle[];
 
 /** The subtitles that an answer saw. */
 export interface SubtitleReport {
@@ -16,6 +18,8 @@ export interface SubtitleReport {
   path?: string;
   /** The text stream of the video file, if they came from one. */
   stream?: Pick<SubtitleStream, 'index' | 'format' | 'language' | 'title'>;
+  /** The Whisper model that heard them, and the language that it told, if they are speech. */
+  speech?: Pick<Speech, 'model' | 'language'>;
   /** Subtitles in the prompt. */
   count: number;
   /** What was left out or is odd, in words. */
@@ -34,19 +38,29 @@ type Spoken = Pick<Media, 'kind' | 'info' | 'subtitles'>;
 /** A day of talk has 2 MB of subtitles; a file far above that is something else, such as the video itself. */
 const LARGEST_FILE = 64 << 20;
 
-/** @internal Reads what is said in `media`; `undefined` for `none`, and where `auto` finds nothing. */
+interface ReadOptions extends SpeechOptions {
+  signal?: AbortSignal | undefined;
+}
+
+/** @internal Whether subtitles are looked for in the video itself, so that they belong to it whichever it is. */
+export function isFound(source: SubtitleSource): boolean {
+  return source === 'none' || source === 'auto' || source === 'speech';
+}
+
+/** @internal Reads what is said in `media`; `undefined` for `none`, and where nothing is found or heard. */
 export async function readSubtitles(
   source: SubtitleSource,
   media: Spoken,
-  signal?: AbortSignal,
+  options: ReadOptions,
 ): Promise<ReadSubtitles | undefined> {
-  if (source === 'none') return undefined;
-  if (source === 'auto') return media.kind === 'image' ? undefined : await findSubtitles(media, signal);
-  const read = await readGiven(source);
-  if (media.kind !== 'image') return read;
-  throw new LlamaVidError('INVALID_ARGUMENT', 'subtitles were given for a picture', {
-    hint: 'Give them with the video that they belong to.',
-  });
+  if (source === 'none' || (source === 'auto' && media.kind === 'image')) return undefined;
+  if (media.kind === 'image') {
+    throw new LlamaVidError('INVALID_ARGUMENT', 'subtitles were given for a picture', {
+      hint: 'Give them with the video that they belong to.',
+    });
+  }
+  if (source === 'auto') return await findSubtitles(media, options);
+  return source === 'speech' ? await hearSubtitles(media, options) : await readGiven(source);
 }
 
 async function readGiven(source: SubtitleSource): Promise<ReadSubtitles> {
@@ -61,22 +75,47 @@ async function readGiven(source: SubtitleSource): Promise<ReadSubtitles> {
   return { subtitles, report: { ...(path !== undefined && { path }), count: subtitles.length, notes } };
 }
 
-async function findSubtitles(media: Spoken, signal?: AbortSignal): Promise<ReadSubtitles | undefined> {
+async function findSubtitles(media: Spoken, options: ReadOptions): Promise<ReadSubtitles | undefined> {
   const [file, ...others] = await filesBeside(media.info.path);
   if (file !== undefined) {
     const read = await readGiven(file);
     const notes = others.map((other) => `${other} is beside the video too and was not taken`);
     return { ...read, report: { ...read.report, notes: [...read.report.notes, ...notes] } };
   }
-  const found = await media.subtitles({ signal });
-  if (found === undefined) return undefined;
-  const { cues, notes, ...stream } = found;
-  const read = await readSubtitleStream(stream.format, cues);
-  if (read.subtitles.length === 0) return undefined;
-  return {
-    subtitles: read.subtitles,
-    report: { stream, count: read.subtitles.length, notes: [...notes, ...read.notes] },
-  };
+  const found = await media.subtitles({ signal: options.signal });
+  if (found !== undefined) {
+    const { cues, notes, ...stream } = found;
+    const { subtitles, notes: repairs } = await readSubtitleStream(stream.format, cues);
+    const report = { stream, count: subtitles.length, notes: [...notes, ...repairs] };
+    if (subtitles.length > 0) return { subtitles, report };
+  }
+  if (media.info.path === undefined || speechModelOf(options) === undefined) return undefined;
+  try {
+    return await hearSubtitles(media, options);
+  } catch (error) {
+    if (LlamaVidError.is(error) && error.code === 'MEDIA_NO_AUDIO') return undefined;
+    throw error;
+  }
+}
+
+async function hearSubtitles(
+  { info: { path } }: Spoken,
+  options: ReadOptions,
+): Promise<ReadSubtitles | undefined> {
+  const model = speechModelOf(options);
+  if (path === undefined || model === undefined) {
+    throw new LlamaVidError(
+      'INVALID_ARGUMENT',
+      path === undefined
+        ? 'speech can be written down from a file only'
+        : 'speech was to be written down, but no speech model is named',
+      { hint: 'Give a file, and a Whisper model: speechModel, --speech-model or LLAMAVID_SPEECH_MODEL.' },
+    );
+  }
+  const { subtitles, notes, ...speech } = await hear(path, model, options);
+  if (subtitles.length === 0) return undefined;
+  const keep = 'speech: heard anew each time; `llamavid transcribe` writes it beside the video for good';
+  return { subtitles, report: { speech, count: subtitles.length, notes: [...notes, keep] } };
 }
 
 const ENDINGS = ['.srt', '.vtt', '.ass', '.ssa'];

@@ -3,7 +3,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { TokenGenerator } from '@llamavid/tokens';
 import { shardFrames, VideoStore, VisualEncoder } from '@llamavid/vision';
-import { afterAll, beforeAll, describe, expect, it } from 'vitest';
+import { afterAll, beforeAll, describe, expect, it, vi } from 'vitest';
 import { encodeVideos, LlamaVid } from '../src/index.js';
 import { fixtures } from './oracle-model.js';
 
@@ -112,6 +112,51 @@ describe('a model with a store', () => {
     for (const question of questions) alone.push((await model.ask(clip, question).result()).tokenIds);
     const together = await Promise.all(model.askEach(clip, questions).map((answer) => answer.result()));
     expect(together.map(({ tokenIds }) => tokenIds)).toEqual(alone);
+  });
+
+  it('answers more questions than are in the making at once, in any order of reading', async () => {
+    await using clip = await model.open(long, { store: fresh() });
+    const questions = Array.from({ length: 19 }, (_, index) =>
+      index % 2 === 0 ? `is there a red star in scene ${index} ?` : 'what appears first?',
+    );
+    const passes = vi.spyOn(TokenGenerator.prototype, 'generateEach');
+    const results = await Promise.all(model.askEach(clip, questions).map((answer) => answer.result()));
+    expect(passes.mock.calls.map(([, together]) => together.length)).toEqual([16, 3]);
+    passes.mockRestore();
+    const expected = await model.ask(clip, 'what appears first?').result();
+    expect(results[1]?.tokenIds).toEqual(expected.tokenIds);
+    expect(results[17]?.tokenIds).toEqual(expected.tokenIds);
+    expect(results.filter(({ work }) => work.framesEncoded > 0)).toHaveLength(1);
+
+    // One after the other, one that is left, and one that is never read.
+    const [first, second, third] = model.askEach(clip, questions.slice(0, 3), { maxNewTokens: 4 });
+    for await (const _ of first ?? []) break;
+    expect((await third?.result())?.tokenIds).toEqual(results[2]?.tokenIds.slice(0, 4));
+    await expect(first?.result()).rejects.toMatchObject({ code: 'ABORTED' });
+    expect((await second?.result())?.finishReason).toBeDefined();
+  });
+
+  it('is asked before the file is opened, whatever encoder the features are of', async () => {
+    const store = fresh();
+    await using other = await LlamaVid.load(folder, exact);
+    await using clip = await other.open(long, { store, maxVisualTokens: 40 });
+    await clip.encode();
+    const options = { store, maxVisualTokens: 40 };
+    await using known = await LlamaVid.look('tiny', long, options);
+    await using opened = await LlamaVid.look('tiny', long, { store, maxVisualTokens: 42 });
+    // The container's own guess stands where the file was opened.
+    expect([known.info.codec, known.frames, opened.frames]).toEqual([opened.info.codec, 20, 21]);
+    expect((await LlamaVid.plan('tiny', [known], options)).frames).toBe(20);
+    const reopened = vi.spyOn(known, 'take');
+    await using mine = await model.open(known);
+    expect(reopened).toHaveBeenCalledOnce();
+    expect((await model.ask(mine, 'what appears first?').result()).work.framesEncoded).toBe(20);
+    // Now it has this encoder's features, and is not opened at all.
+    await using again = await LlamaVid.look('tiny', long, options);
+    const untouched = vi.spyOn(again, 'take');
+    await using found = await model.open(again);
+    expect((await model.ask(found, 'what appears first?').result()).work.storeHit).toBe(true);
+    expect(untouched).not.toHaveBeenCalled();
   });
 
   it('gives tokens of stored features that are those of rounded ones', async () => {

@@ -68,6 +68,20 @@ export class VideoStore {
     return callNativeAsync(() => this.#native.prune(limitBytes));
   }
 
+  /**
+   * The report that was stored with a file's frames, whatever encoder and precision their features are of; undefined where frames
+   * are missing. Tells what is known of a file before a model is loaded.
+   */
+  async report(
+    source: string,
+    { sampling, signal }: Omit<FindOptions, 'precision'>,
+  ): Promise<string | undefined> {
+    const report = await withCancellation(signal, (cancellation) =>
+      this.#native.report(source, sampling, cancellation),
+    );
+    return report ?? undefined;
+  }
+
   /** Looks for what `encoder` makes of a file, or of a folder of pictures. */
   async find(encoder: VisualEncoder, source: string, options: FindOptions): Promise<StoreEntry> {
     const { sampling, precision = '16bit', signal } = options;

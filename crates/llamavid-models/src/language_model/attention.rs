@@ -75,19 +75,11 @@ impl SelfAttention {
     pub(super) fn forward(
         &self,
         x: &Tensor,
-        (cosines, sines): (&Tensor, &Tensor),
+        angles: (&Tensor, &Tensor),
         plan: &AttentionPlan,
         cache: Option<(&mut KvCache, usize)>,
     ) -> Result<Tensor> {
-        let (batch, count, _width) = x.dims3()?;
-        let split = |projected: Tensor, heads: usize| {
-            projected.reshape((batch, count, heads, self.head_dim))?.transpose(1, 2)
-        };
-        let queries = split(self.q_proj.forward(x)?, self.heads)?; // (B, H, S, head)
-        let keys = split(self.k_proj.forward(x)?, self.kv_heads)?; // (B, K, S, head)
-        let values = split(self.v_proj.forward(x)?, self.kv_heads)?;
-        let queries = rotary_embedding(&queries, cosines, sines)?;
-        let keys = rotary_embedding(&keys, cosines, sines)?;
+        let [queries, keys, values] = self.project(x, angles)?;
         let (keys, values) = match cache {
             Some((cache, layer)) => cache.write(layer, &keys, &values)?, // (B, K, T, head)
             None => (keys.contiguous()?, values.contiguous()?),
@@ -97,11 +89,54 @@ impl SelfAttention {
             .iter()
             .map(|block| self.attend(&queries, &keys, &values, block, plan.bias(block)?.as_ref()))
             .collect::<Result<Vec<_>>>()?;
-        let attended = match attended.as_slice() {
+        self.output(&attended)
+    }
+
+    /// One next position of each of N sequences, which follows those in the sequence's cache: `x` (1, N, D), a row a
+    /// sequence, gives (1, N, D). `angles` (N, head / 2) are those of each one's position.
+    pub(super) fn forward_each(
+        &self,
+        x: &Tensor,
+        angles: (&Tensor, &Tensor),
+        caches: &mut [&mut KvCache],
+        layer: usize,
+    ) -> Result<Tensor> {
+        let [queries, keys, values] = self.project(x, angles)?;
+        let attended = caches
+            .iter_mut()
+            .enumerate()
+            .map(|(row, cache)| {
+                let block = QueryBlock { start: row, rows: 1, visible: cache.len() + 1 };
+                let (keys, values) =
+                    cache.write(layer, &keys.narrow(2, row, 1)?, &values.narrow(2, row, 1)?)?; // (1, K, T, head)
+                self.attend(&queries, &keys, &values, &block, None)
+            })
+            .collect::<Result<Vec<_>>>()?;
+        self.output(&attended)
+    }
+
+    /// Queries (B, H, S, head), keys and values (B, K, S, head) of `x` (B, S, D), turned to their positions.
+    fn project(&self, x: &Tensor, (cosines, sines): (&Tensor, &Tensor)) -> Result<[Tensor; 3]> {
+        let (batch, count, _width) = x.dims3()?;
+        let split = |projected: Tensor, heads: usize| {
+            projected.reshape((batch, count, heads, self.head_dim))?.transpose(1, 2)
+        };
+        let queries = split(self.q_proj.forward(x)?, self.heads)?;
+        let keys = split(self.k_proj.forward(x)?, self.kv_heads)?;
+        let values = split(self.v_proj.forward(x)?, self.kv_heads)?;
+        let queries = rotary_embedding(&queries, cosines, sines)?;
+        let keys = rotary_embedding(&keys, cosines, sines)?;
+        Ok([queries, keys, values])
+    }
+
+    /// What comes of the rows that attended, (B, H, rows, head) each, in their order: (B, S, D).
+    fn output(&self, attended: &[Tensor]) -> Result<Tensor> {
+        let attended = match attended {
             [whole] => whole.clone(),
             blocks => Tensor::cat(blocks, 2)?,
         }; // (B, H, S, head)
-        let attended = attended.transpose(1, 2)?.reshape((batch, count, self.heads * self.head_dim))?;
+        let (batch, heads, count, width) = attended.dims4()?;
+        let attended = attended.transpose(1, 2)?.reshape((batch, count, heads * width))?;
         Ok(self.o_proj.forward(&attended)?)
     }
 

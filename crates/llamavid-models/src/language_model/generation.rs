@@ -89,7 +89,8 @@ enum Next {
 }
 
 /// Generates the answer to one prompt: [`Generation::prefill_step`] until complete, then
-/// [`Generation::decode_step`] until it gives `None`. Generations of one model are independent of each other.
+/// [`Generation::decode_step`] until it gives `None`. Generations of one model are independent of each other;
+/// [`Generation::read_together`] makes those that step side by side share a pass over the weights.
 #[derive(Debug)]
 pub struct Generation {
     model: Arc<LanguageModel>,
@@ -189,7 +190,8 @@ impl Generation {
             let chunk = prompt.narrow(1, done, count)?;
             let hidden = self.model.forward(&chunk, &mut self.cache, None, &mut Blind)?;
             if done + count == self.prompt_length {
-                self.next = Next::Logits(self.last_logits(&hidden)?);
+                let last = hidden.i((0, count - 1..))?; // (1, D)
+                self.next = Next::Logits(self.model.logits(&last, &mut Blind)?.squeeze(0)?.to_vec1()?);
                 self.prompt = None;
             }
         }
@@ -210,17 +212,11 @@ impl Generation {
                 "{done} of {total} prompt tokens are read, decode after all"
             )));
         }
-        // Left behind as `Nothing` on failure, so that no position is read twice.
-        let logits = match std::mem::replace(&mut self.next, Next::Nothing) {
-            Next::Logits(logits) => logits,
-            Next::Pass(id) => {
-                let embeds = self.model.embed(&[id])?.unsqueeze(0)?; // (1, 1, D)
-                let hidden = self.model.forward(&embeds, &mut self.cache, None, &mut Blind)?;
-                self.last_logits(&hidden)?
-            }
-            Next::Nothing => {
-                return Err(Error::Argument("an earlier step of this generation failed".to_string()));
-            }
+        if let Next::Pass(_) = self.next {
+            Self::read_together(&mut [&mut *self])?;
+        }
+        let Next::Logits(logits) = std::mem::replace(&mut self.next, Next::Nothing) else {
+            return Err(Error::Argument("an earlier step of this generation failed".to_string()));
         };
         let id = self.sampler.sample(&logits, &self.new_ids)?;
         self.new_ids.push(id);
@@ -231,6 +227,37 @@ impl Generation {
             self.finish = Some(FinishReason::Length);
         }
         Ok(Some(Token { id, finish: self.finish }))
+    }
+
+    /// Reads the newest token of each of several generations of one model, in one pass over its weights. The next
+    /// [`Generation::decode_step`] of each takes what that gave it; without this call it reads its own token alone. Those with
+    /// nothing to read, because they ended or begin, are left out.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] for different models. None of the generations of a pass that failed goes on.
+    pub fn read_together(generations: &mut [&mut Self]) -> Result<()> {
+        let reads = |each: &&mut &mut Self| matches!(each.next, Next::Pass(_)) && each.finish.is_none();
+        let mut reading: Vec<_> = generations.iter_mut().filter(reads).collect();
+        let Some(model) = reading.first().map(|first| Arc::clone(&first.model)) else { return Ok(()) };
+        if reading.iter().any(|each| !Arc::ptr_eq(&each.model, &model)) {
+            return Err(Error::Argument(
+                "generations of different models cannot be read together".to_string(),
+            ));
+        }
+        let (mut ids, mut caches) = (Vec::new(), Vec::new());
+        for each in &mut reading {
+            // Left behind as `Nothing` on failure, so that no position is read twice.
+            if let Next::Pass(id) = std::mem::replace(&mut each.next, Next::Nothing) {
+                ids.push(id);
+                caches.push(&mut each.cache);
+            }
+        }
+        let hidden = model.forward_each(&model.embed(&ids)?, &mut caches)?;
+        let logits = model.logits(&hidden, &mut Blind)?.to_vec2()?;
+        for (each, logits) in reading.into_iter().zip(logits) {
+            each.next = Next::Logits(logits);
+        }
+        Ok(())
     }
 
     /// Positions that the cache holds: of the prompt, and behind it of what was generated.
@@ -261,11 +288,5 @@ impl Generation {
     /// The rule that ends it.
     pub fn stop_rule(&self) -> &StopRule {
         &self.stop_rule
-    }
-
-    /// Logits of the last of `hidden` (1, S, D).
-    fn last_logits(&self, hidden: &Tensor) -> Result<Vec<f32>> {
-        let last = hidden.i((.., hidden.dims()[1] - 1, ..))?; // (1, D)
-        Ok(self.model.logits(&last, &mut Blind)?.squeeze(0)?.to_vec1()?)
     }
 }

@@ -196,7 +196,7 @@ impl LanguageModel {
     /// [`LanguageModel::forward_uncached`].
     ///
     /// Positions are counted per slot: padded rows of a batch do not continue where their text ended, so
-    /// batches are for passes over whole sequences, and a [`super::Generation`] drives one sequence.
+    /// batches are for passes over whole sequences. [`LanguageModel::forward_each`] continues sequences of any lengths.
     ///
     /// Observed: `llm.layerI`, `llm.norm`. [`Error::ContextOverflow`] when the context has no room.
     pub fn forward(
@@ -212,6 +212,38 @@ impl LanguageModel {
         let plan = AttentionPlan::in_blocks(&self.config, batch, past, count, mask, &self.device)?;
         let hidden = self.decode(embeds, past, &plan, Some(&mut *cache), observer)?;
         cache.advance(count);
+        Ok(hidden)
+    }
+
+    /// One next position of each of N sequences, in one pass over the weights: `embeds` (N, D), a row a sequence, give the
+    /// hidden states (N, D) after the last norm. Row i follows the positions in `caches[i]` and is added to it.
+    ///
+    /// A sequence gets what it gets alone, but for rounding: products with dense weights add up in an order that depends
+    /// on the number of rows.
+    ///
+    /// [`Error::ContextOverflow`] when one of the contexts has no room. A pass that fails leaves the caches as they were.
+    pub fn forward_each(&self, embeds: &Tensor, caches: &mut [&mut KvCache]) -> Result<Tensor> {
+        let mut hidden = embeds.unsqueeze(0)?;
+        let (_one, count) = self.expect_embeds(&hidden)?;
+        if count != caches.len() {
+            let caches = caches.len();
+            return Err(Error::Argument(format!("{count} positions do not go with {caches} caches")));
+        }
+        caches.iter().try_for_each(|cache| cache.reserve(1))?;
+        for Stage { device, layers } in self.placement.stages() {
+            let angles = |cache: &&mut KvCache| {
+                self.rotary.angles(cache.len(), 1, cache.length_with(1), self.dtype, device)
+            };
+            let angles = caches.iter().map(angles).collect::<candle_core::Result<Vec<_>>>()?;
+            let (cosines, sines): (Vec<_>, Vec<_>) = angles.into_iter().unzip();
+            let angles = (&Tensor::cat(&cosines, 0)?, &Tensor::cat(&sines, 0)?);
+            hidden = hidden.to_device(device)?;
+            for (index, layer) in layers.clone().zip(&self.layers[layers.clone()]) {
+                hidden = layer.forward_each(&hidden, angles, caches, index)?;
+            }
+        }
+        let hidden = self.norm.forward(&hidden)?.squeeze(0)?;
+        caches.iter_mut().for_each(|cache| cache.advance(1));
         Ok(hidden)
     }
 
@@ -361,6 +393,19 @@ impl DecoderLayer {
                 (x + self.self_attn.forward(&self.input_layernorm.forward(x)?, angles, plan, cache)?)?
             }
         };
+        self.mlp.forward(&x, &self.post_attention_layernorm)
+    }
+
+    /// As [`SelfAttention::forward_each`].
+    fn forward_each(
+        &self,
+        x: &Tensor,
+        angles: (&Tensor, &Tensor),
+        caches: &mut [&mut KvCache],
+        index: usize,
+    ) -> Result<Tensor> {
+        let normed = self.input_layernorm.forward(x)?;
+        let x = (x + self.self_attn.forward_each(&normed, angles, caches, index)?)?;
         self.mlp.forward(&x, &self.post_attention_layernorm)
     }
 }
