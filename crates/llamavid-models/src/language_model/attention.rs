@@ -81,7 +81,13 @@ impl SelfAttention {
     ) -> Result<Tensor> {
         let [queries, keys, values] = self.project(x, angles)?;
         let (keys, values) = match cache {
-            Some((cache, layer)) => cache.write(layer, &keys, &values)?, // (B, K, T, head)
+            Some((cache, layer)) => {
+                let total = cache.write(layer, &keys, &values)?;
+                if let Some(attended) = cache.attend(layer, &queries, total, plan.padding.as_ref())? {
+                    return Ok(self.o_proj.forward(&attended)?);
+                }
+                cache.read(layer, total, &keys)? // (B, K, T, head)
+            }
             None => (keys.contiguous()?, values.contiguous()?),
         };
         let attended = plan
@@ -89,7 +95,7 @@ impl SelfAttention {
             .iter()
             .map(|block| self.attend(&queries, &keys, &values, block, plan.bias(block)?.as_ref()))
             .collect::<Result<Vec<_>>>()?;
-        self.output(&attended)
+        Ok(self.o_proj.forward(&joined(&attended)?)?)
     }
 
     /// One next position of each of N sequences, which follows those in the sequence's cache: `x` (1, N, D), a row a
@@ -106,13 +112,18 @@ impl SelfAttention {
             .iter_mut()
             .enumerate()
             .map(|(row, cache)| {
-                let block = QueryBlock { start: row, rows: 1, visible: cache.len() + 1 };
-                let (keys, values) =
-                    cache.write(layer, &keys.narrow(2, row, 1)?, &values.narrow(2, row, 1)?)?; // (1, K, T, head)
-                self.attend(&queries, &keys, &values, &block, None)
+                let [queries, keys, values] = [&queries, &keys, &values].map(|rows| rows.narrow(2, row, 1));
+                let (queries, keys) = (queries?, keys?);
+                let total = cache.write(layer, &keys, &values?)?;
+                if let Some(attended) = cache.attend(layer, &queries, total, None)? {
+                    return Ok(attended);
+                }
+                let block = QueryBlock { start: 0, rows: 1, visible: total };
+                let (keys, values) = cache.read(layer, total, &keys)?; // (1, K, T, head)
+                joined(&[self.attend(&queries, &keys, &values, &block, None)?])
             })
             .collect::<Result<Vec<_>>>()?;
-        self.output(&attended)
+        Ok(self.o_proj.forward(&Tensor::cat(&attended, 1)?)?)
     }
 
     /// Queries (B, H, S, head), keys and values (B, K, S, head) of `x` (B, S, D), turned to their positions.
@@ -127,17 +138,6 @@ impl SelfAttention {
         let queries = rotary_embedding(&queries, cosines, sines)?;
         let keys = rotary_embedding(&keys, cosines, sines)?;
         Ok([queries, keys, values])
-    }
-
-    /// What comes of the rows that attended, (B, H, rows, head) each, in their order: (B, S, D).
-    fn output(&self, attended: &[Tensor]) -> Result<Tensor> {
-        let attended = match attended {
-            [whole] => whole.clone(),
-            blocks => Tensor::cat(blocks, 2)?,
-        }; // (B, H, S, head)
-        let (batch, heads, count, width) = attended.dims4()?;
-        let attended = attended.transpose(1, 2)?.reshape((batch, count, heads * width))?;
-        Ok(self.o_proj.forward(&attended)?)
     }
 
     /// The rows of one block over the positions they can see: (B, H, rows, head).
@@ -167,6 +167,16 @@ impl SelfAttention {
         let weights = weights.reshape((batch, self.kv_heads, group * block.rows, block.visible))?;
         Ok(weights.matmul(&values)?.reshape((batch, self.heads, block.rows, width))?)
     }
+}
+
+/// Rows that attended, (B, H, rows, head) each, in their order: (B, S, H · head).
+fn joined(attended: &[Tensor]) -> Result<Tensor> {
+    let attended = match attended {
+        [whole] => whole.clone(),
+        blocks => Tensor::cat(blocks, 2)?,
+    }; // (B, H, S, head)
+    let (batch, heads, count, width) = attended.dims4()?;
+    Ok(attended.transpose(1, 2)?.reshape((batch, count, heads * width))?)
 }
 
 /// Who sees whom in one pass, for every layer.

@@ -1,7 +1,7 @@
 //! Keys and values of the positions a sequence has passed.
 
 use candle_core::{DType, Device, Tensor};
-use llamavid_kernels::BlockFormat;
+use llamavid_kernels::{BlockFormat, CachedRows, cached_attention};
 use rayon::prelude::*;
 
 use crate::{Error, Result};
@@ -28,7 +28,7 @@ pub enum CachePrecision {
     /// In the dtype that they are computed in.
     #[default]
     Full,
-    /// In 8.5 bits a number. They are unpacked a layer at a time when they are read.
+    /// In 8.5 bits a number.
     EightBit,
     /// In 4.5 bits a number, which is felt in long contexts.
     FourBit,
@@ -114,11 +114,11 @@ impl KvCache {
         Ok(())
     }
 
-    /// Writes the new positions of one layer, (B, key heads, S, head width) each, and gives all T of them.
+    /// Writes the new positions of one layer, (B, key heads, S, head width) each; gives how many it has then.
     ///
     /// The length is moved by [`KvCache::advance`] once all layers are through: a pass that fails halfway
     /// leaves the cache as it was.
-    pub(super) fn write(&mut self, layer: usize, keys: &Tensor, values: &Tensor) -> Result<(Tensor, Tensor)> {
+    pub(super) fn write(&mut self, layer: usize, keys: &Tensor, values: &Tensor) -> Result<usize> {
         let (batch, heads, count, width) = keys.dims4()?;
         let total = self.length + count;
         let slot = &mut self.layers[layer];
@@ -144,7 +144,35 @@ impl KvCache {
         };
         buffers.keys.write(keys, self.length)?;
         buffers.values.write(values, self.length)?;
-        Ok((buffers.keys.read(total, keys)?, buffers.values.read(total, values)?))
+        Ok(total)
+    }
+
+    /// What `queries` (B, H, S, head width) of the newest positions get from the first `total` of one layer, (B, S, H · head
+    /// width); `padding` (B, T) is 0 for positions that nobody sees. None where they cannot be read in place: elsewhere
+    /// than on a CPU, or in half precision.
+    pub(super) fn attend(
+        &self,
+        layer: usize,
+        queries: &Tensor,
+        total: usize,
+        padding: Option<&Tensor>,
+    ) -> Result<Option<Tensor>> {
+        let rows = self.layers.get(layer).and_then(Option::as_ref);
+        let rows = rows.and_then(|layer| Some((layer.keys.in_place()?, layer.values.in_place()?)));
+        match rows {
+            Some((keys, values)) if queries.dtype() == DType::F32 => {
+                Ok(Some(cached_attention(queries, keys, values, total, padding)?))
+            }
+            _ => Ok(None),
+        }
+    }
+
+    /// The first `total` positions of one layer, (B, key heads, T, head width) each, in the dtype of `like`.
+    pub(super) fn read(&self, layer: usize, total: usize, like: &Tensor) -> Result<(Tensor, Tensor)> {
+        match self.layers.get(layer).and_then(Option::as_ref) {
+            Some(layer) => Ok((layer.keys.read(total, like)?, layer.values.read(total, like)?)),
+            None => Err(Error::Argument(format!("nothing is cached of layer {layer}"))),
+        }
     }
 
     /// Counts `count` positions that every layer has written.
@@ -212,6 +240,19 @@ impl Buffer {
             }
         }
         Ok(())
+    }
+
+    /// Its rows, for an operation that reads f32 or blocks on a CPU.
+    fn in_place(&self) -> Option<CachedRows<'_>> {
+        match self {
+            Self::Dense(rows) => {
+                let readable = rows.device().is_cpu() && rows.dtype() == DType::F32;
+                readable.then_some(CachedRows::Numbers(rows))
+            }
+            Self::Blocks { format, shape, bytes, .. } => {
+                Some(CachedRows::Blocks { format: *format, shape: *shape, bytes })
+            }
+        }
     }
 
     /// The first `total` positions (B, key heads, T, head width), in the dtype of `like`.
