@@ -180,15 +180,24 @@ unsafe fn read_with<S: Sink>(format: BlockFormat, row: &[u8], sink: &mut S) {
     // What is called through a parameter would be compiled without these vectors: hence a macro, and no closures below.
     macro_rules! each {
         ($bytes:literal, $numbers:literal, $read:ident) => {
-            for (index, block) in row.as_chunks::<$bytes>().0.iter().enumerate() {
+            each!(row, 0, $bytes, $numbers, $read)
+        };
+        ($row:expr, $first:expr, $bytes:literal, $numbers:literal, $read:ident) => {
+            for (index, block) in $row.as_chunks::<$bytes>().0.iter().enumerate() {
                 // SAFETY: it reads within its block, and gives as many numbers as the block has.
-                unsafe { $read(block, index * $numbers, sink) };
+                unsafe { $read(block, $first + index * $numbers, sink) };
             }
         };
     }
+    // Numbers of 16 bits: 32 at a time, then eight.
+    let whole = row.len() / 64 * 64;
+    let (many, rest) = row.split_at(whole);
     match format {
         BlockFormat::F32 => {}
-        BlockFormat::F16 => each!(16, 8, f16s),
+        BlockFormat::F16 => {
+            each!(many, 0, 64, 32, f16s);
+            each!(rest, whole / 2, 16, 8, f16s_rest);
+        }
         BlockFormat::BF16 => each!(16, 8, bf16s),
         BlockFormat::Q8_0 => each!(34, 32, q8_0),
         BlockFormat::Q4_0 => each!(18, 32, q4_0),
@@ -199,11 +208,30 @@ unsafe fn read_with<S: Sink>(format: BlockFormat, row: &[u8], sink: &mut S) {
 }
 
 #[inline(always)]
-unsafe fn f16s<S: Sink>(block: &[u8; 16], place: usize, sink: &mut S) {
-    // SAFETY: eight numbers of 16 bits.
+unsafe fn f16s<S: Sink>(block: &[u8; 64], place: usize, sink: &mut S) {
+    // SAFETY: 32 numbers of 16 bits.
     unsafe {
-        sink.take::<false, 1>(place, 1.0, None, [_mm256_cvtph_ps(_mm_loadu_si128(block.as_ptr().cast()))])
-    };
+        let at = block.as_ptr();
+        let numbers =
+            [half_vector(at), half_vector(at.add(16)), half_vector(at.add(32)), half_vector(at.add(48))];
+        sink.take::<false, 4>(place, 1.0, None, numbers);
+    }
+}
+
+#[inline(always)]
+unsafe fn f16s_rest<S: Sink>(block: &[u8; 16], place: usize, sink: &mut S) {
+    // SAFETY: eight numbers of 16 bits.
+    unsafe { sink.take::<false, 1>(place, 1.0, None, [half_vector(block.as_ptr())]) };
+}
+
+/// Eight numbers of 16 bits.
+///
+/// # Safety
+/// They can be read.
+#[inline(always)]
+unsafe fn half_vector(at: *const u8) -> __m256 {
+    // SAFETY: as the caller promises.
+    unsafe { _mm256_cvtph_ps(_mm_loadu_si128(at.cast())) }
 }
 
 #[inline(always)]
