@@ -1,11 +1,9 @@
 //! The one configuration of a converted model: what the inputs say, and the sizes that they leave unsaid.
 
-use std::path::PathBuf;
-
 use llamavid_models::config::{Extension, ModelConfig, Surroundings};
 use llamavid_models::token_generation::FeatureKind;
 use llamavid_models::visual_encoder::VisualEncoderConfig;
-use llamavid_runtime::model_folder::{in_file, parse_json, read_optional, read_processor};
+use llamavid_runtime::model_folder::{in_file, parse_json, read_optional, read_processor, read_required};
 use llamavid_runtime::{Error, ErrorCode, Result};
 use llamavid_weights::{Checkpoint, position_side};
 use serde_json::{Map, Value, json};
@@ -26,6 +24,10 @@ pub fn understand(inputs: &Inputs) -> Result<ModelConfig> {
     let path = inputs.model.join(CONFIG);
     let processor = inputs.processor.as_deref().map(read_processor).transpose()?;
     let bert = read_optional(&inputs.vocabulary.join(CONFIG))?;
+    let clip = match &inputs.vision.clip {
+        Some(folder) => Some(read_required(&folder.join(CONFIG), "the visual encoder's configuration")?),
+        None => None,
+    };
     let bytes = serde_json::to_vec(&inputs.config).map_err(|error| unwritable(&path, &error))?;
     let sizes = sizes(inputs, &path)?;
     // The published processors are named after their size.
@@ -39,9 +41,9 @@ pub fn understand(inputs: &Inputs) -> Result<ModelConfig> {
     };
     let around = Surroundings {
         bert: bert.as_deref(),
-        clip: None,
+        clip: clip.as_deref(),
         image_size,
-        position_side: position_side(&inputs.vision)?,
+        position_side: position_side(&inputs.vision.weights)?,
         projected_width,
         sizes: Some(&sizes),
     };
@@ -57,7 +59,7 @@ fn sizes(inputs: &Inputs, path: &std::path::Path) -> Result<Extension> {
         }
         None => Extension::default(),
     };
-    let vision = &inputs.vision;
+    let vision = &inputs.vision.weights;
     let size = |weights: &Checkpoint, name: &str, axis: usize| -> Result<Option<usize>> {
         if !weights.contains(name) {
             return Ok(None);
@@ -73,7 +75,7 @@ fn sizes(inputs: &Inputs, path: &std::path::Path) -> Result<Extension> {
         0 => None,
         PUBLISHED_DEPTH.. => Some(PUBLISHED_DEPTH),
         // As the published file does, others of pre-training have one block more than is used.
-        blocks => Some(blocks - usize::from(inputs.vision_is_pretraining)),
+        blocks => Some(blocks - usize::from(inputs.vision.is_pretraining)),
     });
     let (trained, own) = (&inputs.trained, &mut sizes.query);
     let query = |rest: &str| format!("{QUERY_MODEL}{rest}");
@@ -95,22 +97,14 @@ fn count(weights: &Checkpoint, prefix: &str) -> usize {
 }
 
 /// The file `config.json` of the result. `dtype` is that of its weights, where they have one.
-///
-/// # Errors
-/// `MODEL_UNSUPPORTED` for a visual encoder that is no EVA ViT.
-pub fn write(inputs: &Inputs, model: &ModelConfig, dtype: &str) -> Result<Map<String, Value>> {
-    let VisualEncoderConfig::Eva(vision) = &model.visual else {
-        let path: PathBuf = inputs.model.join(CONFIG);
-        let message = format!("{}: the visual encoder is no EVA ViT", path.display());
-        return Err(Error::new(ErrorCode::ModelUnsupported, message));
-    };
+pub fn write(inputs: &Inputs, model: &ModelConfig, dtype: &str) -> Map<String, Value> {
     let mut config = inputs.config.clone();
     // Where the training's inputs were says nothing here, and would be looked for.
     for key in ["_name_or_path", "mm_vision_tower", "image_processor"] {
         config.remove(key);
     }
     config.insert("torch_dtype".into(), json!(dtype));
-    config.insert("mm_hidden_size".into(), json!(vision.width));
+    config.insert("mm_hidden_size".into(), json!(model.visual.width()));
     let query = &model.tokens.query;
     let mut block = Map::new();
     if let Some(template) = model.conversation {
@@ -119,15 +113,26 @@ pub fn write(inputs: &Inputs, model: &ModelConfig, dtype: &str) -> Result<Map<St
     if model.features == FeatureKind::Precomputed {
         block.insert("features".into(), json!("precomputed"));
     }
-    let vision = json!({
-        "imageSize": vision.image_size,
-        "patchSize": vision.patch_size,
-        "width": vision.width,
-        "depth": vision.depth,
-        "heads": vision.heads,
-        "mlpWidth": vision.mlp_width,
-        "positionSide": vision.position_side,
-    });
+    let vision = match &model.visual {
+        VisualEncoderConfig::Eva(eva) => json!({
+            "imageSize": eva.image_size,
+            "patchSize": eva.patch_size,
+            "width": eva.width,
+            "depth": eva.depth,
+            "heads": eva.heads,
+            "mlpWidth": eva.mlp_width,
+            "positionSide": eva.position_side,
+        }),
+        VisualEncoderConfig::Clip(clip) => json!({
+            "kind": "clip",
+            "imageSize": clip.image_size,
+            "patchSize": clip.patch_size,
+            "width": clip.width,
+            "depth": clip.depth,
+            "heads": clip.heads,
+            "mlpWidth": clip.mlp_width,
+        }),
+    };
     let query = json!({
         "width": query.width,
         "layers": query.layers,
@@ -140,7 +145,7 @@ pub fn write(inputs: &Inputs, model: &ModelConfig, dtype: &str) -> Result<Map<St
     block.insert("query".into(), query);
     block.insert("files".into(), json!({ "processor": "processor", "queryTokenizer": "bert" }));
     config.insert("llamavid".into(), Value::Object(block));
-    Ok(config)
+    config
 }
 
 fn unwritable(path: &std::path::Path, error: &serde_json::Error) -> Error {

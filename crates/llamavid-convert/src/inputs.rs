@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use llamavid_models::config::ModelConfig;
+use llamavid_models::config::{Extension, ModelConfig, SideFiles, VisionKind};
 use llamavid_models::language_model::LoraConfig;
 use llamavid_runtime::model_folder::{
     VisionWeights, find_processor, find_query_folder, find_vision, in_file, parse_json, read_required,
@@ -13,6 +13,7 @@ use llamavid_runtime::{Error, ErrorCode, Result};
 use llamavid_weights::Checkpoint;
 use llamavid_weights::gguf::GgufFile;
 use llamavid_weights::key_table::VISION_TOWER;
+use serde::Deserialize;
 use serde_json::{Map, Value};
 
 use crate::layout::{TOKENS_GGUF, VISION_GGUF};
@@ -44,16 +45,25 @@ pub struct Inputs {
     pub trained: Checkpoint,
     /// InstructBLIP's file: the query model of training's start, for weights that `trained` has not.
     pub query_model: Option<Checkpoint>,
-    /// The visual encoder, below the names of its own file.
-    pub vision: Checkpoint,
-    /// Whether that is a file of its pre-training, with one block more than is used.
-    pub vision_is_pretraining: bool,
+    /// The visual encoder.
+    pub vision: Vision,
     /// The image processor's file.
     pub processor: Option<PathBuf>,
     /// The folder of the query model's vocabulary.
     pub vocabulary: PathBuf,
     /// What the user should know.
     pub notes: Vec<String>,
+}
+
+/// The visual encoder, below the names of its own file.
+#[derive(Debug, Clone)]
+pub struct Vision {
+    /// Its weights.
+    pub weights: Checkpoint,
+    /// Whether they are a file of EVA's pre-training, with one block more than is used.
+    pub is_pretraining: bool,
+    /// The folder of a CLIP model, whose `config.json` has its sizes.
+    pub clip: Option<PathBuf>,
 }
 
 /// Where the decoder comes from.
@@ -78,6 +88,8 @@ struct Candidates {
     /// What stage 1 wrote.
     adapters: Vec<PathBuf>,
     eva: Vec<PathBuf>,
+    /// Folders of CLIP models with their weights.
+    clip: Vec<PathBuf>,
     query_model: Vec<PathBuf>,
     processor: Vec<PathBuf>,
     vocabulary: Vec<PathBuf>,
@@ -120,7 +132,13 @@ impl Candidates {
         if folder.join(LORA_CONFIG).is_file() {
             self.lora.push(folder.to_path_buf());
         }
-        if WEIGHTS.iter().any(|name| folder.join(name).exists()) && !is_side_folder(folder)? {
+        let kind = match WEIGHTS.iter().any(|name| folder.join(name).exists()) {
+            true => Some(model_type(folder)?),
+            false => None,
+        };
+        let is_clip = kind.as_ref().is_some_and(|kind| kind.starts_with("clip"));
+        // Of BERT only the small files are wanted.
+        if kind.is_some_and(|kind| kind != "bert") && !is_clip {
             let weights = Checkpoint::open_folder(folder)?;
             let holds = |family: &str| weights.names().any(|name| name.starts_with(family));
             let trained = holds("model.vlm_att_") || holds("model.mm_projector.");
@@ -145,6 +163,10 @@ impl Candidates {
         }
         for path in files_with(folder, if is_side { &["pth", "gguf"] } else { &["gguf"] })? {
             self.look_at(&path)?;
+        }
+        // Last: the image processor in such a folder counts, whether its weights are wanted or not.
+        if is_clip {
+            self.clip.push(folder.to_path_buf());
         }
         if self.count() == before {
             return Err(Error::new(
@@ -182,8 +204,8 @@ impl Candidates {
             Kind::QueryModel => self.query_model.push(file.to_path_buf()),
             Kind::Adapter => self.adapters.push(file.to_path_buf()),
             Kind::Weights => {
-                return Err(invalid(file, "is one file of a language model")
-                    .with_hint("Give the folder that holds it with its config.json and tokenizer."));
+                return Err(invalid(file, "is one file of a model that comes in a folder")
+                    .with_hint("Give the folder that holds it with its config.json and other small files."));
             }
         }
         Ok(())
@@ -192,7 +214,7 @@ impl Candidates {
     fn count(&self) -> usize {
         [&self.language, &self.gguf, &self.models, &self.adapters, &self.eva, &self.query_model]
             .into_iter()
-            .chain([&self.lora, &self.processor, &self.vocabulary])
+            .chain([&self.lora, &self.clip, &self.processor, &self.vocabulary])
             .map(Vec::len)
             .sum()
     }
@@ -249,36 +271,17 @@ impl Candidates {
             .with_hint("Convert what stage 2 wrote: its folder holds the whole language model."));
         }
 
-        let (vision, vision_is_pretraining) = match only("the visual encoder", &self.eva)? {
-            Some(file) => eva(&file)?,
-            None => match find_vision(&model, side.vision.as_deref()) {
-                Ok(VisionWeights::EvaFile(file)) => {
-                    notes.push(format!("the visual encoder is {}", file.display()));
-                    eva(&file)?
-                }
-                Ok(VisionWeights::Shards) if is_model => (weights.under(VISION_TOWER), false),
-                Ok(VisionWeights::ClipFolder(folder)) => {
-                    return Err(Error::new(
-                        ErrorCode::ModelUnsupported,
-                        format!("{}: models on a CLIP visual encoder cannot be converted", folder.display()),
-                    )
-                    .with_hint("Use the folder as it is: it loads without conversion."));
-                }
-                _ => {
-                    return Err(missing(
-                        "the visual encoder is missing",
-                        "Give LAVIS's eva_vit_g.pth, which `llamavid pull` of any published model brings.",
-                    ));
-                }
-            },
-        };
+        let vision = self.vision(&model, &config, &side, is_model.then_some(&weights), &mut notes)?;
         let query_model = match only("the query model", &self.query_model)? {
             Some(file) => Some(Checkpoint::open_file(&file)?),
             None => None,
         };
         let processor = match only("the image processor", &self.processor)? {
             Some(file) => Some(file),
-            None => find_processor(&model, side.processor.as_deref(), None),
+            None => {
+                let clip = vision.clip.clone().map(VisionWeights::ClipFolder);
+                find_processor(&model, side.processor.as_deref(), clip.as_ref())
+            }
         };
         let vocabulary = only("the query model's vocabulary", &self.vocabulary)?
             .or_else(|| find_query_folder(&model, side.query_tokenizer.as_deref()));
@@ -296,26 +299,117 @@ impl Candidates {
             trained: weights,
             query_model,
             vision,
-            vision_is_pretraining,
             processor,
             vocabulary,
             notes,
         })
     }
+
+    /// The visual encoder: one that was given, else one that lies beside the model, else that among the weights of a `whole`
+    /// model. Which kind it is the configuration says.
+    fn vision(
+        &self,
+        model: &Path,
+        config: &Map<String, Value>,
+        side: &SideFiles,
+        whole: Option<&Checkpoint>,
+        notes: &mut Vec<String>,
+    ) -> Result<Vision> {
+        const PART: &str = "the visual encoder";
+        let sizes = clip_sizes(model, config)?;
+        let is_clip = sizes || names_clip(side);
+        match only(PART, &self.eva)? {
+            Some(file) if is_clip => {
+                return Err(invalid(&file, "is an EVA ViT, and the model's configuration names a CLIP one")
+                    .with_hint("Give the folder of that CLIP model, or leave the file out."));
+            }
+            Some(file) => return Vision::of_file(&file),
+            None => {}
+        }
+        if is_clip && let Some(folder) = only(PART, &self.clip)? {
+            return Vision::of_clip(folder);
+        }
+        if sizes && let Some(weights) = whole {
+            return Ok(Vision::of_shards(weights));
+        }
+        match (find_vision(model, side.vision.as_deref()), whole) {
+            (Ok(VisionWeights::File(file)), _) => {
+                notes.push(format!("the visual encoder is {}", file.display()));
+                Vision::of_file(&file)
+            }
+            (Ok(VisionWeights::ClipFolder(folder)), _) => {
+                notes.push(format!("the visual encoder is {}", folder.display()));
+                Vision::of_clip(folder)
+            }
+            (Ok(VisionWeights::Shards), Some(weights)) if !is_clip => Ok(Vision::of_shards(weights)),
+            // Its name need not say that it is a CLIP model.
+            _ => match only(PART, &self.clip)? {
+                Some(folder) => Vision::of_clip(folder),
+                None => Err(missing(
+                    "the visual encoder is missing",
+                    match is_clip {
+                        true => "Give the folder of the CLIP model that config.json names, with its weights.",
+                        false => {
+                            "Give LAVIS's eva_vit_g.pth, which `llamavid pull` of any published model brings."
+                        }
+                    },
+                )),
+            },
+        }
+    }
 }
 
-/// Whether a folder's weights are those of CLIP or BERT: of such folders only the small files are wanted.
-fn is_side_folder(folder: &Path) -> Result<bool> {
+impl Vision {
+    /// A file. One of EVA's pre-training has a head and a block more.
+    fn of_file(file: &Path) -> Result<Self> {
+        let weights = Checkpoint::open_file(file)?;
+        if weights.names().any(|name| name.starts_with(VISION_TOWER)) {
+            return Ok(Self::of_shards(&weights));
+        }
+        let keys = ["norm.weight", "fc_norm.weight", "head.weight"];
+        let is_pretraining = keys.iter().any(|key| weights.contains(key));
+        Ok(Self { weights, is_pretraining, clip: None })
+    }
+
+    /// A CLIP model, of which only the vision part is taken.
+    fn of_clip(folder: PathBuf) -> Result<Self> {
+        Ok(Self { weights: Checkpoint::open_folder(&folder)?, is_pretraining: false, clip: Some(folder) })
+    }
+
+    /// The one among the weights of a whole model.
+    fn of_shards(weights: &Checkpoint) -> Self {
+        Self { weights: weights.under(VISION_TOWER), is_pretraining: false, clip: None }
+    }
+}
+
+/// Whether the configuration has the sizes of a CLIP visual encoder, as `llamavid convert` writes it.
+fn clip_sizes(model: &Path, config: &Map<String, Value>) -> Result<bool> {
+    let Some(block) = config.get("llamavid") else { return Ok(false) };
+    let block = Extension::deserialize(block)
+        .map_err(|error| invalid(&model.join("config.json"), &error.to_string()))?;
+    Ok(block.vision.kind == Some(VisionKind::Clip))
+}
+
+/// Whether the visual encoder's name is one that the reference's `build_vision_tower` takes for a CLIP model's.
+fn names_clip(side: &SideFiles) -> bool {
+    let name = side.vision.as_deref().unwrap_or_default().to_lowercase();
+    name.contains("openai") || name.contains("laion")
+}
+
+/// Which kind of model a folder says that it holds.
+fn model_type(folder: &Path) -> Result<String> {
     let path = folder.join("config.json");
     let config: Map<String, Value> = parse_json(&path, &read_required(&path, "the model's configuration")?)?;
-    let kind = config.get("model_type").and_then(Value::as_str).unwrap_or_default();
-    Ok(kind == "bert" || kind.starts_with("clip"))
+    Ok(config.get("model_type").and_then(Value::as_str).unwrap_or_default().to_owned())
 }
 
 fn kind(file: &Path, weights: &Checkpoint) -> Result<Kind> {
     let holds = |family: &str| weights.names().any(|name| name.starts_with(family));
     // A decoder first: the shards of a whole model have everything in them.
-    if holds("model.layers.") || holds("model.embed_tokens.") && !holds("model.mm_projector") {
+    if holds("vision_model.")
+        || holds("model.layers.")
+        || holds("model.embed_tokens.") && !holds("model.mm_projector")
+    {
         return Ok(Kind::Weights);
     }
     if holds("model.mm_projector.") || holds("model.vlm_att_") {
@@ -345,17 +439,6 @@ fn lora(folder: &Path) -> Result<(LoraConfig, Checkpoint)> {
     let files = ["adapter_model.safetensors", "adapter_model.bin"].map(|name| folder.join(name));
     let file = files.iter().find(|file| file.is_file()).unwrap_or(&files[0]);
     Ok((config, Checkpoint::open_file(file)?))
-}
-
-/// A visual encoder's file with its names, and whether it is one of pre-training: such a one has a head and a block more.
-fn eva(file: &Path) -> Result<(Checkpoint, bool)> {
-    let weights = Checkpoint::open_file(file)?;
-    if weights.names().any(|name| name.starts_with(VISION_TOWER)) {
-        return Ok((weights.under(VISION_TOWER), false));
-    }
-    let pretraining =
-        ["norm.weight", "fc_norm.weight", "head.weight"].iter().any(|key| weights.contains(key));
-    Ok((weights, pretraining))
 }
 
 fn is_gguf(file: &Path) -> Result<bool> {

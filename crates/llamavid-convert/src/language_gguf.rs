@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 
 use candle_core::{Result as TensorResult, Tensor};
 use llamavid_models::language_model::{LanguageModelConfig, RopeScaling};
+use llamavid_models::tokenizer::LlamaTokenizer;
 use llamavid_runtime::{Error, ErrorCode, Result, SPLIT_RULES, TokenizerFiles, token_kind};
 use llamavid_weights::Quantisation;
 use llamavid_weights::writer::GgufValue;
@@ -105,10 +106,10 @@ pub fn metadata(
         say("rope.scaling.factor", GgufValue::F32(factor as f32));
     }
     let vocabulary = match tokenizer.get("tokenizer.json") {
-        Some(file) => byte_pairs(file)?,
+        Some(file) => byte_pairs(file, &added_tokens(tokenizer)?)?,
         None => pieces(tokenizer)?,
     };
-    metadata.extend(vocabulary.metadata(config)?);
+    metadata.extend(vocabulary.metadata(config, &tokenizer.read()?)?);
     Ok(metadata)
 }
 
@@ -131,16 +132,18 @@ struct Vocabulary {
     special: Vec<(&'static str, GgufValue)>,
 }
 
+/// Those that a training added, by their ids.
+fn added_tokens(files: &TokenizerFiles) -> Result<BTreeMap<u64, String>> {
+    let Some(bytes) = files.get("added_tokens.json") else { return Ok(BTreeMap::new()) };
+    let added: Map<String, Value> =
+        serde_json::from_slice(bytes).map_err(|error| damaged(format!("added_tokens.json: {error}")))?;
+    Ok(added.into_iter().filter_map(|(token, id)| Some((id.as_u64()?, token))).collect())
+}
+
 /// Those of `tokenizer.model` and the tokens behind them, which the tokenizer itself has found good.
 fn pieces(files: &TokenizerFiles) -> Result<Vocabulary> {
     let model = SentencePieceModel::from_slice(files.get("tokenizer.model").unwrap_or_default())
         .map_err(|error| damaged(format!("tokenizer.model: {error}")))?;
-    let added: Map<String, Value> = match files.get("added_tokens.json") {
-        Some(bytes) => {
-            serde_json::from_slice(bytes).map_err(|error| damaged(format!("added_tokens.json: {error}")))?
-        }
-        None => Map::new(),
-    };
     let mut tokens: Vec<_> = model
         .pieces()
         .iter()
@@ -158,24 +161,19 @@ fn pieces(files: &TokenizerFiles) -> Result<Vocabulary> {
         .collect();
     let unknown = tokens.iter().position(|(_, _, kind)| *kind == token_kind::UNKNOWN).unwrap_or(0);
     let space = model.normalizer().is_none_or(|normalizer| normalizer.add_dummy_prefix());
-    let count = tokens.len() as u64;
-    let added: BTreeMap<u64, String> = added
-        .into_iter()
-        .filter_map(|(token, id)| Some((id.as_u64().filter(|id| *id >= count)?, token)))
-        .collect();
+    let added = added_tokens(files)?.split_off(&(tokens.len() as u64));
     tokens.extend(added.into_values().map(|token| (token, ADDED_SCORE, token_kind::USER_DEFINED)));
     let special = vec![
         ("model", GgufValue::Text("llama".into())),
         ("pre", GgufValue::Text("default".into())),
         ("unknown_token_id", GgufValue::U32(unknown as u32)),
-        ("add_bos_token", GgufValue::Bool(true)),
         ("add_space_prefix", GgufValue::Bool(space)),
     ];
     Ok(Vocabulary { tokens, special })
 }
 
-/// Those of `tokenizer.json`, which the tokenizer itself has found good.
-fn byte_pairs(file: &[u8]) -> Result<Vocabulary> {
+/// Those of `tokenizer.json` and the tokens behind them, which the tokenizer itself has found good.
+fn byte_pairs(file: &[u8], added: &BTreeMap<u64, String>) -> Result<Vocabulary> {
     let file: Value =
         serde_json::from_slice(file).map_err(|error| damaged(format!("tokenizer.json: {error}")))?;
     let pattern = pattern(&file["pre_tokenizer"]).unwrap_or_default();
@@ -184,7 +182,8 @@ fn byte_pairs(file: &[u8]) -> Result<Vocabulary> {
         return Err(Error::new(ErrorCode::ModelUnsupported, message)
             .with_hint("Convert without --quantize, and quantise while loading: --load 4bit."));
     };
-    let mut by_id: BTreeMap<u64, (&str, i32)> = BTreeMap::new();
+    let mut by_id: BTreeMap<u64, (&str, i32)> =
+        added.iter().map(|(id, token)| (*id, (token.as_str(), token_kind::USER_DEFINED))).collect();
     for (token, id) in file["model"]["vocab"].as_object().into_iter().flatten() {
         by_id.extend(id.as_u64().map(|id| (id, (token.as_str(), token_kind::NORMAL))));
     }
@@ -212,7 +211,6 @@ fn byte_pairs(file: &[u8]) -> Result<Vocabulary> {
         ("model", GgufValue::Text("gpt2".into())),
         ("pre", GgufValue::Text(rule.name.into())),
         ("merges", GgufValue::Texts(merges.ok_or_else(|| damaged("tokenizer.json: merges".to_owned()))?)),
-        ("add_bos_token", GgufValue::Bool(!file["post_processor"]["special_tokens"].is_null())),
     ];
     Ok(Vocabulary { tokens, special })
 }
@@ -228,7 +226,11 @@ fn damaged(problem: String) -> Error {
 }
 
 impl Vocabulary {
-    fn metadata(self, config: &LanguageModelConfig) -> Result<Vec<(String, GgufValue)>> {
+    fn metadata(
+        self,
+        config: &LanguageModelConfig,
+        tokenizer: &LlamaTokenizer,
+    ) -> Result<Vec<(String, GgufValue)>> {
         let (mut tokens, rows) = (self.tokens, config.vocab_size);
         let known = tokens.len();
         if known > rows {
@@ -244,10 +246,12 @@ impl Vocabulary {
             ("tokens", GgufValue::Texts(texts)),
             ("scores", GgufValue::F32s(scores)),
             ("token_type", GgufValue::I32s(kinds)),
-            ("bos_token_id", GgufValue::U32(config.bos_id)),
+            // Some have a token of that name that no text begins with.
+            ("bos_token_id", GgufValue::U32(tokenizer.bos_id().unwrap_or(config.bos_id))),
+            ("add_bos_token", GgufValue::Bool(tokenizer.bos_id().is_some())),
+            ("eos_token_id", GgufValue::U32(tokenizer.eos_id())),
             ("add_eos_token", GgufValue::Bool(false)),
         ]);
-        metadata.extend(config.eos_ids.first().map(|id| ("eos_token_id", GgufValue::U32(*id))));
         metadata.extend(config.pad_id.map(|id| ("padding_token_id", GgufValue::U32(id))));
         Ok(metadata.into_iter().map(|(key, value)| (format!("tokenizer.ggml.{key}"), value)).collect())
     }

@@ -8,10 +8,10 @@ use llamavid_models::config::ModelConfig;
 use llamavid_models::language_model::LanguageModel;
 use llamavid_models::token_generation::TokenGenerator;
 use llamavid_models::visual_encoder::VisualEncoder;
-use llamavid_runtime::model_folder::{read_optional, read_query_tokenizer, read_required};
+use llamavid_runtime::model_folder::{read_optional, read_query_tokenizer, read_required, vision_names};
 use llamavid_runtime::{Error, ErrorCode, Result, TokenizerFiles, WeightShape, weight_shapes};
 use llamavid_weights::gguf::GgufFile;
-use llamavid_weights::key_table::{INSTRUCT_BLIP, ROPE_DIVISORS};
+use llamavid_weights::key_table::{INSTRUCT_BLIP, ROPE_DIVISORS, VISION_TOWER};
 use llamavid_weights::writer::{GgufTensor, GgufValue, GgufWriter, SafetensorsWriter, TensorHeader};
 use llamavid_weights::{BlockFormat, Checkpoint, Found, Loader, Part, Quantisation};
 use serde_json::{Value, json};
@@ -97,14 +97,14 @@ struct Sources {
 }
 
 impl Sources {
-    fn open(inputs: &Inputs) -> Self {
+    fn open(inputs: &Inputs, config: &ModelConfig) -> Self {
         let open =
             |weights: &Checkpoint, table| Loader::new(weights.clone(), table, DType::F32, &Device::Cpu);
         let mut tokens = vec![open(&inputs.trained, Part::TokenGenerator.table())];
         tokens.extend(inputs.query_model.as_ref().map(|weights| open(weights, &INSTRUCT_BLIP)));
         let (LanguageSource::Folder(_, language) | LanguageSource::Gguf(_, language)) = &inputs.language;
         Self {
-            vision: vec![open(&inputs.vision, Part::VisualEncoder.table())],
+            vision: vec![open(&inputs.vision.weights, vision_names(&config.visual))],
             tokens,
             language: vec![open(language, Part::LanguageModel.table())],
             adapter: inputs.lora.clone().map(|(config, weights)| Adapter::new(config, weights)),
@@ -143,7 +143,7 @@ impl Plan {
                 .with_hint("Convert without --quantize, or give the language model's own folder."));
         }
         let config = configuration::understand(inputs)?;
-        let sources = Sources::open(inputs);
+        let sources = Sources::open(inputs, &config);
         let mut weights = Vec::new();
         for part in Part::ALL {
             for needed in needed(part, &config)? {
@@ -152,7 +152,13 @@ impl Plan {
                     adapter.find(&needed.name, needed.shape.dims())?;
                 }
                 let WeightShape { name: ours, shape, is_matrix } = needed;
-                let name = part.upstream(&ours).unwrap_or_else(|| ours.clone());
+                let name = match part {
+                    Part::VisualEncoder => vision_names(&config.visual)
+                        .upstream(&ours)
+                        .map(|name| format!("{VISION_TOWER}{name}")),
+                    _ => part.upstream(&ours),
+                };
+                let name = name.unwrap_or_else(|| ours.clone());
                 let format = stored(options.dtype.unwrap_or(found.dtype));
                 let (written_name, shape) = (name.clone(), shape.into_dims());
                 weights.push(Weight {
@@ -176,7 +182,7 @@ impl Plan {
         }
         adapter.map(Adapter::finish).transpose()?;
 
-        let sources = Sources::open(inputs);
+        let sources = Sources::open(inputs, &config);
         let tokenizer = tokenizer(inputs)?;
         // The one that will read them finds what is wrong with them.
         tokenizer.read()?;
@@ -186,7 +192,7 @@ impl Plan {
         let (files, index) = files(weights, &config, inputs, options, &tokenizer)?;
         small_files.extend(index.map(|index| (INDEX.to_owned(), index)));
         let dtype = torch_name(&files, options.dtype);
-        let written = configuration::write(inputs, &config, dtype)?;
+        let written = configuration::write(inputs, &config, dtype);
         small_files.insert(CONFIG.to_owned(), json_bytes(&written)?);
         Ok(Self { config, files, small_files, sources })
     }

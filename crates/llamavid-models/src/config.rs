@@ -48,7 +48,7 @@ pub struct SideFiles {
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 pub struct Extension {
-    /// Sizes of the EVA visual encoder.
+    /// Sizes of the visual encoder.
     pub vision: VisionSizes,
     /// Sizes of the query model.
     pub query: QuerySizes,
@@ -70,11 +70,22 @@ pub enum FeatureSource {
     Precomputed,
 }
 
-/// Sizes of an EVA ViT; `None` is the published ViT-g.
+/// Which visual encoder a model has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum VisionKind {
+    /// EVA ViT.
+    Eva,
+    /// The vision part of CLIP.
+    Clip,
+}
+
+/// Kind and sizes of the visual encoder; `None` is the published EVA ViT-g, and of CLIP ViT-L/14.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields, default)]
 #[allow(missing_docs)]
 pub struct VisionSizes {
+    pub kind: Option<VisionKind>,
     pub image_size: Option<usize>,
     pub patch_size: Option<usize>,
     pub width: Option<usize>,
@@ -235,9 +246,22 @@ fn visual_config(
     around: &Surroundings<'_>,
 ) -> Result<VisualEncoderConfig> {
     let (over, own) = (&over.vision, &file.llamavid.vision);
-    if let Some(clip) = around.clip {
-        let clip: ClipFile = from_json(clip, "the visual encoder's config.json")?;
-        let sizes = clip.vision_config.unwrap_or(clip.flat);
+    let clip = match around.clip {
+        Some(clip) => {
+            let clip: ClipFile = from_json(clip, "the visual encoder's config.json")?;
+            Some(clip.vision_config.unwrap_or(clip.flat))
+        }
+        None if over.kind.or(own.kind) == Some(VisionKind::Clip) => Some(ClipVisionFile {
+            image_size: over.image_size.or(own.image_size),
+            patch_size: over.patch_size.or(own.patch_size),
+            hidden_size: over.width.or(own.width),
+            intermediate_size: over.mlp_width.or(own.mlp_width),
+            num_attention_heads: over.heads.or(own.heads),
+            num_hidden_layers: over.depth.or(own.depth),
+        }),
+        None => None,
+    };
+    if let Some(sizes) = clip {
         let patch_size = positive("patch_size", sizes.patch_size.unwrap_or(14))?;
         let image_size = positive("image_size", sizes.image_size.unwrap_or(224))?;
         return Ok(VisualEncoderConfig::Clip(ClipConfig {

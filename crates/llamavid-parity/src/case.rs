@@ -75,6 +75,7 @@ impl Sizes {
     pub fn extension(&self, long_video: bool) -> Extension {
         Extension {
             vision: VisionSizes {
+                kind: None,
                 image_size: Some(self.image_size),
                 patch_size: None,
                 width: Some(self.vit_dim),

@@ -4,9 +4,8 @@
 
 use std::collections::BTreeMap;
 
+use llamavid_models::tokenizer::{Piece, PieceKind, piece_model};
 use llamavid_weights::gguf::{GgufFile, Value};
-use prost::Message;
-use sentencepiece_model::{ModelProto, ModelType, NormalizerSpec, SentencePiece, TrainerSpec, Type};
 use serde_json::{Map, Value as Json, json};
 
 use crate::tokenizer_files::{ADDED_TOKENS, BYTE_PAIRS, CONFIG, PIECES, TokenizerFiles};
@@ -96,43 +95,26 @@ impl<'a> Described<'a> {
         // Pieces come first; what was added to them, behind.
         let count = tokens.iter().take_while(|token| !matches!(token.kind, USER_DEFINED | UNUSED)).count();
         let (pieces, added) = tokens.split_at(count);
-        let kinds =
-            [(NORMAL, Type::Normal), (UNKNOWN, Type::Unknown), (CONTROL, Type::Control), (BYTE, Type::Byte)];
-        let piece = |(id, token): (usize, &Token<'_>)| {
+        let kinds = [
+            (NORMAL, PieceKind::Normal),
+            (UNKNOWN, PieceKind::Unknown),
+            (CONTROL, PieceKind::Control),
+            (BYTE, PieceKind::Byte),
+        ];
+        let piece = |(id, token): (usize, &Token<'_>)| -> Result<Piece> {
             let Some((_, kind)) = kinds.iter().find(|(kind, _)| *kind == token.kind) else {
                 return Err(self.invalid(&format!(
                     "token {id} (`{}`) is of an unknown kind, {}",
                     token.text, token.kind
                 )));
             };
-            Ok(SentencePiece {
-                piece: Some(token.text.to_owned()),
-                score: Some(token.score),
-                r#type: Some(*kind as i32),
-            })
+            Ok((token.text.to_owned(), token.score, *kind))
         };
-        let model = ModelProto {
-            pieces: pieces.iter().enumerate().map(piece).collect::<Result<_>>()?,
-            trainer_spec: Some(TrainerSpec {
-                model_type: Some(ModelType::Bpe as i32),
-                vocab_size: i32::try_from(count).ok(),
-                byte_fallback: Some(pieces.iter().any(|token| token.kind == BYTE)),
-                ..TrainerSpec::default()
-            }),
-            normalizer_spec: Some(NormalizerSpec {
-                name: Some("identity".to_owned()),
-                precompiled_charsmap: Some(Vec::new()),
-                add_dummy_prefix: Some(self.flag("add_space_prefix").unwrap_or(true)),
-                remove_extra_whitespaces: Some(false),
-                escape_whitespaces: Some(true),
-                ..NormalizerSpec::default()
-            }),
-            ..ModelProto::default()
-        };
+        let pieces = pieces.iter().enumerate().map(piece).collect::<Result<_>>()?;
+        let model = piece_model(pieces, self.flag("add_space_prefix").unwrap_or(true));
         let added = added.iter().zip(count..).filter(|(token, _)| token.kind != UNUSED);
         let added: Map<String, Json> = added.map(|(token, id)| (token.text.to_owned(), json!(id))).collect();
-        let mut files =
-            BTreeMap::from([(PIECES, model.encode_to_vec()), (CONFIG, json_bytes(&self.roles(&tokens)?))]);
+        let mut files = BTreeMap::from([(PIECES, model), (CONFIG, json_bytes(&self.roles(&tokens)?))]);
         if !added.is_empty() {
             files.insert(ADDED_TOKENS, json_bytes(&Json::Object(added)));
         }

@@ -57,8 +57,8 @@ struct Adapter {
 /// Where the visual encoder's weights are.
 #[derive(Debug, Clone)]
 pub enum VisionWeights {
-    /// One EVA file.
-    EvaFile(PathBuf),
+    /// One file: EVA's, or what `llamavid convert` made of either kind.
+    File(PathBuf),
     /// A folder of a CLIP model.
     ClipFolder(PathBuf),
     /// The checkpoint's own shards, as stages 2 and 3 write them.
@@ -108,7 +108,7 @@ impl ModelFolder {
             manifest.check_sizes(&root)?;
         }
         let vision = match whole {
-            true if root.join(VISION_FILE).is_file() => VisionWeights::EvaFile(root.join(VISION_FILE)),
+            true if root.join(VISION_FILE).is_file() => VisionWeights::File(root.join(VISION_FILE)),
             true => VisionWeights::Shards,
             false => find_vision(&root, files.vision.as_deref())?,
         };
@@ -146,7 +146,7 @@ impl ModelFolder {
                 clip: clip.as_deref(),
                 image_size,
                 position_side: match &vision {
-                    VisionWeights::EvaFile(file) => position_side(&visual_weights(file)?)?,
+                    VisionWeights::File(file) => position_side(&visual_weights(file)?)?,
                     _ => None,
                 },
                 projected_width: projected_width(&root)?,
@@ -232,11 +232,12 @@ impl ModelFolder {
 
     /// The visual encoder's weights and their names.
     pub fn visual_weights(&self) -> Result<(Checkpoint, &'static KeyTable)> {
-        Ok(match &self.vision {
-            VisionWeights::EvaFile(file) => (visual_weights(file)?, &VISUAL),
-            VisionWeights::ClipFolder(folder) => (Checkpoint::open_folder(folder)?, &CLIP),
-            VisionWeights::Shards => (Checkpoint::open_folder(&self.root)?.under(VISION_TOWER), &VISUAL),
-        })
+        let weights = match &self.vision {
+            VisionWeights::File(file) => visual_weights(file)?,
+            VisionWeights::ClipFolder(folder) => Checkpoint::open_folder(folder)?,
+            VisionWeights::Shards => Checkpoint::open_folder(&self.root)?.under(VISION_TOWER),
+        };
+        Ok((weights, vision_names(&self.config.visual)))
     }
 
     /// Builds the part that makes context and content tokens.
@@ -438,6 +439,14 @@ pub(crate) fn build<M>(
     }
 }
 
+/// The names of a visual encoder's weights.
+pub fn vision_names(config: &VisualEncoderConfig) -> &'static KeyTable {
+    match config {
+        VisualEncoderConfig::Eva(_) => &VISUAL,
+        VisualEncoderConfig::Clip(_) => &CLIP,
+    }
+}
+
 fn image_size_of(config: &ModelConfig) -> usize {
     match &config.visual {
         VisualEncoderConfig::Eva(eva) => eva.image_size,
@@ -469,13 +478,13 @@ fn candidates(root: &Path, written: &str) -> Vec<PathBuf> {
 pub fn find_vision(root: &Path, written: Option<&str>) -> Result<VisionWeights> {
     let converted = root.join(VISION_FILE);
     if converted.is_file() {
-        return Ok(VisionWeights::EvaFile(converted));
+        return Ok(VisionWeights::File(converted));
     }
     let written = written.unwrap_or("eva_vit_g.pth");
     let places = candidates(root, written);
     for place in &places {
         if place.is_file() {
-            return Ok(VisionWeights::EvaFile(place.clone()));
+            return Ok(VisionWeights::File(place.clone()));
         }
         if place.join("config.json").is_file() && place != root {
             return Ok(VisionWeights::ClipFolder(place.clone()));

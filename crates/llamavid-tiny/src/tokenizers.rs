@@ -7,9 +7,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 
-use prost::Message;
-use sentencepiece_model::{ModelProto, ModelType, NormalizerSpec, SentencePiece, TrainerSpec, Type};
-use serde_json::json;
+use llamavid_models::tokenizer::published_files;
 
 use crate::Result;
 
@@ -28,31 +26,10 @@ const MARKS: [char; 9] = ['.', ',', '?', '!', ':', ';', '\'', '"', '-'];
 ///
 /// `words` are those of the world. `starters` may stand behind a line break, where a text has no space in front.
 pub fn write(folder: &Path, words: &[String], starters: &[String]) -> Result<()> {
-    let model = sentence_piece(words, starters);
     fs::create_dir_all(folder.join("bert"))?;
-    write_whole(&folder.join("tokenizer.model"), &model.encode_to_vec())?;
-    let token = |content: &str| {
-        json!({ "__type": "AddedToken", "content": content, "lstrip": false, "normalized": true, "rstrip": false,
-            "single_word": false })
-    };
-    write_json(
-        &folder.join("tokenizer_config.json"),
-        &json!({
-            "add_bos_token": true, "add_eos_token": false, "bos_token": token("<s>"), "eos_token": token("</s>"),
-            "unk_token": token("<unk>"), "pad_token": null, "legacy": true, "clean_up_tokenization_spaces": false,
-            "model_max_length": 4096, "padding_side": "right", "sp_model_kwargs": {},
-            "tokenizer_class": "LlamaTokenizer",
-        }),
-    )?;
-    let plain = |content: &str| json!({ "content": content, "lstrip": false, "normalized": true, "rstrip": false, "single_word": false });
-    write_json(
-        &folder.join("special_tokens_map.json"),
-        &json!({ "bos_token": plain("<s>"), "eos_token": plain("</s>"), "pad_token": "<unk>",
-            "unk_token": plain("<unk>") }),
-    )?;
-    let vocabulary = word_pieces(words);
-    write_whole(&folder.join("bert/vocab.txt"), (vocabulary.join("\n") + "\n").as_bytes())?;
-    write_json(&folder.join("bert/tokenizer_config.json"), &json!({ "do_lower_case": true }))?;
+    for (name, bytes) in published_files(pieces(words, starters), &word_pieces(words), true, 4096) {
+        write_whole(&folder.join(name), &bytes)?;
+    }
     Ok(())
 }
 
@@ -70,7 +47,7 @@ fn write_whole(path: &Path, bytes: &[u8]) -> Result<()> {
 
 /// BPE only joins to pieces that exist, so each word brings the pieces that lead to it from its first character.
 /// Pieces that begin with a space win over others, and longer ones over shorter: a word is always joined to its end.
-fn sentence_piece(words: &[String], starters: &[String]) -> ModelProto {
+fn pieces(words: &[String], starters: &[String]) -> Vec<(String, f32)> {
     let mut spaced: BTreeSet<String> = BTreeSet::new();
     let template = TEMPLATE_TEXT.split_whitespace().map(|word| word.trim_matches(MARKS));
     let template = template.flat_map(|word| word.split('\'')).map(str::to_owned);
@@ -93,45 +70,15 @@ fn sentence_piece(words: &[String], starters: &[String]) -> ModelProto {
     characters.insert(SPACE_MARK);
     characters.insert('\n');
 
-    let mut pieces = Vec::new();
-    let mut push = |text: String, score: f32, kind: Type| {
-        pieces.push(SentencePiece { piece: Some(text), score: Some(score), r#type: Some(kind as i32) });
-    };
-    push("<unk>".into(), 0., Type::Unknown);
-    push("<s>".into(), 0., Type::Control);
-    push("</s>".into(), 0., Type::Control);
-    for byte in 0..=255u8 {
-        push(format!("<0x{byte:02X}>"), 0., Type::Byte);
-    }
     // A score of its own for each length: among pieces of one kind the longer join is the one that goes on.
-    let mut by_length: Vec<(&String, f32)> = Vec::new();
-    by_length.extend(spaced.iter().map(|piece| (piece, 1000. + piece.chars().count() as f32)));
-    by_length.extend(unspaced.iter().map(|piece| (piece, piece.chars().count() as f32)));
-    for (piece, score) in by_length {
-        push(piece.clone(), score, Type::Normal);
-    }
-    for character in characters {
-        push(character.to_string(), -1000., Type::Normal);
-    }
-    let vocab_size = pieces.len() as i32;
-    ModelProto {
-        pieces,
-        trainer_spec: Some(TrainerSpec {
-            model_type: Some(ModelType::Bpe as i32),
-            vocab_size: Some(vocab_size),
-            byte_fallback: Some(true),
-            ..TrainerSpec::default()
-        }),
-        normalizer_spec: Some(NormalizerSpec {
-            name: Some("identity".into()),
-            precompiled_charsmap: Some(Vec::new()),
-            add_dummy_prefix: Some(true),
-            remove_extra_whitespaces: Some(false),
-            escape_whitespaces: Some(true),
-            ..NormalizerSpec::default()
-        }),
-        ..ModelProto::default()
-    }
+    let scored = |piece: String, first: f32| {
+        let score = first + piece.chars().count() as f32;
+        (piece, score)
+    };
+    let spaced = spaced.into_iter().map(|piece| scored(piece, 1000.));
+    let unspaced = unspaced.into_iter().map(|piece| scored(piece, 0.));
+    let characters = characters.into_iter().map(|character| (character.to_string(), -1000.));
+    spaced.chain(unspaced).chain(characters).collect()
 }
 
 /// The word with its first letter in upper case, as a question may begin.

@@ -3,8 +3,7 @@
 use std::fs;
 use std::path::Path;
 
-use prost::Message;
-use sentencepiece_model::{ModelProto, ModelType, NormalizerSpec, SentencePiece, TrainerSpec, Type};
+use llamavid_models::tokenizer::{FIRST_PIECES, published_files};
 use serde_json::{Value, json};
 
 use crate::Result;
@@ -15,30 +14,10 @@ const WORD_PIECES: usize = 30_522;
 
 /// Writes `tokenizer.model` with its side files, `bert/` and the image processor's folder.
 pub fn write(folder: &Path, size: Size) -> Result<()> {
-    fs::write(folder.join("tokenizer.model"), sentence_piece().encode_to_vec())?;
-    let token = |content: &str| {
-        json!({ "__type": "AddedToken", "content": content, "lstrip": false, "normalized": true, "rstrip": false,
-            "single_word": false })
-    };
-    write_json(
-        &folder.join("tokenizer_config.json"),
-        &json!({ "add_bos_token": true, "add_eos_token": false, "bos_token": token("<s>"), "eos_token": token("</s>"),
-            "unk_token": token("<unk>"), "pad_token": null, "legacy": false, "clean_up_tokenization_spaces": false,
-            "model_max_length": 2048, "padding_side": "right", "sp_model_kwargs": {},
-            "tokenizer_class": "LlamaTokenizer" }),
-    )?;
-    let plain = |content: &str| json!({ "content": content, "lstrip": false, "normalized": true, "rstrip": false, "single_word": false });
-    write_json(
-        &folder.join("special_tokens_map.json"),
-        &json!({ "bos_token": plain("<s>"), "eos_token": plain("</s>"), "pad_token": "<unk>",
-            "unk_token": plain("<unk>") }),
-    )?;
     fs::create_dir_all(folder.join("bert"))?;
-    fs::write(folder.join("bert/vocab.txt"), word_pieces().join("\n") + "\n")?;
-    write_json(
-        &folder.join("bert/tokenizer_config.json"),
-        &json!({ "do_lower_case": true, "model_max_length": 512 }),
-    )?;
+    for (name, bytes) in published_files(pieces(), &word_pieces(), false, 2048) {
+        fs::write(folder.join(name), bytes)?;
+    }
     let query = size.model()?.tokens.query;
     write_json(
         &folder.join("bert/config.json"),
@@ -72,46 +51,16 @@ fn letters() -> impl Iterator<Item = String> {
     letters().map(String::from).chain(pairs).chain(triples)
 }
 
-/// In LLaMA's order: control pieces, bytes, merges by rank, and characters at the end.
-fn sentence_piece() -> ModelProto {
-    let mut pieces = Vec::with_capacity(PIECES);
-    let mut push = |text: String, score: f32, kind: Type| {
-        pieces.push(SentencePiece { piece: Some(text), score: Some(score), r#type: Some(kind as i32) });
-    };
-    push("<unk>".into(), 0., Type::Unknown);
-    push("<s>".into(), 0., Type::Control);
-    push("</s>".into(), 0., Type::Control);
-    (0..=255u8).for_each(|byte| push(format!("<0x{byte:02X}>"), 0., Type::Byte));
+/// In LLaMA's order: merges by rank, and characters at the end.
+fn pieces() -> impl Iterator<Item = (String, f32)> {
     let characters: Vec<char> = ('!'..='~').chain(['▁', '\n']).collect();
     let merges = letters().flat_map(|text| match text.len() {
         1 => vec![format!("▁{text}")],
         _ => vec![format!("▁{text}"), text],
     });
-    let count = PIECES - 3 - 256 - characters.len();
-    for (rank, text) in merges.take(count).enumerate() {
-        push(text, -(rank as f32), Type::Normal);
-    }
-    for (index, character) in characters.into_iter().enumerate() {
-        push(character.to_string(), -((count + index) as f32), Type::Normal);
-    }
-    ModelProto {
-        trainer_spec: Some(TrainerSpec {
-            model_type: Some(ModelType::Bpe as i32),
-            vocab_size: Some(pieces.len() as i32),
-            byte_fallback: Some(true),
-            ..TrainerSpec::default()
-        }),
-        normalizer_spec: Some(NormalizerSpec {
-            name: Some("identity".into()),
-            precompiled_charsmap: Some(Vec::new()),
-            add_dummy_prefix: Some(true),
-            remove_extra_whitespaces: Some(false),
-            escape_whitespaces: Some(true),
-            ..NormalizerSpec::default()
-        }),
-        pieces,
-        ..ModelProto::default()
-    }
+    let merges = merges.take(PIECES - FIRST_PIECES - characters.len());
+    let pieces = merges.chain(characters.into_iter().map(String::from));
+    pieces.enumerate().map(|(rank, text)| (text, -(rank as f32)))
 }
 
 /// BERT's special pieces at their places, then characters and texts of letters.

@@ -3,8 +3,12 @@
 
 mod adapters;
 mod answers;
+mod byte_pairs;
+mod clip;
 mod folders;
 mod inspecting;
+mod llama_cpp;
+mod made;
 mod parts;
 mod processes;
 mod published;

@@ -34,6 +34,31 @@ pub enum CachePrecision {
     FourBit,
 }
 
+impl CachePrecision {
+    /// Bytes of a position's keys, or values, of a head of `width` numbers that are computed in `dtype` on a CPU or elsewhere.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] where such numbers cannot be held so.
+    pub fn row_bytes(self, width: usize, dtype: DType, on_cpu: bool) -> Result<usize> {
+        let Some(format) = self.format() else { return Ok(width * dtype.size_in_bytes()) };
+        format.row_bytes(width).filter(|_| on_cpu).ok_or_else(|| {
+            Error::Argument(format!(
+                "keys and values of {width} numbers cannot be held in 8 or 4 bits: that needs a multiple of {}, and a CPU",
+                format.block_length()
+            ))
+        })
+    }
+
+    /// The format of blocks; none where numbers stay as they are.
+    fn format(self) -> Option<BlockFormat> {
+        match self {
+            Self::Full => None,
+            Self::EightBit => Some(BlockFormat::Q8_0),
+            Self::FourBit => Some(BlockFormat::Q4_0),
+        }
+    }
+}
+
 /// Keys and values of a layer.
 #[derive(Debug)]
 struct LayerBuffers {
@@ -92,6 +117,11 @@ impl KvCache {
     /// Positions for which memory is allocated now.
     pub fn capacity(&self) -> usize {
         self.layers.first().and_then(Option::as_ref).map_or(0, |layer| layer.keys.shape()[2])
+    }
+
+    /// Bytes of the buffers that are allocated now.
+    pub fn bytes(&self) -> usize {
+        self.layers.iter().flatten().map(|layer| layer.keys.bytes() + layer.values.bytes()).sum()
     }
 
     /// Forgets all positions from `length` on and keeps the memory. A longer `length` changes nothing.
@@ -190,24 +220,15 @@ impl Buffer {
         precision: CachePrecision,
         held: usize,
     ) -> Result<Self> {
-        let format = match precision {
-            CachePrecision::Full => {
-                let buffer = Tensor::zeros(&shape, like.dtype(), like.device())?;
-                if let Some(Self::Dense(old)) = old {
-                    buffer.slice_set(&old, 2, 0)?;
-                }
-                return Ok(Self::Dense(buffer));
+        let Some(format) = precision.format() else {
+            let buffer = Tensor::zeros(&shape, like.dtype(), like.device())?;
+            if let Some(Self::Dense(old)) = old {
+                buffer.slice_set(&old, 2, 0)?;
             }
-            CachePrecision::EightBit => BlockFormat::Q8_0,
-            CachePrecision::FourBit => BlockFormat::Q4_0,
+            return Ok(Self::Dense(buffer));
         };
         let [batch, heads, capacity, width] = shape;
-        let Some(row_bytes) = format.row_bytes(width).filter(|_| like.device().is_cpu()) else {
-            return Err(Error::Argument(format!(
-                "keys and values of {width} numbers cannot be held in 8 or 4 bits: that needs a multiple of {}, and a CPU",
-                format.block_length()
-            )));
-        };
+        let row_bytes = precision.row_bytes(width, like.dtype(), like.device().is_cpu())?;
         let mut bytes = vec![0; batch * heads * capacity * row_bytes];
         if let Some(Self::Blocks { shape, bytes: old, .. }) = old {
             let (old_room, room) = (shape[2] * row_bytes, capacity * row_bytes);
@@ -216,6 +237,13 @@ impl Buffer {
             }
         }
         Ok(Self::Blocks { format, shape, row_bytes, bytes })
+    }
+
+    fn bytes(&self) -> usize {
+        match self {
+            Self::Dense(buffer) => buffer.elem_count() * buffer.dtype().size_in_bytes(),
+            Self::Blocks { bytes, .. } => bytes.len(),
+        }
     }
 
     fn shape(&self) -> [usize; 4] {

@@ -113,6 +113,14 @@ impl BytePairs {
         }
     }
 
+    /// The byte of `text` at which each of the ids that [`BytePairs::encode`] gives for it begins.
+    pub(super) fn starts(&self, text: &str) -> Vec<usize> {
+        match self.library.encode(text, false) {
+            Ok(encoding) => encoding.get_offsets().iter().map(|(start, _end)| *start).collect(),
+            Err(_) => (0..text.len()).collect(),
+        }
+    }
+
     /// Appends to `text` what `id` settles; `pending` are bytes that may become a character with the next ones.
     pub(super) fn decode(&self, id: u32, skip_special: bool, pending: &mut Vec<u8>, text: &mut String) {
         match self.token(id) {

@@ -139,6 +139,15 @@ impl LlamaTokenizer {
         Ok(Self { kind: Kind::Pieces(Arc::new(vocabulary)) })
     }
 
+    /// The byte of `text` at which each of its ids begins, the id of the beginning not among them; none of pieces, which put
+    /// spaces of their own into a text.
+    pub fn starts(&self, text: &str) -> Option<Vec<usize>> {
+        match &self.kind {
+            Kind::Pieces(_) => None,
+            Kind::BytePairs(pairs) => Some(pairs.starts(text)),
+        }
+    }
+
     /// Ids of `text`, behind the id of the beginning if `add_bos`.
     pub fn encode(&self, text: &str, add_bos: bool) -> Vec<u32> {
         let vocabulary = match &self.kind {

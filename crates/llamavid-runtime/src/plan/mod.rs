@@ -187,6 +187,8 @@ impl<'a> Planner<'a> {
                 folder.query_tokenizer()?.encode_batch(question)?.0.first().map_or(0, Vec::len)
             }
         };
+        let kv_cache = parse_cache_bits(&request.kv_cache)?;
+        kv_cache.row_bytes(config.language.head_dim, DType::F32, kind == DeviceKind::Cpu)?;
         let dtype = Dtype::parse(&request.dtype)?;
         let weights = Weights::of(folder)?;
         let formats = formats(dtype, kind).map(|format| Ok((format, weights.held(format)?)));
@@ -201,7 +203,7 @@ impl<'a> Planner<'a> {
                 max_new_tokens: request.max_new_tokens,
                 encoded_frames: request.encoded_frames,
                 stored: request.stored,
-                kv_cache: parse_cache_bits(&request.kv_cache)?,
+                kv_cache,
                 loaded: request.loaded,
             },
             kind,
@@ -365,10 +367,18 @@ mod tests {
     }
 
     #[test]
-    fn a_cache_in_blocks_is_smaller() {
-        let bytes_of = |bits: &str| bytes(&planned(json!({ "kvCache": bits }))["options"][0]["kvCache"]);
-        assert_eq!(bytes_of("8bit") * 32 * 4, bytes_of("16bit") * 34);
-        assert_eq!(bytes_of("4bit") * 32 * 4, bytes_of("16bit") * 18);
+    fn a_cache_that_cannot_be_in_blocks_is_refused_before_it_is_filled() {
+        // Heads of 16 numbers fill no block; and blocks are a CPU's.
+        let tiny = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../packages/tiny/model");
+        for (folder, device, bits) in
+            [(model(), "cpu", "8bit"), (model(), "cpu", "4bit"), (tiny, "cuda:0", "8bit")]
+        {
+            let folder = ModelFolder::open(&folder).unwrap();
+            let request = request(json!({ "kvCache": bits, "device": device }));
+            let error = plan(&folder, &request.to_string()).unwrap_err();
+            assert_eq!(error.code, ErrorCode::InvalidArgument, "{error}");
+            assert!(error.message.contains("8 or 4 bits"), "{error}");
+        }
     }
 
     #[test]

@@ -7,7 +7,7 @@
 
 use candle_core::DType;
 use llamavid_models::config::ModelConfig;
-use llamavid_models::language_model::{CachePrecision, QUERY_BLOCK, SCORES_AT_ONCE};
+use llamavid_models::language_model::{CachePrecision, LanguageModelConfig, QUERY_BLOCK, SCORES_AT_ONCE};
 use llamavid_models::token_generation::{FeatureKind, QueryKind};
 use llamavid_models::visual_encoder::VisualEncoderConfig;
 use llamavid_store::SHARD_FRAMES;
@@ -143,7 +143,7 @@ pub(super) fn usage(
     let new_features = feature_bytes(config, in_memory(new_frames), element);
     let tokens = frames as u64 * tokens_per_frame(config) * config.language.hidden_size as u64 * element;
     let prompt = work.prompt_tokens as u64 * config.language.hidden_size as u64 * element + tokens;
-    let kv_cache = kv_bytes(config, work, element);
+    let kv_cache = kv_bytes(&config.language, work, format.dtype);
     let activations = Activations {
         media: if new_frames == 0 { 0 } else { media(config, work, new_frames as u64) },
         visual_encoder: if new_frames == 0 {
@@ -186,16 +186,11 @@ pub(super) fn tokens_per_frame(config: &ModelConfig) -> u64 {
 }
 
 /// Keys and values of the prompt and of the longest answer that the context has room for.
-fn kv_bytes(config: &ModelConfig, work: &Work, element: u64) -> u64 {
-    let language = &config.language;
+fn kv_bytes(language: &LanguageModelConfig, work: &Work, dtype: DType) -> u64 {
     let positions = (work.prompt_tokens + work.max_new_tokens).min(language.max_positions);
-    let numbers = (2 * language.layers * language.kv_heads * positions * language.head_dim) as u64;
-    match work.kv_cache {
-        CachePrecision::Full => numbers * element,
-        // Blocks of 32 with a scale each.
-        CachePrecision::EightBit => numbers / 32 * 34,
-        CachePrecision::FourBit => numbers / 32 * 18,
-    }
+    let rows = 2 * language.layers * language.kv_heads * positions;
+    // `Planner` has refused what cannot be held so.
+    (rows * work.kv_cache.row_bytes(language.head_dim, dtype, true).unwrap_or(0)) as u64
 }
 
 /// The decoder's pictures, and pixels (F, 3, S, S) in f32.
@@ -276,4 +271,78 @@ fn prefill(config: &ModelConfig, chunk: u64, work: &Work, element: u64) -> u64 {
     let attention = chunk * (4 * width + 2 * projected) * element + scores + hidden + unpacked;
     let feed_forward = chunk * (4 * width + 3 * inner) * element;
     attention.max(feed_forward)
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::{Device, Tensor};
+    use candle_nn::VarBuilder;
+    use llamavid_models::language_model::LanguageModel;
+    use llamavid_models::observer::Blind;
+
+    use super::*;
+
+    /// What `LanguageModel` makes of a prompt and an answer, in a cache with room for just these.
+    fn allocated(
+        config: &LanguageModelConfig,
+        precision: CachePrecision,
+        positions: usize,
+        dtype: DType,
+    ) -> u64 {
+        let device = &Device::Cpu;
+        let model = LanguageModel::new(config, VarBuilder::zeros(dtype, device)).unwrap();
+        let mut cache = model.new_cache_in(precision, positions);
+        for count in [positions - 1, 1] {
+            let embeds = Tensor::zeros((1, count, config.hidden_size), dtype, device).unwrap();
+            model.forward(&embeds, &mut cache, None, &mut Blind).unwrap();
+        }
+        assert_eq!((cache.len(), cache.capacity()), (positions, positions));
+        cache.bytes() as u64
+    }
+
+    #[test]
+    fn a_cache_is_planned_as_large_as_it_gets() {
+        use CachePrecision::{EightBit, FourBit, Full};
+        const PROMPT: usize = 7;
+        for (heads, kv_heads, head_dim) in [(3, 3, 6), (2, 1, 32), (6, 2, 64), (2, 2, 96), (3, 1, 160)] {
+            let config = serde_json::json!({
+                "hidden_size": 48, "num_attention_heads": heads, "num_key_value_heads": kv_heads, "head_dim": head_dim,
+                "intermediate_size": 16, "num_hidden_layers": 3, "vocab_size": 8, "max_position_embeddings": 101,
+            });
+            let config = LanguageModelConfig::from_json(config.to_string().as_bytes()).unwrap();
+            let kinds = [
+                (Full, DType::F32),
+                (Full, DType::F16),
+                (Full, DType::BF16),
+                (EightBit, DType::F32),
+                (EightBit, DType::F16),
+                (FourBit, DType::F32),
+                (FourBit, DType::BF16),
+            ];
+            // Heads of 6 numbers fill no blocks.
+            let possible = kinds.into_iter().filter(|(kind, _)| *kind == Full || head_dim != 6);
+            // Answers up to what the context has room for, and beyond.
+            for ((precision, dtype), answer) in
+                possible.flat_map(|kind| [1, 26, 94, 400].map(|answer| (kind, answer)))
+            {
+                let work = Work {
+                    frames: Vec::new(),
+                    source_pixels: 0,
+                    prompt_tokens: PROMPT,
+                    query_tokens: 0,
+                    max_new_tokens: answer,
+                    encoded_frames: 0,
+                    stored: false,
+                    kv_cache: precision,
+                    loaded: false,
+                };
+                let positions = (PROMPT + answer).min(config.max_positions);
+                assert_eq!(
+                    kv_bytes(&config, &work, dtype),
+                    allocated(&config, precision, positions, dtype),
+                    "{precision:?} {dtype:?}, {positions} positions of {kv_heads} heads of {head_dim}"
+                );
+            }
+        }
+    }
 }

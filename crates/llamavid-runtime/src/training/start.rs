@@ -59,7 +59,7 @@ impl Start {
                 .with_hint("The published models read eva_vit_g.pth of LAVIS."));
             }
             None => match model_folder::find_vision(&base, side.vision.as_deref())? {
-                VisionWeights::EvaFile(file) => VisionFiles::Eva(file),
+                VisionWeights::File(file) => VisionFiles::Eva(file),
                 VisionWeights::ClipFolder(folder) => VisionFiles::Clip(folder),
                 VisionWeights::Shards => VisionFiles::Base,
             },

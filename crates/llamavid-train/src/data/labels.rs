@@ -1,6 +1,10 @@
 //! Which ids of a sample are learned.
 //!
-//! Reference: the masks of `preprocess_v1`, `preprocess_imgsp_v1`, `preprocess_plain_guided`, `_mask_targets`.
+//! Reference: the masks of `preprocess_v1`, `preprocess_imgsp_v1`, `preprocess_plain_guided`, `_mask_targets`. Its rule for
+//! rounds counts on LLaMA's tokenizer, where a text has one id more than its pieces and a separator is one id; of byte
+//! pairs neither holds, so there the places of ids in the text decide.
+
+use std::ops::Range;
 
 /// The label of an id that is not learned.
 pub const IGNORED: i64 = -100;
@@ -60,6 +64,30 @@ impl Rounds<'_> {
             return (labels, Some((position, present)));
         }
         (labels, None)
+    }
+
+    /// Labels of `ids`, of which each begins at a byte of `text`: an id is learned if it begins in an answer.
+    pub(super) fn labels_at(&self, text: &str, ids: &[i64], starts: &[usize]) -> Vec<i64> {
+        let answers = self.answers(text);
+        let learned = |start: &usize| answers.iter().any(|answer| answer.contains(start));
+        ids.iter()
+            .zip(starts)
+            .map(|(id, start)| if *id >= 0 && learned(start) { *id } else { IGNORED })
+            .collect()
+    }
+
+    /// Where answers stand in `text`, each with the space in front of it and the separator behind.
+    fn answers(&self, text: &str) -> Vec<Range<usize>> {
+        let mut answers = Vec::new();
+        let mut round_start = 0;
+        for round in text.split(self.separator) {
+            let round_end = round_start + round.len() + self.separator.len();
+            let mut parts = round.split(self.answer_mark);
+            let (Some(question), Some(_), None) = (parts.next(), parts.next(), parts.next()) else { break };
+            answers.push(round_start + question.len() + self.answer_mark.trim_end().len()..round_end);
+            round_start = round_end;
+        }
+        answers
     }
 }
 

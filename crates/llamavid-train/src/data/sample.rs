@@ -151,6 +151,21 @@ impl Pieces {
             Self::AroundImages => tokenize_with_images(tokenizer, text),
         }
     }
+
+    /// The byte of `text` at which each of these ids begins, where the tokenizer can say it.
+    fn starts(self, tokenizer: &LlamaTokenizer, text: &str) -> Option<Vec<usize>> {
+        let mut starts: Vec<usize> = tokenizer.bos_id().map(|_bos| 0).into_iter().collect();
+        let mut piece_start = 0;
+        loop {
+            let rest = &text[piece_start..];
+            let tag = rest.find(IMAGE_TAG).filter(|_| self == Self::AroundImages);
+            let piece = &rest[..tag.unwrap_or(rest.len())];
+            starts.extend(tokenizer.starts(piece)?.into_iter().map(|start| piece_start + start));
+            let Some(tag) = tag else { return Some(starts) };
+            starts.push(piece_start + tag);
+            piece_start += tag + IMAGE_TAG.len();
+        }
+    }
 }
 
 /// Moves the tag of each message to a line in front of it.
@@ -399,7 +414,10 @@ fn chat(
         pad_id: i64::from(tokenizer.pad_id()),
         max_length: options.max_length,
     };
-    let (labels, mismatch) = rounds.labels(&text, &ids, |text| pieces.ids(tokenizer, text).len());
+    let (labels, mismatch) = match pieces.starts(tokenizer, &text) {
+        Some(starts) => (rounds.labels_at(&text, &ids, &starts), None),
+        None => rounds.labels(&text, &ids, |text| pieces.ids(tokenizer, text).len()),
+    };
     let mut prepared = cut(record, ids, labels, mismatch, options);
     prepared.uncut = uncut;
     Ok(prepared)

@@ -41,6 +41,13 @@ pub fn tokenizer(folder: impl AsRef<Path>, legacy: Option<bool>) -> LlamaTokeniz
     .unwrap()
 }
 
+/// A tokenizer of byte pairs.
+pub fn byte_pairs(kind: &str) -> LlamaTokenizer {
+    let read = |name: &str| std::fs::read(oracle("../byte-pairs").join(kind).join(name)).unwrap();
+    LlamaTokenizer::from_bytes(&read("tokenizer.json"), Some(&read("tokenizer_config.json")), None, None)
+        .unwrap()
+}
+
 /// A template by name; the custom ones are described in the fixtures.
 pub fn template(name: &str) -> TrainingTemplate {
     if !name.starts_with("custom_") {

@@ -8,7 +8,7 @@ use llamavid_train::data::{
     movie_sample, sample,
 };
 
-use crate::oracle::{array, of, oracle, read_json, template, tokenizer, turns};
+use crate::oracle::{array, byte_pairs, of, oracle, read_json, template, tokenizer, turns};
 
 const OPTIONS: SampleOptions = SampleOptions { max_length: 2048, image_start_end: false };
 
@@ -225,6 +225,50 @@ fn what_is_learned_is_what_was_said() {
     assert_eq!(tokenizer.decode(&learned, true), "A dog. Near the bridge.");
     for (id, label) in made.ids.iter().zip(&made.labels) {
         assert!(*label == IGNORED || label == id);
+    }
+}
+
+#[test]
+fn byte_pairs_learn_what_was_said() {
+    for kind in ["llama3", "qwen2"] {
+        let tokenizer = byte_pairs(kind);
+        let turns =
+            [said("<image>\nWhat is it?"), [(Speaker::Human, "Where?"), (Speaker::Gpt, "Near 12 bridges.")]]
+                .concat();
+        let bare =
+            [said("What is it?"), [(Speaker::Human, "Where?"), (Speaker::Gpt, "Near 12 bridges.")]].concat();
+        for (name, media, turns, learned) in [
+            ("imgsp_v1", picture(), &turns, " A dog.</s> Near 12 bridges.</s>"),
+            ("imgsp_v1", Media::None, &bare, " A dog.</s> Near 12 bridges.</s>"),
+            ("vicuna_v1", picture(), &turns, " A dog.</s> Near 12 bridges.</s>"),
+            ("custom_llama_2", Media::None, &bare, " A dog. </s> Near 12 bridges. </s>"),
+            ("plain_guided", picture(), &turns[..2].to_vec(), "A dog.\n"),
+        ] {
+            let record = record(media, turns);
+            let made = sample(&record, &template(name), &tokenizer, &OPTIONS, &mut || true).unwrap();
+            let ids: Vec<u32> = made.labels.iter().filter_map(|label| u32::try_from(*label).ok()).collect();
+            assert_eq!(tokenizer.decode(&ids, false), learned, "{kind} {name}");
+            for (id, label) in made.ids.iter().zip(&made.labels) {
+                assert!(*label == IGNORED || label == id);
+            }
+            // The text is that of an answer: what is learned is what the model will be asked for.
+            let begins = tokenizer.bos_id().map(i64::from);
+            assert_eq!(made.ids.first().copied().filter(|id| Some(*id) == begins), begins, "{kind} {name}");
+        }
+        let open = [turns.as_slice(), &[(Speaker::Human, "And then?")]].concat();
+        let whole =
+            sample(&record(picture(), &open), &template("imgsp_v1"), &tokenizer, &OPTIONS, &mut || true)
+                .unwrap();
+        for max_length in [1, whole.ids.len() / 2, whole.ids.len() - 1] {
+            let options = SampleOptions { max_length, ..OPTIONS };
+            let cut =
+                sample(&record(picture(), &open), &template("imgsp_v1"), &tokenizer, &options, &mut || true)
+                    .unwrap();
+            assert_eq!(
+                (&cut.ids[..], &cut.labels[..]),
+                (&whole.ids[..max_length], &whole.labels[..max_length])
+            );
+        }
     }
 }
 

@@ -1,16 +1,19 @@
 use std::collections::BTreeMap;
+use std::fs;
+use std::path::PathBuf;
 
 use candle_core::backprop::GradStore;
-use candle_core::{DType, Tensor};
+use candle_core::{DType, Device, Tensor};
 use llamavid_models::language_model::LanguageModel;
 use llamavid_models::observer::Blind;
+use llamavid_train::data::{Media, Message, Record, SampleOptions, Speaker, TrainingTemplate, sample};
 use llamavid_train::{
-    Accumulation, Activations, Error, Example, LoraSettings, RateFactor, Schedule, Stage, StepReport,
-    Trainer, TrainerOptions, Visual, adamw_groups, gradients, loss_and_gradients,
+    Accumulation, Activations, Error, Example, LoraSettings, RateFactor, Schedule, Stage, StageFiles,
+    StageModel, StepReport, Trainer, TrainerOptions, Visual, adamw_groups, gradients, loss_and_gradients,
 };
 use serde_json::json;
 
-use crate::model::{at, at_with, examples, trainer};
+use crate::model::{at, at_with, examples, files, oracle, settings, trainer};
 
 fn options() -> TrainerOptions {
     TrainerOptions::new(Schedule::Cosine { warmup: 2, total: 20 })
@@ -213,6 +216,40 @@ fn losses_fall_in_bf16_with_f32_masters() {
     let losses: Vec<f64> = (0..8).map(|_| trainer.step(&[examples(1)]).unwrap().loss).collect();
     assert!(losses[7] < 0.8 * losses[0], "{losses:?}");
     assert!(trainer.parameters().trainable().iter().all(|(_, var)| var.dtype() == DType::F32));
+}
+
+#[test]
+fn a_language_model_with_byte_pairs_learns_its_answers() {
+    for kind in ["llama3", "qwen2"] {
+        let base = tempfile::tempdir().unwrap();
+        let copy = |from: PathBuf, wanted: fn(&str) -> bool| {
+            for entry in fs::read_dir(from).unwrap().flatten() {
+                if wanted(entry.file_name().to_str().unwrap()) {
+                    fs::copy(entry.path(), base.path().join(entry.file_name())).unwrap();
+                }
+            }
+        };
+        copy(oracle("video-mean/llm"), |name| !name.contains("token"));
+        copy(oracle("../byte-pairs").join(kind), |name| name.contains("token"));
+        let stage = Stage::Instruction;
+        let files = StageFiles { base: base.path().to_path_buf(), ..files(stage) };
+        let model = StageModel::assemble(&files, &settings(stage), DType::F32, 1, &Device::Cpu).unwrap();
+
+        let said = [(Speaker::Human, "<image>\nWhat is it?"), (Speaker::Gpt, "A dog.")];
+        let turns = said.map(|(from, value)| Message { from, value: value.into() }).to_vec();
+        let record = Record { id: "dog".into(), media: Media::Image("dog.png".into()), turns };
+        let template = TrainingTemplate::by_name("imgsp_v1").unwrap();
+        let options = SampleOptions { max_length: 512, image_start_end: false };
+        let made = sample(&record, &template, &model.tokenizer, &options, &mut || false).unwrap();
+        let learned = made.learned();
+        let example = Example { sample: made, visual: examples(1).swap_remove(0).visual };
+
+        let mut trainer = trainer(model, 1e-3, TrainerOptions::new(Schedule::Constant { warmup: 0 }));
+        let steps: Vec<StepReport> =
+            (0..12).map(|_| trainer.step(&[vec![example.clone()]]).unwrap()).collect();
+        assert!(learned > 3 && steps.iter().all(|step| step.labels == learned), "{kind}: {learned}");
+        assert!(steps[11].loss < 0.8 * steps[0].loss, "{kind}: {steps:?}");
+    }
 }
 
 #[test]

@@ -135,6 +135,36 @@ fn every_format_is_read_and_stays_in_the_file() {
     }
 }
 
+/// What ggml's own quantisers made of some rows, and what ggml's Python package reads there: `tools/reference/ggml_blocks.py`.
+#[test]
+fn blocks_of_llama_cpp_are_read_as_there() {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../fixtures/gguf/ggml-blocks.gguf");
+    let checkpoint = Checkpoint::from_gguf(GgufFile::open(path.as_ref()).unwrap()).unwrap();
+    let read = |name: &str| values(&checkpoint.read(name, &Device::Cpu).unwrap());
+    let rows = read("rows");
+    let square =
+        |values: &mut dyn Iterator<Item = f32>| values.map(|value| f64::from(value).powi(2)).sum::<f64>();
+    for format in BlockFormat::ALL.into_iter().filter(|format| *format != BlockFormat::F32) {
+        let name = format.name();
+        assert_eq!(checkpoint.format(name).unwrap(), Some(format));
+        let (ours, theirs) = (read(name), read(&format!("{name}.read")));
+        for (ours, theirs) in ours.iter().zip(&theirs) {
+            // A product that is rounded once or twice.
+            assert!(
+                (ours - theirs).abs() <= 1e-6 * theirs.abs().max(1e-3),
+                "{name}: {ours} instead of {theirs}"
+            );
+        }
+        // Ours lose no more than theirs.
+        let width = checkpoint.shape(name).unwrap()[1];
+        let mut made = vec![0.; rows.len()];
+        format.decode(&format.encode(&rows, width).unwrap(), &mut made);
+        let error = |read: &[f32]| square(&mut read.iter().zip(&rows).map(|(read, row)| read - row));
+        assert!(error(&made) <= 1.05 * error(&theirs), "{name}: {} {}", error(&made), error(&theirs));
+        assert!(error(&theirs) < 0.02 * square(&mut rows.iter().copied()), "{name}");
+    }
+}
+
 #[test]
 fn a_description_of_all_kinds() {
     let mut file = File::of("llamavid");
