@@ -217,7 +217,9 @@ fn weights_in_blocks_give_what_they_give_unpacked() {
             parts.push(stored.forward(&part, &mut cache, None, &mut Blind).unwrap());
         }
         let most = error(&Tensor::cat(&parts, 1).unwrap(), &whole);
-        assert!(most < 2e-5, "{} in parts: {most}", format.name());
+        // Beside weights in blocks, keys and values are held in 16 bits.
+        let least = if format.block_length() > 1 { 1e-3 } else { 2e-5 };
+        assert!(most < least, "{} in parts: {most}", format.name());
     }
 }
 
@@ -373,7 +375,8 @@ fn sequences_that_are_read_together_get_what_each_gets_alone() {
 #[test]
 fn one_pass_gives_each_sequence_its_own_logits() {
     // Products with dense weights add up in another order for more rows; rounded keys may then fall to the next number.
-    for (cache, most) in [(CachePrecision::Full, 2e-5), (CachePrecision::EightBit, 2e-3)] {
+    // Beside weights in blocks, `Full` is 16 bits.
+    for (cache, most) in [(CachePrecision::Full, 2e-4), (CachePrecision::EightBit, 2e-3)] {
         for model in [BlockFormat::Q8_0, BlockFormat::Q4K].into_iter().flat_map(both) {
             let lengths = [1, 30, 7];
             let read = |length: &usize| {

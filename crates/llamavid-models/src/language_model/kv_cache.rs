@@ -28,6 +28,8 @@ pub enum CachePrecision {
     /// In the dtype that they are computed in.
     #[default]
     Full,
+    /// In 16 bits a number, which are computed in f32.
+    Half,
     /// In 8.5 bits a number.
     EightBit,
     /// In 4.5 bits a number, which is felt in long contexts.
@@ -35,6 +37,15 @@ pub enum CachePrecision {
 }
 
 impl CachePrecision {
+    /// What [`CachePrecision::Full`] is beside weights in blocks: 16 bits. Those are rounded more than that, and are computed
+    /// in f32 only because there are no products in 16 bits on a CPU.
+    pub fn beside_blocks(self) -> Self {
+        match self {
+            Self::Full => Self::Half,
+            other => other,
+        }
+    }
+
     /// Bytes of a position's keys, or values, of a head of `width` numbers that are computed in `dtype` on a CPU or elsewhere.
     ///
     /// # Errors
@@ -43,7 +54,8 @@ impl CachePrecision {
         let Some(format) = self.format() else { return Ok(width * dtype.size_in_bytes()) };
         format.row_bytes(width).filter(|_| on_cpu).ok_or_else(|| {
             Error::Argument(format!(
-                "keys and values of {width} numbers cannot be held in 8 or 4 bits: that needs a multiple of {}, and a CPU",
+                "keys and values of {width} numbers cannot be held in 8 or 4 bits ({}): that needs a multiple of {}, and a CPU",
+                format.name(),
                 format.block_length()
             ))
         })
@@ -53,6 +65,7 @@ impl CachePrecision {
     fn format(self) -> Option<BlockFormat> {
         match self {
             Self::Full => None,
+            Self::Half => Some(BlockFormat::F16),
             Self::EightBit => Some(BlockFormat::Q8_0),
             Self::FourBit => Some(BlockFormat::Q4_0),
         }

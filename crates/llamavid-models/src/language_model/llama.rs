@@ -185,6 +185,8 @@ impl LanguageModel {
 
     /// The same, which holds keys and values in fewer bits. Heads must be a multiple of 32 wide then, on a CPU.
     pub fn new_cache_in(&self, precision: CachePrecision, capacity_hint: usize) -> KvCache {
+        let in_blocks = self.block_format().is_some_and(|format| format.block_length() > 1);
+        let precision = if in_blocks { precision.beside_blocks() } else { precision };
         KvCache::new(self.config.layers, capacity_hint, self.config.max_positions, precision)
     }
 

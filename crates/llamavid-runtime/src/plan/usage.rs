@@ -143,7 +143,8 @@ pub(super) fn usage(
     let new_features = feature_bytes(config, in_memory(new_frames), element);
     let tokens = frames as u64 * tokens_per_frame(config) * config.language.hidden_size as u64 * element;
     let prompt = work.prompt_tokens as u64 * config.language.hidden_size as u64 * element + tokens;
-    let kv_cache = kv_bytes(&config.language, work, format.dtype);
+    let precision = if held.language_in_blocks { work.kv_cache.beside_blocks() } else { work.kv_cache };
+    let kv_cache = kv_bytes(&config.language, work, precision, format.dtype);
     let activations = Activations {
         media: if new_frames == 0 { 0 } else { media(config, work, new_frames as u64) },
         visual_encoder: if new_frames == 0 {
@@ -160,7 +161,7 @@ pub(super) fn usage(
             work.query_tokens as u64,
             element,
         ),
-        prefill: prefill(config, steps.prefill_chunk as u64, work, element),
+        prefill: prefill(config, steps.prefill_chunk as u64, work, element, kind),
         // The row, its copy, and the sampler's order of it.
         logits: 4 * 4 * config.language.vocab_size as u64,
     };
@@ -186,11 +187,11 @@ pub(super) fn tokens_per_frame(config: &ModelConfig) -> u64 {
 }
 
 /// Keys and values of the prompt and of the longest answer that the context has room for.
-fn kv_bytes(language: &LanguageModelConfig, work: &Work, dtype: DType) -> u64 {
+fn kv_bytes(language: &LanguageModelConfig, work: &Work, precision: CachePrecision, dtype: DType) -> u64 {
     let positions = (work.prompt_tokens + work.max_new_tokens).min(language.max_positions);
     let rows = 2 * language.layers * language.kv_heads * positions;
     // `Planner` has refused what cannot be held so.
-    (rows * work.kv_cache.row_bytes(language.head_dim, dtype, true).unwrap_or(0)) as u64
+    (rows * precision.row_bytes(language.head_dim, dtype, true).unwrap_or(0)) as u64
 }
 
 /// The decoder's pictures, and pixels (F, 3, S, S) in f32.
@@ -253,22 +254,21 @@ fn token_generator(config: &ModelConfig, frames: u64, words: u64, element: u64) 
 }
 
 /// The last chunk of the prompt, in a layer: what it attends to is longest then.
-fn prefill(config: &ModelConfig, chunk: u64, work: &Work, element: u64) -> u64 {
+fn prefill(config: &ModelConfig, chunk: u64, work: &Work, element: u64, kind: DeviceKind) -> u64 {
     let (language, positions) = (&config.language, work.prompt_tokens as u64);
     let (width, inner) = (language.hidden_size as u64, language.intermediate_size as u64);
     let projected = ((language.heads + 2 * language.kv_heads) * language.head_dim) as u64;
-    let a_row = language.heads as u64 * positions;
-    let rows = (SCORES_AT_ONCE as u64 / a_row.max(1)).clamp(1, QUERY_BLOCK as u64).min(chunk);
-    // Scores, with what hides the future, and after the softmax; in half precision also as they come and go.
-    let halves = if element < 4 { 2 * element } else { 0 };
-    let scores = rows * a_row * (3 * 4 + halves);
-    let hidden = rows * positions * (3 * 4 + 1);
-    // Keys and values in blocks are unpacked a layer at a time.
-    let unpacked = match work.kv_cache {
-        CachePrecision::Full => 0,
-        _ => 2 * (language.kv_heads * language.head_dim) as u64 * positions * 4,
+    // In f32 on a CPU scores exist for some keys at a time; what came of the tasks is put together.
+    let scores = if kind == DeviceKind::Cpu && element == 4 {
+        2 * chunk * (language.heads * language.head_dim) as u64 * 4
+    } else {
+        let a_row = language.heads as u64 * positions;
+        let rows = (SCORES_AT_ONCE as u64 / a_row.max(1)).clamp(1, QUERY_BLOCK as u64).min(chunk);
+        // Scores, with what hides the future, and after the softmax; in half precision also as they come and go.
+        let halves = if element < 4 { 2 * element } else { 0 };
+        rows * a_row * (3 * 4 + halves) + rows * positions * (3 * 4 + 1)
     };
-    let attention = chunk * (4 * width + 2 * projected) * element + scores + hidden + unpacked;
+    let attention = chunk * (4 * width + 2 * projected) * element + scores;
     let feed_forward = chunk * (4 * width + 3 * inner) * element;
     attention.max(feed_forward)
 }
@@ -302,7 +302,7 @@ mod tests {
 
     #[test]
     fn a_cache_is_planned_as_large_as_it_gets() {
-        use CachePrecision::{EightBit, FourBit, Full};
+        use CachePrecision::{EightBit, FourBit, Full, Half};
         const PROMPT: usize = 7;
         for (heads, kv_heads, head_dim) in [(3, 3, 6), (2, 1, 32), (6, 2, 64), (2, 2, 96), (3, 1, 160)] {
             let config = serde_json::json!({
@@ -314,13 +314,14 @@ mod tests {
                 (Full, DType::F32),
                 (Full, DType::F16),
                 (Full, DType::BF16),
+                (Half, DType::F32),
                 (EightBit, DType::F32),
                 (EightBit, DType::F16),
                 (FourBit, DType::F32),
                 (FourBit, DType::BF16),
             ];
             // Heads of 6 numbers fill no blocks.
-            let possible = kinds.into_iter().filter(|(kind, _)| *kind == Full || head_dim != 6);
+            let possible = kinds.into_iter().filter(|(kind, _)| matches!(kind, Full | Half) || head_dim != 6);
             // Answers up to what the context has room for, and beyond.
             for ((precision, dtype), answer) in
                 possible.flat_map(|kind| [1, 26, 94, 400].map(|answer| (kind, answer)))
@@ -338,7 +339,7 @@ mod tests {
                 };
                 let positions = (PROMPT + answer).min(config.max_positions);
                 assert_eq!(
-                    kv_bytes(&config, &work, dtype),
+                    kv_bytes(&config, &work, precision, dtype),
                     allocated(&config, precision, positions, dtype),
                     "{precision:?} {dtype:?}, {positions} positions of {kv_heads} heads of {head_dim}"
                 );

@@ -69,6 +69,8 @@ pub(super) struct Held {
     pub(super) loading: u64,
     /// Whether the visual encoder's matrices are in blocks.
     pub(super) encoder_in_blocks: bool,
+    /// Whether the language model's are.
+    pub(super) language_in_blocks: bool,
 }
 
 impl Weights {
@@ -109,6 +111,7 @@ impl Weights {
             bytes: PartBytes { visual_encoder, token_generator, language_model },
             loading: parts.iter().map(|part| part.loading).max().unwrap_or(0),
             encoder_in_blocks: parts[0].in_blocks,
+            language_in_blocks: parts[2].in_blocks,
         })
     }
 }
