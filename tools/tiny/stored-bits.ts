@@ -42,7 +42,8 @@ try {
   for (const [name, options] of ways) {
     const given = await answers(options);
     exact ??= given;
-    const share = (holds: (row: Row) => boolean) => `${((100 * rows.filter(holds).length) / rows.length).toFixed(1)} %`;
+    const share = (holds: (row: Row) => boolean) =>
+      `${((100 * rows.filter(holds).length) / rows.length).toFixed(1)} %`;
     const same = share((row) => given.get(row) === exact?.get(row));
     const right = share((row) => isRight(given.get(row) ?? '', row.answer));
     console.log(`| ${name} | ${rows.length} | ${same} | ${right} |`);

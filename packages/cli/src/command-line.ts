@@ -59,7 +59,10 @@ function createProgram(end: (exitCode: number) => void): Command {
     .exitOverride();
 
   const askCommand = command(program, 'ask', 'Ask questions about one or several videos or pictures.')
-    .argument('[media-and-questions...]', 'files (`-` is stdin), then the question, or several, each in quotes')
+    .argument(
+      '[media-and-questions...]',
+      'files (`-` is stdin), then the question, or several, each in quotes',
+    )
     .usage('[options] <media...> "<question>" ["<question>" ...]');
   addModelFlags(askCommand);
   addAnswerFlags(askCommand);

@@ -65,7 +65,8 @@ async function questionsIn(file: string): Promise<string[]> {
 function questionOf(line: string): string | undefined {
   try {
     const value: unknown = JSON.parse(line);
-    const question = typeof value === 'object' && value !== null && 'question' in value ? value.question : value;
+    const question =
+      typeof value === 'object' && value !== null && 'question' in value ? value.question : value;
     return typeof question === 'string' && question.trim() !== '' ? question : undefined;
   } catch {
     return undefined;

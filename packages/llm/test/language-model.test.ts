@@ -1,9 +1,8 @@
 import { readFileSync } from 'node:fs';
 import { join } from 'node:path';
-import { Session as NativeSession } from '@llamavid/native';
 import { TokenGenerator } from '@llamavid/tokens';
 import { Pixels, VisualEncoder } from '@llamavid/vision';
-import { afterAll, beforeAll, describe, expect, it, vi } from 'vitest';
+import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { conversation, LanguageModel } from '../src/index.js';
 
 const fixtures = join(import.meta.dirname, '../../../fixtures');
@@ -141,40 +140,6 @@ describe('LanguageModel', () => {
     const alone: number[][] = [];
     for (const text of prompts) alone.push(await ask(text));
     expect(await Promise.all(prompts.map(ask))).toEqual(alone);
-  });
-
-  it('decodes together what is read side by side, and lets go who ends', async () => {
-    const rounds = vi.spyOn(NativeSession, 'nextOfEach');
-    const prompts = ['Who is there?', 'What colour is it?', 'Why?', 'And then?'].map((question) =>
-      conversation('vicuna_v1').render([{ question }]),
-    );
-    const lengths = [40, 40, 40, 1];
-    const ask = async (text: string, index: number) => {
-      using session = model.createSession();
-      return (await session.generate(text, { maxNewTokens: lengths[index] }).result()).tokenIds;
-    };
-    const alone: number[][] = [];
-    for (const [index, text] of prompts.entries()) alone.push(await ask(text, index));
-    rounds.mockClear();
-    const controller = new AbortController();
-    const stopped = async () => {
-      using session = model.createSession();
-      const { signal } = controller;
-      for await (const _ of session.generate(prompts[0] ?? '', { maxNewTokens: 300, signal }))
-        controller.abort();
-    };
-    const [together, left] = await Promise.all([
-      Promise.all(prompts.map(ask)),
-      stopped().catch((error: unknown) => error),
-    ]);
-    expect(together).toEqual(alone);
-    expect(left).toMatchObject({ code: 'ABORTED' });
-    const sizes = rounds.mock.calls.map(([requests]) => requests.length);
-    rounds.mockRestore();
-    // Each start is a job of its own, so the first rounds may have fewer.
-    expect(Math.max(...sizes)).toBeGreaterThanOrEqual(3);
-    const pieces = sizes.reduce((sum, size) => sum + size, 0);
-    expect(sizes.length).toBeLessThan(pieces / 2);
   });
 
   it('stops at an abort in the middle, and the session goes on', async () => {

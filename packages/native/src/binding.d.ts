@@ -121,6 +121,10 @@ export declare class Pixels {
 export declare class Session {
   /** Splices and reads a prompt. What this session worked on before is given up, but for what is to be kept of it. */
   start(r: GenerateRequest, c?: Cancellation | undefined | null): Promise<GenerationStart>
+  /**
+   * Decodes a few tokens for each of several sessions of one model, in one pass over its weights for each step. Gives a
+   * promise a request, null after the last piece. After an error the session's answer is given up.
+   */
   static nextOfEach(requests: Array<NextRequest>): Array<Promise<GenerationPiece | null>>
   /** Frees the cache and gives up what runs. Closing twice does nothing. */
   close(): void
@@ -234,7 +238,8 @@ export declare class VideoStore {
   remove(key: string): Promise<undefined>
   /** Removes what was not used for longest until the rest takes at most `limit` bytes, and gives what went. */
   prune(limit: number): Promise<Array<StoredVideo>>
-  report(source: string, sampling: string, c?: Cancellation | undefined | null): Promise<string | null>
+  /** The report of how the frames of a file or folder were chosen, if all that any encoder makes of them is here. */
+  report(source: string, sampling: string, c?: Cancellation | undefined | null): Promise<string | undefined | null>
   /** Looks for what `encoder` makes of a file or folder. */
   entry(encoder: VisualEncoder, source: string, sampling: string, precision: '16bit' | '8bit', c?: Cancellation | undefined | null): Promise<StoreEntry>
 }
@@ -494,12 +499,6 @@ export interface GenerationDefaults {
   topK?: number
 }
 
-/** A session that wants its next piece. */
-export interface NextRequest {
-  session: Session
-  cancellation: Cancellation
-}
-
 /** A piece of the answer. */
 export interface GenerationPiece {
   /** What it adds to the text; stop texts and what may become one are held back. */
@@ -563,6 +562,14 @@ export interface MovieQuestion {
   imagePlaceholder: string
   /** What is asked. */
   question: string
+}
+
+/** A session that wants its next piece. */
+export interface NextRequest {
+  /** It must not have another request under way. */
+  session: Session
+  /** Stops its answer. */
+  cancellation: Cancellation
 }
 
 /** Reads the bytes of a `.srt`, WebVTT or SubStation Alpha file; `name` is what errors call it. */

@@ -64,7 +64,9 @@ const request = (changes: Partial<GenerateRequest> = {}): GenerateRequest => ({
 
 /** The next piece of an answer. */
 const next = (session: Session, cancellation = new Cancellation()) =>
-  callNativeAsync(async () => (await Promise.all(Session.nextOfEach([{ session, cancellation }])))[0] ?? null);
+  callNativeAsync(
+    async () => (await Promise.all(Session.nextOfEach([{ session, cancellation }])))[0] ?? null,
+  );
 
 /** The whole answer. */
 async function answer(

@@ -1,5 +1,5 @@
 import { LlamaVidError } from '@llamavid/errors';
-import type { Media, MediaSource, SamplingReport } from '@llamavid/video';
+import type { Media, SamplingReport } from '@llamavid/video';
 import type { VisualEncoder } from '@llamavid/vision';
 import {
   type ClipFacts,
@@ -11,7 +11,7 @@ import {
   type StorePlace,
   storedClip,
 } from './encoding.js';
-import { frameLimit, LookedSource } from './looked-source.js';
+import { frameLimit, type LookedSource } from './looked-source.js';
 import type { Looked } from './plan.js';
 import { SharedWork } from './shared-work.js';
 import type { SpeechOptions } from './speech.js';

@@ -15,6 +15,18 @@ const withStream = join(fixtures, 'clips/subs_audio.mkv');
 const folder = mkdtempSync(join(tmpdir(), 'llamavid-speech-'));
 afterAll(() => rmSync(folder, { recursive: true, force: true }));
 
+/** Random weights are never sure of what they hear, so what they are unsure of is taken too. */
+function takeUnsure() {
+  const transcribe = SpeechModel.prototype.transcribe;
+  return vi.spyOn(SpeechModel.prototype, 'transcribe').mockImplementation(async function (
+    this: SpeechModel,
+    ...args
+  ) {
+    const heard = await transcribe.apply(this, args);
+    return { ...heard, subtitles: heard.segments.map(({ start, end, text }) => ({ start, end, text })) };
+  });
+}
+
 describe('speech', () => {
   const roomy = roomyModel();
   let model: LlamaVid;
@@ -35,6 +47,7 @@ describe('speech', () => {
   };
 
   it('is heard where nothing is written, and stands in the prompt as written subtitles do', async () => {
+    takeUnsure();
     using speech = await SpeechModel.load(whisper);
     const { subtitles, language } = await speech.transcribe(film);
     expect(subtitles.length).toBeGreaterThan(0);
@@ -65,12 +78,12 @@ describe('speech', () => {
     expect((await seen(withStream, options)).report).toMatchObject({ stream: { index: 2 }, count: 2 });
     expect(loads).not.toHaveBeenCalled();
     // Of what is written nothing is taken where speech itself is asked for.
-    expect((await seen(copy, { ...options, subtitles: 'speech' })).report?.path).toBeUndefined();
+    expect((await seen(copy, { ...options, subtitles: 'speech' })).report).toBeUndefined();
     expect(loads).toHaveBeenCalledOnce();
   });
 
   it('is written down once for all questions about a video', async () => {
-    const transcriptions = vi.spyOn(SpeechModel.prototype, 'transcribe');
+    const transcriptions = takeUnsure();
     const options = { frames: 2, speechModel: whisper };
     const ask = { subtitles: 'auto', maxNewTokens: 2 };
     await using looked = await LlamaVid.look(roomy.folder, film, { ...options, subtitles: 'auto' });
@@ -128,6 +141,8 @@ for (const options of [{}, { speechModel }]) {
     );
     const run = [script, film, join(fixtures, 'random-model'), whisper];
     const printed = execFileSync(process.execPath, run, { encoding: 'utf8' });
-    expect(printed).toMatch(/^answered\nINVALID_ARGUMENT .*@llamavid\/speech.* npm install @llamavid\/speech/);
+    expect(printed).toMatch(
+      /^answered\nINVALID_ARGUMENT .*@llamavid\/speech.* npm install @llamavid\/speech/,
+    );
   });
 });
