@@ -11,6 +11,7 @@ import {
   type StorePlace,
   storedClip,
 } from './encoding.js';
+import { isMovie, type Movie, openMovie } from './movie.js';
 import type { Looked } from './plan.js';
 import { SharedWork } from './shared-work.js';
 import { type ReadSubtitles, readSubtitles, type SubtitleSource, subtitlesWithin } from './subtitles.js';
@@ -55,6 +56,7 @@ export class Clip implements AsyncDisposable {
   readonly #place: StorePlace | undefined;
   readonly #options: OpenOptions;
   readonly #subtitles: ReadSubtitles | undefined;
+  readonly #movie: Movie | undefined;
   readonly #encoded: SharedWork<EncodedClip>;
   readonly #onClose: (clip: Clip) => void;
   #closed = false;
@@ -67,14 +69,17 @@ export class Clip implements AsyncDisposable {
     encoder: VisualEncoder,
     options: OpenOptions,
     onClose: (clip: Clip) => void,
+    movie?: Movie,
   ) {
     this.#facts = facts;
     this.#media = media;
     this.#place = place;
     this.#subtitles = subtitles;
     this.#options = options;
+    this.#movie = movie;
     this.#encoded = new SharedWork(
-      (signal) => encodeClip(media, encoder, place, { ...options, signal }),
+      (signal) =>
+        movie?.encoded(encoder, signal) ?? encodeClip(media, encoder, place, { ...options, signal }),
       ({ features }) => features.close(),
     );
     this.#onClose = onClose;
@@ -88,6 +93,10 @@ export class Clip implements AsyncDisposable {
     options: OpenOptions,
     onClose: (clip: Clip) => void,
   ): Promise<Clip> {
+    if (isMovie(source)) {
+      const movie = await openMovie(source, options);
+      return new Clip(movie.facts, undefined, undefined, movie.words(), encoder, options, onClose, movie);
+    }
     const maxFrames = frameLimit(options.maxVisualTokens, tokensPerFrame);
     const place = await placeInStore(source, encoder, { ...options, maxFrames });
     const stored = place && storedClip(place);
@@ -120,7 +129,7 @@ export class Clip implements AsyncDisposable {
 
   /** @internal Whether the features are read from a store a few frames at a time. */
   get isStored(): boolean {
-    return this.#place !== undefined;
+    return this.#movie?.isStored ?? this.#place !== undefined;
   }
 
   /** @internal Whether the features are there already. */
@@ -136,7 +145,10 @@ export class Clip implements AsyncDisposable {
 
   /** @internal What is said in the video: by `source`, else as the clip was opened. */
   async subtitles(source?: SubtitleSource, signal?: AbortSignal): Promise<ReadSubtitles | undefined> {
-    return source === undefined ? this.#subtitles : await readSubtitles(source, this.#facts, signal);
+    if (source === undefined) return this.#subtitles;
+    return this.#movie === undefined
+      ? await readSubtitles(source, this.#facts, signal)
+      : this.#movie.words(source);
   }
 
   /** @internal What is said in the part of the video that was opened. */

@@ -11,6 +11,7 @@ import { type OpenOptions, openWithSubtitles } from './clip.js';
 import { type ContextFit, fitContext, overflow, secondsOf } from './context-fit.js';
 import { isStorable } from './encoding.js';
 import { locateModel } from './model-name.js';
+import { isMovie, openMovie } from './movie.js';
 import { countTokens, type Shown, usualTemplate, writePrompt } from './prompt.js';
 import { planRun, type RunPlan } from './run-plan.js';
 import { type ReadSubtitles, subtitlesWithin } from './subtitles.js';
@@ -52,10 +53,18 @@ export async function planMedia(
   const device = describeDevice(options.device);
   const description = await describeModel(folder);
   const looked: Looked[] = [];
+  let stored = true;
   for (const source of sources) {
+    if (isMovie(source)) {
+      const { facts, words, isStored } = await openMovie(source, options);
+      looked.push({ info: facts.info, frames: facts.expectedFrames, subtitles: words(), options });
+      stored &&= isStored;
+      continue;
+    }
     const { media, subtitles } = await openWithSubtitles(source, description.tokensPerFrame, options);
     await using opened: Media = media;
     looked.push({ info: opened.info, frames: opened.expectedFrames, subtitles, options });
+    stored &&= isStorable(source, options);
   }
   const { promptTokens } = promptSize(description, looked, [], question, options.conversation);
   const plan = planRun(description, {
@@ -69,7 +78,7 @@ export async function planMedia(
     kvCache: options.kvCache ?? '16bit',
     device: device.name,
     listGpus: true,
-    stored: sources.every((source) => isStorable(source, options)),
+    stored,
   });
   const contextFit = fitContext(plan, looked);
   const tooLong = overflow({ ...plan, contextFit });
@@ -108,7 +117,7 @@ export function promptSize(
     const seconds = secondsOf(each) ?? frames;
     const frameTimes = Array.from({ length: frames }, (_, frame) => start + (frame * seconds) / frames);
     const within = subtitles && subtitlesWithin(subtitles, options, frameTimes);
-    return { subtitles: within?.subtitles, frameTimes, tokensPerFrame };
+    return { subtitles: within?.subtitles, inputs: within?.inputs, frameTimes, tokensPerFrame };
   });
   const hasSubtitles = shown.some(({ subtitles }) => subtitles !== undefined);
   const written = writePrompt(

@@ -3,6 +3,7 @@ import { conversation, describeModel } from '@llamavid/llm';
 import type { Media, MediaSource, SamplingReport } from '@llamavid/video';
 import { type OpenOptions, openWithSubtitles } from './clip.js';
 import { EMBEDDED, locateModel } from './model-name.js';
+import { isMovie, openMovie } from './movie.js';
 import { countTokens, type Shown, usualTemplate, writePrompt } from './prompt.js';
 import { type SubtitleReport, subtitlesWithin } from './subtitles.js';
 
@@ -55,6 +56,15 @@ export async function previewPrompt(
   const reports: SubtitleReport[] = [];
   const shown: Shown[] = [];
   for (const source of sources) {
+    if (isMovie(source)) {
+      const { words, sampling } = await openMovie(source, options);
+      const read = words();
+      samplings.push(sampling);
+      if (read !== undefined) reports.push(read.report);
+      const { subtitles: said, inputs } = read ?? {};
+      shown.push({ subtitles: said, inputs, frameTimes: sampling.timestamps, tokensPerFrame });
+      continue;
+    }
     const { media, subtitles: read } = await openWithSubtitles(source, tokensPerFrame, options);
     await using opened: Media = media;
     for await (const { pixels } of opened.pixels(preprocessing, { signal: options.signal })) pixels.close();
