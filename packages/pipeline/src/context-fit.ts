@@ -61,6 +61,9 @@ export function overflow(plan: RunPlan & { contextFit: ContextFit | null }): Lla
 }
 
 function hintOf({ frames, maxVisualTokens, fps, seconds, maxNewTokens }: ContextFit): string {
+  if (maxVisualTokens === null && frames === 0) {
+    return 'The text alone leaves no room: take a model with a longer context.';
+  }
   if (maxVisualTokens === null) {
     return `${frames} frames fit: make the features of fewer, or take a model with a longer context.`;
   }
