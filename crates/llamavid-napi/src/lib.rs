@@ -10,6 +10,7 @@ mod conversation;
 mod convert;
 mod description;
 mod device;
+mod feature_file;
 mod handle;
 mod language;
 mod pixels;

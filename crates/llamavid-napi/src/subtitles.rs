@@ -100,13 +100,18 @@ pub fn check_subtitles(subtitles: Vec<Subtitle>) -> napi::Result<Subtitles> {
     call(|| Ok(runtime::Subtitles::new(parse(subtitles))?.into()))
 }
 
+/// A video with subtitles as the reference's feature files have it: an `<image>` for each frame, each followed by the subtitles that
+/// end before the next one is shown. `frame_times` are seconds.
+#[napi]
+pub fn movie_text(subtitles: Vec<Subtitle>, frame_times: Vec<f64>) -> napi::Result<String> {
+    call(|| Ok(movie_inputs(&parse(subtitles), &frame_times)?))
+}
+
 /// What a video with subtitles is in a prompt.
 #[napi(object, object_to_js = false)]
 pub struct MovieQuestion {
-    /// As `parseSubtitles` or `checkSubtitles` give them.
-    pub subtitles: Vec<Subtitle>,
-    /// Seconds of the frames, rising.
-    pub frame_times: Vec<f64>,
+    /// As `movieText` gives it.
+    pub inputs: String,
     /// The context token and the content tokens of a frame.
     pub tokens_per_frame: f64,
     /// The model's.
@@ -123,7 +128,6 @@ pub fn movie_question(m: MovieQuestion) -> napi::Result<String> {
     call(|| {
         let tag = word("imagePlaceholder", &m.image_placeholder, &tags)?;
         let tokens = size("tokensPerFrame", m.tokens_per_frame)?;
-        let inputs = movie_inputs(&parse(m.subtitles), &m.frame_times)?;
-        Ok(runtime::movie_question(&inputs, &m.question, tokens, tag))
+        Ok(runtime::movie_question(&m.inputs, &m.question, tokens, tag))
     })
 }

@@ -13,6 +13,10 @@ use crate::handle::Handle;
 use crate::pixels::{Pixels, Preprocessing, float32_array};
 use crate::promise::{call, promise};
 
+/// Whether a frame's rows start with the class row.
+pub const FEATURE_KINDS: [(&str, FeatureKind); 2] =
+    [("pixels", FeatureKind::Pixels), ("precomputed", FeatureKind::Precomputed)];
+
 /// The visual encoder of a model folder. Holds its weights until `close`.
 #[napi]
 pub struct VisualEncoder {
@@ -108,8 +112,7 @@ impl VisualFeatures {
                     let message = format!("the shape {shape:?} is not (frames, rows of a frame, width)");
                     runtime::Error::new(runtime::ErrorCode::InvalidArgument, message)
                 })?;
-                let kinds = [("pixels", FeatureKind::Pixels), ("precomputed", FeatureKind::Precomputed)];
-                let kind = word("kind", &kind, &kinds)?;
+                let kind = word("kind", &kind, &FEATURE_KINDS)?;
                 runtime::VisualFeatures::from_values(data.to_vec(), shape, device.get()?, kind)
             },
             Self::new,

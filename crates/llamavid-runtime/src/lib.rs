@@ -8,6 +8,7 @@ mod data_check;
 mod device;
 mod dtype;
 mod error;
+mod feature_file;
 mod gguf_model;
 mod gguf_tokenizer;
 mod gpus;
@@ -41,6 +42,7 @@ pub use data_check::{
 pub use device::{Device, DeviceKind, Weights};
 pub use dtype::{Dtype, Precision, parse_quantisation};
 pub use error::{Error, ErrorCode, Result};
+pub use feature_file::{FeatureFile, FeatureFileWriter};
 pub use gguf_tokenizer::{SPLIT_RULES, SplitRule, token_kind};
 pub use language_model::LanguageModel;
 /// What the addon needs of the model crate: it depends on this crate alone.

@@ -11,7 +11,9 @@ use candle_core::DType;
 use llamavid_store::{Description, EntryWriter, Frames, Precision, Store, StoredFeatures};
 
 use crate::source_digest::{SourceState, digest};
-use crate::{Cancellation, Device, Error, ErrorCode, Reply, VisualEncoder, VisualFeatures, run_aside};
+use crate::{
+    Cancellation, Device, Error, ErrorCode, FeatureKind, Reply, VisualEncoder, VisualFeatures, run_aside,
+};
 
 /// How often a writer looks whether another one is done.
 const LOCK_INTERVAL: Duration = Duration::from_millis(100);
@@ -175,7 +177,8 @@ impl StoreEntry {
 
     /// The features, if all are there; read from the store a few frames at a time.
     pub fn features(&self) -> Option<VisualFeatures> {
-        self.found.as_ref().map(|found| VisualFeatures::stored(found.clone(), self.device.clone()))
+        let device = || self.device.clone();
+        self.found.as_ref().map(|found| VisualFeatures::stored(found.clone(), FeatureKind::Pixels, device()))
     }
 
     /// The report of how their frames were chosen, as [`StoreWriter::finish`] got it, if all are there.
@@ -272,7 +275,7 @@ impl StoreWriter {
                 writer.discard()?;
                 return Err(error);
             }
-            Ok(VisualFeatures::stored(Arc::new(writer.finish(report)?), device))
+            Ok(VisualFeatures::stored(Arc::new(writer.finish(report)?), FeatureKind::Pixels, device))
         })
     }
 }

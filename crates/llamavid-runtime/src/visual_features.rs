@@ -24,8 +24,8 @@ pub struct VisualFeatures {
 enum Numbers {
     /// On the device.
     Held(Tensor),
-    /// In mapped files: only what is worked on comes into memory.
-    Stored(Arc<StoredFeatures>),
+    /// In mapped files, from this row of each frame on: only what is worked on comes into memory.
+    Stored(Arc<StoredFeatures>, usize),
 }
 
 impl VisualFeatures {
@@ -34,11 +34,12 @@ impl VisualFeatures {
         Ok(Self { numbers: Numbers::Held(tensor), shape, kind, encoded_frames: 0, device })
     }
 
-    /// Those of a store, which the encoder made of pixels.
-    pub(crate) fn stored(features: Arc<StoredFeatures>, device: Arc<Device>) -> Self {
-        let shape = features.shape();
-        let numbers = Numbers::Stored(features);
-        Self { numbers, shape, kind: FeatureKind::Pixels, encoded_frames: 0, device }
+    /// Those of a store, which the encoder made of pixels; as `Precomputed` ones without their class rows.
+    pub(crate) fn stored(features: Arc<StoredFeatures>, kind: FeatureKind, device: Arc<Device>) -> Self {
+        let [frames, rows, width] = features.shape();
+        let first_row = usize::from(kind == FeatureKind::Precomputed);
+        let shape = [frames, rows.saturating_sub(first_row), width];
+        Self { numbers: Numbers::Stored(features, first_row), shape, kind, encoded_frames: 0, device }
     }
 
     /// The same, which the encoder ran for `frames` frames to make.
@@ -143,23 +144,24 @@ impl VisualFeatures {
     pub(crate) fn dtype(&self) -> DType {
         match &self.numbers {
             Numbers::Held(tensor) => tensor.dtype(),
-            Numbers::Stored(_) => DType::F32,
+            Numbers::Stored(..) => DType::F32,
         }
     }
 
     /// `count` frames from `start` on, (count, R, V). For the device's thread: stored ones are read here.
     pub(crate) fn block(&self, start: usize, count: usize, on: &TensorDevice) -> Result<Tensor> {
         let [_, rows, width] = self.shape;
-        let shape = (count, rows, width);
-        let stored = match &self.numbers {
+        let (stored, first_row) = match &self.numbers {
             Numbers::Held(tensor) => return Ok(tensor.narrow(0, start, count)?),
-            Numbers::Stored(stored) => stored.read(start, count)?,
+            Numbers::Stored(stored, first_row) => (stored.read(start, count)?, *first_row),
         };
-        Ok(match stored {
+        let shape = (count, first_row + rows, width);
+        let block = match stored {
             // Half of the bytes go to a graphics processor.
             Block::Half(values) => Tensor::from_vec(values, shape, on)?.to_dtype(DType::F32)?,
             Block::Single(values) => Tensor::from_vec(values, shape, on)?,
-        })
+        };
+        Ok(block.narrow(1, first_row, rows)?)
     }
 
     /// A copy of the values, row-major of the shape.

@@ -90,6 +90,44 @@ impl Store {
         StoredFeatures::open(&self.folder(&key), &key)
     }
 
+    /// The features of the video at `path`, whatever they are of: the folder of a video in a store, or of a store with no other.
+    ///
+    /// # Errors
+    /// [`Error::Invalid`] for damaged ones, for a video that is not whole, and for a store of no or several whole videos.
+    pub fn find_at(path: &Path) -> Result<StoredFeatures> {
+        let path = fs::canonicalize(path).map_err(|error| Error::io(path, error))?;
+        let key = path.file_name().and_then(|name| name.to_str()).filter(|name| is_key(name));
+        if let Some(key) = key.filter(|_| !path.join("store.json").exists()) {
+            return StoredFeatures::open(&path, key)?
+                .ok_or_else(|| Error::invalid(&path, "the video is not whole"));
+        }
+        let store = Self::open(&path)?;
+        let videos: Vec<Summary> = store.list()?.into_iter().filter(|video| video.frames.is_some()).collect();
+        match videos.as_slice() {
+            [video] => Self::find_at(&store.folder(&video.key)),
+            [] => Err(Error::invalid(&path, "no whole video is stored here")),
+            several => {
+                const SHOWN: usize = 5;
+                let mut named: Vec<String> = several
+                    .iter()
+                    .take(SHOWN)
+                    .map(|video| {
+                        let source = video.description.as_ref().map_or("unreadable", |of| of.source.as_str());
+                        format!("{} ({source})", store.folder(&video.key).display())
+                    })
+                    .collect();
+                if several.len() > SHOWN {
+                    named.push("…".to_owned());
+                }
+                let (count, named) = (several.len(), named.join(", "));
+                Err(Error::invalid(
+                    &path,
+                    format!("{count} videos are stored here, so one has to be named: {named}"),
+                ))
+            }
+        }
+    }
+
     /// The writer of a video, which begins it or goes on with it.
     ///
     /// # Errors

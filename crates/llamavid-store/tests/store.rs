@@ -43,6 +43,37 @@ fn what_was_written_is_read_rounded_once() {
 }
 
 #[test]
+fn a_video_is_found_by_its_folder_and_alone_by_its_store() {
+    let folder = tempfile::tempdir().unwrap();
+    let problem = |path: &Path| match Store::find_at(path).unwrap_err() {
+        Error::Invalid { problem, .. } => problem,
+        other => panic!("{other}"),
+    };
+    let store = Store::open(folder.path()).unwrap();
+    assert!(problem(folder.path()).contains("no whole video"));
+    // One that is not whole is none.
+    let begun = store.writer(description(Precision::Eight)).unwrap();
+    assert!(problem(folder.path()).contains("no whole video"));
+    let unfinished = folder.path().join("videos").join(description(Precision::Eight).key());
+    assert!(problem(&unfinished).contains("not whole"));
+    drop(begun);
+    write(&store, Precision::Sixteen, 33);
+    let key = description(Precision::Sixteen).key();
+    let video = folder.path().join("videos").join(&key);
+    for path in [folder.path(), &video] {
+        let found = Store::find_at(path).unwrap();
+        assert_eq!((found.shape(), found.report()), ([33, ROWS, WIDTH], "33 frames"));
+        assert_eq!(found.description(), &description(Precision::Sixteen));
+    }
+    write(&store, Precision::Eight, 3);
+    let several = problem(folder.path());
+    assert!(several.contains("2 videos") && several.contains(&format!("videos/{key} (")), "{several}");
+    assert!(matches!(Store::find_at(&folder.path().join("absent")), Err(Error::Io { .. })));
+    fs::rename(&video, folder.path().join("videos").join("0".repeat(32))).unwrap();
+    assert!(problem(&folder.path().join("videos").join("0".repeat(32))).contains("another video"));
+}
+
+#[test]
 fn eight_bits_are_a_127th_of_each_rows_largest_number_off_at_most_by_half() {
     let folder = tempfile::tempdir().unwrap();
     let store = Store::open(folder.path()).unwrap();

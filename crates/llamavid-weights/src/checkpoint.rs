@@ -7,6 +7,7 @@ use std::sync::Arc;
 use candle_core::{DType, Device, Tensor};
 use llamavid_kernels::{BlockFormat, QuantisedMatrix};
 
+use crate::elements;
 use crate::error::{Error, Fault, Result};
 use crate::gguf::{GgufFile, Published, turned_row};
 use crate::index_file;
@@ -183,6 +184,21 @@ impl Checkpoint {
             tensor = tensor.index_select(&Tensor::new(order, &Device::Cpu)?, 0)?;
         }
         Ok(tensor.to_device(device)?)
+    }
+
+    /// The same on the CPU, every number of it finite.
+    ///
+    /// # Errors
+    /// Those of [`Checkpoint::read`], and a number that is not finite.
+    pub fn read_finite(&self, name: &str) -> Result<Tensor> {
+        let tensor = self.read(name, &Device::Cpu)?;
+        match elements::first_not_finite(&tensor) {
+            Some((index, value)) => {
+                let (file, key) = self.place(name);
+                Err(Error::NotFinite { file, key, index, value, overflows: None })
+            }
+            None => Ok(tensor),
+        }
     }
 
     /// The same on the CPU, in f32 where it is stored in 16 bits.

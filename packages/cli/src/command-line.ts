@@ -20,6 +20,7 @@ import {
   parseWholeNumber,
 } from './flags.js';
 import { addInspect } from './inspect.js';
+import { addMovieFeatures } from './movie-features.js';
 import { type PlanFlags, plan } from './plan.js';
 import { addPull } from './pull.js';
 import { reportFailure } from './report-failure.js';
@@ -99,6 +100,14 @@ function createProgram(end: (exitCode: number) => void): Command {
 
   addEncode(
     command(program, 'encode', 'Encode videos into the store, so that questions about them begin at once.'),
+    end,
+  );
+  addMovieFeatures(
+    command(
+      program,
+      'movie-features',
+      "Make features of movies of MovieNet's layout: key frames and subtitles.",
+    ),
     end,
   );
   const cache = command(program, 'cache', 'Look at the store of visual features, and make room.');
@@ -194,6 +203,8 @@ Examples:
   llamavid ask talk.mp4 "Who speaks?" "What is it about?" --model models/llama-vid-7b
   llamavid chat talk.mp4 --model models/llama-vid-7b
   llamavid encode lecture.mp4 film.mkv --model models/llama-vid-7b-long
+  llamavid movie-features videos files -o movies --format pkl --model models/llama-vid-7b-long
+  llamavid ask movies/tt0120338.pkl "Why does she leave?" --model models/llama-vid-7b-long
   llamavid cache ls
   llamavid plan film.mp4 --model models/llama-vid-7b
   llamavid train video-7b-stage1 --llm vicuna-7b-v1.5 --vision eva_vit_g.pth \\
@@ -213,7 +224,7 @@ function command(program: Command, name: string, description: string): Command {
 function wrongUsage(error: CommanderError): LlamaVidError {
   const message =
     error.code === 'commander.help'
-      ? 'a command is missing: ask, chat, encode, cache, pull, plan, train, data, convert, inspect, doctor, transcribe or world'
+      ? 'a command is missing: ask, chat, encode, movie-features, cache, pull, plan, train, data, convert, inspect, doctor, transcribe or world'
       : error.message;
   return new LlamaVidError('INVALID_ARGUMENT', message.replace(/^error: /, '').replaceAll('\n', ' '), {
     hint: '`llamavid --help` and `llamavid ask --help` list what there is.',

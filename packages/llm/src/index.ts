@@ -14,6 +14,7 @@ export {
 export {
   checkSubtitles,
   type Movie,
+  movieInputs,
   movieQuestion,
   parseSubtitles,
   readSubtitleStream,

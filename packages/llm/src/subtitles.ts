@@ -3,6 +3,7 @@ import {
   callNativeAsync,
   checkSubtitles as nativeCheck,
   movieQuestion as nativeMovieQuestion,
+  movieText as nativeMovieText,
   parseSubtitles as nativeParse,
   readSubtitleStream as nativeReadStream,
 } from '@llamavid/native';
@@ -27,6 +28,8 @@ export interface Movie {
   subtitles: readonly Subtitle[];
   /** Seconds of the frames, rising. */
   frameTimes: readonly number[];
+  /** The text with an `<image>` for each frame instead of both, where a feature file has it. */
+  inputs?: string | undefined;
   /** `VisualTokens.tokensPerFrame`. */
   tokensPerFrame: number;
   /** `LanguageModel.imagePlaceholder`. */
@@ -68,13 +71,14 @@ export function checkSubtitles(subtitles: readonly Subtitle[]): Subtitles {
  */
 export function movieQuestion(movie: Movie, question: string): string {
   const { subtitles, frameTimes, tokensPerFrame, imagePlaceholder } = movie;
-  return callNative(() =>
-    nativeMovieQuestion({
-      subtitles: [...subtitles],
-      frameTimes: [...frameTimes],
-      tokensPerFrame,
-      imagePlaceholder,
-      question,
-    }),
-  );
+  const inputs = movie.inputs ?? movieInputs(subtitles, frameTimes);
+  return callNative(() => nativeMovieQuestion({ inputs, tokensPerFrame, imagePlaceholder, question }));
+}
+
+/**
+ * The text of a video with subtitles as the reference's feature files have it: an `<image>` for each frame, whose seconds are
+ * `frameTimes`, and each subtitle behind the last one that is shown before its end.
+ */
+export function movieInputs(subtitles: readonly Subtitle[], frameTimes: readonly number[]): string {
+  return callNative(() => nativeMovieText([...subtitles], [...frameTimes]));
 }

@@ -41,6 +41,35 @@ export declare class Device {
   close(): void
 }
 
+/** Features that were made before, without their numbers. */
+export declare class FeatureFile {
+  /** Opens a pickle, a safetensors file, a store with one video, or the folder of a video in a store. */
+  static open(path: string): Promise<FeatureFile>
+  /** Frames. */
+  get frameCount(): number
+  /** The text of a feature file, with an `<image>` for each frame. */
+  get inputs(): string | null
+  /** What a store was told about the frames of a stored video. */
+  get report(): string | null
+  /**
+   * The features, for the device and the model of `encoder`; those of a file are always `precomputed`. Hashes of weights are
+   * remembered in the folder `digests`.
+   */
+  features(encoder: VisualEncoder, kind: 'pixels' | 'precomputed', digests?: string | undefined | null, c?: Cancellation | undefined | null): Promise<VisualFeatures>
+}
+
+/** Writes the reference's pickle of features and text. It gets its name when it is whole. */
+export declare class FeatureFileWriter {
+  /** Begins a file of features of `encoder`, in a folder that is there. */
+  static create(path: string, encoder: VisualEncoder): Promise<FeatureFileWriter>
+  /** Writes the features of the next frames. The features stay open. */
+  append(features: VisualFeatures): Promise<undefined>
+  /** Ends the file with its text. */
+  finish(inputs: string): Promise<undefined>
+  /** Leaves no file that is not finished. Closing twice does nothing. */
+  close(): void
+}
+
 /** The language model of a folder with its tokenizer. Holds the weights until `close`; sessions keep them alive. */
 export declare class LanguageModel {
   /** Loads the language model of a folder, and nothing else of it. */
@@ -552,10 +581,8 @@ export declare function movieQuestion(m: MovieQuestion): string
 
 /** What a video with subtitles is in a prompt. */
 export interface MovieQuestion {
-  /** As `parseSubtitles` or `checkSubtitles` give them. */
-  subtitles: Array<Subtitle>
-  /** Seconds of the frames, rising. */
-  frameTimes: Array<number>
+  /** As `movieText` gives it. */
+  inputs: string
   /** The context token and the content tokens of a frame. */
   tokensPerFrame: number
   /** The model's. */
@@ -571,6 +598,12 @@ export interface NextRequest {
   /** Stops its answer. */
   cancellation: Cancellation
 }
+
+/**
+ * A video with subtitles as the reference's feature files have it: an `<image>` for each frame, each followed by the subtitles that
+ * end before the next one is shown. `frame_times` are seconds.
+ */
+export declare function movieText(subtitles: Array<Subtitle>, frameTimes: Array<number>): string
 
 /** Reads the bytes of a `.srt`, WebVTT or SubStation Alpha file; `name` is what errors call it. */
 export declare function parseSubtitles(bytes: Uint8Array, name: string): Promise<Subtitles>

@@ -11,6 +11,10 @@ export const DataCheck = addon.DataCheck;
 export type DataCheck = Binding.DataCheck;
 export const Device = addon.Device;
 export type Device = Binding.Device;
+export const FeatureFile = addon.FeatureFile;
+export type FeatureFile = Binding.FeatureFile;
+export const FeatureFileWriter = addon.FeatureFileWriter;
+export type FeatureFileWriter = Binding.FeatureFileWriter;
 export const LanguageModel = addon.LanguageModel;
 export type LanguageModel = Binding.LanguageModel;
 export const ModelDescription = addon.ModelDescription;
@@ -52,6 +56,7 @@ export const {
   planTraining,
   publishedData,
   movieQuestion,
+  movieText,
   parseSubtitles,
   instructionSet,
   processorFeatures,
@@ -66,6 +71,7 @@ const closable = [
   Conversion,
   DataCheck,
   Device,
+  FeatureFileWriter,
   LanguageModel,
   PixelChannel,
   Pixels,
@@ -90,6 +96,7 @@ declare module './binding.js' {
   interface Conversion extends Disposable {}
   interface DataCheck extends Disposable {}
   interface Device extends Disposable {}
+  interface FeatureFileWriter extends Disposable {}
   interface LanguageModel extends Disposable {}
   interface PixelChannel extends Disposable {}
   interface Pixels extends Disposable {}

@@ -230,6 +230,7 @@ export function answerQuestion(
       const template = chosen ?? conversation(usualTemplate(languageModel.conversation, hasSubtitles));
       const shown = visualTokens.map(({ tokensPerFrame }, index) => ({
         subtitles: subtitles[index]?.subtitles,
+        inputs: subtitles[index]?.inputs,
         frameTimes: samplings[index]?.timestamps ?? [],
         tokensPerFrame,
       }));

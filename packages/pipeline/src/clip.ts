@@ -12,6 +12,7 @@ import {
   storedClip,
 } from './encoding.js';
 import { frameLimit, type LookedSource } from './looked-source.js';
+import type { Movie } from './movie.js';
 import type { Looked } from './plan.js';
 import { SharedWork } from './shared-work.js';
 import type { SpeechOptions } from './speech.js';
@@ -59,6 +60,7 @@ export class Clip implements AsyncDisposable {
   readonly #subtitles: ReadSubtitles | undefined;
   /** What was looked for in the file for a question, by what was asked for. */
   readonly #found = new Map<SubtitleSource, SharedWork<ReadSubtitles | undefined>>();
+  readonly #movie: Movie | undefined;
   readonly #encoded: SharedWork<EncodedClip>;
   readonly #onClose: (clip: Clip) => void;
   #closed = false;
@@ -71,14 +73,17 @@ export class Clip implements AsyncDisposable {
     encoder: VisualEncoder,
     options: OpenOptions,
     onClose: (clip: Clip) => void,
+    movie?: Movie,
   ) {
     this.#facts = facts;
     this.#media = media;
     this.#place = place;
     this.#subtitles = subtitles;
     this.#options = options;
+    this.#movie = movie;
     this.#encoded = new SharedWork(
-      (signal) => encodeClip(media, encoder, place, { ...options, signal }),
+      (signal) =>
+        movie?.encoded(encoder, signal) ?? encodeClip(media, encoder, place, { ...options, signal }),
       ({ features }) => features.close(),
     );
     this.#onClose = onClose;
@@ -92,7 +97,10 @@ export class Clip implements AsyncDisposable {
     onClose: (clip: Clip) => void,
   ): Promise<Clip> {
     await using source = looked;
-    const { options, subtitles } = source;
+    const { options, subtitles, movie } = source;
+    if (movie !== undefined) {
+      return new Clip(source.facts, undefined, undefined, subtitles, encoder, options, onClose, movie);
+    }
     const maxFrames = frameLimit(options.maxVisualTokens, tokensPerFrame);
     const place = await placeInStore(source.source, encoder, { ...options, maxFrames });
     const stored = place && storedClip(place.entry.report, place.path);
@@ -123,7 +131,7 @@ export class Clip implements AsyncDisposable {
 
   /** @internal Whether the features are read from a store a few frames at a time. */
   get isStored(): boolean {
-    return this.#place !== undefined;
+    return this.#movie?.isStored ?? this.#place !== undefined;
   }
 
   /** @internal Whether the features are there already. */
@@ -140,6 +148,7 @@ export class Clip implements AsyncDisposable {
   /** @internal What is said in the video: by `source`, else as the clip was opened. The video is looked through once. */
   async subtitles(source?: SubtitleSource, signal?: AbortSignal): Promise<ReadSubtitles | undefined> {
     if (source === undefined || source === this.#options.subtitles) return this.#subtitles;
+    if (this.#movie !== undefined) return this.#movie.words(source);
     const read = (stop: AbortSignal | undefined) =>
       readSubtitles(source, this.#facts, { ...this.#options, signal: stop });
     if (source !== 'auto' && source !== 'speech') return await read(signal);

@@ -6,8 +6,8 @@ import type { RunPlan } from './run-plan.js';
 export interface ContextFit {
   /** Frames of all sources together; 0 where the text alone is too long. */
   frames: number;
-  /** The same as a limit for each source. */
-  maxVisualTokens: number;
+  /** The same as a limit for each source; null where the frames of one were chosen with its features. */
+  maxVisualTokens: number | null;
   /** A rate at which one video has so few frames; null for several, and where its own rate is not known. */
   fps: number | null;
   /** How much of one video that is, at the rate that was asked for; null for several, and where its length is not known. */
@@ -31,7 +31,9 @@ export function fitContext(plan: RunPlan, looked: readonly Looked[]): ContextFit
   const isKnown = only !== undefined && seconds !== undefined && rate !== undefined && frames > 0;
   return {
     frames,
-    maxVisualTokens: each * tokensPerFrame,
+    maxVisualTokens: looked.some(({ subtitles }) => subtitles?.inputs !== undefined)
+      ? null
+      : each * tokensPerFrame,
     // Every step-th of the displayed frames is taken.
     fps: isKnown ? Number((rate / Math.ceil((seconds * rate + 1) / frames)).toPrecision(6)) : null,
     seconds: isKnown ? Math.floor((seconds * frames) / only.frames) : null,
@@ -59,6 +61,12 @@ export function overflow(plan: RunPlan & { contextFit: ContextFit | null }): Lla
 }
 
 function hintOf({ frames, maxVisualTokens, fps, seconds, maxNewTokens }: ContextFit): string {
+  if (maxVisualTokens === null && frames === 0) {
+    return 'The text alone leaves no room: take a model with a longer context.';
+  }
+  if (maxVisualTokens === null) {
+    return `${frames} frames fit: make the features of fewer, or take a model with a longer context.`;
+  }
   if (maxVisualTokens === 0) {
     return 'The text alone leaves no room: ask without subtitles, about a part (--start, --end), or in a new conversation.';
   }

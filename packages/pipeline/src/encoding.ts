@@ -42,6 +42,8 @@ interface EncodeOptions {
   signal: AbortSignal;
   whenLocked?: StoreOptions['whenLocked'];
   onProgress?: OnProgress | undefined;
+  /** The text of a movie whose frames have these seconds: an `<image>` for each, subtitles between them. */
+  inputs?: ((timestamps: readonly number[]) => string) | undefined;
 }
 
 /** What the encoder made of a clip, and what it took. */
@@ -86,17 +88,17 @@ export function isStorable(source: unknown, { store }: StoreOptions): source is 
   return typeof source === 'string' && store !== 'none' && (store ?? defaultStore()) !== undefined;
 }
 
-/** Where the features of a source are or will be stored; undefined where they are not. */
+/** Where the features of a source are or will be stored; undefined where they are not. `sampling` is how its frames are chosen, in words. */
 export async function placeInStore(
   source: unknown,
   encoder: VisualEncoder,
   options: StoreOptions & SamplingOptions & { signal?: AbortSignal | undefined },
+  sampling: string = samplingText(options),
 ): Promise<StorePlace | undefined> {
   const opened = await openStore(source, options);
   if (opened === undefined) return undefined;
   const { store, setting, path } = opened;
   const { storePrecision: precision, signal } = options;
-  const sampling = samplingText(options);
   const find = (stop?: AbortSignal) => store.find(encoder, path, { sampling, precision, signal: stop });
   const finished = async () => {
     if (setting === undefined) return;
@@ -145,20 +147,41 @@ function samplingText({ fps, frames, maxFrames, start, end, strict }: SamplingOp
 /** What a store's report tells of a clip; undefined without one. */
 export function storedClip(report: string | undefined, path: string): StoredClip | undefined {
   if (report === undefined) return undefined;
-  const { kind, sampling }: Pick<StoredClip, 'kind' | 'sampling'> = JSON.parse(report);
-  const info: MediaInfo = { path, ...sampling.source };
   const subtitles: Media['subtitles'] = async (options = {}) => {
     await using media = await openMedia(path, options);
     return await media.subtitles(options);
   };
-  const whole = { ...sampling, source: info, framesDecoded: 0 };
-  return { kind, info, expectedFrames: sampling.frames, subtitles, sampling: whole };
+  return { ...readReport(report, path), subtitles };
+}
+
+/** What a report of a store says of the source at `path`. `inputs` is the text of a movie, with an `<image>` for each frame. */
+export function readReport(
+  report: string,
+  path: string,
+): Omit<StoredClip, 'subtitles'> & { inputs: string | undefined } {
+  try {
+    const { kind, sampling, inputs }: StoredReport = JSON.parse(report);
+    const info: MediaInfo = { path, ...sampling.source };
+    const whole = { ...sampling, source: info, framesDecoded: 0 };
+    return { kind, info, expectedFrames: sampling.frames, sampling: whole, inputs };
+  } catch (cause) {
+    throw new LlamaVidError('STORE_INVALID', `${path}: what the store says of its frames cannot be read`, {
+      hint: 'Remove the video with `llamavid cache rm`, and encode it again.',
+      cause,
+    });
+  }
+}
+
+interface StoredReport {
+  kind: Media['kind'];
+  sampling: SamplingReport;
+  inputs?: string;
 }
 
 /** What a store is told: nothing that depends on where a run was interrupted, or on where the source lies. */
-function reportText({ kind }: Media, sampling: SamplingReport): string {
+function reportText({ kind }: Media, sampling: SamplingReport, inputs: string | undefined): string {
   const { path: _path, ...source } = sampling.source;
-  return JSON.stringify({ kind, sampling: { ...sampling, source, framesDecoded: undefined } });
+  return JSON.stringify({ kind, sampling: { ...sampling, source, framesDecoded: undefined }, inputs });
 }
 
 /** Decodes and encodes a clip, or finds what a store has of it. */
@@ -229,7 +252,7 @@ async function encodeIntoStore(
     await writing;
     const sampling = media.report();
     if (sampling.frames === 0) throw noFrame();
-    const features = await writer.finish(reportText(media, sampling));
+    const features = await writer.finish(reportText(media, sampling, options.inputs?.(sampling.timestamps)));
     sampling.notes.push(...writer.repairs.map((repair) => `store: ${repair}`));
     return {
       features,
@@ -266,11 +289,11 @@ async function encodeAll(media: Media, encoder: VisualEncoder, options: EncodeOp
 }
 
 /** Encodes shard by shard, so that numbers do not depend on where a run began. */
-async function encodeBatches(
+export async function encodeBatches(
   media: Media,
   encoder: VisualEncoder,
   after: readonly number[],
-  { signal, onProgress }: EncodeOptions,
+  { signal, onProgress }: Pick<EncodeOptions, 'signal' | 'onProgress'>,
   take: (part: VisualFeatures, timestamps: number[]) => void | Promise<void>,
 ): Promise<{ decodeMs: number; encodeMs: number }> {
   let [decodeMs, encodeMs, encodedFrames, totalFrames] = [0, 0, after.length, 0];

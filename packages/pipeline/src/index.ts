@@ -19,6 +19,7 @@ export type { StoreOptions } from './encoding.js';
 export { bytesText, formatText, refuseWhatCannotFit } from './fitting.js';
 export { LlamaVid, type LoadOptions } from './llama-vid.js';
 export { LookedSource } from './looked-source.js';
+export { extractMovies, type MovieFeatures, type MovieFeaturesOptions } from './movie-features.js';
 export type { MediaPlan, PlanOptions } from './plan.js';
 export { type PreviewOptions, type PromptPreview, previewPrompt } from './preview.js';
 export type { Gpu, PlannedSetting, RunPlan, WeightFormat } from './run-plan.js';

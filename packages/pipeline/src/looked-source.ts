@@ -2,6 +2,7 @@ import { LlamaVidError } from '@llamavid/errors';
 import { type Media, type MediaInfo, type MediaSource, openMedia } from '@llamavid/video';
 import type { OpenOptions } from './clip.js';
 import { type ClipFacts, lookInStore } from './encoding.js';
+import { isMovie, type Movie, openMovie } from './movie.js';
 import type { Looked } from './plan.js';
 import { type ReadSubtitles, readSubtitles } from './subtitles.js';
 
@@ -19,6 +20,8 @@ export class LookedSource implements Looked, AsyncDisposable {
   readonly facts: ClipFacts;
   /** @internal */
   readonly subtitles: ReadSubtitles | undefined;
+  /** @internal The source's features, if it is those and not a video. */
+  readonly movie: Movie | undefined;
   #media: Media | undefined;
 
   private constructor(
@@ -27,17 +30,23 @@ export class LookedSource implements Looked, AsyncDisposable {
     facts: ClipFacts,
     subtitles: ReadSubtitles | undefined,
     media: Media | undefined,
+    movie?: Movie,
   ) {
     this.source = source;
     this.options = options;
     this.facts = facts;
     this.subtitles = subtitles;
     this.#media = media;
+    this.movie = movie;
   }
 
   /** @internal Made by `LlamaVid.look`. */
   static async at(source: MediaSource, tokensPerFrame: number, options: OpenOptions): Promise<LookedSource> {
     const { subtitles = 'none' } = options;
+    if (isMovie(source)) {
+      const movie = await openMovie(source, options);
+      return new LookedSource(source, options, movie.facts, movie.words(), undefined, movie);
+    }
     const sampling = { ...options, maxFrames: frameLimit(options.maxVisualTokens, tokensPerFrame) };
     const facts = (await lookInStore(source, sampling)) ?? (await openMedia(source, sampling));
     const media = 'close' in facts ? facts : undefined;

@@ -75,7 +75,7 @@ export async function planMedia(
     kvCache: options.kvCache ?? '16bit',
     device: device.name,
     listGpus: true,
-    stored: looked.every((each) => isStorable(each.source, each.options)),
+    stored: looked.every((each) => each.movie?.isStored ?? isStorable(each.source, each.options)),
   });
   const contextFit = fitContext(plan, looked);
   const tooLong = overflow({ ...plan, contextFit });
@@ -120,7 +120,7 @@ export function promptSize(
     const seconds = secondsOf(each) ?? frames;
     const frameTimes = Array.from({ length: frames }, (_, frame) => start + (frame * seconds) / frames);
     const within = subtitles && subtitlesWithin(subtitles, options, frameTimes);
-    return { subtitles: within?.subtitles, frameTimes, tokensPerFrame };
+    return { subtitles: within?.subtitles, inputs: within?.inputs, frameTimes, tokensPerFrame };
   });
   const hasSubtitles = shown.some(({ subtitles }) => subtitles !== undefined);
   const written = writePrompt(

@@ -57,7 +57,14 @@ export async function previewPrompt(
   const shown: Shown[] = [];
   for (const source of sources) {
     await using looked = await LookedSource.at(source, tokensPerFrame, { ...options, store: 'none' });
-    const read = looked.subtitles;
+    const { subtitles: read, movie } = looked;
+    if (movie !== undefined) {
+      samplings.push(movie.sampling);
+      if (read !== undefined) reports.push(read.report);
+      const { subtitles: said, inputs } = read ?? {};
+      shown.push({ subtitles: said, inputs, frameTimes: movie.sampling.timestamps, tokensPerFrame });
+      continue;
+    }
     await using opened: Media = await looked.take(tokensPerFrame);
     for await (const { pixels } of opened.pixels(preprocessing, { signal: options.signal })) pixels.close();
     const sampling = opened.report();

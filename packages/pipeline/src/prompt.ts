@@ -9,6 +9,8 @@ import {
 /** What a prompt shows of one video or picture. */
 export interface Shown {
   subtitles: readonly Subtitle[] | undefined;
+  /** The text with an `<image>` for each frame instead, where features came with it. */
+  inputs?: string | undefined;
   /** Seconds, rising. */
   frameTimes: readonly number[];
   tokensPerFrame: number;
@@ -53,9 +55,9 @@ export function writePrompt(
   const turns: ConversationTurn[] = [...history, { question }];
   const at = where === 'first' ? 0 : turns.length - 1;
   const perToken = shown.some(({ subtitles }) => subtitles !== undefined);
-  const withMedia = shown.reduceRight((text, { subtitles, frameTimes, tokensPerFrame }) => {
+  const withMedia = shown.reduceRight((text, { subtitles, inputs, frameTimes, tokensPerFrame }) => {
     if (subtitles !== undefined) {
-      return movieQuestion({ subtitles, frameTimes, tokensPerFrame, imagePlaceholder }, text);
+      return movieQuestion({ subtitles, inputs, frameTimes, tokensPerFrame, imagePlaceholder }, text);
     }
     const places = perToken ? frameTimes.length * tokensPerFrame : 1;
     return `${imagePlaceholder.replace('<image>', '<image>'.repeat(places))}\n${text}`;

@@ -29,6 +29,8 @@ export interface SubtitleReport {
 /** @internal Subtitles of one video, ready for a prompt. */
 export interface ReadSubtitles {
   subtitles: readonly Subtitle[];
+  /** The text with an `<image>` for each frame instead, where features came with it. */
+  inputs?: string | undefined;
   report: SubtitleReport;
 }
 
@@ -63,7 +65,8 @@ export async function readSubtitles(
   return source === 'speech' ? await hearSubtitles(media, options) : await readGiven(source);
 }
 
-async function readGiven(source: SubtitleSource): Promise<ReadSubtitles> {
+/** @internal Reads a file or what else was given, whatever it belongs to. */
+export async function readGiven(source: SubtitleSource): Promise<ReadSubtitles> {
   const path = typeof source === 'string' ? source : undefined;
   const read =
     path !== undefined

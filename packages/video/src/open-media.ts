@@ -37,6 +37,8 @@ export interface OpenMediaOptions {
   maxStreamBytes?: number | undefined;
   /** For folders and tars: how many of their pictures are a second. Default 1. */
   pictureFps?: number | undefined;
+  /** For folders and tars: seconds of each of their pictures, rising; instead of `pictureFps`. */
+  pictureTimes?: readonly number[] | undefined;
   /** Threads of the decoder. Default: up to 4; one thread needs the least work where several videos are read at once. */
   decoderThreads?: number | undefined;
 }
@@ -101,8 +103,11 @@ async function openLocated(located: Located, options: OpenMediaOptions): Promise
   const { fps, frames, maxFrames, start, end, strict = false, signal } = options;
   const sampling = { fps, frames, maxFrames, start, end };
   const openList = (list: PictureList, kind: 'image' | 'video', notes: readonly string[] = []) => {
-    const { pictureFps = 1 } = options;
-    return openPictures(list, { ...located, kind, sampling, pictureFps, strict, notes }, signal);
+    const { pictureTimes } = options;
+    const seconds = pictureTimes?.at(-1) || pictureTimes?.length;
+    const pictureFps = pictureTimes && seconds ? pictureTimes.length / seconds : (options.pictureFps ?? 1);
+    const settings = { ...located, kind, sampling, pictureFps, pictureTimes, strict, notes };
+    return openPictures(list, settings, signal);
   };
 
   const type = await look(file, name);
@@ -123,6 +128,9 @@ async function openLocated(located: Located, options: OpenMediaOptions): Promise
       return openList(pictureFile(file, name), 'image');
     case 'gif':
       if (!isAnimatedGif(await readFile(file))) return openList(pictureFile(file, name), 'image');
+  }
+  if (options.pictureTimes !== undefined) {
+    throw unreadable(name, 'it is no folder or tar of pictures', 'Give one, or leave the times out.');
   }
   const { maxPixels = MAX_PIXELS, decoderThreads = Math.min(availableParallelism(), MAX_DECODER_THREADS) } =
     options;
@@ -177,7 +185,10 @@ function checkOptions(options: OpenMediaOptions): void {
       hint: 'Give a whole number above 0.',
     });
   }
-  const { pictureFps } = options;
+  const { pictureFps, pictureTimes } = options;
+  if (pictureTimes?.some((time, at) => !Number.isFinite(time) || time <= (pictureTimes[at - 1] ?? -1))) {
+    throw new LlamaVidError('INVALID_ARGUMENT', 'pictureTimes are no rising seconds.');
+  }
   if (pictureFps !== undefined && !(Number.isFinite(pictureFps) && pictureFps > 0)) {
     throw new LlamaVidError('INVALID_ARGUMENT', `pictureFps is ${pictureFps}.`, {
       hint: 'Give a number above 0.',

@@ -24,6 +24,8 @@ export interface PictureSettings {
   readonly sampling: Sampling;
   /** Frames a second that the pictures stand for. */
   readonly pictureFps: number;
+  /** Seconds of each picture, where they are not spread evenly. */
+  readonly pictureTimes: readonly number[] | undefined;
   readonly strict: boolean;
   readonly notes: readonly string[];
   readonly dispose: () => Promise<void>;
@@ -42,8 +44,18 @@ export async function openPictures(
   signal?: AbortSignal,
 ): Promise<Media> {
   const { name, sampling, pictureFps, strict, kind } = settings;
-  if (strict && list.truncation !== undefined) throw truncated(name, list.truncation);
-  const times = list.pictures.map((_, picture) => secondsOf(picture, pictureFps));
+  const { pictureTimes } = settings;
+  if ((strict || pictureTimes !== undefined) && list.truncation !== undefined) {
+    throw truncated(name, list.truncation);
+  }
+  const times = pictureTimes ?? list.pictures.map((_, picture) => secondsOf(picture, pictureFps));
+  if (times.length !== list.pictures.length) {
+    throw new LlamaVidError(
+      'DATA_INVALID',
+      `${name} holds ${list.pictures.length} pictures, and there are ${times.length} times for them.`,
+      { hint: 'Give a time for each picture: those of another video are not these.' },
+    );
+  }
   const duration = times.length / pictureFps;
   const chosen =
     kind === 'image' ? { indices: [0], omitted: 0 } : chooseFrames(times, pictureFps, duration, sampling);
@@ -59,7 +71,7 @@ export async function openPictures(
       const type = contentType(
         Buffer.from(bytes.buffer, bytes.byteOffset, Math.min(bytes.byteLength, HEAD_BYTES)),
       );
-      return new PictureMedia(list, settings, chosen, {
+      return new PictureMedia(list, settings, times, chosen, {
         width,
         height,
         codec: type.replace('animated-', ''),
@@ -78,6 +90,7 @@ class PictureMedia implements Media {
   readonly expectedFrames: number;
   readonly #pictures: readonly Picture[];
   readonly #settings: PictureSettings;
+  readonly #times: readonly number[];
   readonly #chosen: FrameChoice;
   readonly #openingNotes: readonly string[];
   #notes: string[] = [];
@@ -88,6 +101,7 @@ class PictureMedia implements Media {
   constructor(
     list: PictureList,
     settings: PictureSettings,
+    times: readonly number[],
     chosen: FrameChoice,
     facts: Pick<MediaInfo, 'width' | 'height' | 'codec'>,
   ) {
@@ -96,6 +110,7 @@ class PictureMedia implements Media {
     this.kind = kind;
     this.#pictures = list.pictures;
     this.#settings = settings;
+    this.#times = times;
     this.#chosen = chosen;
     this.expectedFrames = chosen.indices.length;
     this.#openingNotes = [...list.notes, ...settings.notes];
@@ -116,7 +131,7 @@ class PictureMedia implements Media {
     for (const index of this.#chosen.indices) {
       this.#checkOpen(signal);
       const picture = this.#pictures[index];
-      const timestamp = secondsOf(index, this.#settings.pictureFps);
+      const timestamp = this.#times[index] ?? 0;
       if (picture === undefined || given.has(timestamp)) continue;
       const decoded = await this.#decode(picture);
       this.#checkOpen(signal);

@@ -248,6 +248,20 @@ test('a folder of frames, in natural order', async () => {
   expect(media.report().notes).toEqual([expect.stringContaining('1 files that are no pictures')]);
   await using half = await openMedia(frames, { pictureFps: 2 });
   expect((await framesOf(half)).map(({ timestamp }) => timestamp)).toEqual([0, 1]);
+  const pictureTimes = [0.5, 2, 2.25, 8];
+  await using timed = await openMedia(frames, { frames: 4, pictureTimes });
+  expect(timed.info).toMatchObject({ durationSeconds: 8, fps: 0.5 });
+  expect((await framesOf(timed)).map(({ timestamp }) => timestamp)).toEqual(pictureTimes);
+  await using part = await openMedia(frames, { frames: 4, pictureTimes, start: 1, end: 3 });
+  expect((await framesOf(part)).map(({ timestamp }) => timestamp)).toEqual([2, 2.25]);
+  for (const [times, code] of [
+    [[0, 1, 2], 'DATA_INVALID'],
+    [[0, 1, 1, 2], 'INVALID_ARGUMENT'],
+    [[0, 1, 2, Number.NaN], 'INVALID_ARGUMENT'],
+  ] as const) {
+    await expect(openMedia(frames, { pictureTimes: times })).rejects.toMatchObject({ code });
+  }
+  await expect(openMedia(path, { pictureTimes })).rejects.toMatchObject({ code: 'MEDIA_UNREADABLE' });
 
   writeFileSync(join(frames, 'frame_2.png'), 'broken');
   await using broken = await openMedia(frames);

@@ -1,5 +1,6 @@
 export { Pixels, type Preprocessing, type RgbFrame } from '@llamavid/native';
 export { defaultStore, parseBytes, type StoreSetting } from './default-store.js';
+export { FeatureFile, FeatureFileWriter } from './feature-file.js';
 export {
   type FindOptions,
   type StoredVideo,

@@ -264,7 +264,7 @@ impl Checker<'_> {
             return seen;
         }
         let seen = match media {
-            Media::Features(_) => match features::inspect(path) {
+            Media::Features(_) => match features::inspect_features(path) {
                 Ok((frames, inputs)) => Seen::Movie(frames, inputs),
                 Err(Error::Features { problem, .. }) => Seen::Bad(FaultCode::UnreadableFeatures, problem),
                 Err(error) => Seen::Bad(FaultCode::UnreadableFeatures, error.to_string()),

@@ -7,7 +7,7 @@ use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 
-use candle_core::{Device, Tensor};
+use candle_core::Tensor;
 use llamavid_models::prompt::placeholders::IMAGE_TAG;
 use llamavid_weights::{Checkpoint, pickle};
 
@@ -35,12 +35,12 @@ impl MovieFeatures {
 /// Reads a feature file, told apart by its ending: `.safetensors`, or a pickle, from which nothing is run.
 ///
 /// # Errors
-/// A file that is missing, damaged, of another shape, with numbers that are not finite (pickle), or without one tag a
+/// A file that is missing, damaged, of another shape, with numbers that are not finite, or without one tag a
 /// frame in its text.
 pub fn read_features(path: &Path) -> Result<MovieFeatures> {
     let (feats, inputs) = if is_safetensors(path) {
         let inputs = safetensors_inputs(path)?;
-        (Checkpoint::open_file(path)?.read("feats", &Device::Cpu)?, inputs)
+        (Checkpoint::open_file(path)?.read_finite("feats")?, inputs)
     } else {
         let features = pickle::read_features(path)?;
         (features.feats, features.inputs)
@@ -53,7 +53,10 @@ pub fn read_features(path: &Path) -> Result<MovieFeatures> {
 }
 
 /// Frames and text of a feature file, without its numbers.
-pub(super) fn inspect(path: &Path) -> Result<(usize, String)> {
+///
+/// # Errors
+/// As [`read_features`]; numbers that are not finite are not seen.
+pub fn inspect_features(path: &Path) -> Result<(usize, String)> {
     let (shape, inputs) = if is_safetensors(path) {
         (Checkpoint::open_file(path)?.shape("feats")?, safetensors_inputs(path)?)
     } else {

@@ -23,7 +23,7 @@ pub use check::{
     CheckEvent, CheckReport, CheckTotals, Finding, SampleCheck, Severity, VideoReference, check, check_each,
 };
 pub use error::{Error, Fault, FaultCode, Result};
-pub use features::{MovieFeatures, read_features};
+pub use features::{MovieFeatures, inspect_features, read_features};
 pub use folders::Folders;
 pub use labels::IGNORED;
 pub use order::{Order, Sampler, grouped_order, shuffled_order};

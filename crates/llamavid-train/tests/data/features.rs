@@ -62,6 +62,9 @@ fn feature_files_that_do_not_fit_are_refused() {
             other => panic!("{other}"),
         }
     }
+    let infinite = (zeros(&[1, 5, 3]) + f64::INFINITY).unwrap();
+    write(&path, &infinite, Some("<image>"));
+    assert!(read_features(&path).unwrap_err().to_string().contains("found inf"));
     write(&path, &zeros(&[2, 5, 3]), Some("<image><image>"));
     let whole = std::fs::read(&path).unwrap();
     for end in [0, 4, 8, 20, whole.len() - 1] {

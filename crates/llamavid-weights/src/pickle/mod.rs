@@ -4,8 +4,10 @@
 //! Source: the opcode list of CPython's `pickletools`, protocols 0 to 5 without the text strings of protocol 0.
 
 mod features;
+mod features_writer;
 mod machine;
 mod value;
 
 pub use features::{FeatureSummary, Features, read_features, summarise_features};
+pub use features_writer::FeatureWriter;
 pub(crate) use value::{Object, Pickle, Value};

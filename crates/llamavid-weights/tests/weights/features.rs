@@ -1,8 +1,10 @@
 //! Feature files: those of the oracle, and what numpy writes under other protocols.
 
+use std::io::{self, Cursor, Seek, SeekFrom, Write};
+
 use candle_core::{DType, Device};
 use llamavid_weights::ErrorKind;
-use llamavid_weights::pickle::{Features, read_features};
+use llamavid_weights::pickle::{FeatureWriter, Features, read_features};
 use tempfile::TempDir;
 
 use crate::oracle::oracle;
@@ -163,5 +165,85 @@ fn errors_name_the_cause() {
     let whole = numpy(4, "f2", "<", false, direct);
     for length in 0..whole.len() {
         assert!(read(&whole[..length]).is_err());
+    }
+}
+
+/// `pickle.load` of CPython 3.11 makes of these bytes, with numpy 1.26.4, 2.2.6 and 2.4.6 and with warnings as errors,
+/// `{'feats': array([[[1, -2], [3, 4]]], dtype=float16), 'inputs': '<image>\u{dc}nder \u{1f600}'}`, an array in order that can be written to.
+const LOADED_BY_PYTHON: &[u8] =
+    b"\x80\x04}(X\x05\0\0\0featscnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\nK\0\x85C\x01btR(K\x01\
+      J\x01\0\0\0J\x02\0\0\0J\x02\0\0\0\x87cnumpy\ndtype\n(X\x02\0\0\0f2\x89\x88tR(K\x03X\x01\0\0\0<NNN\
+      J\xff\xff\xff\xffJ\xff\xff\xff\xffK\0tb\x89\x8e\x08\0\0\0\0\0\0\0\0\x3c\0\xc0\0\x42\0\x44tb\
+      X\x06\0\0\0inputsX\x12\0\0\0<image>\xc3\x9cnder \xf0\x9f\x98\x80u.";
+
+#[test]
+fn writes_what_python_loads() {
+    let mut writer = FeatureWriter::new(Cursor::new(Vec::new()), [2, 2]).unwrap();
+    writer.append(&[1., -2., 3., 4.]).unwrap();
+    let written = writer.finish("<image>Ünder \u{1F600}").unwrap().into_inner();
+    assert_eq!(written, LOADED_BY_PYTHON);
+}
+
+#[test]
+fn what_is_written_is_read_rounded_once() {
+    // Behind other bytes, and a few frames at a time.
+    let mut place = Cursor::new(b"in front".to_vec());
+    place.seek(SeekFrom::End(0)).unwrap();
+    let mut writer = FeatureWriter::new(place, [3, 2]).unwrap();
+    let numbers: Vec<f32> = (0..300 * 6).map(|index| (index as f32 - 900.) * 0.37).collect();
+    for frames in numbers.chunks(7 * 6) {
+        writer.append(frames).unwrap();
+    }
+    let inputs = format!("{}{}", "<image>".repeat(300), "ä".repeat(300));
+    let written = writer.finish(&inputs).unwrap().into_inner();
+    let features = read(written.strip_prefix(b"in front").unwrap()).unwrap();
+    assert_eq!(features.feats.dims(), [300, 3, 2]);
+    assert_eq!(features.feats.dtype(), DType::F16);
+    let rounded: Vec<f32> = numbers.iter().map(|value| half::f16::from_f32(*value).to_f32()).collect();
+    assert_eq!(values(&features), rounded);
+    assert_eq!(features.inputs, inputs);
+}
+
+#[test]
+fn what_cannot_be_written_is_refused() {
+    let mut writer = FeatureWriter::new(Cursor::new(Vec::new()), [1, 2]).unwrap();
+    writer.append(&[0., 65504.]).unwrap();
+    let kind = |result: io::Result<()>| result.unwrap_err().kind();
+    assert_eq!(kind(writer.append(&[0.])), io::ErrorKind::InvalidInput);
+    for value in [65520., f32::NAN, f32::NEG_INFINITY] {
+        let error = writer.append(&[0., value]).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::InvalidData);
+        assert!(error.to_string().contains("frame 1"), "{error}");
+    }
+    assert_eq!(
+        kind(FeatureWriter::new(Cursor::new(Vec::new()), [1 << 31, 2]).map(drop)),
+        io::ErrorKind::InvalidInput
+    );
+
+    /// A disk with room for so many bytes.
+    struct Disk(Cursor<Vec<u8>>, usize);
+    impl Write for Disk {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            if self.0.get_ref().len() + bytes.len() > self.1 {
+                return Err(io::ErrorKind::StorageFull.into());
+            }
+            self.0.write(bytes)
+        }
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+    impl Seek for Disk {
+        fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
+            self.0.seek(to)
+        }
+    }
+    for room in [0, 200, 210] {
+        let disk = Disk(Cursor::new(Vec::new()), room);
+        let written = FeatureWriter::new(disk, [1, 2]).and_then(|mut writer| {
+            writer.append(&[1.; 8])?;
+            writer.finish(&"<image>".repeat(8)).map(drop)
+        });
+        assert_eq!(kind(written), io::ErrorKind::StorageFull, "{room}");
     }
 }
