@@ -551,6 +551,12 @@ export interface GenerationStart {
 /** What a model's folder or a file of weights holds, as JSON; `verify` compares checksums. */
 export declare function inspectModel(path: string, verify: boolean, c?: Cancellation | undefined | null): Promise<string>
 
+/**
+ * The instructions that the kernels use: `avx512`, `avx2`, `neon` or `portable`. `LLAMAVID_CPU` chooses among those that
+ * the processor has; a name that is none of them is `INVALID_ARGUMENT`.
+ */
+export declare function instructionSet(): string
+
 /** Where and how weights are loaded. */
 export interface LoadOptions {
   /** The device of the weights. */
@@ -591,6 +597,12 @@ export interface MovieQuestion {
   question: string
 }
 
+/**
+ * A video with subtitles as the reference's feature files have it: an `<image>` for each frame, each followed by the subtitles that
+ * end before the next one is shown. `frame_times` are seconds.
+ */
+export declare function movieText(subtitles: Array<Subtitle>, frameTimes: Array<number>): string
+
 /** A session that wants its next piece. */
 export interface NextRequest {
   /** It must not have another request under way. */
@@ -598,12 +610,6 @@ export interface NextRequest {
   /** Stops its answer. */
   cancellation: Cancellation
 }
-
-/**
- * A video with subtitles as the reference's feature files have it: an `<image>` for each frame, each followed by the subtitles that
- * end before the next one is shown. `frame_times` are seconds.
- */
-export declare function movieText(subtitles: Array<Subtitle>, frameTimes: Array<number>): string
 
 /** Reads the bytes of a `.srt`, WebVTT or SubStation Alpha file; `name` is what errors call it. */
 export declare function parseSubtitles(bytes: Uint8Array, name: string): Promise<Subtitles>

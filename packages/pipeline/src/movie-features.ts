@@ -142,7 +142,7 @@ async function extract(
       hint: 'Give a folder; LLAMAVID_STORE may say `none`.',
     });
   }
-  const found = storedClip(place);
+  const found = storedClip(place.entry.report, place.path);
   await using media = found ? undefined : await open();
   const required = { ...place, optional: false };
   const encoded = await encodeClip(media, encoder, required, { signal, whenLocked, onProgress, inputs });
