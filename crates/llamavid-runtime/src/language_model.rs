@@ -12,6 +12,7 @@ use llamavid_weights::key_table::LANGUAGE;
 use crate::device::Weights;
 use crate::gguf_model::GgufModel;
 use crate::model_folder::{GenerationDefaults, ModelFolder, build};
+use crate::session::prefill_chunk;
 use crate::{Cancellation, Device, Precision, Reply, Result, run_aside};
 
 /// The language model of a folder. Sessions keep it alive.
@@ -126,7 +127,13 @@ impl LanguageModel {
         &self.device
     }
 
-    pub(crate) fn model(&self) -> &Arc<Model> {
+    /// The decoder itself, for programs that drive it without a session.
+    pub fn model(&self) -> &Arc<Model> {
         &self.model
+    }
+
+    /// Positions of one prefill step.
+    pub fn prefill_chunk(&self) -> usize {
+        prefill_chunk(self.model.config(), self.device.kind())
     }
 }

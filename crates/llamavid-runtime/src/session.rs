@@ -322,7 +322,7 @@ impl Answer {
         let embeds = (request.keep && may_keep).then(|| prompt.embeds.clone());
         let options = GenerationOptions {
             cache: request.cache,
-            prefill_chunk: prefill_chunk(model.config(), language_model.device().kind()),
+            prefill_chunk: language_model.prefill_chunk(),
             ..GenerationOptions::new(request.max_new_tokens, request.sampling.clone())
         };
         let stop_rule = stop_rule(&model.config().eos_ids, &request.stop, tokenizer)?;

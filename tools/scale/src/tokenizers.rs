@@ -15,7 +15,34 @@ const WORD_PIECES: usize = 30_522;
 
 /// Writes `tokenizer.model` with its side files, `bert/` and the image processor's folder.
 pub fn write(folder: &Path, size: Size) -> Result<()> {
-    fs::write(folder.join("tokenizer.model"), sentence_piece().encode_to_vec())?;
+    write_pieces(folder, PIECES)?;
+    let query = size.model()?.tokens.query;
+    fs::create_dir_all(folder.join("bert"))?;
+    fs::write(folder.join("bert/vocab.txt"), word_pieces().join("\n") + "\n")?;
+    write_json(
+        &folder.join("bert/tokenizer_config.json"),
+        &json!({ "do_lower_case": true, "model_max_length": 512 }),
+    )?;
+    write_json(
+        &folder.join("bert/config.json"),
+        &json!({ "architectures": ["BertForMaskedLM"], "hidden_act": "gelu", "hidden_size": query.width,
+            "intermediate_size": query.mlp_width, "max_position_embeddings": query.max_positions,
+            "model_type": "bert", "num_attention_heads": query.heads, "num_hidden_layers": query.layers,
+            "type_vocab_size": 2, "vocab_size": WORD_PIECES }),
+    )?;
+    let processor = folder.join("clip-patch14-224");
+    fs::create_dir_all(&processor)?;
+    write_json(
+        &processor.join("preprocessor_config.json"),
+        &json!({ "crop_size": 224, "do_center_crop": true, "do_normalize": true, "do_resize": true,
+            "feature_extractor_type": "CLIPFeatureExtractor", "image_mean": [0.48145466, 0.4578275, 0.40821073],
+            "image_std": [0.26862954, 0.26130258, 0.27577711], "resample": 3, "size": 224 }),
+    )
+}
+
+/// Writes `tokenizer.model` of so many pieces with its side files.
+pub fn write_pieces(folder: &Path, count: usize) -> Result<()> {
+    fs::write(folder.join("tokenizer.model"), sentence_piece(count).encode_to_vec())?;
     let token = |content: &str| {
         json!({ "__type": "AddedToken", "content": content, "lstrip": false, "normalized": true, "rstrip": false,
             "single_word": false })
@@ -32,28 +59,6 @@ pub fn write(folder: &Path, size: Size) -> Result<()> {
         &folder.join("special_tokens_map.json"),
         &json!({ "bos_token": plain("<s>"), "eos_token": plain("</s>"), "pad_token": "<unk>",
             "unk_token": plain("<unk>") }),
-    )?;
-    fs::create_dir_all(folder.join("bert"))?;
-    fs::write(folder.join("bert/vocab.txt"), word_pieces().join("\n") + "\n")?;
-    write_json(
-        &folder.join("bert/tokenizer_config.json"),
-        &json!({ "do_lower_case": true, "model_max_length": 512 }),
-    )?;
-    let query = size.model()?.tokens.query;
-    write_json(
-        &folder.join("bert/config.json"),
-        &json!({ "architectures": ["BertForMaskedLM"], "hidden_act": "gelu", "hidden_size": query.width,
-            "intermediate_size": query.mlp_width, "max_position_embeddings": query.max_positions,
-            "model_type": "bert", "num_attention_heads": query.heads, "num_hidden_layers": query.layers,
-            "type_vocab_size": 2, "vocab_size": WORD_PIECES }),
-    )?;
-    let processor = folder.join("clip-patch14-224");
-    fs::create_dir_all(&processor)?;
-    write_json(
-        &processor.join("preprocessor_config.json"),
-        &json!({ "crop_size": 224, "do_center_crop": true, "do_normalize": true, "do_resize": true,
-            "feature_extractor_type": "CLIPFeatureExtractor", "image_mean": [0.48145466, 0.4578275, 0.40821073],
-            "image_std": [0.26862954, 0.26130258, 0.27577711], "resample": 3, "size": 224 }),
     )
 }
 
@@ -73,8 +78,8 @@ fn letters() -> impl Iterator<Item = String> {
 }
 
 /// In LLaMA's order: control pieces, bytes, merges by rank, and characters at the end.
-fn sentence_piece() -> ModelProto {
-    let mut pieces = Vec::with_capacity(PIECES);
+fn sentence_piece(count: usize) -> ModelProto {
+    let mut pieces = Vec::with_capacity(count);
     let mut push = |text: String, score: f32, kind: Type| {
         pieces.push(SentencePiece { piece: Some(text), score: Some(score), r#type: Some(kind as i32) });
     };
@@ -87,7 +92,7 @@ fn sentence_piece() -> ModelProto {
         1 => vec![format!("▁{text}")],
         _ => vec![format!("▁{text}"), text],
     });
-    let count = PIECES - 3 - 256 - characters.len();
+    let count = count.saturating_sub(3 + 256 + characters.len());
     for (rank, text) in merges.take(count).enumerate() {
         push(text, -(rank as f32), Type::Normal);
     }
