@@ -5,6 +5,7 @@ import { join } from 'node:path';
 import process from 'node:process';
 import { pathToFileURL } from 'node:url';
 import type { Row } from './bench.ts';
+import { llamaArguments, timedOf } from './language.ts';
 import { objects } from './process.ts';
 
 const root = join(import.meta.dirname, '../../..');
@@ -52,11 +53,16 @@ export const binding: Row = async function* (bench) {
   if (weights === undefined) return;
   const { path } = weights;
   const newTokens = 500;
-  const threads = String(bench.choice.threads);
   const llama = bench.peers.llamaBench();
   const nodeLlama = pathToFileURL(bench.peers.nodeLlama()).href;
   const throughNode = async (script: string, entry: string) => {
-    const args = [join(import.meta.dirname, script), entry, path, String(newTokens), threads];
+    const args = [
+      join(import.meta.dirname, script),
+      entry,
+      path,
+      String(newTokens),
+      String(bench.choice.threads),
+    ];
     const [taken] = objects<{ seconds: number; tokens: number }>(
       (await bench.measured(process.execPath, args)).stdout,
     );
@@ -80,25 +86,9 @@ export const binding: Row = async function* (bench) {
       {
         by: 'node-llama-cpp',
         run: async () => {
-          const args = [
-            '-m',
-            path,
-            '-c',
-            '1024',
-            '-npp',
-            '8',
-            '-ntg',
-            String(newTokens),
-            '-npl',
-            '1',
-            '-t',
-            threads,
-            '-ngl',
-            '0',
-          ];
-          const [own] = objects<{ t_tg: number }>(
-            (await bench.measured(llama, [...args, '--output-format', 'jsonl'])).stdout,
-          );
+          const work = { prompts: [8], newTokens, eightBitCache: false };
+          const args = llamaArguments(bench, path, work, 'on');
+          const [own] = timedOf((await bench.measured(llama, args)).stdout, 1);
           const node = await throughNode('generate-peer.ts', nodeLlama);
           return { token: 1e6 * (node - (own?.t_tg ?? Number.NaN) / newTokens) };
         },
