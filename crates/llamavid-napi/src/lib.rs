@@ -13,6 +13,7 @@ mod device;
 mod handle;
 mod language;
 mod pixels;
+mod profile;
 mod promise;
 mod speech;
 mod store;

@@ -8,6 +8,7 @@ use llamavid_models::language_model::LanguageModel as Model;
 use llamavid_models::tokenizer::LlamaTokenizer;
 use llamavid_weights::Loader;
 use llamavid_weights::key_table::LANGUAGE;
+use tracing::info_span;
 
 use crate::device::Weights;
 use crate::gguf_model::GgufModel;
@@ -36,6 +37,7 @@ impl LanguageModel {
     ) -> Reply<Self> {
         run_aside("llamavid load", move || {
             cancellation.check()?;
+            let _span = info_span!("load language model").entered();
             if folder.extension().is_some_and(|extension| extension == "gguf") && folder.is_file() {
                 return Self::from_gguf(&folder, device, precision, &cancellation);
             }

@@ -12,6 +12,7 @@ use llamavid_models::language_model::{
 use llamavid_models::prompt::placeholders::tokenize_with_images;
 use llamavid_models::prompt::splice::{SpliceKind, splice};
 use llamavid_models::tokenizer::{LlamaTokenizer, StreamDecoder, strip};
+use tracing::info_span;
 
 use crate::{Cancellation, DeviceKind, Error, ErrorCode, LanguageModel, Reply, Result, VisualTokens};
 
@@ -138,7 +139,8 @@ impl Session {
                     none.insert(Box::new(Answer::new(&model, &request, kept)?))
                 }
             };
-            if !answer.generation.prefill_step()?.is_complete() {
+            let prefill = info_span!("prefill step").in_scope(|| answer.generation.prefill_step())?;
+            if !prefill.is_complete() {
                 return Ok(ControlFlow::Continue(()));
             }
             let started = answer.started;
@@ -355,6 +357,7 @@ impl Answer {
     }
 
     fn decode_token(&mut self) -> Result<Token> {
+        let _span = info_span!("decode token").entered();
         let tokenizer = &self.tokenizer;
         let token = self.generation.decode_step(&|ids| tokenizer.decode(ids, true))?;
         let token =

@@ -1,5 +1,11 @@
 import { LlamaVidError } from '@llamavid/errors';
-import { callNative, type Session as NativeSession, nativeHandle, withCancellation } from '@llamavid/native';
+import {
+  callNative,
+  type Session as NativeSession,
+  nativeHandle,
+  recordPhase,
+  withCancellation,
+} from '@llamavid/native';
 import type { VisualTokens } from '@llamavid/tokens';
 import type { GenerationDefaults } from './language-model.js';
 import { TextStream } from './text-stream.js';
@@ -125,6 +131,7 @@ export class Session implements Disposable {
       ),
     );
     const prefillMs = performance.now() - begun;
+    recordPhase('prefill', prefillMs);
 
     let text = '';
     const tokenIds: number[] = [];
@@ -135,7 +142,9 @@ export class Session implements Disposable {
         throw new LlamaVidError('ABORTED', 'the session started another generation');
       const stepped = performance.now();
       const step = await withCancellation(signal, (cancellation) => this.#native.next(cancellation));
-      decodeMs += performance.now() - stepped;
+      const steppedMs = performance.now() - stepped;
+      decodeMs += steppedMs;
+      recordPhase('decode', steppedMs);
       firstTokenMs ??= performance.now() - begun;
       if (step) {
         tokenIds.push(...step.tokenIds);

@@ -48,6 +48,7 @@ export const {
   conversationTemplates,
   decodeImage,
   errorCodes,
+  finishProfile,
   inspectModel,
   planTraining,
   publishedData,
@@ -55,9 +56,13 @@ export const {
   parseSubtitles,
   processorFeatures,
   readSubtitleStream,
+  recordPhase,
+  recordWork,
   relevantMoments,
   renderConversation,
   shardFrames,
+  startProfile,
+  threadCount,
 } = addon;
 
 /** What holds memory until it is closed; `using` closes it too. */

@@ -1,5 +1,6 @@
 import { existsSync } from 'node:fs';
 import { LlamaVidError } from '@llamavid/errors';
+import { recordPhase } from '@llamavid/native';
 import {
   type Media,
   type MediaInfo,
@@ -257,6 +258,7 @@ async function encodeBatches(
   for await (const { pixels, timestamps } of media.pixels(encoder.preprocessing, reading)) {
     const begun = performance.now();
     decodeMs += begun - waiting;
+    recordPhase('frames', begun - waiting);
     try {
       const part = await encoder.encode(pixels, { signal });
       encodedFrames += part.frameCount;
@@ -266,6 +268,7 @@ async function encodeBatches(
     }
     waiting = performance.now();
     encodeMs += waiting - begun;
+    recordPhase('encode', waiting - begun);
     onProgress?.(encodedFrames, Math.max(encodedFrames, totalFrames), after.length);
   }
   return { decodeMs, encodeMs };

@@ -20,6 +20,7 @@ export { bytesText, formatText, refuseWhatCannotFit } from './fitting.js';
 export { LlamaVid, type LoadOptions } from './llama-vid.js';
 export type { MediaPlan, PlanOptions } from './plan.js';
 export { type PreviewOptions, type PromptPreview, previewPrompt } from './preview.js';
+export { Profile, type ProfileSummary, type ProfileTrace, type TraceEvent } from './profile.js';
 export type { Gpu, PlannedSetting, RunPlan, WeightFormat } from './run-plan.js';
 export type { SubtitleReport, SubtitleSource } from './subtitles.js';
 export { type Moment, type Timeline, timelineToVtt } from './timeline.js';

@@ -4,6 +4,7 @@ import {
   type ModelDescription,
   type LoadOptions as StageOptions,
 } from '@llamavid/llm';
+import { recordPhase } from '@llamavid/native';
 import { TokenGenerator } from '@llamavid/tokens';
 import type { MediaSource, SamplingReport } from '@llamavid/video';
 import { VisualEncoder } from '@llamavid/vision';
@@ -68,11 +69,13 @@ export class LlamaVid implements AsyncDisposable {
       const encoder = keep(await VisualEncoder.load(folder, small));
       const tokenGenerator = keep(await TokenGenerator.load(folder, small));
       const languageModel = keep(await LanguageModel.load(folder, whole));
+      const loadMs = performance.now() - begun;
+      recordPhase('load', loadMs);
       return new LlamaVid(encoder, {
         tokenGenerator,
         languageModel,
         model: { name, dtype: languageModel.storedAs, device: languageModel.device },
-        loadMs: performance.now() - begun,
+        loadMs,
         tokensPerFrame: description.tokensPerFrame,
         checkRoom: (question) => {
           const plan = planQuestion(description, question, whole, device);
@@ -96,7 +99,10 @@ export class LlamaVid implements AsyncDisposable {
     sources: readonly MediaSource[],
     options: PlanOptions = {},
   ): Promise<MediaPlan> {
-    return await planMedia(nameOrFolder ?? EMBEDDED, sources, options);
+    const begun = performance.now();
+    const plan = await planMedia(nameOrFolder ?? EMBEDDED, sources, options);
+    recordPhase('plan', performance.now() - begun);
+    return plan;
   }
 
   /** What was loaded, and where. */
@@ -113,7 +119,9 @@ export class LlamaVid implements AsyncDisposable {
   async open(source: MediaSource, options: OpenOptions = {}): Promise<Clip> {
     const { tokensPerFrame } = this.#stages;
     const forget = (closed: Clip) => this.#clips.delete(closed);
+    const begun = performance.now();
     const clip = await Clip.open(source, this.#encoder, tokensPerFrame, options, forget);
+    recordPhase('open', performance.now() - begun);
     this.#clips.add(clip);
     return clip;
   }

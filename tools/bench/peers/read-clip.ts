@@ -5,12 +5,11 @@ const [library, path, side] = process.argv.slice(2) as [string, string, string];
 const { openMedia }: typeof import('../../../packages/video/dist/index.js') = await import(library);
 
 await using media = await openMedia(path, { fps: 1 });
-const preprocessing = {
-  size: Number(side),
-  mean: [0.5, 0.5, 0.5],
-  std: [0.5, 0.5, 0.5],
-  fit: 'crop',
-} as const;
+const [mean, std] = [
+  [0.5, 0.5, 0.5],
+  [0.5, 0.5, 0.5],
+];
+const preprocessing = { size: Number(side), mean, std, fit: 'crop' as const };
 let frames = 0;
 for await (const { pixels, timestamps } of media.pixels(preprocessing)) {
   frames += timestamps.length;
