@@ -9,7 +9,7 @@ mod conversion;
 mod convert;
 mod inputs;
 mod inspection;
-mod language_gguf;
+pub mod language_gguf;
 mod layout;
 mod output;
 mod plan;

@@ -14,6 +14,7 @@ mod feature_file;
 mod handle;
 mod language;
 mod pixels;
+mod profile;
 mod promise;
 mod speech;
 mod store;

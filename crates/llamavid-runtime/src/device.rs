@@ -7,12 +7,13 @@ use std::collections::VecDeque;
 use std::mem::ManuallyDrop;
 use std::ops::{ControlFlow, Deref};
 use std::sync::mpsc::{self, Receiver, Sender};
-use std::sync::{Arc, Mutex, Once, PoisonError, Weak};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use candle_core::Device as TensorDevice;
 
 use crate::processor::instruction_set;
 use crate::reply::{Reply, catch_panic};
+use crate::threads::use_threads;
 use crate::{Cancellation, Error, ErrorCode, Result};
 
 /// What a device is.
@@ -71,8 +72,8 @@ impl Device {
     /// the CPU. Several, `cuda:0,cuda:1` or `cuda,cpu`, share the layers of the language model, in their order.
     ///
     /// # Errors
-    /// `INVALID_ARGUMENT` for another name, `DEVICE_UNAVAILABLE` when there is no such device or this build has no
-    /// CUDA.
+    /// `INVALID_ARGUMENT` for another name or a `LLAMAVID_THREADS` that is no number, `DEVICE_UNAVAILABLE` when there is
+    /// no such device or this build has no CUDA.
     pub fn open(name: &str) -> Result<Arc<Self>> {
         let cpu = (DeviceKind::Cpu, 0);
         let wanted = name.split(',').map(parse_name).collect::<Result<Vec<_>>>()?;
@@ -108,7 +109,7 @@ impl Device {
             let tensors = match kind {
                 DeviceKind::Cpu => {
                     instruction_set()?;
-                    use_available_cores();
+                    use_threads()?;
                     TensorDevice::Cpu
                 }
                 DeviceKind::Cuda => open_cuda(index)?,
@@ -297,25 +298,6 @@ fn open_cuda(index: usize) -> Result<TensorDevice> {
         format!("the device cuda:{index} cannot be opened: this build has no CUDA"),
     )
     .with_hint("Take the device cpu, or install a build with CUDA."))
-}
-
-/// Makes candle use the cores that this process may use.
-///
-/// Left alone it counts the machine's physical cores: in a container that may use 2 of 64 it starts 32 threads
-/// that spin, and on a virtual machine with one core of two threads it uses one.
-fn use_available_cores() {
-    static ONCE: Once = Once::new();
-    ONCE.call_once(|| {
-        if std::env::var_os("RAYON_NUM_THREADS").is_some() {
-            return;
-        }
-        if let Ok(cores) = std::thread::available_parallelism() {
-            // SAFETY: candle has no other setting and reads this variable through std, which holds the same lock as
-            // `set_var`. What else reads the environment in this process is C code at its own risk, just as with
-            // `process.env.X = …` in JavaScript, which makes the same call.
-            unsafe { std::env::set_var("RAYON_NUM_THREADS", cores.to_string()) };
-        }
-    });
 }
 
 #[cfg(test)]

@@ -8,10 +8,12 @@ use llamavid_models::language_model::LanguageModel as Model;
 use llamavid_models::tokenizer::LlamaTokenizer;
 use llamavid_weights::Loader;
 use llamavid_weights::key_table::LANGUAGE;
+use tracing::info_span;
 
 use crate::device::Weights;
 use crate::gguf_model::GgufModel;
 use crate::model_folder::{GenerationDefaults, ModelFolder, build};
+use crate::session::prefill_chunk;
 use crate::{Cancellation, Device, Precision, Reply, Result, run_aside};
 
 /// The language model of a folder. Sessions keep it alive.
@@ -35,6 +37,7 @@ impl LanguageModel {
     ) -> Reply<Self> {
         run_aside("llamavid load", move || {
             cancellation.check()?;
+            let _span = info_span!("load language model").entered();
             if folder.extension().is_some_and(|extension| extension == "gguf") && folder.is_file() {
                 return Self::from_gguf(&folder, device, precision, &cancellation);
             }
@@ -126,7 +129,13 @@ impl LanguageModel {
         &self.device
     }
 
-    pub(crate) fn model(&self) -> &Arc<Model> {
+    /// The decoder itself, for programs that drive it without a session.
+    pub fn model(&self) -> &Arc<Model> {
         &self.model
+    }
+
+    /// Positions of one prefill step.
+    pub fn prefill_chunk(&self) -> usize {
+        prefill_chunk(self.model.config(), self.device.kind())
     }
 }

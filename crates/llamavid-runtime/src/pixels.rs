@@ -8,6 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use llamavid_models::preprocess::{Preprocessing, RgbImage};
 use rayon::prelude::*;
+use tracing::info_span;
 
 use crate::{Error, ErrorCode, Result};
 
@@ -155,6 +156,7 @@ impl PixelChannel {
     /// Resizes, normalises and appends a frame, in the calling thread. The bytes are borrowed.
     pub fn push(&self, frame: &RgbImage<'_>) -> Result<()> {
         let index = self.lock()?.pushed;
+        let _span = info_span!("resize").entered();
         let mut out = zeros(1, frame_values(self.preprocessing.size))?;
         write_frame(&self.preprocessing, frame, &mut out, index)?;
         // Closed meanwhile: whoever closed it wants no more frames.

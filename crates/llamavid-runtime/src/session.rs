@@ -14,6 +14,7 @@ use llamavid_models::prompt::placeholders::tokenize_with_images;
 use llamavid_models::prompt::splice::{SpliceKind, splice};
 use llamavid_models::tokenizer::{LlamaTokenizer, StreamDecoder, strip};
 use tokio::sync::oneshot;
+use tracing::info_span;
 
 use crate::{
     Cancellation, DeviceKind, Error, ErrorCode, LanguageModel, Reply, Result, VisualTokens, catch_panic,
@@ -142,7 +143,8 @@ impl Session {
                     none.insert(Box::new(Answer::new(&model, &request, kept)?))
                 }
             };
-            if !answer.generation.prefill_step()?.is_complete() {
+            let prefill = info_span!("prefill step").in_scope(|| answer.generation.prefill_step())?;
+            if !prefill.is_complete() {
                 return Ok(ControlFlow::Continue(()));
             }
             let started = answer.started;
@@ -417,7 +419,7 @@ impl Answer {
         let embeds = (request.keep && may_keep).then(|| prompt.embeds.clone());
         let options = GenerationOptions {
             cache: request.cache,
-            prefill_chunk: prefill_chunk(model.config(), language_model.device().kind()),
+            prefill_chunk: language_model.prefill_chunk(),
             ..GenerationOptions::new(request.max_new_tokens, request.sampling.clone())
         };
         let stop_rule = stop_rule(&model.config().eos_ids, &request.stop, tokenizer)?;
@@ -450,6 +452,7 @@ impl Answer {
     }
 
     fn decode_token(&mut self) -> Result<Token> {
+        let _span = info_span!("decode token").entered();
         let tokenizer = &self.tokenizer;
         let token = self.generation.decode_step(&|ids| tokenizer.decode(ids, true))?;
         let token =

@@ -8,6 +8,7 @@ use candle_core::Tensor;
 use llamavid_models::observer::Blind;
 use llamavid_models::token_generation::{FeatureKind, Questions, TokenGenerator as Model};
 use llamavid_models::tokenizer::WordPieceTokenizer;
+use tracing::info_span;
 
 use crate::device::Weights;
 use crate::model_folder::ModelFolder;
@@ -58,6 +59,7 @@ impl TokenGenerator {
     ) -> Reply<Self> {
         run_aside("llamavid load", move || {
             cancellation.check()?;
+            let _span = info_span!("load token generator").entered();
             let folder = ModelFolder::open(&folder)?.with_quantisation(precision.quantisation);
             let tokenizer = Arc::new(folder.query_tokenizer()?);
             cancellation.check()?;
@@ -161,6 +163,7 @@ impl TokenGenerator {
             };
             let frame_count = features.frame_count();
             let count = (PAIRS_A_STEP / questions.len()).max(1).min(frame_count - done);
+            let _span = info_span!("make tokens", frames = count).entered();
             let block = features.block(done, count, on)?;
             let (block, kind) = match (expects, features.kind()) {
                 (FeatureKind::Precomputed, FeatureKind::Pixels) => {

@@ -11,6 +11,7 @@ use llamavid_models::preprocess::Preprocessing;
 use llamavid_models::token_generation::FeatureKind;
 use llamavid_models::visual_encoder::{VisualEncoder as Model, VisualEncoderConfig};
 use sha2::{Digest, Sha256};
+use tracing::info_span;
 
 use crate::device::Weights;
 use crate::manifest::hexadecimal;
@@ -57,6 +58,7 @@ impl VisualEncoder {
         run_aside("llamavid load", move || {
             cancellation.check()?;
             let dtype = precision.on(&device)?;
+            let _span = info_span!("load visual encoder").entered();
             let folder = ModelFolder::open(&folder)?.with_quantisation(precision.quantisation);
             cancellation.check()?;
             let model = folder.visual_encoder(dtype, device.tensors())?;
@@ -142,6 +144,7 @@ impl VisualEncoder {
                 )));
             }
             let step = &distinct[done..distinct.len().min(done + frames_a_step)];
+            let _span = info_span!("encode", frames = step.len()).entered();
             let values =
                 step.iter().flat_map(|frame| pixels.frames(*frame, 1)).copied().collect::<Vec<f32>>();
             let batch = Tensor::from_vec(values, (step.len(), 3, size, size), on)?;

@@ -22,6 +22,7 @@ import {
 import { addInspect } from './inspect.js';
 import { addMovieFeatures } from './movie-features.js';
 import { type PlanFlags, plan } from './plan.js';
+import { profiled } from './profiled.js';
 import { addPull } from './pull.js';
 import { reportFailure } from './report-failure.js';
 import { addTrainFlags, type TrainFlags, train } from './train.js';
@@ -79,8 +80,11 @@ function createProgram(end: (exitCode: number) => void): Command {
       'write where in the video what is asked about is seen, as json or vtt, instead of an answer; with --json beside it',
       oneOf('--timeline', ['json', 'vtt']),
     )
+    .option('--profile <file>', 'write where time went, as JSON that Perfetto opens too')
     .option('--dry-run', 'print the prompt with the times of its frames, and load no weights')
-    .action(async (words: string[], flags: AskFlags) => end(await ask(words, flags)));
+    .action(async (words: string[], flags: AskFlags) =>
+      end(await profiled(flags.profile, () => ask(words, flags))),
+    );
 
   const chatCommand = command(
     program,

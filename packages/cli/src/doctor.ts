@@ -74,14 +74,8 @@ function processors(): Check {
   const count = availableParallelism();
   const limit = cpuLimit();
   const text = `${count} ${count === 1 ? 'core' : 'cores'}`;
-  if (limit !== undefined && limit < count) {
-    return warning(
-      'processors',
-      `${text}, of which the container may use ${limit}`,
-      `Set RAYON_NUM_THREADS=${Math.max(1, Math.round(limit))}: more threads wait for each other.`,
-    );
-  }
-  return pass('processors', text);
+  const limited = limit !== undefined && limit < count;
+  return pass('processors', limited ? `${text}, of which the container may use ${limit}` : text);
 }
 
 /** Cores that the control group allows; absent without a limit. */
@@ -135,8 +129,16 @@ async function addon(): Promise<Check[]> {
           'Answers take several times as long here.',
         ),
   );
-  checks.push(gpu(native));
+  checks.push(threads(native), gpu(native));
   return checks;
+}
+
+function threads({ callNative, threadCount }: typeof import('@llamavid/native')): Check {
+  try {
+    return pass('threads', `${callNative(threadCount)} compute`);
+  } catch (error) {
+    return failed('threads', error, 'Unset LLAMAVID_THREADS, or set it to a number.');
+  }
 }
 
 function gpu({ Device }: typeof import('@llamavid/native')): Check {

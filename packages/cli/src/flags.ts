@@ -1,3 +1,4 @@
+import process from 'node:process';
 import { LlamaVidError } from '@llamavid/errors';
 import type { AskOptions, LoadOptions, OpenOptions } from '@llamavid/pipeline';
 import { type Command, Option } from 'commander';
@@ -8,6 +9,7 @@ export interface ModelFlags {
   dtype: NonNullable<LoadOptions['dtype']>;
   load: NonNullable<LoadOptions['load']>;
   tryAnyway?: boolean;
+  threads?: number;
   quiet?: boolean;
 }
 
@@ -41,7 +43,13 @@ export interface MediaFlags extends SamplingFlags {
 export type ChatFlags = ModelFlags & AnswerFlags & MediaFlags & { keepVisualPrefix?: boolean };
 export type AskFlags = ModelFlags &
   AnswerFlags &
-  MediaFlags & { questions?: string; json?: boolean; dryRun?: boolean; timeline?: 'json' | 'vtt' };
+  MediaFlags & {
+    questions?: string;
+    json?: boolean;
+    dryRun?: boolean;
+    timeline?: 'json' | 'vtt';
+    profile?: string;
+  };
 
 export function addModelFlags(command: Command): void {
   command
@@ -62,6 +70,11 @@ export function addModelFlags(command: Command): void {
       '16bit leaves weights as they are; 8bit and 4bit round them while loading',
       oneOf('--load', ['16bit', '8bit', '4bit']),
       '16bit',
+    )
+    .option(
+      '--threads <n>',
+      'threads that compute (default: LLAMAVID_THREADS, else one a core that may be used)',
+      parseWholeNumber('--threads', 1),
     )
     .option('--try-anyway', 'load and answer even where memory will not suffice')
     .option('--quiet', 'no progress on stderr');
@@ -153,7 +166,9 @@ export function addSamplingFlags(command: Command): void {
 }
 
 export function loadOptions(flags: ModelFlags, signal: AbortSignal): LoadOptions {
-  const { device, dtype, load, tryAnyway } = flags;
+  const { device, dtype, load, tryAnyway, threads } = flags;
+  // Read when the first device is opened.
+  if (threads !== undefined) process.env['LLAMAVID_THREADS'] = String(threads);
   return { device, dtype, load, tryAnyway, signal };
 }
 

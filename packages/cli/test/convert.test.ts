@@ -80,7 +80,17 @@ describe('llamavid doctor', () => {
     });
     const { ok, checks } = JSON.parse(stdout) as { ok: boolean; checks: { name: string; status: string }[] };
     expect([exitCode, ok]).toEqual([0, true]);
-    const names = ['processors', 'memory', 'addon', 'instruction sets', 'GPU', 'codecs', 'cache', 'model'];
+    const names = [
+      'processors',
+      'memory',
+      'addon',
+      'instruction sets',
+      'threads',
+      'GPU',
+      'codecs',
+      'cache',
+      'model',
+    ];
     expect(checks.map(({ name }) => name)).toEqual(names);
     expect(checks.find(({ name }) => name === 'codecs')).toMatchObject({
       status: 'pass',

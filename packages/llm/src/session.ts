@@ -1,5 +1,11 @@
 import { LlamaVidError } from '@llamavid/errors';
-import { callNative, type Session as NativeSession, nativeHandle, withCancellation } from '@llamavid/native';
+import {
+  callNative,
+  type Session as NativeSession,
+  nativeHandle,
+  recordPhase,
+  withCancellation,
+} from '@llamavid/native';
 import type { VisualTokens } from '@llamavid/tokens';
 import type { DecodeRounds } from './decode-rounds.js';
 import type { GenerationDefaults } from './language-model.js';
@@ -134,6 +140,7 @@ export class Session implements Disposable {
       ),
     );
     const prefillMs = performance.now() - begun;
+    recordPhase('prefill', prefillMs);
 
     let text = '';
     const tokenIds: number[] = [];
@@ -146,7 +153,9 @@ export class Session implements Disposable {
     for (;;) {
       const stepped = performance.now();
       const step = await this.#rounds.next(this.#native, check, signal);
-      decodeMs += performance.now() - stepped;
+      const steppedMs = performance.now() - stepped;
+      decodeMs += steppedMs;
+      recordPhase('decode', steppedMs);
       firstTokenMs ??= performance.now() - begun;
       if (step) {
         tokenIds.push(...step.tokenIds);

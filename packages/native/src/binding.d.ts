@@ -490,6 +490,9 @@ export declare function decodeImage(bytes: Uint8Array): Promise<DecodedImage>
 /** All error codes that the addon can give. */
 export declare function errorCodes(): Array<string>
 
+/** Ends the recording and gives the trace as JSON. */
+export declare function finishProfile(): string
+
 /** What a generation starts from. */
 export interface GenerateRequest {
   /** The prompt, with an `<image>` where visual tokens go. */
@@ -654,6 +657,12 @@ export declare function publishedData(root: string): Promise<string>
 /** Reads what a text stream of a video file says. */
 export declare function readSubtitleStream(format: 'subrip' | 'webvtt' | 'ass' | 'mov_text', cues: Array<StreamCue>): Promise<Subtitles>
 
+/** Records a part of the whole that has just ended and lasted so long. Does nothing while nobody records. */
+export declare function recordPhase(name: string, lastedMs: number): void
+
+/** Records work of this thread that has just ended and lasted so long. Does nothing while nobody records. */
+export declare function recordWork(name: string, lastedMs: number): void
+
 /** The moments of a video by the relevance of its frames, the most relevant first. */
 export declare function relevantMoments(relevance: Float32Array): Array<Moment>
 
@@ -709,6 +718,9 @@ export interface SpeechSegment {
   temperature: number
 }
 
+/** Begins to record where time goes. What is profiled began `earlierMs` milliseconds ago. */
+export declare function startProfile(earlierMs: number): void
+
 /** A video of a store. */
 export interface StoredVideo {
   /** Its name in the store. */
@@ -754,6 +766,9 @@ export interface Subtitles {
   /** What was left out or is odd, in words. */
   notes: Array<string>
 }
+
+/** Threads that compute. */
+export declare function threadCount(): number
 
 /** Records that are computed together. */
 export interface TrainingBatch {

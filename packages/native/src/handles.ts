@@ -52,6 +52,7 @@ export const {
   conversationTemplates,
   decodeImage,
   errorCodes,
+  finishProfile,
   inspectModel,
   planTraining,
   publishedData,
@@ -61,9 +62,13 @@ export const {
   instructionSet,
   processorFeatures,
   readSubtitleStream,
+  recordPhase,
+  recordWork,
   relevantMoments,
   renderConversation,
   shardFrames,
+  startProfile,
+  threadCount,
 } = addon;
 
 /** What holds memory until it is closed; `using` closes it too. */

@@ -9,6 +9,7 @@ import {
   type Session,
   TextStream,
 } from '@llamavid/llm';
+import { recordPhase } from '@llamavid/native';
 import type { TokenGenerator, VisualTokens } from '@llamavid/tokens';
 import type { SamplingReport } from '@llamavid/video';
 import type { VisualFeatures } from '@llamavid/vision';
@@ -224,7 +225,9 @@ export function answerQuestion(
         );
         if (options.timeline === true)
           timelines.push(await timelineOf(tokenGenerator, value, question, signal));
-        tokensMs += performance.now() - generating;
+        const generatedMs = performance.now() - generating;
+        tokensMs += generatedMs;
+        recordPhase('tokens', generatedMs);
       }
       const hasSubtitles = subtitles.some((each) => each !== undefined);
       const template = chosen ?? conversation(usualTemplate(languageModel.conversation, hasSubtitles));

@@ -1,5 +1,6 @@
 import { existsSync } from 'node:fs';
 import { LlamaVidError } from '@llamavid/errors';
+import { recordPhase } from '@llamavid/native';
 import {
   type Media,
   type MediaInfo,
@@ -305,6 +306,7 @@ export async function encodeBatches(
   for await (const { pixels, timestamps } of media.pixels(encoder.preprocessing, reading)) {
     const begun = performance.now();
     decodeMs += begun - waiting;
+    recordPhase('frames', begun - waiting);
     try {
       const part = await encoder.encode(pixels, { signal });
       encodedFrames += part.frameCount;
@@ -314,6 +316,7 @@ export async function encodeBatches(
     }
     waiting = performance.now();
     encodeMs += waiting - begun;
+    recordPhase('encode', waiting - begun);
     onProgress?.(encodedFrames, Math.max(encodedFrames, totalFrames), after.length);
   }
   return { decodeMs, encodeMs };

@@ -22,6 +22,7 @@ export { LookedSource } from './looked-source.js';
 export { extractMovies, type MovieFeatures, type MovieFeaturesOptions } from './movie-features.js';
 export type { MediaPlan, PlanOptions } from './plan.js';
 export { type PreviewOptions, type PromptPreview, previewPrompt } from './preview.js';
+export { Profile, type ProfileSummary, type ProfileTrace, type TraceEvent } from './profile.js';
 export type { Gpu, PlannedSetting, RunPlan, WeightFormat } from './run-plan.js';
 export type { SpeechOptions } from './speech.js';
 export type { SubtitleReport, SubtitleSource } from './subtitles.js';

@@ -5,6 +5,7 @@ import {
   type ModelDescription,
   type LoadOptions as StageOptions,
 } from '@llamavid/llm';
+import { recordPhase } from '@llamavid/native';
 import { TokenGenerator } from '@llamavid/tokens';
 import type { MediaSource, SamplingReport } from '@llamavid/video';
 import { VisualEncoder } from '@llamavid/vision';
@@ -70,11 +71,13 @@ export class LlamaVid implements AsyncDisposable {
       const encoder = keep(await VisualEncoder.load(folder, small));
       const tokenGenerator = keep(await TokenGenerator.load(folder, small));
       const languageModel = keep(await LanguageModel.load(folder, whole));
+      const loadMs = performance.now() - begun;
+      recordPhase('load', loadMs);
       return new LlamaVid(encoder, {
         tokenGenerator,
         languageModel,
         model: { name, dtype: languageModel.storedAs, device: languageModel.device },
-        loadMs: performance.now() - begun,
+        loadMs,
         tokensPerFrame: description.tokensPerFrame,
         checkRoom: (question) => {
           const plan = planQuestion(description, question, whole, device);
@@ -99,7 +102,10 @@ export class LlamaVid implements AsyncDisposable {
     sources: readonly (MediaSource | LookedSource)[],
     options: PlanOptions = {},
   ): Promise<MediaPlan> {
-    return await planMedia(nameOrFolder ?? EMBEDDED, sources, options);
+    const begun = performance.now();
+    const plan = await planMedia(nameOrFolder ?? EMBEDDED, sources, options);
+    recordPhase('plan', performance.now() - begun);
+    return plan;
   }
 
   /** What was loaded, and where. */
@@ -132,7 +138,9 @@ export class LlamaVid implements AsyncDisposable {
     const looked =
       source instanceof LookedSource ? source : await LookedSource.at(source, tokensPerFrame, options);
     const forget = (closed: Clip) => this.#clips.delete(closed);
+    const begun = performance.now();
     const clip = await Clip.open(looked, this.#encoder, tokensPerFrame, forget);
+    recordPhase('open', performance.now() - begun);
     this.#clips.add(clip);
     return clip;
   }

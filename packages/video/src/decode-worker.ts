@@ -94,11 +94,14 @@ async function read(
   channel: number | undefined,
   after: readonly number[],
 ): Promise<void> {
-  const { send, close } = channel === undefined ? rgbSender : await pixelSender(channel);
+  const { send, decoded, close } = channel === undefined ? rgbSender : await pixelSender(channel);
+  let decodingSince = performance.now();
   const converter = video.makeConverter();
   const deliver: Deliver = (frame, index, timestamp) => {
+    decoded(performance.now() - decodingSince);
     if (!control.takeCredit()) return false;
     reply(converter.convert(frame, (rgb) => ({ kind: 'frame', index, timestamp, ...send(rgb) })));
+    decodingSince = performance.now();
     return true;
   };
   const { sampling, strict, maxPixels, decoderThreads: threads } = request;
@@ -130,17 +133,20 @@ type Sent = Pick<FrameMessage, 'width' | 'height' | 'data'>;
 /** Hands RGB frames over. */
 interface Sender {
   readonly send: (rgb: Frame) => Sent;
+  /** Told for each frame before it is handed over: how long its decoding took. */
+  readonly decoded: (milliseconds: number) => void;
   readonly close: () => void;
 }
 
 const rgbSender: Sender = {
   send: (rgb) => ({ width: rgb.width, height: rgb.height, data: packRgb(rgb) }),
+  decoded: () => undefined,
   close: () => undefined,
 };
 
 /** Rust reads the decoder's own memory during the call; no copy of the full-size frame is made. */
 async function pixelSender(id: number): Promise<Sender> {
-  const { callNative, PixelChannel } = await import('@llamavid/native');
+  const { callNative, PixelChannel, recordWork } = await import('@llamavid/native');
   const channel = callNative(() => PixelChannel.open(id));
   const send = (rgb: Frame): Sent => {
     const { width, height } = rgb;
@@ -150,7 +156,8 @@ async function pixelSender(id: number): Promise<Sender> {
     callNative(() => channel.push(rows, width, height, stride));
     return { width, height };
   };
-  return { send, close: () => channel.close() };
+  const decoded = (milliseconds: number) => recordWork('decode video', milliseconds);
+  return { send, decoded, close: () => channel.close() };
 }
 
 function round3(value: number): number {

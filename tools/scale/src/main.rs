@@ -1,9 +1,11 @@
-//! Writes a checkpoint of random weights in the published layout: `llamavid-scale <folder> 7b|13b|small`.
+//! Writes a checkpoint of random weights: `llamavid-scale <folder> 7b|13b|small|vision` in the published
+//! layout, `llamavid-scale <file.gguf> 7b|1b|tiny <format>` a language model in llama.cpp's.
 //!
 //! The published models cannot be had everywhere, but what they take of memory, time and disk does not depend on what
 //! their weights say. Names and shapes are those that the loader asks for, so a folder that loads has all of them.
 
 mod checkpoint;
+mod gguf;
 mod sizes;
 mod tokenizers;
 mod values;
@@ -18,11 +20,17 @@ type Result<T> = std::result::Result<T, Box<dyn std::error::Error>>;
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let [folder, size] = arguments.as_slice() else {
-        eprintln!("usage: llamavid-scale <folder> {}", Size::NAMES.join("|"));
-        return ExitCode::from(2);
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let written = match arguments.as_slice() {
+        [folder, size] => Size::parse(size).and_then(|size| write(Path::new(folder), size)),
+        [file, size, format] => gguf::write(Path::new(file), size, format),
+        _ => {
+            let sizes = Size::NAMES.join("|");
+            eprintln!("usage: llamavid-scale <folder> {sizes}, or <file.gguf> 7b|1b|tiny <format>");
+            return ExitCode::from(2);
+        }
     };
-    match Size::parse(size).and_then(|size| write(Path::new(folder), size)) {
+    match written {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {error}");

@@ -1,4 +1,4 @@
-//! The sizes of the published models, and two smaller ones of the same build.
+//! The sizes of the published models, and smaller ones of the same build.
 
 use llamavid_models::config::{ModelConfig, Surroundings};
 use serde_json::{Value, json};
@@ -16,11 +16,14 @@ pub enum Size {
     Small,
     /// Megabytes, for tests.
     Smallest,
+    /// The visual encoder and the Q-Former of the published models, and behind them a language model of one small layer: for
+    /// measurements of those two.
+    Vision,
 }
 
 impl Size {
     /// What the command line calls them.
-    pub const NAMES: [&str; 4] = ["7b", "13b", "small", "smallest"];
+    pub const NAMES: [&str; 5] = ["7b", "13b", "small", "smallest", "vision"];
 
     /// The size of that name.
     pub fn parse(name: &str) -> Result<Self> {
@@ -29,6 +32,7 @@ impl Size {
             "13b" => Ok(Self::Thirteen),
             "small" => Ok(Self::Small),
             "smallest" => Ok(Self::Smallest),
+            "vision" => Ok(Self::Vision),
             other => Err(format!("the size {other:?} is none of {}", Self::NAMES.join(", ")).into()),
         }
     }
@@ -36,7 +40,7 @@ impl Size {
     /// Bytes of a shard, as `save_pretrained` of the Hugging Face library cuts them.
     pub fn shard_bytes(self) -> u64 {
         match self {
-            Self::Seven | Self::Thirteen => 10_000_000_000,
+            Self::Seven | Self::Thirteen | Self::Vision => 10_000_000_000,
             Self::Small => 500_000_000,
             Self::Smallest => 2_000_000,
         }
@@ -49,6 +53,7 @@ impl Size {
             Self::Thirteen => (5120, 13824, 40, 40),
             Self::Small => (1024, 2816, 16, 16),
             Self::Smallest => (64, 160, 2, 2),
+            Self::Vision => (4096, 128, 1, 32),
         };
         let mut config = json!({
             "_name_or_path": "./work_dirs/llama-vid", "architectures": ["LlavaLlamaAttForCausalLM"],
@@ -66,7 +71,7 @@ impl Size {
             "use_mm_proj": true, "vocab_size": 32000,
         });
         let smaller = match self {
-            Self::Seven | Self::Thirteen => None,
+            Self::Seven | Self::Thirteen | Self::Vision => None,
             Self::Small => Some((704, 8, 8, 3072, 384, 4, 6, 1536)),
             Self::Smallest => Some((32, 2, 2, 64, 32, 2, 2, 64)),
         };

@@ -14,10 +14,7 @@ const WORD_PIECES: usize = 30_522;
 
 /// Writes `tokenizer.model` with its side files, `bert/` and the image processor's folder.
 pub fn write(folder: &Path, size: Size) -> Result<()> {
-    fs::create_dir_all(folder.join("bert"))?;
-    for (name, bytes) in published_files(pieces(), &word_pieces(), false, 2048) {
-        fs::write(folder.join(name), bytes)?;
-    }
+    write_pieces(folder, PIECES)?;
     let query = size.model()?.tokens.query;
     write_json(
         &folder.join("bert/config.json"),
@@ -51,14 +48,23 @@ fn letters() -> impl Iterator<Item = String> {
     letters().map(String::from).chain(pairs).chain(triples)
 }
 
-/// In LLaMA's order: merges by rank, and characters at the end.
-fn pieces() -> impl Iterator<Item = (String, f32)> {
+/// Writes `tokenizer.model` of so many pieces with its side files, and `bert/vocab.txt` with its own.
+pub fn write_pieces(folder: &Path, count: usize) -> Result<()> {
+    fs::create_dir_all(folder.join("bert"))?;
+    for (name, bytes) in published_files(pieces(count), &word_pieces(), false, 2048) {
+        fs::write(folder.join(name), bytes)?;
+    }
+    Ok(())
+}
+
+/// `count` of them with [`FIRST_PIECES`], in LLaMA's order: merges by rank, and characters at the end.
+fn pieces(count: usize) -> impl Iterator<Item = (String, f32)> {
     let characters: Vec<char> = ('!'..='~').chain(['▁', '\n']).collect();
     let merges = letters().flat_map(|text| match text.len() {
         1 => vec![format!("▁{text}")],
         _ => vec![format!("▁{text}"), text],
     });
-    let merges = merges.take(PIECES - FIRST_PIECES - characters.len());
+    let merges = merges.take(count.saturating_sub(FIRST_PIECES + characters.len()));
     let pieces = merges.chain(characters.into_iter().map(String::from));
     pieces.enumerate().map(|(rank, text)| (text, -(rank as f32)))
 }

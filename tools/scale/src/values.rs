@@ -1,7 +1,11 @@
 //! Random weights, as fast as a disk takes them.
 
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+
 use candle_core::{DType, Device, Shape, Tensor};
 use half::f16;
+use llamavid_weights::BlockFormat;
 use rand::{Rng, RngCore, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
@@ -17,6 +21,8 @@ const DEVIATION: f64 = 0.02;
 /// Where weights come from. The same seed gives the same ones.
 pub struct Values {
     pool: Vec<f16>,
+    /// The pool in each format of blocks that was asked for.
+    encoded: HashMap<BlockFormat, Vec<u8>>,
     random: ChaCha8Rng,
 }
 
@@ -24,7 +30,28 @@ impl Values {
     pub fn new(seed: u64) -> Self {
         let mut random = ChaCha8Rng::seed_from_u64(seed);
         let pool = (0..POOL + RUN).map(|_| f16::from_f64(DEVIATION * normal(&mut random))).collect();
-        Self { pool, random }
+        Self { pool, encoded: HashMap::new(), random }
+    }
+
+    /// The bytes of `count` random numbers in whole blocks, piece by piece.
+    pub fn blocks(&mut self, format: BlockFormat, count: usize) -> Result<impl Iterator<Item = &[u8]>> {
+        let pool = match self.encoded.entry(format) {
+            Entry::Occupied(entry) => entry.into_mut(),
+            Entry::Vacant(entry) => {
+                let values: Vec<f32> = self.pool.iter().map(|value| value.to_f32()).collect();
+                entry.insert(format.encode(&values, RUN)?)
+            }
+        };
+        let pool = pool.as_slice();
+        let run = format.row_bytes(RUN).ok_or("a run is no whole number of blocks")?;
+        let mut left = format.row_bytes(count).ok_or("the numbers are no whole number of blocks")?;
+        let random = &mut self.random;
+        Ok(std::iter::from_fn(move || {
+            let length = run.min(left);
+            left -= length;
+            let start = random.next_u64() as usize % (POOL / RUN) * run;
+            (length > 0).then(|| &pool[start..start + length])
+        }))
     }
 
     /// A weight by its name: norms begin at one, what counts positions does, and all else is random.
@@ -50,7 +77,8 @@ impl Values {
     }
 }
 
-fn is_norm(name: &str) -> bool {
+/// Whether a weight of that name, ours, published or llama.cpp's, belongs to a norm.
+pub fn is_norm(name: &str) -> bool {
     ["norm", "LayerNorm", "vlm_att_ln"].iter().any(|part| name.contains(part))
 }
 

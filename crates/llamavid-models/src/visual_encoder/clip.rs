@@ -6,6 +6,7 @@
 use candle_core::{Result, Tensor};
 use candle_nn::ops::sigmoid;
 use llamavid_kernels::{Heads, multi_head_attention};
+use tracing::info_span;
 
 use super::ClipConfig;
 use super::layer_norm::LayerNorm;
@@ -112,7 +113,10 @@ impl Layer {
     }
 
     fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let x = (x + self.self_attn.forward(&self.layer_norm1.forward(x)?)?)?;
+        let attended =
+            info_span!("attention").in_scope(|| self.self_attn.forward(&self.layer_norm1.forward(x)?))?;
+        let x = (x + attended)?;
+        let _span = info_span!("feed forward").entered();
         let hidden = quick_gelu(&self.fc1.forward(&self.layer_norm2.forward(&x)?)?)?;
         x + self.fc2.forward(&hidden)?
     }

@@ -6,6 +6,7 @@
 
 use candle_core::{DType, Result, Tensor};
 use llamavid_kernels::{Heads, NormPlace, Projection, attention_block, gelu_block};
+use tracing::info_span;
 
 use super::EvaConfig;
 use super::layer_norm::LayerNorm;
@@ -59,7 +60,7 @@ impl EvaTower {
 
     /// `pixels` (F, 3, S, S) give (F, P+1, V).
     pub fn forward(&self, pixels: &Tensor, observer: &mut dyn Observer) -> Result<Tensor> {
-        let patches = self.patch_embedding.forward(pixels)?;
+        let patches = info_span!("patches").in_scope(|| self.patch_embedding.forward(pixels))?;
         observer.see("vit.patch_embed", &patches);
         let (frames, _patches, width) = patches.dims3()?;
         let class_rows = self.class_row.broadcast_as((frames, 1, width))?;
@@ -95,8 +96,9 @@ impl Block {
     }
 
     fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        let x = self.attn.forward(x, &self.norm1)?;
+        let x = info_span!("attention").in_scope(|| self.attn.forward(x, &self.norm1))?;
         let norm = (self.norm2.norm(), NormPlace::Before);
+        let _span = info_span!("feed forward").entered();
         gelu_block(&x, norm, self.fc1.projection(), self.fc2.projection())
     }
 }

@@ -99,8 +99,32 @@ impl<W: Write> GgufWriter<W> {
             }
         };
         write_blocks(tensor, &next, &mut self.out)?;
-        let padding = aligned(next.bytes()) - next.bytes();
-        self.out.write_all(&[0; ALIGNMENT][..padding])
+        self.pad(next.bytes())
+    }
+
+    /// Writes the next tensor, whose numbers come in its announced format, piece by piece.
+    ///
+    /// # Errors
+    /// Those of `out`, and pieces that are together not as long as the tensor.
+    pub fn write_encoded<P: AsRef<[u8]>>(&mut self, pieces: impl IntoIterator<Item = P>) -> Result<()> {
+        let next = self.expected.next();
+        let announced = next.as_ref().map_or(0, GgufTensor::bytes);
+        let mut written = 0;
+        for piece in pieces {
+            written += piece.as_ref().len();
+            self.out.write_all(piece.as_ref())?;
+        }
+        if next.is_none() || written != announced {
+            return Err(Error::other(format!(
+                "the header announces {next:?}, its blocks are {written} bytes"
+            )));
+        }
+        self.pad(announced)
+    }
+
+    /// Fills up to where the next tensor begins, behind one of so many bytes.
+    fn pad(&mut self, bytes: usize) -> Result<()> {
+        self.out.write_all(&[0; ALIGNMENT][..aligned(bytes) - bytes])
     }
 
     /// Ends the file and gives its stream back.
