@@ -58,22 +58,21 @@ fn start(model: &Arc<LanguageModel>, request: GenerateRequest) -> Session {
 }
 
 /// What an answer came to.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 struct Told {
     ids: Vec<u32>,
     text: String,
-    end: Result<FinishReason, ErrorCode>,
+    end: Option<Result<FinishReason, ErrorCode>>,
 }
 
 /// Reads the sessions to their ends, all that have not ended in each round.
 fn read(sessions: &[Session], cancellations: &[Cancellation]) -> Vec<Told> {
-    let mut told: Vec<(Vec<u32>, String, Option<Result<FinishReason, ErrorCode>>)> =
-        vec![Default::default(); sessions.len()];
-    while told.iter().any(|(.., end)| end.is_none()) {
-        let open: Vec<usize> = (0..told.len()).filter(|place| told[*place].2.is_none()).collect();
+    let mut told = vec![Told::default(); sessions.len()];
+    while told.iter().any(|each| each.end.is_none()) {
+        let open: Vec<usize> = (0..told.len()).filter(|place| told[*place].end.is_none()).collect();
         let calls: Vec<_> = open.iter().map(|place| (&sessions[*place], &cancellations[*place])).collect();
         for (place, reply) in open.into_iter().zip(Session::next_of_each(&calls)) {
-            let (ids, text, end) = &mut told[place];
+            let Told { ids, text, end } = &mut told[place];
             match reply.and_then(|reply| reply.wait()) {
                 Ok(piece) => {
                     let piece = piece.expect("an answer that has not ended goes on");
@@ -85,7 +84,7 @@ fn read(sessions: &[Session], cancellations: &[Cancellation]) -> Vec<Told> {
             }
         }
     }
-    told.into_iter().map(|(ids, text, end)| Told { ids, text, end: end.unwrap() }).collect()
+    told
 }
 
 #[test]
@@ -107,7 +106,7 @@ fn each_answer_is_what_it_is_alone() {
                 requests(cache).into_iter().map(|request| start(&model, request)).collect();
             let together = read(&sessions, &vec![none; sessions.len()]);
             assert_eq!(together, alone, "{dtype:?} {quantisation:?} {cache:?}");
-            assert_eq!(alone[1].end, Ok(FinishReason::Length));
+            assert_eq!(alone[1].end, Some(Ok(FinishReason::Length)));
             assert!(alone.iter().any(|told| told.ids.len() > 4), "{alone:?}");
         }
     }
@@ -139,7 +138,10 @@ fn who_is_cancelled_closed_or_fails_leaves_the_others() {
     let told = read(&sessions, &cancellations);
     assert_eq!(told[..2], expected[..]);
     let codes: Vec<_> = told[2..].iter().map(|told| told.end).collect();
-    assert_eq!(codes, [ErrorCode::Aborted, ErrorCode::HandleClosed, ErrorCode::InvalidArgument].map(Err));
+    assert_eq!(
+        codes,
+        [ErrorCode::Aborted, ErrorCode::HandleClosed, ErrorCode::InvalidArgument].map(|code| Some(Err(code)))
+    );
     // A session that was cancelled can start again.
     sessions[2].start(long(prompts[0]), &Cancellation::default()).unwrap().wait().unwrap();
     assert_eq!(read(&sessions[2..3], &[Cancellation::default()]), expected[..1]);

@@ -84,7 +84,6 @@ describe('llamavid', () => {
     'an unknown number of stored bits': ['ask', clip, 'What?', '--store-bits', '4'],
     'an empty question among several': ['ask', clip, ' ', 'What?'],
     'a dry run of two questions': ['ask', clip, 'What?', 'Why?', '--dry-run'],
-    'speech without a model': ['ask', clip, 'What?', '--subtitles', 'speech'],
   })) {
     it(`exits with 2 on ${what}`, async () => {
       const plain = await llamavid(args);
@@ -348,6 +347,11 @@ describe('llamavid ask', () => {
     expect([exitCode, stderr]).toEqual([0, expect.stringContaining('seconds of speech')]);
     // Random weights hear nothing that they are sure of.
     expect(JSON.parse(stdout).subtitles).toBeUndefined();
+    const unnamed = await ask(film, ...args, '--subtitles', 'speech');
+    expect([unnamed.exitCode, JSON.parse(unnamed.stdout).error.hint]).toEqual([
+      2,
+      expect.stringContaining('--speech-model'),
+    ]);
     const unknown = await ask(film, ...args, '--subtitles', 'auto', '--speech-model', 'nowhere');
     expect(JSON.parse(unknown.stdout).error.code).toBe('MODEL_NOT_FOUND');
   });
