@@ -5,16 +5,19 @@
 //
 //     node llama_cpp_answers.mjs FOLDER > fixtures/gguf/llama-cpp-answers.json
 //
-// An answer ends before the first choice in which the two best logits lie closer than 0.5: llama.cpp rounds what it multiplies
+// An answer ends before the first choice in which the two best logits lie closer than 0.25: llama.cpp rounds what it multiplies
 // with to 8 bits.
 import { readdirSync } from 'node:fs';
 import { join } from 'node:path';
 import process from 'node:process';
 import { getLlama, LlamaLogLevel } from 'node-llama-cpp';
 
-const MARGIN = 0.5;
-const MOST = 12;
-const PROMPT = [1, 251, 123, 36, 23, 46, 71, 89, 88];
+const MARGIN = 0.25;
+const MOST = 4;
+// Ids of no meaning, 2 to 9 of them.
+const PROMPTS = Array.from({ length: 16 }, (_, prompt) =>
+  Array.from({ length: 2 + (prompt % 8) }, (_, place) => 3 + ((prompt * 7919 + place * place * 104729 + place * 31) % 297)),
+);
 const TEXTS = [
   'What is shown?',
   'A dog. The dogs run over the bridges.',
@@ -26,29 +29,34 @@ const TEXTS = [
 ];
 
 const [folder = '.'] = process.argv.slice(2);
-const llama = await getLlama({ gpu: false, build: 'never', logLevel: LlamaLogLevel.error });
+const llama = await getLlama({ gpu: false, build: 'never', maxThreads: 1, logLevel: LlamaLogLevel.error });
 const answers = {};
 for (const file of readdirSync(folder).sort()) {
   if (!file.endsWith('.gguf')) continue;
   const model = await llama.loadModel({ modelPath: join(folder, file) });
   const context = await model.createContext({ contextSize: 128, sequences: 1 });
   const sequence = context.getSequence();
-  const ids = [];
-  let input = PROMPT;
-  while (ids.length < MOST) {
-    const evaluated = input.map((id, index) =>
-      index < input.length - 1 ? id : [id, { generateNext: { token: true, probabilities: true, options: { temperature: 0 } } }],
-    );
-    const next = (await sequence.controlledEvaluate(evaluated)).at(-1)?.next;
-    const [[best, first], [, second]] = [...next.probabilities].slice(0, 2);
-    if (Math.log(first / second) < MARGIN) break;
-    ids.push(best);
-    input = [best];
+  const greedy = [];
+  for (const prompt of PROMPTS) {
+    await sequence.clearHistory();
+    const ids = [];
+    let input = prompt;
+    while (ids.length < MOST) {
+      const asked = { generateNext: { probabilities: true, options: { temperature: 0 } } };
+      const evaluated = input.map((id, index) => (index < input.length - 1 ? id : [id, asked]));
+      const [best, second] = (await sequence.controlledEvaluate(evaluated)).at(-1).next.probabilities;
+      if (Math.log(best[1] / second[1]) < MARGIN) break;
+      ids.push(best[0]);
+      input = [best[0]];
+    }
+    greedy.push({ prompt, ids });
   }
+  const { bos, eos, shouldPrependBosToken } = model.tokens;
   const texts = TEXTS.map((text) => ({ text, ids: [...model.tokenize(text, true)] }));
-  answers[file.replace('.gguf', '')] = { prompt: PROMPT, ids, texts };
+  answers[file.replace('.gguf', '')] = { greedy, bos: shouldPrependBosToken ? bos : null, eos, texts };
   await context.dispose();
   await model.dispose();
 }
-console.log(JSON.stringify(answers, undefined, 2));
+// A line for each answer and each text.
+console.log(JSON.stringify(answers, undefined, 1).replace(/\n {4,}/g, ' ').replace(/\n {3}(?=[}\]])/g, ' '));
 process.exit();
