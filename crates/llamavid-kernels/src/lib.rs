@@ -6,6 +6,7 @@
 
 mod attention;
 mod block_format;
+mod block_quantiser;
 #[cfg(target_arch = "x86_64")]
 mod block_vectors;
 mod blocks;

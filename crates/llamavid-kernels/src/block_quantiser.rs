@@ -1,0 +1,230 @@
+//! Rounding to blocks with least values (Q4_K, Q5_K): the scale and the least value of each eighth that leave the smallest
+//! error.
+//!
+//! candle's own rounding of these formats leaves twice the squared error of ggml's. Here each eighth tries some scales:
+//! numbers are rounded with each, scale and least value are fitted to what they were rounded to by least squares, and the
+//! best fit is taken.
+
+use rayon::prelude::*;
+
+use crate::block_format::BlockFormat;
+use crate::vector::{multiply_add, widest};
+
+/// Numbers of a block.
+const BLOCK: usize = 256;
+/// Numbers that share a scale and a least value.
+const GROUP: usize = 32;
+/// Scales that are tried, a tenth of the largest number apart, around the one that reaches from the least to the largest.
+const TRIED: usize = 20;
+/// The largest number of 6 bits, in which scales and least values are held.
+const SIX_BITS: f32 = 63.0;
+
+/// Rounds whole blocks of finite numbers; `bytes` has room for exactly those.
+pub(crate) fn encode(format: BlockFormat, values: &[f32], bytes: &mut [u8]) {
+    let room = format.block_bytes();
+    bytes.par_chunks_exact_mut(room).zip(values.par_chunks_exact(BLOCK)).with_min_len(64).for_each(
+        |(bytes, values)| {
+            if let (_, [values]) = (bytes.len(), values.as_chunks::<BLOCK>().0) {
+                encode_block(format == BlockFormat::Q5K, values, bytes);
+            }
+        },
+    );
+}
+
+fn encode_block(five_bits: bool, values: &[f32; BLOCK], bytes: &mut [u8]) {
+    let most = if five_bits { 31.0 } else { 15.0 };
+    let mut fits = [Fit::default(); BLOCK / GROUP];
+    for (fit_of, group) in fits.iter_mut().zip(values.as_chunks().0) {
+        *fit_of = fit(group, most);
+    }
+    // Scales and least values are multiples of one number each.
+    let largest = |of: fn(&Fit) -> f32| fits.iter().map(of).fold(0.0, f32::max);
+    let [scale, least] =
+        [largest(|fit| fit.scale), largest(|fit| fit.least)].map(|largest| half(largest / SIX_BITS));
+    let in_six_bits = |value: f32, unit: f32| match unit > 0.0 {
+        true => (value / unit).round().clamp(0.0, SIX_BITS),
+        false => 0.0,
+    };
+    bytes.fill(0);
+    bytes[..2].copy_from_slice(&half_bits(scale).to_le_bytes());
+    bytes[2..4].copy_from_slice(&half_bits(least).to_le_bytes());
+    let numbers_at = if five_bits { 48 } else { 16 };
+    for (eighth, (fit, group)) in fits.iter().zip(values.as_chunks().0).enumerate() {
+        let (of_scale, of_least) = (in_six_bits(fit.scale, scale), in_six_bits(fit.least, least));
+        pack_six_bits(&mut bytes[4..16], eighth, of_scale as u8, of_least as u8);
+        let mut numbers = [0u8; GROUP];
+        round(group, scale * of_scale, least * of_least, most, &mut numbers);
+        // Of each 64 numbers, the first half is in the lower bits of 32 bytes, the second in the upper.
+        let pairs = numbers_at + GROUP * (eighth / 2);
+        for (place, number) in numbers.iter().enumerate() {
+            bytes[pairs + place] |= (number & 15) << (4 * (eighth % 2));
+            if five_bits {
+                bytes[16 + place] |= (number >> 4) << eighth;
+            }
+        }
+    }
+}
+
+/// A number as 16 bits hold it.
+fn half(value: f32) -> f32 {
+    half::f16::from_f32(value).to_f32()
+}
+
+fn half_bits(value: f32) -> u16 {
+    half::f16::from_f32(value).to_bits()
+}
+
+/// Six bits of a scale and of a least value: those of the second half of a block lend the upper bits of the first half's.
+fn pack_six_bits(packed: &mut [u8], eighth: usize, scale: u8, least: u8) {
+    if eighth < 4 {
+        packed[eighth] |= scale;
+        packed[eighth + 4] |= least;
+    } else {
+        packed[eighth + 4] |= (scale & 15) | (least & 15) << 4;
+        packed[eighth - 4] |= (scale >> 4) << 6;
+        packed[eighth] |= (least >> 4) << 6;
+    }
+}
+
+/// Numbers are about `scale` times a whole number, less `least`, which is not negative.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+struct Fit {
+    scale: f32,
+    least: f32,
+}
+
+#[inline(always)]
+fn fit_inline<const FUSED: bool>(values: &[f32; GROUP], most: f32) -> Fit {
+    let (mut low, mut high) = (0f32, f32::MIN);
+    for value in values {
+        low = if *value < low { *value } else { low };
+        high = if *value > high { *value } else { high };
+    }
+    if high <= low {
+        return Fit { scale: 0.0, least: -low };
+    }
+    let mut best = (f32::INFINITY, Fit::default());
+    for tried in 0..=TRIED {
+        let inverse = (most + 0.1 * tried as f32 - 0.1 * (TRIED / 2) as f32) / (high - low);
+        // Sums over the numbers that they are rounded to, their squares, and those times the values.
+        let mut sums = [[0f32; 8]; 5];
+        for values in values.as_chunks::<8>().0 {
+            for (lane, value) in values.iter().enumerate() {
+                let number = rounded((value - low) * inverse, most);
+                sums[0][lane] += number;
+                sums[1][lane] = multiply_add::<FUSED>(number, number, sums[1][lane]);
+                sums[2][lane] += value;
+                sums[3][lane] = multiply_add::<FUSED>(number, *value, sums[3][lane]);
+                sums[4][lane] = multiply_add::<FUSED>(*value, *value, sums[4][lane]);
+            }
+        }
+        let mut all = [0f32; 5];
+        for (all, lanes) in all.iter_mut().zip(sums) {
+            for lane in lanes {
+                *all += lane;
+            }
+        }
+        let [number, squared, value, mixed, of_values] = all;
+        let count = GROUP as f32;
+        let spread = count * squared - number * number;
+        let mut scale = (count * mixed - value * number) / spread;
+        let mut base = (squared * value - number * mixed) / spread;
+        // Numbers that are all the same have no slope, and a least value is not negative.
+        if spread <= 0.0 || base > 0.0 {
+            (scale, base) = (mixed / squared, 0.0);
+        }
+        // The squared error, multiplied out.
+        let error = of_values + scale * scale * squared + count * base * base
+            - 2.0 * (scale * mixed + base * value - scale * base * number);
+        if error < best.0 && scale > 0.0 {
+            best = (error, Fit { scale, least: -base });
+        }
+    }
+    best.1
+}
+widest!(
+    /// The scale and the least value of a group whose numbers go up to `most`.
+    fn fit(values: &[f32; GROUP], most: f32) -> Fit = fit_inline
+);
+
+#[inline(always)]
+fn round_inline<const FUSED: bool>(
+    values: &[f32; GROUP],
+    scale: f32,
+    least: f32,
+    most: f32,
+    numbers: &mut [u8; GROUP],
+) {
+    let inverse = if scale > 0.0 { 1.0 / scale } else { 0.0 };
+    for (number, value) in numbers.iter_mut().zip(values) {
+        *number = rounded((value + least) * inverse, most) as u8;
+    }
+}
+widest!(
+    /// The whole numbers from 0 to `most` that are closest.
+    fn round(values: &[f32; GROUP], scale: f32, least: f32, most: f32, numbers: &mut [u8; GROUP]) = round_inline
+);
+
+/// The nearest whole number from 0 to `most`, without a call.
+#[inline(always)]
+fn rounded(value: f32, most: f32) -> f32 {
+    /// 2^23: added to a smaller number that is not negative, it leaves no room for what is behind the point.
+    const ROUND: f32 = 8_388_608.0;
+    let value = if value > 0.0 { value } else { 0.0 };
+    let value = if value < most { value } else { most };
+    (value + ROUND) - ROUND
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Numbers without a pattern, of sizes that differ from block to block.
+    fn numbers(count: usize, seed: u32) -> Vec<f32> {
+        let mut state = seed;
+        let mut next = move || {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            (state >> 8) as f32 / (1 << 23) as f32 - 1.0
+        };
+        // Sums of some are spread as weights are.
+        (0..count).map(|place| (next() + next() + next()) * (1.0 + (place / 300) as f32)).collect()
+    }
+
+    fn squared_error(format: BlockFormat, values: &[f32]) -> f64 {
+        let mut bytes = vec![0xffu8; values.len() / BLOCK * format.block_bytes()];
+        encode(format, values, &mut bytes);
+        let mut read = vec![f32::NAN; values.len()];
+        format.decode(&bytes, &mut read);
+        read.iter().zip(values).map(|(read, value)| f64::from(read - value).powi(2)).sum()
+    }
+
+    #[test]
+    fn errors_are_small_for_their_bits() {
+        let values = numbers(64 * BLOCK, 1);
+        let all: f64 = values.iter().map(|value| f64::from(*value).powi(2)).sum();
+        for (format, most) in [(BlockFormat::Q4K, 0.0055), (BlockFormat::Q5K, 0.0014)] {
+            let error = squared_error(format, &values) / all;
+            assert!(error < most, "{}: {error}", format.name());
+        }
+    }
+
+    #[test]
+    fn odd_blocks_stay_numbers() {
+        for format in [BlockFormat::Q4K, BlockFormat::Q5K] {
+            let step = if format == BlockFormat::Q4K { 15 } else { 31 };
+            let exact: Vec<f32> = (0..BLOCK).map(|place| (place % (step + 1)) as f32 - 3.0).collect();
+            for (values, most) in [
+                (vec![0.0; BLOCK], 0.0),
+                (vec![2.5; BLOCK], 1e-2),
+                (vec![-2.5; BLOCK], 1e-2),
+                (exact, 1e-2),
+                (vec![1e-7; BLOCK], 1e-10),
+                ([vec![0.0; BLOCK - 1], vec![100.0]].concat(), 1.0),
+                ([vec![1000.0], vec![-1e-3; BLOCK - 1]].concat(), 100.0),
+            ] {
+                let error = squared_error(format, &values);
+                assert!(error <= most, "{}: {:?}: {error}", format.name(), &values[..4]);
+            }
+        }
+    }
+}
