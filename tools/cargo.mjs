@@ -61,7 +61,9 @@ if (task === 'lint') {
 } else if (task === 'quant') {
   cargo('build', ...shared, '--quiet', '--example', 'quantisation');
   const program = join(root, 'target', target, 'release', 'examples', 'quantisation');
-  const done = spawnSync(program, rest, { stdio: 'inherit' });
+  // Nothing but weights, keys and values is to be rounded.
+  const env = { LLAMAVID_CPU: process.arch === 'x64' ? 'avx2' : '', ...process.env };
+  const done = spawnSync(program, rest, { stdio: 'inherit', env });
   process.exit(done.status ?? 1);
 } else {
   console.error(
