@@ -5,17 +5,17 @@
 //
 //     node llama_cpp_answers.mjs FOLDER > fixtures/gguf/llama-cpp-answers.json
 //
-// An answer ends before the first choice in which the two best logits lie closer than 0.25: llama.cpp rounds what it multiplies
+// An answer ends before the first choice in which the two best logits lie closer than 1: llama.cpp rounds what it multiplies
 // with to 8 bits.
 import { readdirSync } from 'node:fs';
 import { join } from 'node:path';
 import process from 'node:process';
 import { getLlama, LlamaLogLevel } from 'node-llama-cpp';
 
-const MARGIN = 0.25;
-const MOST = 4;
+const MARGIN = 1;
+const MOST = 12;
 // Ids of no meaning, 2 to 9 of them.
-const PROMPTS = Array.from({ length: 16 }, (_, prompt) =>
+const PROMPTS = Array.from({ length: 24 }, (_, prompt) =>
   Array.from(
     { length: 2 + (prompt % 8) },
     (_, place) => 3 + ((prompt * 7919 + place * place * 104729 + place * 31) % 297),

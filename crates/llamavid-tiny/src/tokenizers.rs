@@ -127,6 +127,17 @@ mod tests {
     }
 
     #[test]
+    fn the_embedded_model_has_these() {
+        let (folder, _) = written();
+        let embedded = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../packages/tiny/model");
+        let names = ["tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "bert/vocab.txt"];
+        for name in names {
+            let read = |folder: &Path| fs::read(folder.join(name)).unwrap();
+            assert_eq!(read(folder.path()), read(&embedded), "{name}");
+        }
+    }
+
+    #[test]
     fn a_question_behind_a_line_break_begins_with_one_piece() {
         let (_folder, tokenizer) = written();
         for word in crate::starters() {
