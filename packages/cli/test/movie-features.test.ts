@@ -81,6 +81,8 @@ function png({ data, width, height }: Frame): Buffer {
 describe('movie-features', () => {
   let place: string;
   let pictures: Buffer[];
+  /** A folder of the same pictures, one a second. */
+  let frames: string;
   let next = 0;
   /** A model that was trained on features without class rows, as the long-video models are. */
   let longVideoModel: string;
@@ -88,8 +90,13 @@ describe('movie-features', () => {
   beforeAll(async () => {
     place = mkdtempSync(join(tmpdir(), 'llamavid-movies-'));
     pictures = [];
-    await using media = await openMedia(film, { fps: 1 });
-    for await (const frame of media.frames()) pictures.push(png(frame));
+    frames = join(place, 'frames');
+    // A shard of a store and some more.
+    await using media = await openMedia(film, { fps: 1, end: 40 });
+    for await (const frame of media.frames()) {
+      pictures.push(png(frame));
+      write(join(frames, `${frame.timestamp}.png`), pictures.at(-1) as Buffer);
+    }
     longVideoModel = join(place, 'model');
     cpSync(join(import.meta.dirname, '../../tiny/model'), longVideoModel, { recursive: true });
     rmSync(join(longVideoModel, 'manifest.json'), { force: true });
@@ -143,12 +150,12 @@ describe('movie-features', () => {
     return JSON.parse(stdout);
   };
 
-  it('answers about files and stores as about the video itself', async () => {
+  it('answers about files and stores as about the frames themselves', async () => {
     const root = fresh();
     addMovie(root, 'tt01', pictures.length);
     const model = ['--model', longVideoModel];
-    const direct = await ask(film, '--subtitles', said, '--store', fresh(), ...model);
-    const prompt = (await ask(film, '--subtitles', said, '--dry-run', ...model)).prompt;
+    const direct = await ask(frames, '--subtitles', said, '--store', fresh(), ...model);
+    const prompt = (await ask(frames, '--subtitles', said, '--dry-run', ...model)).prompt;
     expect(direct.tokenIds.length).toBeGreaterThan(0);
 
     const [pickles, store] = [fresh(), fresh()];
