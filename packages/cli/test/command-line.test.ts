@@ -275,7 +275,7 @@ describe('llamavid ask', () => {
       );
       const store = join(folder, 'store');
       const args = ['--store', store, '--quiet', '--max-new-tokens', '12'];
-      const alone = [];
+      const alone: { answer: string; tokenIds: number[] }[] = [];
       for (const question of questions)
         alone.push(JSON.parse((await ask(shapes, question, ...args, '--json')).stdout));
       const runs = await Promise.all([
@@ -290,13 +290,13 @@ describe('llamavid ask', () => {
           .split('\n')
           .map((line) => JSON.parse(line));
         expect(results.map(({ question, tokenIds, work }) => [question, tokenIds, work.storeHit])).toEqual(
-          questions.map((question, index) => [question, alone[index].tokenIds, true]),
+          questions.map((question, index) => [question, alone[index]?.tokenIds, true]),
         );
-        expect(Object.keys(results[0])).toEqual(['question', ...Object.keys(alone[0])]);
+        expect(Object.keys(results[0])).toEqual(['question', ...Object.keys(alone[0] ?? {})]);
       }
       const text = await ask(shapes, ...questions, ...args);
       expect(text.stdout).toBe(
-        questions.map((question, index) => `${question}\n${alone[index].answer}\n`).join('\n'),
+        questions.map((question, index) => `${question}\n${alone[index]?.answer}\n`).join('\n'),
       );
 
       // One that fails is told in its place, and the others are answered.
