@@ -307,7 +307,7 @@ mod tests {
             let _outer = info_span!("outer of the test", frames = 3).entered();
             for _ in 0..2 {
                 let _inner = info_span!("inner of the test").entered();
-                thread::sleep(Duration::from_millis(2));
+                thread::sleep(Duration::from_millis(5));
             }
         });
         worker.unwrap().join().unwrap();

@@ -275,7 +275,7 @@ describe('llamavid ask', () => {
       );
       const store = join(folder, 'store');
       const args = ['--store', store, '--quiet', '--max-new-tokens', '12'];
-      const alone: { tokenIds: number[]; answer: string }[] = [];
+      const alone: { answer: string; tokenIds: number[] }[] = [];
       for (const question of questions)
         alone.push(JSON.parse((await ask(shapes, question, ...args, '--json')).stdout));
       const runs = await Promise.all([
