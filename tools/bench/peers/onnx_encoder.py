@@ -75,8 +75,8 @@ def linear(x, name, fan_in, fan_out, bias=True):
 
 
 def norm(x, name):
-    scale = inside(f"{name}.scale", np.ones(width, np.float32))
-    return node("LayerNormalization", [x, scale, inside(f"{name}.bias", normal(width))], name, axis=-1, epsilon=1e-6)
+    weight = inside(f"{name}.weight", np.ones(width, np.float32))
+    return node("LayerNormalization", [x, weight, inside(f"{name}.bias", normal(width))], name, axis=-1, epsilon=1e-6)
 
 
 kernel = outside("patch.weight", normal(width, 3, patch, patch))
