@@ -16,7 +16,10 @@ const MARGIN = 1;
 const MOST = 12;
 // Ids of no meaning, 2 to 9 of them.
 const PROMPTS = Array.from({ length: 24 }, (_, prompt) =>
-  Array.from({ length: 2 + (prompt % 8) }, (_, place) => 3 + ((prompt * 7919 + place * place * 104729 + place * 31) % 297)),
+  Array.from(
+    { length: 2 + (prompt % 8) },
+    (_, place) => 3 + ((prompt * 7919 + place * place * 104729 + place * 31) % 297),
+  ),
 );
 const TEXTS = [
   'What is shown?',
@@ -58,5 +61,9 @@ for (const file of readdirSync(folder).sort()) {
   await model.dispose();
 }
 // A line for each answer and each text.
-console.log(JSON.stringify(answers, undefined, 1).replace(/\n {4,}/g, ' ').replace(/\n {3}(?=[}\]])/g, ' '));
+console.log(
+  JSON.stringify(answers, undefined, 1)
+    .replace(/\n {4,}/g, ' ')
+    .replace(/\n {3}(?=[}\]])/g, ' '),
+);
 process.exit();
