@@ -337,7 +337,7 @@ mod tests {
             (start, start + event["dur"].as_f64().unwrap())
         };
         let [outer] = named("outer of the test")[..] else { panic!("{events:?}") };
-        assert_eq!(outer["args"]["frames"], 3);
+        assert_eq!(outer["args"]["frames"], "3");
         let (start, end) = interval(outer);
         for inner in named("inner of the test") {
             assert_eq!(inner["tid"], outer["tid"]);
