@@ -13,7 +13,7 @@ const crates: Record<string, string[]> = {
   models: ['kernels'],
   train: ['kernels', 'models', 'weights'],
   store: [],
-  runtime: ['models', 'store', 'train', 'weights'],
+  runtime: ['kernels', 'models', 'store', 'train', 'weights'],
   convert: ['models', 'runtime', 'weights'],
   speech: ['kernels', 'models', 'runtime', 'weights'],
   napi: ['convert', 'runtime', 'speech', 'world'],
