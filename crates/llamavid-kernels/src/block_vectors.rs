@@ -48,12 +48,8 @@ impl<'a> Dot<'a> {
     /// The sum of the products with a row of as many numbers.
     pub(crate) fn with(&self, row: &[u8]) -> f32 {
         assert_eq!(Some(row.len()), self.format.row_bytes(self.x.len()), "a row of another length");
-        let mut sink = Sum::new(self.x, &self.sums);
         // SAFETY: `new` has looked for the instructions, and the row has the numbers of `x`.
-        unsafe {
-            read_with(self.format, row, &mut sink);
-            sink.total()
-        }
+        unsafe { sum(self.format, row, self.x, &self.sums) }
     }
 }
 
@@ -64,10 +60,34 @@ pub(crate) fn unpack(processor: Processor, format: BlockFormat, bytes: &[u8], va
         return false;
     }
     let length = format.row_bytes(values.len()).unwrap_or_default();
-    let mut sink = Unpacked { values, least: [0.0; LANES] };
     // SAFETY: the instructions are there, and as many blocks are read as fill `values`.
-    unsafe { read_with(format, &bytes[..length], &mut sink) };
+    unsafe { write(format, &bytes[..length], values) };
     true
+}
+
+/// The sum of the products of a row with `x`, whose groups add up to `sums`.
+///
+/// # Safety
+/// The processor has AVX2, FMA and F16C, and `x` as many numbers as the row.
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe fn sum(format: BlockFormat, row: &[u8], x: &[f32], sums: &[f32]) -> f32 {
+    let zero = _mm256_setzero_ps();
+    let mut sink = Sum { x, sums, products: [zero; 2], least: zero };
+    // SAFETY: as the caller promises.
+    unsafe {
+        read(format, row, &mut sink);
+        total(_mm256_add_ps(sink.products[0], sink.products[1])) - total(sink.least)
+    }
+}
+
+/// Writes the numbers of a row.
+///
+/// # Safety
+/// The processor has AVX2, FMA and F16C, and there is room for as many numbers as the row has.
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe fn write(format: BlockFormat, row: &[u8], values: &mut [f32]) {
+    // SAFETY: as the caller promises.
+    unsafe { read(format, row, &mut Unpacked { values, least: [0.0; LANES] }) };
 }
 
 /// What becomes of the numbers of a row.
@@ -92,20 +112,6 @@ struct Sum<'a> {
     /// Two sums that do not wait for each other.
     products: [__m256; 2],
     least: __m256,
-}
-
-impl<'a> Sum<'a> {
-    fn new(x: &'a [f32], sums: &'a [f32]) -> Self {
-        // SAFETY: `Dot::new` has looked for the instructions.
-        let zero = unsafe { _mm256_setzero_ps() };
-        Self { x, sums, products: [zero; 2], least: zero }
-    }
-
-    #[inline(always)]
-    unsafe fn total(&self) -> f32 {
-        // SAFETY: as `Dot::new` has found.
-        unsafe { total(_mm256_add_ps(self.products[0], self.products[1])) - total(self.least) }
-    }
 }
 
 impl Sink for Sum<'_> {
@@ -175,8 +181,8 @@ impl Sink for Unpacked<'_> {
 ///
 /// # Safety
 /// The processor has AVX2, FMA and F16C; the sink takes as many numbers as the row has.
-#[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn read_with<S: Sink>(format: BlockFormat, row: &[u8], sink: &mut S) {
+#[inline(always)]
+unsafe fn read<S: Sink>(format: BlockFormat, row: &[u8], sink: &mut S) {
     // What is called through a parameter would be compiled without these vectors: hence a macro, and no closures below.
     macro_rules! each {
         ($bytes:literal, $numbers:literal, $read:ident) => {

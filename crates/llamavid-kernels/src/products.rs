@@ -110,7 +110,23 @@ fn products_on(
     };
     let part = columns.div_ceil(columns.div_ceil(PART)).next_multiple_of(unit);
     let x = Rows::new(x, columns, part);
-    let product = Product { processor, weights, rows, columns, part, x: x.values(), count };
+    let x = x.values();
+    #[cfg(target_arch = "x86_64")]
+    let alone = match weights {
+        Weights::Blocks(format, _) if count == 1 => Dot::new(processor, format, x),
+        _ => None,
+    };
+    let product = Product {
+        processor,
+        weights,
+        rows,
+        columns,
+        part,
+        x,
+        count,
+        #[cfg(target_arch = "x86_64")]
+        alone,
+    };
     let threads = rayon::current_num_threads();
     if !parallel || threads < 2 || rows * columns * count < PARALLEL {
         // SAFETY: nobody else has the result.
@@ -201,6 +217,9 @@ struct Product<'a> {
     /// In parts.
     x: &'a [f32],
     count: usize,
+    /// The only row of `x`, for weights in blocks.
+    #[cfg(target_arch = "x86_64")]
+    alone: Option<Dot<'a>>,
 }
 
 impl Product<'_> {
@@ -211,9 +230,7 @@ impl Product<'_> {
     unsafe fn rows(&self, first: usize, rows: usize, output: Output) {
         assert!(first + rows <= self.rows, "rows beyond the weights");
         #[cfg(target_arch = "x86_64")]
-        if let (1, Weights::Blocks(format, bytes)) = (self.count, self.weights)
-            && let Some(dot) = Dot::new(self.processor, format, self.x)
-        {
+        if let (Weights::Blocks(_, bytes), Some(dot)) = (self.weights, &self.alone) {
             let row_bytes = bytes.len() / self.rows;
             for row in first..first + rows {
                 let sum = dot.with(&bytes[row * row_bytes..(row + 1) * row_bytes]);
@@ -242,7 +259,7 @@ impl WithSimd for Tiles<'_> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        let Product { processor, weights, rows, columns, part, x, count } = *self.product;
+        let Product { processor, weights, rows, columns, part, x, count, .. } = *self.product;
         let mut unpacked = [Unpacked([0f32; PART]); TILE_ROWS];
         for first_x in (0..count).step_by(X_ROWS) {
             let last_x = (first_x + X_ROWS).min(count);
