@@ -25,7 +25,7 @@ describe('llamavid ask --profile', () => {
     );
     expect(summary.wallMs).toBeLessThan(outside);
     const sum = Object.values<number>(summary.phases).reduce((all, each) => all + each);
-    expect(sum).toBeGreaterThan(0.7 * summary.wallMs);
+    expect(sum + summary.otherMs).toBeCloseTo(summary.wallMs, 1);
     expect(traceEvents.length).toBeGreaterThan(10);
     expect(readdirSync(folder)).toEqual(['trace.json']);
   });
