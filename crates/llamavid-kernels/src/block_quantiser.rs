@@ -1,7 +1,7 @@
 //! Rounding to blocks with least values (Q4_K, Q5_K): the scale and the least value of each eighth that leave the smallest
 //! error.
 //!
-//! candle's own rounding of these formats leaves twice the squared error of ggml's. Here each eighth tries some scales:
+//! candle's own rounding leaves up to twice the squared error of ggml's, where sizes differ widely. Here each eighth tries some scales:
 //! numbers are rounded with each, scale and least value are fitted to what they were rounded to by least squares, and the
 //! best fit is taken.
 
