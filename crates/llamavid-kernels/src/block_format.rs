@@ -159,18 +159,19 @@ macro_rules! each {
 
 /// The same for blocks of whole numbers: what they stand for is found a block at a time.
 macro_rules! each_whole {
-    ($bytes:ident, $values:ident, $whole:ident, $numbers:literal, $read:ident) => {{
+    ($bytes:ident, $values:ident, $whole:expr, $numbers:literal, $read:ident) => {{
+        const WHOLE: Whole = $whole;
         const GROUPS: usize = $numbers / 16;
         let (blocks, _) = $bytes.as_chunks();
         let (values, _) = $values.as_chunks_mut::<$numbers>();
         let (mut numbers, mut scales, mut least) = ([0u8; $numbers], [0f32; GROUPS], [0f32; GROUPS]);
         for (block, values) in blocks.iter().zip(values) {
             $read(block, &mut numbers, &mut scales, &mut least);
-            let offset = $whole.offset as f32;
-            for group in 0..$numbers / $whole.group {
+            let offset = WHOLE.offset as f32;
+            for group in 0..$numbers / WHOLE.group {
                 let (scale, least) = (scales[group], least[group]);
-                let numbers = &numbers[group * $whole.group..][..$whole.group];
-                for (value, number) in values[group * $whole.group..].iter_mut().zip(numbers) {
+                let numbers = &numbers[group * WHOLE.group..][..WHOLE.group];
+                for (value, number) in values[group * WHOLE.group..].iter_mut().zip(numbers) {
                     *value = multiply_add::<FUSED>(f32::from(*number) - offset, scale, -least);
                 }
             }
@@ -180,19 +181,15 @@ macro_rules! each_whole {
 
 #[inline(always)]
 fn decode_inline<const FUSED: bool>(format: BlockFormat, bytes: &[u8], values: &mut [f32]) {
-    const Q8_0: Whole = Whole::OF_BYTES;
-    const Q4_0: Whole = Whole::OF_PAIRS;
-    const K: Whole = Whole::WITH_LEAST;
-    const Q6: Whole = Whole::OF_SIXTEENTHS;
     match format {
         BlockFormat::F32 => each!(bytes, values, f32s),
         BlockFormat::F16 => each!(bytes, values, f16s),
         BlockFormat::BF16 => each!(bytes, values, bf16s),
-        BlockFormat::Q8_0 => each_whole!(bytes, values, Q8_0, 32, q8_0),
-        BlockFormat::Q4_0 => each_whole!(bytes, values, Q4_0, 32, q4_0),
-        BlockFormat::Q4K => each_whole!(bytes, values, K, 256, q4_k),
-        BlockFormat::Q5K => each_whole!(bytes, values, K, 256, q5_k),
-        BlockFormat::Q6K => each_whole!(bytes, values, Q6, 256, q6_k),
+        BlockFormat::Q8_0 => each_whole!(bytes, values, Whole::OF_BYTES, 32, q8_0),
+        BlockFormat::Q4_0 => each_whole!(bytes, values, Whole::OF_PAIRS, 32, q4_0),
+        BlockFormat::Q4K => each_whole!(bytes, values, Whole::WITH_LEAST, 256, q4_k),
+        BlockFormat::Q5K => each_whole!(bytes, values, Whole::WITH_LEAST, 256, q5_k),
+        BlockFormat::Q6K => each_whole!(bytes, values, Whole::OF_SIXTEENTHS, 256, q6_k),
     }
 }
 
@@ -312,6 +309,17 @@ fn q8_0<const N: usize>(
     }
 }
 
+/// The lower and the upper four bits of `N` bytes. Copies, so that nothing written may be what is read next: only then it
+/// runs in vectors.
+#[inline(always)]
+fn halves<const N: usize>(pairs: &[u8]) -> ([u8; N], [u8; N]) {
+    let (mut lower, mut upper) = ([0; N], [0; N]);
+    for place in 0..N {
+        (lower[place], upper[place]) = (pairs[place] & 15, pairs[place] >> 4);
+    }
+    (lower, upper)
+}
+
 /// A scale, then 32 whole numbers from -8 to 7: the first half in the lower bits of 16 bytes, the second in the upper.
 #[inline(always)]
 fn q4_0<const N: usize>(
@@ -321,15 +329,9 @@ fn q4_0<const N: usize>(
     _least: &mut [f32; N],
 ) {
     scales[0] = half_at(block, 0);
-    // Copies, so that nothing written may be what is read next: only then it runs in vectors.
-    let (mut lower, mut upper) = ([0; SMALL / 2], [0; SMALL / 2]);
-    for place in 0..SMALL / 2 {
-        let pair = block[2 + place];
-        (lower[place], upper[place]) = (pair & 15, pair >> 4);
-    }
-    let (first, second) = numbers.split_at_mut(SMALL / 2);
-    first.copy_from_slice(&lower);
-    second.copy_from_slice(&upper);
+    let (lower, upper) = halves::<{ SMALL / 2 }>(&block[2..]);
+    numbers[..SMALL / 2].copy_from_slice(&lower);
+    numbers[SMALL / 2..].copy_from_slice(&upper);
 }
 
 /// The scales and least values of the eighths of a block: two numbers of 16 bits, and 6 bits of each in 12 bytes.
@@ -361,11 +363,7 @@ fn q4_k<const N: usize>(
 ) {
     eighths(block, scales, least);
     for quarter in 0..4 {
-        let (mut lower, mut upper) = ([0; 32], [0; 32]);
-        for place in 0..32 {
-            let pair = block[16 + 32 * quarter + place];
-            (lower[place], upper[place]) = (pair & 15, pair >> 4);
-        }
+        let (lower, upper) = halves::<32>(&block[16 + 32 * quarter..]);
         let (first, second) = numbers[64 * quarter..][..64].split_at_mut(32);
         first.copy_from_slice(&lower);
         second.copy_from_slice(&upper);
@@ -382,10 +380,11 @@ fn q5_k<const N: usize>(
 ) {
     eighths(block, scales, least);
     for quarter in 0..4 {
-        let (mut lower, mut upper) = ([0; 32], [0; 32]);
+        let (mut lower, mut upper) = halves::<32>(&block[48 + 32 * quarter..]);
         for place in 0..32 {
-            let (pair, bits) = (block[48 + 32 * quarter + place], block[16 + place] >> (2 * quarter));
-            (lower[place], upper[place]) = ((pair & 15) | (bits & 1) << 4, (pair >> 4) | (bits & 2) << 3);
+            let bits = block[16 + place] >> (2 * quarter);
+            lower[place] |= (bits & 1) << 4;
+            upper[place] |= (bits & 2) << 3;
         }
         let (first, second) = numbers[64 * quarter..][..64].split_at_mut(32);
         first.copy_from_slice(&lower);

@@ -359,29 +359,20 @@ impl<'a> Slices<'a> {
     /// What a projection makes of rows.
     fn project(&self, layer: usize, part: Part, rows: &[f32]) -> Vec<f32> {
         let mut result = vec![0f32; part.rows * self.weight(layer).rows()];
-        self.add_projected(layer, part, rows, &mut result, false);
+        self.add_projected(layer, part, rows, &mut result);
         result
     }
 
-    /// Writes what a projection makes of rows, or adds it to what is there.
-    fn add_projected(&self, layer: usize, part: Part, rows: &[f32], result: &mut [f32], add: bool) {
+    /// Adds what a projection makes of rows to what is there.
+    fn add_projected(&self, layer: usize, part: Part, rows: &[f32], result: &mut [f32]) {
         let weight = self.weight(layer);
-        let biased = self.form.biases[layer] && weight.rows() > 0;
-        if biased {
+        if self.form.biases[layer] && weight.rows() > 0 {
             let bias = self.values[self.form.weight(layer) + 1];
             let tasks = result.par_chunks_mut(rows_of_a_task(bias.len()) * bias.len());
-            tasks.for_each(|rows| {
-                for row in rows.chunks_exact_mut(bias.len()) {
-                    if add {
-                        add_rows(bias, row);
-                    } else {
-                        row.copy_from_slice(bias);
-                    }
-                }
-            });
+            tasks.for_each(|rows| rows.chunks_exact_mut(bias.len()).for_each(|row| add_rows(bias, row)));
         }
         let shape = (weight.rows(), weight.columns());
-        products(Weights::Numbers(weight.values()), shape, rows, result, add || biased, part.parallel);
+        products(Weights::Numbers(weight.values()), shape, rows, result, true, part.parallel);
     }
 
     /// The gradient of a projection's input.
@@ -634,7 +625,7 @@ impl Inner for SelfAttention {
     fn forward(&self, slices: &Slices, part: Part, rows: &[f32], result: &mut [f32]) -> Result<Attended> {
         let sources: Vec<_> = (0..self.sources).map(|layer| slices.project(layer, part, rows)).collect();
         let attended = self.attention.attend(self.sequences(part), &slices_of(&sources))?;
-        slices.add_projected(self.sources, part, &attended, result, true);
+        slices.add_projected(self.sources, part, &attended, result);
         Ok(Attended { sources, attended })
     }
 
@@ -671,7 +662,7 @@ impl Inner for SwiGlu {
 
     fn forward(&self, slices: &Slices, part: Part, rows: &[f32], result: &mut [f32]) -> Result<Self::Saved> {
         let [gate, up] = [0, 1].map(|layer| slices.project(layer, part, rows));
-        slices.add_projected(2, part, &crate::swiglu::activated(&gate, &up), result, true);
+        slices.add_projected(2, part, &crate::swiglu::activated(&gate, &up), result);
         Ok([gate, up])
     }
 
@@ -705,7 +696,7 @@ impl Inner for Gelu {
 
     fn forward(&self, slices: &Slices, part: Part, rows: &[f32], result: &mut [f32]) -> Result<Vec<f32>> {
         let hidden = slices.project(0, part, rows);
-        slices.add_projected(1, part, &crate::gelu::activated(&hidden), result, true);
+        slices.add_projected(1, part, &crate::gelu::activated(&hidden), result);
         Ok(hidden)
     }
 

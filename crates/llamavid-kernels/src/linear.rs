@@ -63,8 +63,9 @@ fn forward(
                 .for_each(|rows| rows.chunks_exact_mut(output).for_each(|row| row.copy_from_slice(bias)));
         }
     }
+    // To the bias, or to the zeros that are there.
     let weights = Weights::Numbers(values(weight, weight_layout)?);
-    products(weights, (output, input), values(x, x_layout)?, &mut result, bias.is_some(), true);
+    products(weights, (output, input), values(x, x_layout)?, &mut result, true, true);
     let mut shape = x_layout.dims().to_vec();
     if let Some(last) = shape.last_mut() {
         *last = output;

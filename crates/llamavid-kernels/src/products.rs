@@ -79,18 +79,18 @@ fn products_on(
     let count = result.len() / rows.max(1);
     assert_eq!(x.len(), count * columns, "rows that do not go with the weights");
     assert_eq!(result.len(), count * rows, "a result of another size");
-    if !add {
-        result.fill(0.0);
-    }
-    if result.is_empty() || columns == 0 {
-        return;
-    }
     if let Weights::Numbers(values) = weights
         && columns < SHORT
         && count >= MANY
     {
         let weights = Matrix::new(values, rows, columns).transposed();
         return multiply(Matrix::new(x, count, columns), weights, result, add, parallel);
+    }
+    if !add {
+        result.fill(0.0);
+    }
+    if result.is_empty() || columns == 0 {
+        return;
     }
     let output = Output { values: result.as_mut_ptr(), length: result.len(), width: rows };
     #[cfg(target_arch = "x86_64")]

@@ -191,7 +191,7 @@ impl QuantisedMatrix {
     fn product(&self, x: &[f32], count: usize) -> Vec<f32> {
         let mut result = vec![0f32; count * self.rows];
         let weights = Weights::Blocks(self.format, self.bytes());
-        products(weights, (self.rows, self.columns), x, &mut result, false, true);
+        products(weights, (self.rows, self.columns), x, &mut result, true, true);
         result
     }
 }
