@@ -17,7 +17,9 @@ function spansOf(
   line: number,
 ): { start: number; end: number; name: string }[] {
   const own = events.filter(({ ph, tid }) => ph === 'X' && tid === line);
-  const spans = own.map(({ name, ts, dur }) => ({ name, start: ts, end: ts + dur }));
+  // Whole nanoseconds, as the trace has them: a sum of fractions may end a hair behind the next one's start.
+  const whole = (us: number) => Math.round(us * 1000) / 1000;
+  const spans = own.map(({ name, ts, dur }) => ({ name, start: whole(ts), end: whole(ts + dur) }));
   return spans.sort((a, b) => a.start - b.start || b.end - a.end);
 }
 
