@@ -16,7 +16,11 @@ mod dropout;
 mod embedding;
 mod gelu;
 #[cfg(target_arch = "x86_64")]
+mod integer_panels;
+#[cfg(target_arch = "x86_64")]
 mod integer_products;
+#[cfg(target_arch = "x86_64")]
+mod integer_rows;
 mod layer_norm;
 mod linear;
 mod many_inputs;
@@ -31,6 +35,10 @@ mod softmax;
 mod swiglu;
 mod vector;
 mod weight;
+#[cfg(target_arch = "x86_64")]
+mod whole_blocks;
+#[cfg(target_arch = "x86_64")]
+mod whole_rows;
 
 pub use attention::{Heads, Mask, attention, multi_head_attention, packed_attention};
 pub use block_format::BlockFormat;

@@ -252,8 +252,13 @@ impl Generation {
                 caches.push(&mut each.cache);
             }
         }
-        let hidden = model.forward_each(&model.embed(&ids)?, &mut caches)?;
-        let logits = model.logits(&hidden, &mut Blind)?.to_vec2()?;
+        let pass = || -> Result<Vec<Vec<f32>>> {
+            let hidden = model.forward_each(&model.embed(&ids)?, &mut caches)?;
+            Ok(model.logits(&hidden, &mut Blind)?.to_vec2()?)
+        };
+        // On one of the threads that share the products: any other would have to wake one up for each of some hundred
+        // products, and to be woken up by it.
+        let logits = if model.device().is_cpu() { rayon::scope(|_| pass()) } else { pass() }?;
         for (each, logits) in reading.into_iter().zip(logits) {
             each.next = Next::Logits(logits);
         }
