@@ -252,7 +252,7 @@ impl Generation {
                 caches.push(&mut each.cache);
             }
         }
-        let pass = || -> Result<Vec<Vec<f32>>> {
+        let mut pass = || -> Result<Vec<Vec<f32>>> {
             let hidden = model.forward_each(&model.embed(&ids)?, &mut caches)?;
             Ok(model.logits(&hidden, &mut Blind)?.to_vec2()?)
         };
