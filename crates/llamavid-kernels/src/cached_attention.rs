@@ -13,7 +13,7 @@ use rayon::prelude::*;
 use crate::BlockFormat;
 use crate::matrix::{Matrix, multiply};
 use crate::processor::processor;
-use crate::products::{Weights, exact_products};
+use crate::products::{Layer, Weights};
 use crate::rows::{tensor, with_values};
 use crate::vector::{exp, largest, widest};
 
@@ -186,7 +186,8 @@ impl Cached<'_> {
                 blocks if count <= FEW => blocks,
                 key_rows => Weights::Numbers(numbers(key_rows, keys * self.width, &mut unpacked)),
             };
-            exact_products(key_rows, (keys, self.width), &block.queries, scores, false);
+            Layer { weights: key_rows, rows: keys, columns: self.width, bias: None }
+                .write_exactly(&block.queries, scores);
             for (index, scores) in scores.chunks_exact_mut(keys).enumerate() {
                 // A row sees the keys up to its own place.
                 let seen = (before + index % rows + 1).saturating_sub(from).min(keys);

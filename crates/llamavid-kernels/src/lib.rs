@@ -21,6 +21,7 @@ mod layer_norm;
 mod linear;
 mod many_inputs;
 mod matrix;
+mod panels;
 mod processor;
 mod products;
 mod quantised_matrix;

@@ -12,7 +12,7 @@ use rayon::prelude::*;
 
 use crate::block_format::BlockFormat;
 use crate::matrix::{Matrix, multiply};
-use crate::products::{Weights, products};
+use crate::products::{Layer, Weights};
 use crate::rows::{rows_of_a_task, tensor, values, with_values};
 
 /// Numbers of an unpacked panel: 8 MB, so that it stays in the last cache.
@@ -187,12 +187,10 @@ impl QuantisedMatrix {
         }
     }
 
-    /// (rows of x, rows of this) of `x` (rows of x, columns).
-    fn product(&self, x: &[f32], count: usize) -> Vec<f32> {
-        let mut result = vec![0f32; count * self.rows];
+    /// Itself as a layer, with a bias (rows).
+    pub(crate) fn layer<'a>(&'a self, bias: Option<&'a [f32]>) -> Layer<'a> {
         let weights = Weights::Blocks(self.format, self.bytes());
-        products(weights, (self.rows, self.columns), x, &mut result, true, true);
-        result
+        Layer { weights, rows: self.rows, columns: self.columns, bias }
     }
 }
 
@@ -211,7 +209,7 @@ impl CustomOp1 for Product {
             _ => bail!("a matrix of {rows} x {columns} does not go with rows of shape {:?}", layout.dims()),
         }
         let count = layout.dims().iter().rev().skip(1).product();
-        let result = self.0.product(values(x, layout)?, count);
+        let result = self.0.layer(None).forward(values(x, layout)?, count, true);
         Ok((CpuStorage::F32(result), shape.into()))
     }
 

@@ -24,6 +24,9 @@ use rayon::prelude::*;
 use serde::Deserialize;
 use serde_json::json;
 
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
 /// Tokens that are read before anything is timed, as many as `llama-batched-bench` reads.
