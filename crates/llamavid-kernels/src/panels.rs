@@ -113,6 +113,8 @@ impl WithSimd for Task<'_> {
         let panel_rows = VECTORS * S::F32_LANES;
         let mut panel = vec![[simd.splat_f32s(0.0); VECTORS]; LAID_OUT.min(columns)];
         let mut unpacked = [[0f32; LAID_OUT]; TOGETHER];
+        // Together: in the result they lie a power of two apart, and would push each other out of the cache.
+        let mut sums = vec![[simd.splat_f32s(0.0); VECTORS]; count];
         for first in (self.first..self.last).step_by(panel_rows) {
             let rows = first..self.last.min(first + panel_rows);
             let mut begin = [simd.splat_f32s(0.0); VECTORS];
@@ -120,15 +122,18 @@ impl WithSimd for Task<'_> {
                 let begin: &mut [f32] = pulp::bytemuck::cast_slice_mut(&mut begin);
                 begin[..rows.len()].copy_from_slice(&bias[rows.clone()]);
             }
+            sums.fill(begin);
             for from in (0..columns).step_by(LAID_OUT) {
                 let panel = &mut panel[..LAID_OUT.min(columns - from)];
                 self.lay_out_panel::<S>(rows.clone(), from, panel, &mut unpacked);
-                for (index, panel) in (from / PART..).zip(panel.chunks(PART)) {
-                    let add = add || index > 0;
-                    let place = Place { output: self.output, columns: rows.clone(), begin, add };
-                    multiply(simd, panel, &self.x[index * count..][..count], place);
-                    begin = [simd.splat_f32s(0.0); VECTORS];
+                for (part, panel) in (from / PART..).zip(panel.chunks(PART)) {
+                    multiply(simd, panel, &self.x[part * count..][..count], &mut sums);
                 }
+            }
+            for (row, sums) in sums.iter().enumerate() {
+                let sums: &[f32] = &pulp::bytemuck::cast_slice(sums)[..rows.len()];
+                // SAFETY: the columns belong to this task, as whoever made it promised.
+                unsafe { self.output.write(row, rows.start, sums, add) };
             }
         }
     }
@@ -193,65 +198,54 @@ fn lay_out(rows: [&[f32]; TOGETHER], first: usize, into: &mut [f32], step: usize
     }
 }
 
-/// Adds the products of rows of `x` with a part of a panel.
+/// Adds the products of rows of `x` with a part of a panel to their sums.
 #[inline(always)]
-fn multiply<S: Simd>(simd: S, panel: &[[S::f32s; VECTORS]], x: &[[f32; PART]], place: Place<S>) {
+fn multiply<S: Simd>(
+    simd: S,
+    panel: &[[S::f32s; VECTORS]],
+    x: &[[f32; PART]],
+    sums: &mut [[S::f32s; VECTORS]],
+) {
     let tile_rows = if S::REGISTER_COUNT >= 32 { X_ROWS } else { X_ROWS / 2 };
-    for (index, x) in x.chunks(tile_rows).enumerate() {
-        let row = index * tile_rows;
+    for (x, sums) in x.chunks(tile_rows).zip(sums.chunks_mut(tile_rows)) {
         match x.len() {
-            1 => tile::<S, 1>(simd, panel, x, row, &place),
-            2 => tile::<S, 2>(simd, panel, x, row, &place),
-            3 => tile::<S, 3>(simd, panel, x, row, &place),
-            4 => tile::<S, 4>(simd, panel, x, row, &place),
-            5 => tile::<S, 5>(simd, panel, x, row, &place),
-            6 => tile::<S, 6>(simd, panel, x, row, &place),
-            7 => tile::<S, 7>(simd, panel, x, row, &place),
-            8 => tile::<S, 8>(simd, panel, x, row, &place),
-            9 => tile::<S, 9>(simd, panel, x, row, &place),
-            10 => tile::<S, 10>(simd, panel, x, row, &place),
-            11 => tile::<S, 11>(simd, panel, x, row, &place),
-            _ => tile::<S, 12>(simd, panel, x, row, &place),
+            1 => tile::<S, 1>(simd, panel, x, sums),
+            2 => tile::<S, 2>(simd, panel, x, sums),
+            3 => tile::<S, 3>(simd, panel, x, sums),
+            4 => tile::<S, 4>(simd, panel, x, sums),
+            5 => tile::<S, 5>(simd, panel, x, sums),
+            6 => tile::<S, 6>(simd, panel, x, sums),
+            7 => tile::<S, 7>(simd, panel, x, sums),
+            8 => tile::<S, 8>(simd, panel, x, sums),
+            9 => tile::<S, 9>(simd, panel, x, sums),
+            10 => tile::<S, 10>(simd, panel, x, sums),
+            11 => tile::<S, 11>(simd, panel, x, sums),
+            _ => tile::<S, 12>(simd, panel, x, sums),
         }
     }
 }
 
-/// Where sums go.
-struct Place<S: Simd> {
-    output: Output,
-    /// Columns of the result.
-    columns: Range<usize>,
-    /// What the sums of each row begin with.
-    begin: [S::f32s; VECTORS],
-    /// Whether they are added to what is there.
-    add: bool,
-}
-
-/// Adds the products of `X` rows of `x`, the first of which is row `first` of the result.
+/// Adds the products of `X` rows.
 #[inline(always)]
 fn tile<S: Simd, const X: usize>(
     simd: S,
     panel: &[[S::f32s; VECTORS]],
     x: &[[f32; PART]],
-    first: usize,
-    place: &Place<S>,
+    sums: &mut [[S::f32s; VECTORS]],
 ) {
-    assert!(x.len() == X && panel.len() <= PART, "a tile of another size");
-    let mut sums = [[simd.splat_f32s(0.0); VECTORS]; X];
+    assert!(x.len() == X && sums.len() == X && panel.len() <= PART, "a tile of another size");
+    let mut found = [[simd.splat_f32s(0.0); VECTORS]; X];
     for (step, weights) in panel.iter().enumerate() {
-        for (sums, x) in sums.iter_mut().zip(x) {
+        for (sums, x) in found.iter_mut().zip(x) {
             let x = simd.splat_f32s(x[step]);
             for (sum, weights) in sums.iter_mut().zip(weights) {
                 *sum = simd.mul_add_e_f32s(*weights, x, *sum);
             }
         }
     }
-    for (row, sums) in (first..).zip(sums) {
-        // A copy: what is borrowed here would not stay in registers above.
-        let sums: [S::f32s; VECTORS] =
-            std::array::from_fn(|index| simd.add_f32s(sums[index], place.begin[index]));
-        let sums: &[f32] = &pulp::bytemuck::cast_slice(&sums)[..place.columns.len()];
-        // SAFETY: the columns belong to this task, as whoever made it promised.
-        unsafe { place.output.write(row, place.columns.start, sums, place.add) };
+    for (sums, found) in sums.iter_mut().zip(found) {
+        for (sum, found) in sums.iter_mut().zip(found) {
+            *sum = simd.add_f32s(*sum, found);
+        }
     }
 }
