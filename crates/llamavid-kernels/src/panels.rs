@@ -19,8 +19,10 @@ use crate::products::{Layer, Output, Weights};
 const LAID_OUT: usize = 1024;
 /// Numbers of a row that are multiplied at a time: their part of a panel stays in the first cache.
 const PART: usize = 128;
-/// Rows of weights that a task takes, several panels of them.
-const TASK_ROWS: usize = 64;
+/// Rows of weights that are given to a task together: whole panels of every processor.
+const UNIT: usize = 32;
+/// Units of a task at most: each part of `x` is read for all of them, and they stay in the second cache.
+const TASK_UNITS: usize = 4;
 /// Vectors of a panel's step.
 const VECTORS: usize = 2;
 /// Rows of `x` of a tile at most: its sums, a step of the panel and one number are nearly all of 32 registers.
@@ -46,15 +48,16 @@ impl Panels<'_> {
     /// The result must live, and nobody else may use it.
     pub(crate) unsafe fn multiply(self, output: Output, parallel: bool) {
         let x = &self.parts_of_x(parallel);
-        let task = |first: usize| {
-            let last = (first + TASK_ROWS).min(self.layer.rows);
-            let task = Task { panels: self, x, first, last, output };
-            self.processor.run(task);
+        let units = self.layer.rows.div_ceil(UNIT);
+        let tasks = units.div_ceil(TASK_UNITS).next_multiple_of(rayon::current_num_threads());
+        let task = |index: usize| {
+            let [first, last] =
+                [index, index + 1].map(|index| (index * units / tasks * UNIT).min(self.layer.rows));
+            self.processor.run(Task { panels: self, x, first, last, output });
         };
-        let tasks = self.layer.rows.div_ceil(TASK_ROWS);
         match parallel {
-            true => (0..tasks).into_par_iter().for_each(|index| task(index * TASK_ROWS)),
-            false => (0..tasks).for_each(|index| task(index * TASK_ROWS)),
+            true => (0..tasks).into_par_iter().for_each(task),
+            false => (0..tasks).for_each(task),
         }
     }
 
@@ -111,29 +114,38 @@ impl WithSimd for Task<'_> {
     fn with_simd<S: Simd>(self, simd: S) {
         let Panels { layer: Layer { columns, bias, .. }, count, add, .. } = self.panels;
         let panel_rows = VECTORS * S::F32_LANES;
-        let mut panel = vec![[simd.splat_f32s(0.0); VECTORS]; LAID_OUT.min(columns)];
+        let length = LAID_OUT.min(columns);
+        let rows = |first: usize| first..self.last.min(first + panel_rows);
+        let firsts = (self.first..self.last).step_by(panel_rows);
+        let mut panels = vec![[simd.splat_f32s(0.0); VECTORS]; firsts.len() * length];
         let mut unpacked = [[0f32; LAID_OUT]; TOGETHER];
-        // Together: in the result they lie a power of two apart, and would push each other out of the cache.
-        let mut sums = vec![[simd.splat_f32s(0.0); VECTORS]; count];
-        for first in (self.first..self.last).step_by(panel_rows) {
-            let rows = first..self.last.min(first + panel_rows);
-            let mut begin = [simd.splat_f32s(0.0); VECTORS];
-            if let Some(bias) = bias {
-                let begin: &mut [f32] = pulp::bytemuck::cast_slice_mut(&mut begin);
-                begin[..rows.len()].copy_from_slice(&bias[rows.clone()]);
+        // Of one panel after the other: in the result they lie a power of two apart, and would push each other out of the cache.
+        let mut sums = vec![[simd.splat_f32s(0.0); VECTORS]; firsts.len() * count];
+        if let Some(bias) = bias {
+            for (first, sums) in firsts.clone().zip(sums.chunks_exact_mut(count)) {
+                let mut begin = [simd.splat_f32s(0.0); VECTORS];
+                let numbers: &mut [f32] = pulp::bytemuck::cast_slice_mut(&mut begin);
+                numbers[..rows(first).len()].copy_from_slice(&bias[rows(first)]);
+                sums.fill(begin);
             }
-            sums.fill(begin);
-            for from in (0..columns).step_by(LAID_OUT) {
-                let panel = &mut panel[..LAID_OUT.min(columns - from)];
-                self.lay_out_panel::<S>(rows.clone(), from, panel, &mut unpacked);
-                for (part, panel) in (from / PART..).zip(panel.chunks(PART)) {
-                    multiply(simd, panel, &self.x[part * count..][..count], &mut sums);
+        }
+        for from in (0..columns).step_by(LAID_OUT) {
+            let length = LAID_OUT.min(columns - from);
+            for (first, panel) in firsts.clone().zip(panels.chunks_exact_mut(length)) {
+                self.lay_out_panel::<S>(rows(first), from, panel, &mut unpacked);
+            }
+            for start in (0..length).step_by(PART) {
+                let x = &self.x[(from + start) / PART * count..][..count];
+                for (panel, sums) in panels.chunks_exact(length).zip(sums.chunks_exact_mut(count)) {
+                    multiply(simd, &panel[start..length.min(start + PART)], x, sums);
                 }
             }
+        }
+        for (first, sums) in firsts.zip(sums.chunks_exact(count)) {
             for (row, sums) in sums.iter().enumerate() {
-                let sums: &[f32] = &pulp::bytemuck::cast_slice(sums)[..rows.len()];
+                let sums: &[f32] = &pulp::bytemuck::cast_slice(sums)[..rows(first).len()];
                 // SAFETY: the columns belong to this task, as whoever made it promised.
-                unsafe { self.output.write(row, rows.start, sums, add) };
+                unsafe { self.output.write(row, first, sums, add) };
             }
         }
     }
