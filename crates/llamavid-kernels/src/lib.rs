@@ -14,6 +14,7 @@ mod cached_attention;
 mod cross_entropy;
 mod dropout;
 mod embedding;
+mod folded_attention;
 mod gelu;
 #[cfg(target_arch = "x86_64")]
 mod integer_products;
@@ -40,6 +41,7 @@ pub use cached_attention::{CachedRows, cached_attention};
 pub use cross_entropy::{IGNORED, cross_entropy, cross_entropy_sum};
 pub use dropout::Dropout;
 pub use embedding::embedding;
+pub use folded_attention::folded_attention;
 pub use gelu::gelu;
 pub use layer_norm::layer_norm;
 pub use linear::linear;

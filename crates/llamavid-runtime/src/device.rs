@@ -259,8 +259,9 @@ fn serve(device: &TensorDevice, inbox: &Receiver<Turn>) {
         }
         jobs.extend(inbox.try_iter());
         if let Some(mut job) = jobs.pop_front() {
-            // Steps catch their own panics; this one is for what is dropped behind them.
-            match catch_panic(|| Ok(job(device))) {
+            // In the pool: what a step shares out among threads begins there at once, and needs not be handed over each time. Steps
+            // catch their own panics; this one is for what is dropped behind them.
+            match catch_panic(|| Ok(rayon::scope(|_| job(device)))) {
                 Ok(ControlFlow::Continue(())) => jobs.push_back(job),
                 Ok(ControlFlow::Break(())) | Err(_) => {}
             }
