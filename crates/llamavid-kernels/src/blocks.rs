@@ -92,6 +92,10 @@ pub fn attention_block(
         3 => Kind::Attention,
         count => bail!("attention of {count} sources, not of one or three"),
     };
+    #[cfg(feature = "cuda")]
+    if let Some(result) = crate::cuda::attention_block(x, (norm, place), sources, output, heads)? {
+        return Ok(result);
+    }
     if let Some(inputs) = Inputs::fusible(kind, x, (norm, place), sources.iter().copied().chain([output]))
         && let Some(attention) = fused(&[x], heads)?
     {
@@ -117,6 +121,10 @@ pub fn swiglu_block(
     up: Projection,
     down: Projection,
 ) -> Result<Tensor> {
+    #[cfg(feature = "cuda")]
+    if let Some(result) = crate::cuda::swiglu_block(x, (norm, place), [gate, up, down])? {
+        return Ok(result);
+    }
     if let Some(inputs) = Inputs::fusible(Kind::FeedForward, x, (norm, place), [gate, up, down]) {
         return inputs.compute(SwiGlu, 1);
     }
@@ -131,6 +139,10 @@ pub fn gelu_block(
     first: Projection,
     second: Projection,
 ) -> Result<Tensor> {
+    #[cfg(feature = "cuda")]
+    if let Some(result) = crate::cuda::gelu_block(x, (norm, place), first, second)? {
+        return Ok(result);
+    }
     if let Some(inputs) = Inputs::fusible(Kind::FeedForward, x, (norm, place), [first, second]) {
         return inputs.compute(Gelu, 1);
     }

@@ -3,10 +3,12 @@
 //! What a product gives is what it gives with the unpacked weights, up to the order of sums: only the weights are
 //! rounded, never what they are multiplied with. Gradients take whole panels of unpacked rows.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
 
+use candle_core::quantized::{QStorage, QTensor};
 use candle_core::{CpuStorage, CustomOp1, DType, Device, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
@@ -51,7 +53,7 @@ impl fmt::Debug for SharedBytes {
     }
 }
 
-/// A matrix (rows, columns) in a block format, on the CPU. Clones share the bytes.
+/// A matrix (rows, columns) in a block format, on the CPU or placed on a device too. Clones share the bytes.
 #[derive(Debug, Clone)]
 pub struct QuantisedMatrix {
     format: BlockFormat,
@@ -59,6 +61,8 @@ pub struct QuantisedMatrix {
     columns: usize,
     row_bytes: usize,
     bytes: SharedBytes,
+    /// The same bytes where products are computed, if not on the CPU.
+    placed: Option<Arc<QTensor>>,
 }
 
 impl QuantisedMatrix {
@@ -78,7 +82,30 @@ impl QuantisedMatrix {
                 bytes.range.len()
             );
         }
-        Ok(Self { format, rows, columns, row_bytes, bytes })
+        Ok(Self { format, rows, columns, row_bytes, bytes, placed: None })
+    }
+
+    /// The same matrix for products on `device`, to which its bytes are copied. Products are candle's there: they round what the
+    /// matrix is multiplied with to 8 bits, in blocks of 32, as ggml does.
+    ///
+    /// # Errors
+    /// A format without blocks, whose numbers make a tensor, and a device without memory.
+    pub fn to_device(&self, device: &Device) -> Result<Self> {
+        if device.is_cpu() {
+            return Ok(Self { placed: None, ..self.clone() });
+        }
+        if self.format.block_length() == 1 {
+            bail!("a matrix of {} is no matrix in blocks", self.format.name());
+        }
+        let bytes = self.bytes();
+        // candle reads the blocks as structs of numbers of two bytes.
+        let bytes = match bytes.as_ptr().addr().is_multiple_of(2) {
+            true => Cow::Borrowed(bytes),
+            false => Cow::Owned(bytes.to_vec()),
+        };
+        let storage = QStorage::from_data(bytes, device, self.format.of_candle())?;
+        let placed = QTensor::new(storage, (self.rows, self.columns))?;
+        Ok(Self { placed: Some(Arc::new(placed)), ..self.clone() })
     }
 
     /// Stores a matrix (rows, columns) of finite numbers in `format`.
@@ -135,6 +162,9 @@ impl QuantisedMatrix {
     ///
     /// Gradients flow to `x`, and not to the matrix.
     pub fn linear(&self, x: &Tensor) -> Result<Tensor> {
+        if let Some(placed) = &self.placed {
+            return self.placed_linear(placed, x);
+        }
         if !x.device().is_cpu() {
             bail!("weights in blocks are on the CPU, the rows are on {:?}", x.device());
         }
@@ -143,7 +173,22 @@ impl QuantisedMatrix {
         product.to_dtype(dtype)
     }
 
-    /// Rows by their numbers `ids` (u32, any shape): (…, columns) in f32.
+    fn placed_linear(&self, placed: &QTensor, x: &Tensor) -> Result<Tensor> {
+        let mut shape = x.dims().to_vec();
+        match shape.last_mut() {
+            Some(last) if *last == self.columns => *last = self.rows,
+            _ => bail!("a matrix of {} x {} does not go with rows {:?}", self.rows, self.columns, x.dims()),
+        }
+        if x.track_op() {
+            // candle's products in blocks record no backward pass.
+            let weight = placed.dequantize(x.device())?.to_dtype(x.dtype())?;
+            return crate::linear(x, &weight, None);
+        }
+        let rows = x.contiguous()?.reshape(((), self.columns))?;
+        rows.apply_op1_no_bwd(placed)?.to_dtype(x.dtype())?.reshape(shape)
+    }
+
+    /// Rows by their numbers `ids` (u32, any shape): (…, columns) in f32, on the CPU.
     ///
     /// # Errors
     /// A number outside the matrix.
