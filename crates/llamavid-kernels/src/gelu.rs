@@ -27,6 +27,15 @@ pub fn gelu(x: &Tensor) -> Result<Tensor> {
     }
 }
 
+/// CLIP's approximation, `x / (1 + e^(-1.702 x))`, in the dtype of `x`.
+pub fn quick_gelu(x: &Tensor) -> Result<Tensor> {
+    #[cfg(feature = "cuda")]
+    if crate::cuda::takes(&[x]) {
+        return crate::cuda::quick_gelu(x);
+    }
+    x * candle_nn::ops::sigmoid(&(x * 1.702)?)?
+}
+
 /// candle takes one core and one value at a time, which shows beside the matrix products.
 struct Gelu;
 

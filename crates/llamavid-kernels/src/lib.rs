@@ -45,7 +45,7 @@ pub use cross_entropy::{IGNORED, cross_entropy, cross_entropy_sum};
 pub use device_rows::DeviceRows;
 pub use dropout::Dropout;
 pub use embedding::embedding;
-pub use gelu::gelu;
+pub use gelu::{gelu, quick_gelu};
 pub use largest::largest;
 pub use layer_norm::layer_norm;
 pub use linear::linear;

@@ -237,14 +237,15 @@ impl LanguageModel {
             return Err(Error::Argument(format!("{count} positions do not go with {caches} caches")));
         }
         caches.iter().try_for_each(|cache| cache.reserve(1))?;
-        for Stage { device, layers } in self.placement.stages() {
+        for stage in self.placement.stages() {
+            let Stage { device, layers } = stage;
             let angles = |cache: &&mut KvCache| {
                 self.rotary.angles(cache.len(), 1, cache.length_with(1), self.dtype, device)
             };
             let angles = caches.iter().map(angles).collect::<candle_core::Result<Vec<_>>>()?;
             let (cosines, sines): (Vec<_>, Vec<_>) = angles.into_iter().unzip();
             let angles = (&Tensor::cat(&cosines, 0)?, &Tensor::cat(&sines, 0)?);
-            hidden = hidden.to_device(device)?;
+            hidden = stage.take(&hidden)?;
             for (index, layer) in layers.clone().zip(&self.layers[layers.clone()]) {
                 hidden = layer.forward_each(&hidden, angles, caches, index)?;
             }
@@ -319,10 +320,11 @@ impl LanguageModel {
         let count = embeds.dims()[1];
         let length = cache.as_ref().map_or(past + count, |cache| cache.length_with(count));
         let mut hidden = embeds.clone();
-        for Stage { device, layers } in self.placement.stages() {
+        for stage in self.placement.stages() {
+            let Stage { device, layers } = stage;
             let (cosines, sines) = self.rotary.angles(past, count, length, self.dtype, device)?;
             let plan = plan.on(device)?;
-            hidden = hidden.to_device(device)?;
+            hidden = stage.take(&hidden)?;
             for (index, layer) in layers.clone().zip(&self.layers[layers.clone()]) {
                 let place = cache.as_mut().map(|cache| (&mut **cache, index));
                 hidden = layer.forward(&hidden, (&cosines, &sines), &plan, place)?;
