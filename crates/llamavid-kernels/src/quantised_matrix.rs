@@ -53,7 +53,7 @@ impl fmt::Debug for SharedBytes {
     }
 }
 
-/// A matrix (rows, columns) in a block format, on the CPU or placed on a device too. Clones share the bytes.
+/// A matrix (rows, columns) in a block format, on the CPU or on a device. Clones share the bytes.
 #[derive(Debug, Clone)]
 pub struct QuantisedMatrix {
     format: BlockFormat,
@@ -61,7 +61,7 @@ pub struct QuantisedMatrix {
     columns: usize,
     row_bytes: usize,
     bytes: SharedBytes,
-    /// The same bytes where products are computed, if not on the CPU.
+    /// The bytes on another device than the CPU, which holds none then.
     placed: Option<Arc<QTensor>>,
 }
 
@@ -85,14 +85,15 @@ impl QuantisedMatrix {
         Ok(Self { format, rows, columns, row_bytes, bytes, placed: None })
     }
 
-    /// The same matrix for products on `device`, to which its bytes are copied. Products are candle's there: they round what the
-    /// matrix is multiplied with to 8 bits, in blocks of 32, as ggml does.
+    /// The same matrix on `device`, for products: they are candle's there, which round what the matrix is multiplied with to 8 bits,
+    /// in blocks of 32, as ggml does.
     ///
     /// # Errors
-    /// A format without blocks, whose numbers make a tensor, and a device without memory.
+    /// A matrix that is not on the CPU, a format without blocks, whose numbers make a tensor, and a device without memory.
     pub fn to_device(&self, device: &Device) -> Result<Self> {
+        self.expect_bytes()?;
         if device.is_cpu() {
-            return Ok(Self { placed: None, ..self.clone() });
+            return Ok(self.clone());
         }
         if self.format.block_length() == 1 {
             bail!("a matrix of {} is no matrix in blocks", self.format.name());
@@ -105,7 +106,7 @@ impl QuantisedMatrix {
         };
         let storage = QStorage::from_data(bytes, device, self.format.of_candle())?;
         let placed = QTensor::new(storage, (self.rows, self.columns))?;
-        Ok(Self { placed: Some(Arc::new(placed)), ..self.clone() })
+        Ok(Self { placed: Some(Arc::new(placed)), bytes: Vec::new().into(), ..self.clone() })
     }
 
     /// Stores a matrix (rows, columns) of finite numbers in `format`.
@@ -131,16 +132,17 @@ impl QuantisedMatrix {
 
     /// Bytes that it takes.
     pub fn size_in_bytes(&self) -> usize {
-        self.bytes.range.len()
+        self.rows * self.row_bytes
     }
 
-    /// Its bytes, row after row.
+    /// Its bytes, row after row; none of one on a device.
     pub fn bytes(&self) -> &[u8] {
         self.bytes.as_slice()
     }
 
     /// The same matrix with its rows in another order, as a copy: row r is row `order(r)` of this one.
     pub fn with_rows(&self, order: impl Fn(usize) -> usize) -> Result<Self> {
+        self.expect_bytes()?;
         let mut bytes = Vec::with_capacity(self.size_in_bytes());
         for row in (0..self.rows).map(order) {
             if row >= self.rows {
@@ -153,6 +155,9 @@ impl QuantisedMatrix {
 
     /// All of it in f32, (rows, columns).
     pub fn dequantise(&self) -> Result<Tensor> {
+        if let Some(placed) = &self.placed {
+            return placed.dequantize(&placed.device())?.to_device(&Device::Cpu);
+        }
         let mut result = vec![0f32; self.rows * self.columns];
         self.unpack(0, &mut result);
         Tensor::from_vec(result, (self.rows, self.columns), &Device::Cpu)
@@ -193,6 +198,7 @@ impl QuantisedMatrix {
     /// # Errors
     /// A number outside the matrix.
     pub fn embedding(&self, ids: &Tensor) -> Result<Tensor> {
+        self.expect_bytes()?;
         let mut shape = ids.dims().to_vec();
         shape.push(self.columns);
         let ids = ids.flatten_all()?.to_vec1::<u32>()?;
@@ -204,6 +210,13 @@ impl QuantisedMatrix {
             self.format.decode(self.row(*id as usize), values);
         }
         Tensor::from_vec(result, shape, &Device::Cpu)
+    }
+
+    fn expect_bytes(&self) -> Result<()> {
+        match &self.placed {
+            Some(placed) => bail!("a matrix in blocks is on {:?}, not on the CPU", placed.device()),
+            None => Ok(()),
+        }
     }
 
     fn row(&self, row: usize) -> &[u8] {
