@@ -93,6 +93,10 @@ pub fn attention_block(
         3 => Kind::Attention,
         count => bail!("attention of {count} sources, not of one or three"),
     };
+    #[cfg(feature = "cuda")]
+    if let Some(result) = crate::cuda::attention_block(x, (norm, place), sources, output, heads)? {
+        return Ok(result);
+    }
     if let Some(inputs) = Inputs::fusible(kind, x, (norm, place), sources.iter().copied().chain([output]))
         && let Some(attention) = fused(&[x], heads)?
     {
@@ -118,6 +122,10 @@ pub fn swiglu_block(
     up: Projection,
     down: Projection,
 ) -> Result<Tensor> {
+    #[cfg(feature = "cuda")]
+    if let Some(result) = crate::cuda::swiglu_block(x, (norm, place), [gate, up, down])? {
+        return Ok(result);
+    }
     if let Some(inputs) = Inputs::fusible(Kind::FeedForward, x, (norm, place), [gate, up, down]) {
         return inputs.compute(SwiGlu, 1);
     }
@@ -132,6 +140,10 @@ pub fn gelu_block(
     first: Projection,
     second: Projection,
 ) -> Result<Tensor> {
+    #[cfg(feature = "cuda")]
+    if let Some(result) = crate::cuda::gelu_block(x, (norm, place), first, second)? {
+        return Ok(result);
+    }
     if let Some(inputs) = Inputs::fusible(Kind::FeedForward, x, (norm, place), [first, second]) {
         return inputs.compute(Gelu, 1);
     }
@@ -209,8 +221,9 @@ impl Inputs {
             tensors.extend(projection.bias.cloned());
         }
         let fusible = tensors.iter().all(|tensor| fusible(&[tensor]) && tensor.rank() > 0);
+        let on_cpu = blocks.iter().flatten().all(QuantisedMatrix::is_on_cpu);
         let differentiable = blocks.iter().all(Option::is_none);
-        let fusible = fusible && (differentiable || !tensors.iter().any(Tensor::track_op));
+        let fusible = fusible && on_cpu && (differentiable || !tensors.iter().any(Tensor::track_op));
         (fusible && crate::rows::width(x.shape()) > 0).then_some(Self { tensors, blocks, form })
     }
 

@@ -135,11 +135,6 @@ impl Device {
         self.stages.first().map_or(DeviceKind::Cpu, |stage| stage.kind)
     }
 
-    /// Whether nothing of it is a graphics processor.
-    pub(crate) fn is_cpu_only(&self) -> bool {
-        self.stages.iter().all(|stage| stage.kind == DeviceKind::Cpu)
-    }
-
     /// The devices that share the language model's layers.
     pub(crate) fn stages(&self) -> &[StageDevice] {
         &self.stages

@@ -188,7 +188,7 @@ impl<'a> Planner<'a> {
             }
         };
         let kv_cache = parse_cache_bits(&request.kv_cache)?;
-        kv_cache.row_bytes(config.language.head_dim, DType::F32, kind == DeviceKind::Cpu)?;
+        kv_cache.row_bytes(config.language.head_dim, DType::F32)?;
         let dtype = Dtype::parse(&request.dtype)?;
         let weights = Weights::of(folder)?;
         let formats = formats(dtype, kind).map(|format| Ok((format, weights.held(format)?)));
