@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 
 use candle_core::Device as TensorDevice;
 
+use crate::cuda;
 use crate::processor::instruction_set;
 use crate::reply::{Reply, catch_panic};
 use crate::threads::use_threads;
@@ -281,19 +282,36 @@ fn parse_name(name: &str) -> Result<Wanted> {
 
 #[cfg(feature = "cuda")]
 fn open_cuda(index: usize) -> Result<TensorDevice> {
-    TensorDevice::new_cuda(index).map_err(|error| {
-        Error::new(ErrorCode::DeviceUnavailable, format!("the device cuda:{index} cannot be opened: {error}"))
-            .with_hint("Check the driver with nvidia-smi, or take the device cpu.")
+    let because = |reason: &str| format!("the device cuda:{index} cannot be opened: {reason}");
+    let device = cuda::device(index).map_err(|error| Error { message: because(&error.message), ..error })?;
+    // Set by `tools/cuda`; a build without it is for whatever its builder has.
+    if let Some(built) = option_env!("LLAMAVID_CUDA_ARCHITECTURE")
+        && !device.builds().any(|build| build.architecture == built)
+    {
+        let reason = format!("{device} does not run a build for {built}");
+        return Err(cuda::unavailable(because(&reason), device.advice()));
+    }
+    TensorDevice::new_cuda(index).map_err(|error| match Error::from(error) {
+        full if full.code == ErrorCode::OutOfMemory => Error { message: because(&full.message), ..full },
+        error => cuda::unavailable(
+            because(&error.message),
+            "Check the driver with nvidia-smi, or take the device cpu.",
+        ),
     })
 }
 
 #[cfg(not(feature = "cuda"))]
 fn open_cuda(index: usize) -> Result<TensorDevice> {
-    Err(Error::new(
-        ErrorCode::DeviceUnavailable,
-        format!("the device cuda:{index} cannot be opened: this build has no CUDA"),
-    )
-    .with_hint("Take the device cpu, or install a build with CUDA."))
+    let message = format!("the device cuda:{index} cannot be opened: this build has no CUDA");
+    let hint = match cuda::device(index) {
+        Ok(device) => device.advice(),
+        Err(missing) => format!(
+            "With CUDA there is {}, and it needs more than this machine has: {}. Or take the device cpu.",
+            cuda::PACKAGE,
+            missing.message
+        ),
+    };
+    Err(cuda::unavailable(message, hint))
 }
 
 #[cfg(test)]
