@@ -200,15 +200,13 @@ pub(crate) struct Whole {
     pub(crate) group: usize,
     /// What is taken from each number, none of which has a sign.
     pub(crate) offset: i32,
-    /// Whether a group has a least value; it is 0 otherwise.
-    pub(crate) least: bool,
 }
 
 impl Whole {
-    const OF_BYTES: Self = Self { group: 32, offset: 128, least: false };
-    const OF_PAIRS: Self = Self { group: 32, offset: 8, least: false };
-    const WITH_LEAST: Self = Self { group: 32, offset: 0, least: true };
-    const OF_SIXTEENTHS: Self = Self { group: 16, offset: 32, least: false };
+    const OF_BYTES: Self = Self { group: 32, offset: 128 };
+    const OF_PAIRS: Self = Self { group: 32, offset: 8 };
+    const WITH_LEAST: Self = Self { group: 32, offset: 0 };
+    const OF_SIXTEENTHS: Self = Self { group: 16, offset: 32 };
 
     /// None for a format without blocks.
     pub(crate) fn of(format: BlockFormat) -> Option<Self> {
@@ -221,45 +219,6 @@ impl Whole {
         }
     }
 }
-
-/// The same loop for [`whole_numbers`], with as many scales and least values as there are groups.
-macro_rules! each_as_whole {
-    ($bytes:ident, $into:ident, $numbers:literal, $groups:literal, $read:ident) => {{
-        let (numbers, scales, least) = $into;
-        let (blocks, _) = $bytes.as_chunks();
-        let (numbers, _) = numbers.as_chunks_mut::<$numbers>();
-        let (scales, _) = scales.as_chunks_mut::<$groups>();
-        let (least, _) = least.as_chunks_mut::<$groups>();
-        for (((block, numbers), scales), least) in blocks.iter().zip(numbers).zip(scales).zip(least) {
-            $read(block, numbers, scales, least);
-        }
-    }};
-}
-
-#[inline(always)]
-fn whole_numbers_inline<const FUSED: bool>(
-    format: BlockFormat,
-    bytes: &[u8],
-    into: (&mut [u8], &mut [f32], &mut [f32]),
-) {
-    match format {
-        BlockFormat::F32 | BlockFormat::F16 | BlockFormat::BF16 => {}
-        BlockFormat::Q8_0 => each_as_whole!(bytes, into, 32, 1, q8_0),
-        BlockFormat::Q4_0 => each_as_whole!(bytes, into, 32, 1, q4_0),
-        BlockFormat::Q4K => each_as_whole!(bytes, into, 256, 8, q4_k),
-        BlockFormat::Q5K => each_as_whole!(bytes, into, 256, 8, q5_k),
-        BlockFormat::Q6K => each_as_whole!(bytes, into, 256, 16, q6_k),
-    }
-}
-widest!(
-    /// Reads the whole numbers of as many blocks as there is room for, and the scale and the least value of each group (see
-    /// [`Whole`]).
-    pub(crate) fn whole_numbers(
-        format: BlockFormat,
-        bytes: &[u8],
-        into: (&mut [u8], &mut [f32], &mut [f32]),
-    ) = whole_numbers_inline
-);
 
 #[inline(always)]
 fn f32s(bytes: &[u8; 4], value: &mut [f32; 1]) {

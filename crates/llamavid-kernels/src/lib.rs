@@ -21,7 +21,11 @@ mod embedding;
 mod folded_attention;
 mod gelu;
 #[cfg(target_arch = "x86_64")]
+mod integer_panels;
+#[cfg(target_arch = "x86_64")]
 mod integer_products;
+#[cfg(target_arch = "x86_64")]
+mod integer_rows;
 mod largest;
 mod layer_norm;
 mod linear;
@@ -38,6 +42,10 @@ mod softmax;
 mod swiglu;
 mod vector;
 mod weight;
+#[cfg(target_arch = "x86_64")]
+mod whole_blocks;
+#[cfg(target_arch = "x86_64")]
+mod whole_rows;
 
 pub use attention::{Heads, Mask, attention, multi_head_attention, packed_attention};
 pub use block_format::BlockFormat;

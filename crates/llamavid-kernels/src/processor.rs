@@ -10,30 +10,43 @@ pub const PROCESSOR_VARIABLE: &str = "LLAMAVID_CPU";
 /// A set of instructions that kernels are compiled for.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Processor {
-    /// The same with products of whole numbers (VNNI).
-    #[cfg(target_arch = "x86_64")]
-    Avx512Vnni(pulp::x86::V4),
     /// AVX-512 F, VL, BW, DQ and CD.
     #[cfg(target_arch = "x86_64")]
-    Avx512(pulp::x86::V4),
+    Avx512(pulp::x86::V4, WholeNumbers),
     /// AVX2 with fused multiply-add and conversion of half precision.
     #[cfg(target_arch = "x86_64")]
-    Avx2(pulp::x86::V3),
+    Avx2(pulp::x86::V3, WholeNumbers),
     #[cfg(target_arch = "aarch64")]
     Neon(pulp::aarch64::Neon),
     /// What every processor of the architecture has.
     Portable,
 }
 
+/// How rows are multiplied with weights in blocks.
+#[cfg(target_arch = "x86_64")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum WholeNumbers {
+    /// In f32, as they are.
+    None,
+    /// Rounded to 8 bits, few rows only: products are added up in pairs of 16 bits.
+    Pairs,
+    /// Rounded to 8 bits: four products are added up at once (VNNI).
+    Fours,
+}
+
 impl Processor {
     fn name(self) -> &'static str {
         match self {
             #[cfg(target_arch = "x86_64")]
-            Self::Avx512Vnni(_) => "avx512vnni",
+            Self::Avx512(_, WholeNumbers::Fours) => "avx512vnni",
             #[cfg(target_arch = "x86_64")]
-            Self::Avx512(_) => "avx512",
+            Self::Avx512(_, WholeNumbers::Pairs) => "avx512",
             #[cfg(target_arch = "x86_64")]
-            Self::Avx2(_) => "avx2",
+            Self::Avx512(_, WholeNumbers::None) => "avx512-f32",
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx2(_, WholeNumbers::None) => "avx2-f32",
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx2(..) => "avx2",
             #[cfg(target_arch = "aarch64")]
             Self::Neon(_) => "neon",
             Self::Portable => "portable",
@@ -44,8 +57,19 @@ impl Processor {
     pub(crate) fn without_whole_numbers(self) -> Self {
         match self {
             #[cfg(target_arch = "x86_64")]
-            Self::Avx512Vnni(simd) => Self::Avx512(simd),
+            Self::Avx512(simd, _) => Self::Avx512(simd, WholeNumbers::None),
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx2(simd, _) => Self::Avx2(simd, WholeNumbers::None),
             other => other,
+        }
+    }
+
+    /// How it multiplies rows with weights in blocks.
+    #[cfg(target_arch = "x86_64")]
+    pub(crate) fn whole_numbers(self) -> WholeNumbers {
+        match self {
+            Self::Avx512(_, whole) | Self::Avx2(_, whole) => whole,
+            Self::Portable => WholeNumbers::None,
         }
     }
 
@@ -53,9 +77,9 @@ impl Processor {
     pub(crate) fn run<Operation: WithSimd>(self, operation: Operation) -> Operation::Output {
         match self {
             #[cfg(target_arch = "x86_64")]
-            Self::Avx512Vnni(simd) | Self::Avx512(simd) => Simd::vectorize(simd, operation),
+            Self::Avx512(simd, _) => Simd::vectorize(simd, operation),
             #[cfg(target_arch = "x86_64")]
-            Self::Avx2(simd) => Simd::vectorize(simd, operation),
+            Self::Avx2(simd, _) => Simd::vectorize(simd, operation),
             #[cfg(target_arch = "aarch64")]
             Self::Neon(simd) => Simd::vectorize(simd, operation),
             Self::Portable => pulp::Scalar::new().vectorize(operation),
@@ -67,10 +91,16 @@ impl Processor {
         let mut found = Vec::new();
         #[cfg(target_arch = "x86_64")]
         if is_x86_feature_detected!("f16c") {
-            let wider = pulp::x86::V4::try_new();
-            found.extend(wider.filter(|_| is_x86_feature_detected!("avx512vnni")).map(Self::Avx512Vnni));
-            found.extend(wider.map(Self::Avx512));
-            found.extend(pulp::x86::V3::try_new().map(Self::Avx2));
+            if let Some(simd) = pulp::x86::V4::try_new() {
+                if is_x86_feature_detected!("avx512vnni") {
+                    found.push(Self::Avx512(simd, WholeNumbers::Fours));
+                }
+                found
+                    .extend([WholeNumbers::Pairs, WholeNumbers::None].map(|whole| Self::Avx512(simd, whole)));
+            }
+            if let Some(simd) = pulp::x86::V3::try_new() {
+                found.extend([WholeNumbers::Pairs, WholeNumbers::None].map(|whole| Self::Avx2(simd, whole)));
+            }
         }
         #[cfg(target_arch = "aarch64")]
         found.extend(pulp::aarch64::Neon::try_new().map(Self::Neon));
@@ -85,6 +115,8 @@ pub(crate) fn processor() -> Processor {
 }
 
 /// The name of the instructions that the kernels of this process use: `avx512vnni`, `avx512`, `avx2`, `neon` or `portable`.
+/// The first three round what is multiplied with weights in blocks to 8 bits; `avx512-f32` and `avx2-f32` are the same
+/// without that, and the others never do it.
 ///
 /// # Errors
 /// `LLAMAVID_CPU` names none that this processor has; the kernels run without vectors then.

@@ -4,6 +4,8 @@
 //! sums stays in the registers while its rows go by. Weights in blocks are unpacked a few rows at a time into the first
 //! cache. A single row, as in decoding, reads the weights as they lie in memory: that is all the time it takes.
 
+use std::ops::Range;
+
 use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 
@@ -15,7 +17,7 @@ use crate::rows::rows_of_a_task;
 #[cfg(target_arch = "x86_64")]
 use crate::block_vectors::{Dot, totals_of_eight, totals_of_sixteen};
 #[cfg(target_arch = "x86_64")]
-use crate::integer_products::{PANEL_ROWS, WholeRows};
+use crate::integer_products::IntegerProduct;
 
 /// Rows of weights of which a tile has sums.
 const TILE_ROWS: usize = 4;
@@ -29,9 +31,6 @@ const TASK_ROWS: usize = 64;
 const PARALLEL: usize = 1 << 17;
 /// Rows of `x` from which it is worth it to lay out the weights.
 const MANY: usize = 48;
-/// Rows of `x` from which it is worth it to lay out weights in blocks for products of whole numbers.
-#[cfg(target_arch = "x86_64")]
-const LAID_OUT: usize = 48;
 
 /// The weights of a linear layer, row after row.
 #[derive(Debug, Clone, Copy)]
@@ -103,24 +102,26 @@ impl Layer<'_> {
         if output.length == 0 {
             return;
         }
+        let parallel = parallel && rows * columns * count >= PARALLEL;
         #[cfg(target_arch = "x86_64")]
-        if let (Processor::Avx512Vnni(_), Weights::Blocks(format, bytes)) = (processor, weights)
-            && count >= LAID_OUT
+        if let Weights::Blocks(format, bytes) = weights
             && columns > 0
-            && let Some(x) = WholeRows::new(format, x, columns)
+            && let Some(product) = IntegerProduct::new(processor, format, x, columns)
         {
             // SAFETY: as the caller promises.
             unsafe { output.begin(bias, add, parallel) };
-            let panel = PANEL_ROWS * (bytes.len() / rows);
-            return bytes.par_chunks(panel).enumerate().for_each(|(index, bytes)| {
-                // SAFETY: the processor has the instructions, and each task has columns of its own.
-                unsafe { x.add_panel(bytes, index * PANEL_ROWS, output) };
+            let row_bytes = bytes.len() / rows;
+            return in_tasks(rows, product.unit(), parallel, |task| {
+                // SAFETY: each task has columns of its own.
+                unsafe {
+                    product.add(&bytes[task.start * row_bytes..task.end * row_bytes], task.start, output)
+                };
             });
         }
         if count >= MANY && columns > 0 {
             let panels = Panels { processor, layer: self, x, count, add };
             // SAFETY: nobody else has the result.
-            return unsafe { panels.multiply(output, parallel && rows * columns * count >= PARALLEL) };
+            return unsafe { panels.multiply(output, parallel) };
         }
         // SAFETY: as the caller promises.
         unsafe { output.begin(bias, add, parallel) };
@@ -150,18 +151,23 @@ impl Layer<'_> {
             #[cfg(target_arch = "x86_64")]
             alone,
         };
-        let threads = rayon::current_num_threads();
-        if !parallel || threads < 2 || rows * columns * count < PARALLEL {
-            // SAFETY: nobody else has the result.
-            return unsafe { product.rows(0, rows, output) };
-        }
-        let task = rows.div_ceil(8 * threads).next_multiple_of(TILE_ROWS).min(TASK_ROWS);
-        (0..rows.div_ceil(task)).into_par_iter().for_each(|index| {
-            let first = index * task;
+        in_tasks(rows, TILE_ROWS, parallel, |task| {
             // SAFETY: each task has columns of its own.
-            unsafe { product.rows(first, task.min(rows - first), output) };
+            unsafe { product.rows(task.start, task.len(), output) };
         });
     }
+}
+
+/// Runs `task` on all rows of the weights, a multiple of `unit` each time: on all threads when `parallel`.
+fn in_tasks(rows: usize, unit: usize, parallel: bool, task: impl Fn(Range<usize>) + Sync) {
+    let threads = rayon::current_num_threads();
+    if !parallel || threads < 2 {
+        return task(0..rows);
+    }
+    let length = rows.div_ceil(8 * threads).min(TASK_ROWS).next_multiple_of(unit);
+    (0..rows.div_ceil(length)).into_par_iter().for_each(|index| {
+        task(index * length..rows.min((index + 1) * length));
+    });
 }
 
 /// Rows of `x`, laid out for the products.
@@ -533,10 +539,13 @@ mod tests {
                     let bytes = format.encode(&noise(rows * columns, 3), columns).unwrap();
                     let mut numbers = vec![0f32; rows * columns];
                     decode(Processor::Portable, format, &bytes, &mut numbers);
-                    // Whole numbers, the largest in every group: what rounds rows to those changes nothing.
+                    // Whole numbers, the largest in every group, times a power of two: what rounds rows to those
+                    // changes nothing.
                     let mut x: Vec<f32> =
                         noise(count * columns, 4).iter().map(|x| (x * 126.0).round()).collect();
                     x.iter_mut().step_by(16).for_each(|x| *x = 127.0);
+                    let places = x.iter_mut().enumerate();
+                    places.for_each(|(place, x)| *x *= [1.0, 0.25, 8.0][place / 32 % 3]);
                     let exact = exactly(&numbers, columns, &x);
                     let bias = noise(rows, 5);
                     for (add, parallel, bias) in [
@@ -567,26 +576,51 @@ mod tests {
 
     #[test]
     fn rows_that_are_rounded_err_as_little_as_eight_bits_do() {
-        let (rows, columns, count) = (40, 1024, 63);
+        let (rows, columns) = (40, 1024);
         for processor in Processor::available() {
             for format in BlockFormat::ALL.into_iter().filter(|format| format.block_length() > 1) {
                 let bytes = format.encode(&noise(rows * columns, 5), columns).unwrap();
                 let mut numbers = vec![0f32; rows * columns];
                 decode(Processor::Portable, format, &bytes, &mut numbers);
-                let x = noise(count * columns, 6);
-                let exact = exactly(&numbers, columns, &x);
-                let mut result = vec![0f32; rows * count];
-                let layer = Layer { weights: Weights::Blocks(format, &bytes), rows, columns, bias: None };
-                let output = Output::new(&mut result, rows);
-                // SAFETY: nobody else has the result.
-                unsafe { layer.compute(processor, &x, count, output, false, true) };
-                let (mut error, mut all) = (0.0, 0.0);
-                for (value, (sum, _)) in result.iter().zip(&exact) {
-                    error += (f64::from(*value) - sum).powi(2);
-                    all += sum.powi(2);
+                for count in [1, 6, 63] {
+                    let x = noise(count * columns, 6);
+                    let exact = exactly(&numbers, columns, &x);
+                    let mut result = vec![0f32; rows * count];
+                    let layer = Layer { weights: Weights::Blocks(format, &bytes), rows, columns, bias: None };
+                    let output = Output::new(&mut result, rows);
+                    // SAFETY: nobody else has the result.
+                    unsafe { layer.compute(processor, &x, count, output, false, true) };
+                    let (mut error, mut all) = (0.0, 0.0);
+                    for (value, (sum, _)) in result.iter().zip(&exact) {
+                        error += (f64::from(*value) - sum).powi(2);
+                        all += sum.powi(2);
+                    }
+                    let relative = (error / all).sqrt();
+                    assert!(relative < 6e-3, "{processor:?} {} {count}: {relative}", format.name());
                 }
-                let relative = (error / all).sqrt();
-                assert!(relative < 6e-3, "{processor:?} {}: {relative}", format.name());
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_not_finite_gives_nothing_that_is() {
+        let (rows, columns) = (5, 512);
+        for processor in Processor::available() {
+            for format in BlockFormat::ALL {
+                let bytes = format.encode(&noise(rows * columns, 7), columns).unwrap();
+                for (count, wrong) in [(1, f32::NAN), (3, f32::INFINITY), (70, f32::NEG_INFINITY)] {
+                    let mut x = noise(count * columns, 8);
+                    x[columns / 2 + 3] = wrong;
+                    let mut result = vec![0f32; rows * count];
+                    let layer = Layer { weights: Weights::Blocks(format, &bytes), rows, columns, bias: None };
+                    let output = Output::new(&mut result, rows);
+                    // SAFETY: nobody else has the result.
+                    unsafe { layer.compute(processor, &x, count, output, false, true) };
+                    let (first, others) = result.split_at(rows);
+                    let what = format!("{processor:?} {} {wrong}", format.name());
+                    assert!(first.iter().all(|value| !value.is_finite()), "{what}: {first:?}");
+                    assert!(others.iter().all(|value| value.is_finite()), "{what}");
+                }
             }
         }
     }

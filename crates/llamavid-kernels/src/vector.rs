@@ -23,12 +23,10 @@ macro_rules! widest {
                     $body::<true>($($argument),*)
                 }
                 match $crate::processor::processor() {
-                    $crate::processor::Processor::Avx512Vnni(_) | $crate::processor::Processor::Avx512(_) => {
-                        // SAFETY: the processor has AVX-512 F, VL, BW and DQ, AVX2 and FMA.
-                        return unsafe { wider($($argument),*) };
-                    }
+                    // SAFETY: the processor has AVX-512 F, VL, BW and DQ, AVX2 and FMA.
+                    $crate::processor::Processor::Avx512(..) => return unsafe { wider($($argument),*) },
                     // SAFETY: the processor has AVX2 and FMA.
-                    $crate::processor::Processor::Avx2(_) => return unsafe { wide($($argument),*) },
+                    $crate::processor::Processor::Avx2(..) => return unsafe { wide($($argument),*) },
                     $crate::processor::Processor::Portable => {}
                 }
             }

@@ -147,7 +147,7 @@ pub fn processor_features() -> Vec<ProcessorFeature> {
         .collect()
 }
 
-/// The instructions that the kernels use: `avx512`, `avx2`, `neon` or `portable`. `LLAMAVID_CPU` chooses among those that
+/// The instructions that the kernels use, such as `avx512vnni`, `avx2` or `portable`. `LLAMAVID_CPU` chooses among those that
 /// the processor has; a name that is none of them is `INVALID_ARGUMENT`.
 #[napi]
 pub fn instruction_set() -> napi::Result<&'static str> {

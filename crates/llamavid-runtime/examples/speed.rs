@@ -37,6 +37,8 @@ const WARM_UP: usize = 16;
 enum Task {
     /// Reads prompts of so many tokens, one after the other, and goes on with new ones.
     Language { model: PathBuf, prompts: Vec<usize>, new_tokens: usize, eight_bit_cache: bool },
+    /// Goes on with so many prompts of a token side by side.
+    Together { model: PathBuf, batches: Vec<usize>, new_tokens: usize },
     /// Loads, reads a short prompt and gives a token.
     FirstToken { model: PathBuf },
     /// Encodes batches of different frames.
@@ -56,14 +58,29 @@ fn main() -> Result<()> {
         Task::Language { model, prompts, new_tokens, eight_bit_cache } => {
             let cache = if eight_bit_cache { CachePrecision::EightBit } else { CachePrecision::Full };
             let model = language_model(model, device)?;
-            generate(&model, WARM_UP, 1, cache)?;
-            for prompt in prompts {
-                let (read, decoded) = generate(&model, prompt, new_tokens, cache)?;
-                println!("{}", json!({ "pp": prompt, "tg": new_tokens, "t_pp": read, "t_tg": decoded }));
-            }
+            in_pool(|| {
+                generate(&model, WARM_UP, 1, cache)?;
+                for prompt in prompts {
+                    let (read, decoded) = generate(&model, prompt, new_tokens, cache)?;
+                    println!("{}", json!({ "pp": prompt, "tg": new_tokens, "t_pp": read, "t_tg": decoded }));
+                }
+                Ok(())
+            })?;
+        }
+        Task::Together { model, batches, new_tokens } => {
+            let model = language_model(model, device)?;
+            in_pool(|| {
+                generate(&model, WARM_UP, 1, CachePrecision::Full)?;
+                for batch in batches {
+                    let decoded = generate_together(&model, batch, new_tokens)?;
+                    println!("{}", json!({ "pl": batch, "tg": new_tokens, "t_tg": decoded }));
+                }
+                Ok(())
+            })?;
         }
         Task::FirstToken { model } => {
-            generate(&language_model(model, device)?, WARM_UP, 1, CachePrecision::Full)?;
+            let model = language_model(model, device)?;
+            in_pool(|| generate(&model, WARM_UP, 1, CachePrecision::Full))?;
         }
         Task::Encoder { model, eight_bit, batch, runs } => encode(model, device, eight_bit, batch, runs)?,
         Task::Resize { runs } => resize(runs)?,
@@ -75,22 +92,40 @@ fn main() -> Result<()> {
     Ok(())
 }
 
+/// Works in the pool of threads, as the jobs of a device do.
+fn in_pool<T: Send>(work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+    rayon::scope(|_| work())
+}
+
 fn language_model(file: PathBuf, device: Arc<Device>) -> Result<LanguageModel> {
     Ok(LanguageModel::load(file, device, Precision::default(), Cancellation::default()).wait()?)
 }
 
 /// Seconds for reading `prompt` random tokens, up to the choice of the next one, and for `new` more passes.
 fn generate(model: &LanguageModel, prompt: usize, new: usize, cache: CachePrecision) -> Result<(f64, f64)> {
-    // In the pool, as a device's jobs run.
-    rayon::scope(|_| generate_in_pool(model, prompt, new, cache))
+    let began = Instant::now();
+    let mut generation = begin(model, prompt, new, cache)?;
+    let read = began.elapsed().as_secs_f64();
+    while generation.decode_step(&|_| String::new())?.is_some() {}
+    Ok((read, began.elapsed().as_secs_f64() - read))
 }
 
-fn generate_in_pool(
-    model: &LanguageModel,
-    prompt: usize,
-    new: usize,
-    cache: CachePrecision,
-) -> Result<(f64, f64)> {
+/// Seconds for `new` passes of `batch` generations, each behind a prompt of one token.
+fn generate_together(model: &LanguageModel, batch: usize, new: usize) -> Result<f64> {
+    let mut generations =
+        (0..batch).map(|_| begin(model, 1, new, CachePrecision::Full)).collect::<Result<Vec<_>>>()?;
+    let began = Instant::now();
+    for _ in 0..new {
+        Generation::read_together(&mut generations.iter_mut().collect::<Vec<_>>())?;
+        for generation in &mut generations {
+            generation.decode_step(&|_| String::new())?;
+        }
+    }
+    Ok(began.elapsed().as_secs_f64())
+}
+
+/// A generation of `new` tokens and one, the first of which is chosen, behind `prompt` random tokens.
+fn begin(model: &LanguageModel, prompt: usize, new: usize, cache: CachePrecision) -> Result<Generation> {
     let vocabulary = model.model().config().vocab_size as u32;
     let mut random = ChaCha8Rng::seed_from_u64(1);
     let ids: Vec<u32> = (0..prompt).map(|_| random.random_range(0..vocabulary)).collect();
@@ -100,14 +135,11 @@ fn generate_in_pool(
         // The prompt's last pass gives the first of them.
         ..GenerationOptions::new(new + 1, SamplingOptions::default())
     };
-    let began = Instant::now();
     let prompt = Prompt { embeds: model.model().embed(&ids)?, visual_tokens: 0 };
     let mut generation = Generation::new(Arc::clone(model.model()), prompt, options, StopRule::new(&[]))?;
     while !generation.prefill_step()?.is_complete() {}
     generation.decode_step(&|_| String::new())?;
-    let read = began.elapsed().as_secs_f64();
-    while generation.decode_step(&|_| String::new())?.is_some() {}
-    Ok((read, began.elapsed().as_secs_f64() - read))
+    Ok(generation)
 }
 
 fn encode(model: PathBuf, device: Arc<Device>, eight_bit: bool, batch: usize, runs: usize) -> Result<()> {

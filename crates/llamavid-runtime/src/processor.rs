@@ -2,7 +2,7 @@
 
 use crate::{Error, Result};
 
-/// The instructions that the kernels of this process use: `avx512`, `avx2`, `neon` or `portable`. `LLAMAVID_CPU` chooses
+/// The instructions that the kernels of this process use, such as `avx512vnni`, `avx2` or `portable`. `LLAMAVID_CPU` chooses
 /// among those that the processor has.
 ///
 /// # Errors

@@ -572,7 +572,7 @@ export interface GenerationStart {
 export declare function inspectModel(path: string, verify: boolean, c?: Cancellation | undefined | null): Promise<string>
 
 /**
- * The instructions that the kernels use: `avx512`, `avx2`, `neon` or `portable`. `LLAMAVID_CPU` chooses among those that
+ * The instructions that the kernels use, such as `avx512vnni`, `avx2` or `portable`. `LLAMAVID_CPU` chooses among those that
  * the processor has; a name that is none of them is `INVALID_ARGUMENT`.
  */
 export declare function instructionSet(): string

@@ -22,6 +22,7 @@ const large = ['q4_k', 'q6_k'];
 
 /** A timed pass, by the names that `llama-batched-bench` has. */
 interface Timed {
+  readonly pl: number;
   readonly pp: number;
   readonly tg: number;
   readonly t_pp: number;
@@ -50,6 +51,41 @@ export const lm2048 = workRow({ prompts: [2048], newTokens: 16, eightBitCache: f
 export const lm7300 = workRow({ prompts: [7300], newTokens: 16, eightBitCache: false });
 /** Keys and values in 8 bits. */
 export const lmKv8 = workRow({ prompts: [512, 2048], newTokens: 16, eightBitCache: true });
+
+/** Several questions at once: a pass over the weights gives a token of each. */
+export const lmBatch: Row = async function* (bench) {
+  for await (const { title, path } of files(bench)) {
+    const llama = bench.peers.llamaBench();
+    const work = { prompts: [1], newTokens: 32, eightBitCache: false };
+    const rates = (timed: readonly Timed[]) =>
+      Object.fromEntries(timed.map(({ pl, tg, t_tg }) => [`batch ${pl}`, (pl * tg) / t_tg]));
+    yield {
+      lines: Object.fromEntries(
+        batches.map((batch) => [
+          `batch ${batch}`,
+          { title: `${title}, decode ${batch} at once`, ...speed, goal: { ratio: 1.3 } },
+        ]),
+      ),
+      ours: {
+        by: 'LLaMA-VID',
+        run: async () => {
+          const task = { kind: 'together', model: path, batches, newTokens: work.newTokens };
+          return rates((await bench.ours<Timed>(task)).objects);
+        },
+      },
+      peers: [
+        {
+          by: 'llama.cpp',
+          run: async () => {
+            const args = llamaArguments(bench, path, work, 'on', 1, batches);
+            return rates(timedOf((await bench.measured(llama, args)).stdout, batches.length));
+          },
+        },
+      ],
+    };
+  }
+};
+const batches = [4, 16];
 
 /** From the file, which is in the system's cache, to the first token behind a prompt of 16, and the memory for it. */
 export const lmStart: Row = async function* (bench) {
@@ -195,9 +231,10 @@ export function llamaArguments(
   { prompts, newTokens, eightBitCache }: Work,
   flashAttention: string,
   last = 1,
+  together: readonly number[] = [1],
 ): string[] {
   const threads = String(choice.threads);
-  const room = Math.max(...prompts) + newTokens;
+  const room = Math.max(...together) * (Math.max(...prompts) + newTokens);
   return [
     ...['-m', path, '-c', String(Math.ceil(room / 256) * 256), '-b', '2048', '-ub', '512', '-ngl', '0'],
     ...[
@@ -206,7 +243,7 @@ export function llamaArguments(
       '-ntg',
       String(newTokens),
       '-npl',
-      '1',
+      together.join(','),
       '-t',
       threads,
       '-tb',

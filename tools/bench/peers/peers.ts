@@ -7,7 +7,7 @@ import process from 'node:process';
 import { parseArgs } from 'node:util';
 import { Bench, commit, forcedPath, type Row } from './bench.ts';
 import { compare, judge } from './comparison.ts';
-import { formats, lm, lm2048, lm7300, lmKv8, lmStart, sizes } from './language.ts';
+import { formats, lm, lm2048, lm7300, lmBatch, lmKv8, lmStart, sizes } from './language.ts';
 import { limits } from './limits.ts';
 import { PeerFolder, versions } from './peer-folder.ts';
 import { binding, start } from './product.ts';
@@ -24,6 +24,7 @@ const rows: Readonly<Record<string, { readonly row: Row; readonly peers: readonl
   'lm-start': { row: lmStart, peers: ['llama-cpp-python'] },
   'lm-2048': { row: lm2048, peers: ['llama-cpp-python'] },
   'lm-7300': { row: lm7300, peers: ['llama-cpp-python'] },
+  'lm-batch': { row: lmBatch, peers: ['llama-cpp-python'] },
   'lm-kv8': { row: lmKv8, peers: ['llama-cpp-python'] },
   vision: { row: visionRows.encoder, peers: ['onnxruntime', 'torch'] },
   'vision-8bit': { row: visionRows.eightBitEncoder, peers: ['onnxruntime'] },

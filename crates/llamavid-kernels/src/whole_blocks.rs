@@ -1,0 +1,346 @@
+//! Blocks as vectors of whole numbers, 256 numbers at a time: bits are moved about in registers, and nothing is written.
+//!
+//! Reference: [`crate::block_format`], which reads the same in portable code.
+
+use std::arch::x86_64::{
+    __m256, __m256i, _mm_cvtsi64_si128, _mm_insert_epi16, _mm_loadl_epi64, _mm_loadu_si128, _mm_set1_epi16,
+    _mm_setzero_si128, _mm_srli_epi16, _mm256_and_si256, _mm256_cvtepi8_epi32, _mm256_cvtepi32_ps,
+    _mm256_cvtepu8_epi32, _mm256_cvtph_ps, _mm256_loadu_si256, _mm256_mul_ps, _mm256_or_si256,
+    _mm256_set_m128i, _mm256_set1_epi8, _mm256_set1_ps, _mm256_slli_epi16, _mm256_srli_epi16,
+    _mm256_xor_si256,
+};
+
+/// Numbers that are read at a time: those of a large block, or of eight small ones.
+pub(crate) const NUMBERS: usize = 256;
+/// Bytes that they take at most.
+pub(crate) const MOST_BYTES: usize = 8 * 34;
+
+/// What whole numbers stand for: each times the scale of its group, less the group's least value. Of eight groups a vector;
+/// the second ones are for formats with sixteen groups only.
+pub(crate) struct Scales {
+    pub(crate) scales: [__m256; 2],
+    pub(crate) least: [__m256; 2],
+}
+
+/// How 256 numbers of a format are read.
+pub(crate) trait WholeBlock {
+    /// The bytes that they take.
+    const BYTES: usize;
+    /// Vectors of eight groups that share a scale: one for groups of 32 numbers, two for groups of 16.
+    const VECTORS: usize = 1;
+    /// Whether least values are stored. Otherwise they are the scale times a number that is the same for all groups.
+    const LEAST: bool = false;
+    /// Whether the whole numbers have eight bits, and not fewer.
+    const EIGHT_BITS: bool = false;
+
+    /// # Safety
+    /// The processor has AVX2 and F16C, and as many bytes can be read.
+    unsafe fn scales(at: *const u8) -> Scales;
+
+    /// An eighth of the whole numbers, none of which has a sign.
+    ///
+    /// # Safety
+    /// As above; `eighth` is below 8.
+    unsafe fn numbers(at: *const u8, eighth: usize) -> __m256i;
+}
+
+/// Runs `$body` with the type that reads a format as `$Block`; `$other` for a format without blocks.
+macro_rules! with_block {
+    ($format:expr, $Block:ident => $body:expr, $other:expr) => {{
+        use $crate::block_format::BlockFormat;
+        use $crate::whole_blocks as blocks;
+        match $format {
+            BlockFormat::F32 | BlockFormat::F16 | BlockFormat::BF16 => $other,
+            BlockFormat::Q8_0 => {
+                type $Block = blocks::Q8_0;
+                $body
+            }
+            BlockFormat::Q4_0 => {
+                type $Block = blocks::Q4_0;
+                $body
+            }
+            BlockFormat::Q4K => {
+                type $Block = blocks::Q4K;
+                $body
+            }
+            BlockFormat::Q5K => {
+                type $Block = blocks::Q5K;
+                $body
+            }
+            BlockFormat::Q6K => {
+                type $Block = blocks::Q6K;
+                $body
+            }
+        }
+    }};
+}
+pub(crate) use with_block;
+
+/// Runs `$body` for each eighth, a constant each time, so that all that depends on it is decided when it is compiled.
+macro_rules! each_eighth {
+    ($eighth:ident => $body:block) => {
+        $crate::whole_blocks::each_eighth!($eighth => $body, 0 1 2 3 4 5 6 7)
+    };
+    ($eighth:ident => $body:block, $($number:literal)*) => {
+        $({
+            const EIGHTH: usize = $number;
+            let $eighth = EIGHTH;
+            $body
+        })*
+    };
+}
+pub(crate) use each_eighth;
+
+/// A row of weights, of which the last blocks may be fewer than 256 numbers.
+pub(crate) struct Row<'a> {
+    bytes: &'a [u8],
+    /// Bytes that whole ones take.
+    whole: usize,
+    /// The last blocks, with zeros behind them, which stand for zeros.
+    rest: [u8; MOST_BYTES],
+}
+
+impl<'a> Row<'a> {
+    #[inline(always)]
+    pub(crate) fn new<B: WholeBlock>(bytes: &'a [u8]) -> Self {
+        let whole = bytes.len() / B::BYTES * B::BYTES;
+        let mut rest = [0; MOST_BYTES];
+        rest[..bytes.len() - whole].copy_from_slice(&bytes[whole..]);
+        Self { bytes, whole, rest }
+    }
+
+    /// Where 256 numbers begin; as many bytes as they take can be read there.
+    #[inline(always)]
+    pub(crate) fn at<B: WholeBlock>(&self, index: usize) -> *const u8 {
+        match index * B::BYTES {
+            first if first < self.whole => self.bytes[first..].as_ptr(),
+            _ => self.rest.as_ptr(),
+        }
+    }
+}
+
+/// A scale, then 32 numbers of 8 bits with a sign.
+pub(crate) struct Q8_0;
+
+impl WholeBlock for Q8_0 {
+    const BYTES: usize = 8 * 34;
+    const EIGHT_BITS: bool = true;
+
+    #[inline(always)]
+    unsafe fn scales(at: *const u8) -> Scales {
+        // SAFETY: eight blocks.
+        unsafe { of_halves(eight_halves::<34>(at), 128.0) }
+    }
+
+    #[inline(always)]
+    unsafe fn numbers(at: *const u8, eighth: usize) -> __m256i {
+        // SAFETY: a block's numbers lie behind its scale.
+        unsafe { _mm256_xor_si256(vector(at.add(34 * eighth + 2)), _mm256_set1_epi8(-128)) }
+    }
+}
+
+/// A scale, then 16 bytes: the first 16 numbers in the lower bits, the others in the upper.
+pub(crate) struct Q4_0;
+
+impl WholeBlock for Q4_0 {
+    const BYTES: usize = 8 * 18;
+
+    #[inline(always)]
+    unsafe fn scales(at: *const u8) -> Scales {
+        // SAFETY: eight blocks.
+        unsafe { of_halves(eight_halves::<18>(at), 8.0) }
+    }
+
+    #[inline(always)]
+    unsafe fn numbers(at: *const u8, eighth: usize) -> __m256i {
+        // SAFETY: a block's numbers lie behind its scale.
+        unsafe {
+            let pairs = _mm_loadu_si128(at.add(18 * eighth + 2).cast());
+            lower(_mm256_set_m128i(_mm_srli_epi16::<4>(pairs), pairs))
+        }
+    }
+}
+
+/// [`eighths`], then 128 bytes: of each 32, the lower bits are an eighth, the upper bits the next one.
+pub(crate) struct Q4K;
+
+impl WholeBlock for Q4K {
+    const BYTES: usize = 144;
+    const LEAST: bool = true;
+
+    #[inline(always)]
+    unsafe fn scales(at: *const u8) -> Scales {
+        // SAFETY: the block begins with them.
+        unsafe { eighths(at) }
+    }
+
+    #[inline(always)]
+    unsafe fn numbers(at: *const u8, eighth: usize) -> __m256i {
+        // SAFETY: the pairs are the last 128 bytes.
+        unsafe { half_of(vector(at.add(16 + 32 * (eighth / 2))), eighth % 2) }
+    }
+}
+
+/// The same with 32 bytes before the pairs: a fifth bit of each number, those of an eighth at the same place.
+pub(crate) struct Q5K;
+
+impl WholeBlock for Q5K {
+    const BYTES: usize = 176;
+    const LEAST: bool = true;
+
+    #[inline(always)]
+    unsafe fn scales(at: *const u8) -> Scales {
+        // SAFETY: the block begins with them.
+        unsafe { eighths(at) }
+    }
+
+    #[inline(always)]
+    unsafe fn numbers(at: *const u8, eighth: usize) -> __m256i {
+        // SAFETY: the pairs are the last 128 bytes.
+        unsafe {
+            let fifth = match eighth {
+                0 => _mm256_slli_epi16::<4>(vector(at.add(16))),
+                1 => _mm256_slli_epi16::<3>(vector(at.add(16))),
+                2 => _mm256_slli_epi16::<2>(vector(at.add(16))),
+                3 => _mm256_slli_epi16::<1>(vector(at.add(16))),
+                4 => vector(at.add(16)),
+                5 => _mm256_srli_epi16::<1>(vector(at.add(16))),
+                6 => _mm256_srli_epi16::<2>(vector(at.add(16))),
+                _ => _mm256_srli_epi16::<3>(vector(at.add(16))),
+            };
+            let four = half_of(vector(at.add(48 + 32 * (eighth / 2))), eighth % 2);
+            _mm256_or_si256(four, _mm256_and_si256(fifth, _mm256_set1_epi8(0x10)))
+        }
+    }
+}
+
+/// Of each half, 64 bytes: the lower bits are its first two quarters, the upper bits the others. Then of each half, 32 bytes
+/// with two upper bits of each quarter's numbers; scales of a byte each, and one of all.
+pub(crate) struct Q6K;
+
+impl WholeBlock for Q6K {
+    const BYTES: usize = 210;
+    const VECTORS: usize = 2;
+
+    #[inline(always)]
+    unsafe fn scales(at: *const u8) -> Scales {
+        // SAFETY: the scales are the last 18 bytes.
+        unsafe {
+            let all = half(at.add(208));
+            let scales = [_mm_loadl_epi64(at.add(192).cast()), _mm_loadl_epi64(at.add(200).cast())];
+            let first = _mm256_mul_ps(_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(scales[0])), all);
+            let second = _mm256_mul_ps(_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(scales[1])), all);
+            let offset = _mm256_set1_ps(32.0);
+            let least = [_mm256_mul_ps(first, offset), _mm256_mul_ps(second, offset)];
+            Scales { scales: [first, second], least }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn numbers(at: *const u8, eighth: usize) -> __m256i {
+        let (part, quarter) = (eighth / 4, eighth % 4);
+        // SAFETY: the numbers are the first 192 bytes.
+        unsafe {
+            let bits = vector(at.add(128 + 32 * part));
+            let upper = match quarter {
+                0 => _mm256_slli_epi16::<4>(bits),
+                1 => _mm256_slli_epi16::<2>(bits),
+                2 => bits,
+                _ => _mm256_srli_epi16::<2>(bits),
+            };
+            let four = half_of(vector(at.add(64 * part + 32 * (quarter % 2))), quarter / 2);
+            _mm256_or_si256(four, _mm256_and_si256(upper, _mm256_set1_epi8(0x30)))
+        }
+    }
+}
+
+/// Scales of eight blocks without least values, from whose numbers `offset` is to be taken.
+#[inline(always)]
+unsafe fn of_halves(scales: __m256, offset: f32) -> Scales {
+    // SAFETY: whoever calls it has the instructions.
+    unsafe { Scales { scales: [scales; 2], least: [_mm256_mul_ps(scales, _mm256_set1_ps(offset)); 2] } }
+}
+
+/// The scales and least values of eighths: two numbers of 16 bits, and 6 bits of each in 12 bytes.
+///
+/// # Safety
+/// The processor has AVX2 and F16C, and 16 bytes can be read.
+#[inline(always)]
+unsafe fn eighths(at: *const u8) -> Scales {
+    const SIX: u32 = 0x3f3f_3f3f;
+    const FOUR: u32 = 0x0f0f_0f0f;
+    const TWO: u32 = 0x0303_0303;
+    // SAFETY: within the 16 bytes.
+    unsafe {
+        let word = |index: usize| u32::from_le(at.add(4 + 4 * index).cast::<u32>().read_unaligned());
+        let (a, b, c) = (word(0), word(1), word(2));
+        let both = |lower: u32, upper: u32| (u64::from(lower) | u64::from(upper) << 32) as i64;
+        let scales = both(a & SIX, (c & FOUR) | ((a >> 6) & TWO) << 4);
+        let least = both(b & SIX, ((c >> 4) & FOUR) | ((b >> 6) & TWO) << 4);
+        let scales = _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_cvtsi64_si128(scales)));
+        let least = _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_cvtsi64_si128(least)));
+        let (scale, base) = (half(at), half(at.add(2)));
+        Scales { scales: [_mm256_mul_ps(scales, scale); 2], least: [_mm256_mul_ps(least, base); 2] }
+    }
+}
+
+/// A number of 16 bits in all places.
+///
+/// # Safety
+/// The processor has F16C, and it can be read.
+#[inline(always)]
+unsafe fn half(at: *const u8) -> __m256 {
+    // SAFETY: as the caller promises.
+    unsafe { _mm256_cvtph_ps(_mm_set1_epi16(at.cast::<i16>().read_unaligned())) }
+}
+
+/// Eight numbers of 16 bits at a distance of `STEP` bytes.
+///
+/// # Safety
+/// The processor has F16C, and they can be read.
+#[inline(always)]
+unsafe fn eight_halves<const STEP: usize>(at: *const u8) -> __m256 {
+    // SAFETY: as the caller promises.
+    unsafe {
+        let mut halves = _mm_setzero_si128();
+        macro_rules! insert {
+            ($($index:literal)*) => {
+                $(
+                    let bits = at.add(STEP * $index).cast::<i16>().read_unaligned();
+                    halves = _mm_insert_epi16::<$index>(halves, i32::from(bits));
+                )*
+            };
+        }
+        insert!(0 1 2 3 4 5 6 7);
+        _mm256_cvtph_ps(halves)
+    }
+}
+
+/// 32 bytes.
+///
+/// # Safety
+/// They can be read.
+#[inline(always)]
+unsafe fn vector(at: *const u8) -> __m256i {
+    // SAFETY: as the caller promises.
+    unsafe { _mm256_loadu_si256(at.cast()) }
+}
+
+/// The lower four bits of each byte.
+#[inline(always)]
+unsafe fn lower(bits: __m256i) -> __m256i {
+    // SAFETY: whoever calls it has the instructions.
+    unsafe { _mm256_and_si256(bits, _mm256_set1_epi8(15)) }
+}
+
+/// The lower four bits of each byte, or the upper ones of `which` 1.
+#[inline(always)]
+unsafe fn half_of(pairs: __m256i, which: usize) -> __m256i {
+    // SAFETY: whoever calls it has the instructions.
+    unsafe {
+        match which {
+            0 => lower(pairs),
+            _ => lower(_mm256_srli_epi16::<4>(pairs)),
+        }
+    }
+}
