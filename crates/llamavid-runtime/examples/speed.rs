@@ -24,7 +24,10 @@ use rayon::prelude::*;
 use serde::Deserialize;
 use serde_json::json;
 
-type Result<T> = std::result::Result<T, Box<dyn Error>>;
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
 
 /// Tokens that are read before anything is timed, as many as `llama-batched-bench` reads.
 const WARM_UP: usize = 16;
@@ -78,6 +81,16 @@ fn language_model(file: PathBuf, device: Arc<Device>) -> Result<LanguageModel> {
 
 /// Seconds for reading `prompt` random tokens, up to the choice of the next one, and for `new` more passes.
 fn generate(model: &LanguageModel, prompt: usize, new: usize, cache: CachePrecision) -> Result<(f64, f64)> {
+    // In the pool, as a device's jobs run.
+    rayon::scope(|_| generate_in_pool(model, prompt, new, cache))
+}
+
+fn generate_in_pool(
+    model: &LanguageModel,
+    prompt: usize,
+    new: usize,
+    cache: CachePrecision,
+) -> Result<(f64, f64)> {
     let vocabulary = model.model().config().vocab_size as u32;
     let mut random = ChaCha8Rng::seed_from_u64(1);
     let ids: Vec<u32> = (0..prompt).map(|_| random.random_range(0..vocabulary)).collect();
