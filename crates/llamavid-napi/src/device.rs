@@ -53,7 +53,7 @@ impl Device {
 pub fn cuda_support() -> CudaSupport {
     let support = runtime::cuda_support();
     CudaSupport {
-        libraries: support.libraries.iter().map(|(_, path)| path.clone()).collect(),
+        libraries: support.libraries.clone(),
         devices: support.devices.iter().map(ToString::to_string).collect(),
         packages: support
             .devices
@@ -61,7 +61,6 @@ pub fn cuda_support() -> CudaSupport {
             .map(|device| device.builds().map(|build| build.package).collect())
             .unwrap_or_default(),
         problem: support.problem.as_ref().map(|problem| problem.message.clone()),
-        advice: support.problem.as_ref().and_then(|problem| problem.hint.clone()),
     }
 }
 
@@ -76,8 +75,6 @@ pub struct CudaSupport {
     pub packages: Vec<&'static str>,
     /// Why nothing runs on them; absent where something does.
     pub problem: Option<String>,
-    /// What to do about it.
-    pub advice: Option<String>,
 }
 
 /// A flag that work reads between its steps; the work then fails with `ABORTED`.

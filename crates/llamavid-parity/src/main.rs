@@ -19,6 +19,8 @@ use setting::Setting;
 
 const USAGE: &str = "usage: pnpm parity <folder> [--json] [--device cpu|cuda:N] [--dtype f32|f16|bf16]";
 
+const DTYPES: [&str; 3] = ["f32", "f16", "bf16"];
+
 /// What was asked for.
 struct Wanted {
     folder: String,
@@ -35,7 +37,9 @@ impl Wanted {
             match word.as_str() {
                 "--json" => wanted.json = true,
                 "--device" => wanted.device = arguments.next()?,
-                "--dtype" => wanted.dtype = arguments.next()?,
+                "--dtype" => {
+                    wanted.dtype = arguments.next().filter(|name| DTYPES.contains(&name.as_str()))?
+                }
                 flag if flag.starts_with("--") => return None,
                 _ if wanted.folder.is_empty() => wanted.folder = word,
                 _ => return None,

@@ -39,7 +39,7 @@ impl Setting {
             ("f32", DeviceKind::Cuda) => (DType::F32, 1e-3),
             ("f16", _) => (DType::F16, F16),
             ("bf16", _) => (DType::BF16, BF16),
-            _ => return Err(format!("the dtype {dtype} is none of f32, f16, bf16")),
+            _ => return Err(format!("there are no bounds for {dtype}")),
         };
         Ok(Self { dtype, bound, device })
     }

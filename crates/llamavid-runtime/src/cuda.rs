@@ -45,8 +45,8 @@ const BUILDS: [CudaBuild; 3] = [
 /// What this machine has for a build with CUDA.
 #[derive(Debug, Clone)]
 pub struct CudaSupport {
-    /// The libraries that were opened, by name and where they were found.
-    pub libraries: Vec<(&'static str, String)>,
+    /// Paths of the libraries that were opened.
+    pub libraries: Vec<String>,
     /// The graphics processors, as the driver numbers them.
     pub devices: Vec<CudaDevice>,
     /// Why nothing runs on them.
@@ -58,6 +58,8 @@ pub struct CudaSupport {
 pub struct CudaDevice {
     /// Its product name.
     pub name: String,
+    /// As NVIDIA's programs write it: `GPU-` and five groups of digits.
+    pub uuid: String,
     /// Its compute capability: 9 and 0 of an H100.
     pub capability: (i32, i32),
 }
@@ -127,7 +129,7 @@ fn open(support: &mut CudaSupport) -> Result<()> {
             "Install the driver, 580 or newer; a container needs to be started with the graphics processors.",
         )
     })?;
-    support.libraries.push((DRIVER, path));
+    support.libraries.push(path);
     support.devices = Driver::start(driver)?.devices()?;
     if support.devices.is_empty() {
         return Err(unavailable(
@@ -142,7 +144,7 @@ fn open(support: &mut CudaSupport) -> Result<()> {
                 "Install CUDA 13 and set CUDA_HOME to its folder, or `pip install nvidia-cublas nvidia-curand`.",
             )
         })?;
-        support.libraries.push((name, path));
+        support.libraries.push(path);
     }
     Ok(())
 }
@@ -154,7 +156,7 @@ mod tests {
     #[test]
     fn a_device_has_the_builds_that_run_on_it() {
         let on = |capability| {
-            let device = CudaDevice { name: String::new(), capability };
+            let device = CudaDevice { name: String::new(), uuid: String::new(), capability };
             device.builds().map(|build| build.architecture).collect::<Vec<_>>()
         };
         assert_eq!(on((9, 0)), ["sm_90a"]);

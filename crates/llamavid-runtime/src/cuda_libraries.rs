@@ -1,7 +1,9 @@
 //! Where NVIDIA's libraries lie on Linux, and the few calls that ask the driver what there is.
 
 use std::env;
+use std::error::Error as _;
 use std::ffi::{CStr, c_char, c_int, c_uint};
+use std::iter;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
@@ -22,30 +24,31 @@ const VERSION: c_int = 13_000;
 /// Opens a library for the whole process and for as long as it lives: from `CUDA_HOME` or `CUDA_PATH`, as the system's loader finds
 /// it, or from NVIDIA's packages of the active Python. Gives it with its path, or says where it was looked for and what was wrong.
 pub(crate) fn open_library(name: &str) -> std::result::Result<(&'static Library, String), String> {
-    let toolkits = toolkit_folders();
-    let system = || vec![PathBuf::new()];
-    // The driver's library comes with the driver alone.
-    let python = || if name == DRIVER { Vec::new() } else { python_folders() };
+    // A name without a folder is what the system's loader looks for.
+    let system = iter::once(PathBuf::new());
+    // The driver's library comes with the driver alone. Python is asked when all else has failed.
+    let python = (name != DRIVER).then(|| iter::once_with(python_folders)).into_iter().flatten().flatten();
     let mut problems = Vec::new();
-    for folders in [&|| toolkits.clone(), &system as &dyn Fn() -> Vec<PathBuf>, &python] {
-        for folder in folders() {
-            // A name without a folder is what the system's loader looks for.
-            let path = folder.join(name);
-            if path.is_absolute() && !path.is_file() {
-                continue;
+    for folder in toolkit_folders().into_iter().chain(system).chain(python) {
+        let path = folder.join(name);
+        if path.is_absolute() && !path.is_file() {
+            continue;
+        }
+        // SAFETY: the libraries of CUDA set themselves up when they are opened and ask nothing of the process that opens them.
+        match unsafe { Library::open(Some(&path), RTLD_NOW | RTLD_GLOBAL) } {
+            Ok(library) => {
+                let found = if path.is_absolute() { path.display().to_string() } else { mapped_path(name) };
+                return Ok((Box::leak(Box::new(library)), found));
             }
-            // SAFETY: the libraries of CUDA set themselves up when they are opened and ask nothing of the process that opens them.
-            match unsafe { Library::open(Some(&path), RTLD_NOW | RTLD_GLOBAL) } {
-                Ok(library) => {
-                    let found =
-                        if path.is_absolute() { path.display().to_string() } else { mapped_path(name) };
-                    return Ok((Box::leak(Box::new(library)), found));
-                }
-                Err(error) => problems.push(error.to_string()),
-            }
+            Err(error) => problems.push(reason(&error)),
         }
     }
     Err(problems.join("; "))
+}
+
+/// What the system says: the error's own text tells only what was called.
+fn reason(error: &libloading::Error) -> String {
+    error.source().map_or_else(|| error.to_string(), ToString::to_string)
 }
 
 /// Library folders of the toolkits that the environment names.
@@ -89,6 +92,7 @@ pub(crate) struct Driver {
     get: Symbol<unsafe extern "C" fn(*mut c_int, c_int) -> c_int>,
     attribute: Symbol<unsafe extern "C" fn(*mut c_int, c_int, c_int) -> c_int>,
     name: Symbol<unsafe extern "C" fn(*mut c_char, c_int, c_int) -> c_int>,
+    uuid: Symbol<unsafe extern "C" fn(*mut [u8; 16], c_int) -> c_int>,
     error_name: Symbol<unsafe extern "C" fn(c_int, *mut *const c_char) -> c_int>,
 }
 
@@ -107,6 +111,7 @@ impl Driver {
             get: function(library, "cuDeviceGet")?,
             attribute: function(library, "cuDeviceGetAttribute")?,
             name: function(library, "cuDeviceGetName")?,
+            uuid: function(library, "cuDeviceGetUuid")?,
             error_name: function(library, "cuGetErrorName")?,
         };
         // SAFETY: it takes flags, of which there are none.
@@ -145,7 +150,10 @@ impl Driver {
         let code = unsafe { (self.name)(name.as_mut_ptr().cast(), name.len() as c_int - 1, device) };
         self.check("cuDeviceGetName", code)?;
         let name = CStr::from_bytes_until_nul(&name).unwrap_or_default().to_string_lossy().into_owned();
-        Ok(CudaDevice { name, capability: (major?, minor?) })
+        let mut uuid = [0; 16];
+        // SAFETY: it writes that many bytes.
+        self.check("cuDeviceGetUuid", unsafe { (self.uuid)(&mut uuid, device) })?;
+        Ok(CudaDevice { name, uuid: written(uuid), capability: (major?, minor?) })
     }
 
     fn number(&self, call: &str, write: impl FnOnce(*mut c_int) -> c_int) -> Result<c_int> {
@@ -170,9 +178,31 @@ impl Driver {
     }
 }
 
+/// A UUID as NVIDIA's programs write it.
+fn written(uuid: [u8; 16]) -> String {
+    let bytes = uuid.iter().enumerate();
+    let digits = bytes.map(|(index, byte)| match index {
+        4 | 6 | 8 | 10 => format!("-{byte:02x}"),
+        _ => format!("{byte:02x}"),
+    });
+    format!("GPU-{}", digits.collect::<String>())
+}
+
 fn function<F>(library: &Library, name: &str) -> Result<Symbol<F>> {
     // SAFETY: the types above are those of the driver's header, which keeps what was published.
     unsafe { library.get(name) }.map_err(|error| {
-        unavailable(format!("{DRIVER} is not NVIDIA's driver: {error}"), "Install the driver, 580 or newer.")
+        let reason = reason(&error);
+        unavailable(format!("{DRIVER} is not NVIDIA's driver: {reason}"), "Install the driver, 580 or newer.")
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_uuid_in_groups() {
+        let uuid = std::array::from_fn(|index| 16 * index as u8 + 1);
+        assert_eq!(written(uuid), "GPU-01112131-4151-6171-8191-a1b1c1d1e1f1");
+    }
 }

@@ -317,9 +317,9 @@ fn open_cuda(index: usize) -> Result<TensorDevice> {
     let hint = match cuda::device(index) {
         Ok(device) => device.advice(),
         Err(missing) => format!(
-            "With CUDA there is {}, and it needs more than this machine has: {}. Or take the device cpu.",
+            "Take the device cpu. The addon with CUDA is {}, and this machine lacks what it needs: {missing}. {}",
             cuda::PACKAGE,
-            missing.message
+            missing.hint.as_deref().unwrap_or_default()
         ),
     };
     Err(cuda::unavailable(message, hint))

@@ -1,6 +1,7 @@
 // What the addon asks of NVIDIA's driver, answered as the test wants it: START is what cuInit gives, VERSION, MAJOR and MINOR
 // what the driver and its only device are.
 #include <stdio.h>
+#include <string.h>
 
 int cuInit(unsigned flags) {
   (void)flags;
@@ -26,6 +27,11 @@ int cuDeviceGetAttribute(int *value, int attribute, int device) {
 int cuDeviceGetName(char *name, int length, int device) {
   (void)device;
   snprintf(name, length, "a device of the test");
+  return 0;
+}
+int cuDeviceGetUuid(char *uuid, int device) {
+  (void)device;
+  memset(uuid, 1, 16);
   return 0;
 }
 int cuGetErrorName(int error, const char **name) {
