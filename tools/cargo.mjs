@@ -67,7 +67,7 @@ if (task === 'lint') {
   process.exit(done.status ?? 1);
 } else {
   console.error(
-    'usage: node tools/cargo.mjs lint | test [filter] | parity <folder> [--json] | tiny [folder] [part] | ' +
+    'usage: node tools/cargo.mjs lint | test [filter] | parity <folder> [--json] [--device …] [--dtype …] | tiny [folder] [part] | ' +
       'checkpoint <folder> 7b|13b|small | quant [tiny] [small] [1b] [folder]',
   );
   process.exit(2);

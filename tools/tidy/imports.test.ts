@@ -17,7 +17,7 @@ const crates: Record<string, string[]> = {
   convert: ['models', 'runtime', 'weights'],
   speech: ['kernels', 'models', 'runtime', 'weights'],
   napi: ['convert', 'runtime', 'speech', 'world'],
-  parity: ['models', 'runtime', 'train', 'weights'],
+  parity: ['kernels', 'models', 'runtime', 'train', 'weights'],
   tiny: ['kernels', 'models', 'train', 'world'],
 };
 

@@ -71,6 +71,12 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, scale: f64, bias: Option<&T
     let (_batch, heads, _rows, width) = q.dims4()?;
     let mask = bias.map_or(Mask::All, Mask::Bias);
     let options = Heads { scale, mask, ..Heads::new(heads, width) };
+    #[cfg(feature = "cuda")]
+    if crate::cuda::takes_heads(&[q, k, v], width, &options) {
+        let (batch, _heads, rows, width) = q.dims4()?;
+        let attended = crate::cuda::attention(q, k, v, &options, None)?;
+        return attended.reshape((batch, rows, heads, width))?.transpose(1, 2)?.contiguous();
+    }
     match fused(&[q, k, v], &options)? {
         Some(op) => last_contiguous(q)?.apply_op3(
             &last_contiguous(k)?,
@@ -85,6 +91,10 @@ pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, scale: f64, bias: Option<&T
 ///
 /// The heads stay where they are: nothing is transposed or copied.
 pub fn multi_head_attention(q: &Tensor, k: &Tensor, v: &Tensor, options: &Heads) -> Result<Tensor> {
+    #[cfg(feature = "cuda")]
+    if let Some(attended) = crate::cuda::multi_head_attention(q, k, v, options)? {
+        return Ok(attended);
+    }
     if let Some(op) = fused(&[q, k, v], options)? {
         return last_contiguous(q)?.apply_op3(&last_contiguous(k)?, &last_contiguous(v)?, op);
     }
@@ -109,6 +119,10 @@ pub fn packed_attention(packed: &Tensor, options: &Heads) -> Result<Tensor> {
     let (_batch, _rows, width) = packed.dims3()?;
     if !width.is_multiple_of(3) || options.key_heads != options.heads {
         bail!("rows of {width} do not hold queries, keys and values of {} heads", options.heads);
+    }
+    #[cfg(feature = "cuda")]
+    if let Some(attended) = crate::cuda::packed_attention(packed, options)? {
+        return Ok(attended);
     }
     if let Some(op) = fused(&[packed], options)? {
         return packed.contiguous()?.apply_op1(Packed(op));

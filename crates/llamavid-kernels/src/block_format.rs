@@ -120,7 +120,7 @@ impl BlockFormat {
         decode(processor(), self, bytes, values);
     }
 
-    fn of_candle(self) -> GgmlDType {
+    pub(crate) fn of_candle(self) -> GgmlDType {
         match self {
             Self::F32 => GgmlDType::F32,
             Self::F16 => GgmlDType::F16,

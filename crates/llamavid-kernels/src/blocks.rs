@@ -11,10 +11,11 @@ use crate::attention::{Attention, Sequences, fused};
 use crate::dropout::keep_rows;
 use crate::many_inputs::{Differentiable, record};
 use crate::matrix::{Matrix, multiply};
-use crate::products::{Weights, products};
-use crate::rows::{add_rows, column_sums, fusible, rows_of_a_task, tensor, values};
+use crate::products::{Layer, Weights};
+use crate::rows::{add_rows, column_sums, fusible, tensor, values};
 use crate::{
-    Dropout, Heads, Weight, gelu, layer_norm, multi_head_attention, packed_attention, rms_norm, swiglu,
+    Dropout, Heads, QuantisedMatrix, Weight, gelu, layer_norm, multi_head_attention, packed_attention,
+    rms_norm, swiglu,
 };
 
 /// Normalisation over the last dimension: of layers with a bias, of root mean squares without one.
@@ -92,6 +93,10 @@ pub fn attention_block(
         3 => Kind::Attention,
         count => bail!("attention of {count} sources, not of one or three"),
     };
+    #[cfg(feature = "cuda")]
+    if let Some(result) = crate::cuda::attention_block(x, (norm, place), sources, output, heads)? {
+        return Ok(result);
+    }
     if let Some(inputs) = Inputs::fusible(kind, x, (norm, place), sources.iter().copied().chain([output]))
         && let Some(attention) = fused(&[x], heads)?
     {
@@ -117,6 +122,10 @@ pub fn swiglu_block(
     up: Projection,
     down: Projection,
 ) -> Result<Tensor> {
+    #[cfg(feature = "cuda")]
+    if let Some(result) = crate::cuda::swiglu_block(x, (norm, place), [gate, up, down])? {
+        return Ok(result);
+    }
     if let Some(inputs) = Inputs::fusible(Kind::FeedForward, x, (norm, place), [gate, up, down]) {
         return inputs.compute(SwiGlu, 1);
     }
@@ -131,6 +140,10 @@ pub fn gelu_block(
     first: Projection,
     second: Projection,
 ) -> Result<Tensor> {
+    #[cfg(feature = "cuda")]
+    if let Some(result) = crate::cuda::gelu_block(x, (norm, place), first, second)? {
+        return Ok(result);
+    }
     if let Some(inputs) = Inputs::fusible(Kind::FeedForward, x, (norm, place), [first, second]) {
         return inputs.compute(Gelu, 1);
     }
@@ -154,6 +167,8 @@ struct Form {
     place: NormPlace,
     eps: f32,
     norm_bias: bool,
+    /// Whether each projection's weight is among the inputs, and not in blocks.
+    dense: [bool; 4],
     /// Whether each projection has a bias.
     biases: [bool; 4],
 }
@@ -161,45 +176,62 @@ struct Form {
 impl Form {
     /// Number of a projection's weight among the inputs.
     fn weight(&self, layer: usize) -> usize {
-        let biases = self.biases[..layer].iter().filter(|bias| **bias).count();
-        2 + usize::from(self.norm_bias) + layer + biases
+        let before = self.biases[..layer].iter().chain(&self.dense[..layer]);
+        2 + usize::from(self.norm_bias) + before.filter(|found| **found).count()
+    }
+
+    /// Number of a projection's bias among the inputs.
+    fn bias(&self, layer: usize) -> usize {
+        self.weight(layer) + usize::from(self.dense[layer])
     }
 }
 
-/// The tensors of a sub-layer in the order of their gradients.
+/// What a sub-layer reads.
 struct Inputs {
+    /// In the order of their gradients.
     tensors: Vec<Tensor>,
+    /// Weights of projections that are in blocks. They have no gradients, and so nothing else has.
+    blocks: [Option<QuantisedMatrix>; 4],
     form: Form,
 }
 
 impl Inputs {
-    /// None unless all are f32 tensors on a CPU, with something in a row: weights in blocks have operations of their
-    /// own.
+    /// None unless all are on a CPU, tensors in f32 and with something in a row; and none where a gradient would go through
+    /// weights in blocks.
     fn fusible<'a>(
         kind: Kind,
         x: &Tensor,
         (norm, place): (Norm, NormPlace),
         projections: impl IntoIterator<Item = Projection<'a>>,
     ) -> Option<Self> {
-        let mut form =
-            Form { kind, place, eps: norm.eps as f32, norm_bias: norm.bias.is_some(), biases: [false; 4] };
+        let (eps, norm_bias) = (norm.eps as f32, norm.bias.is_some());
+        let mut form = Form { kind, place, eps, norm_bias, dense: [false; 4], biases: [false; 4] };
         let mut tensors = vec![x.clone(), norm.weight.clone()];
+        let mut blocks = [const { None }; 4];
         tensors.extend(norm.bias.cloned());
-        for (bias, projection) in form.biases.iter_mut().zip(projections) {
-            let Weight::Dense(weight) = projection.weight else { return None };
-            *bias = projection.bias.is_some();
-            tensors.push(weight.clone());
+        for (layer, projection) in projections.into_iter().enumerate() {
+            match projection.weight {
+                Weight::Dense(weight) => {
+                    form.dense[layer] = true;
+                    tensors.push(weight.clone());
+                }
+                Weight::Blocks(weight) => blocks[layer] = Some(weight.clone()),
+            }
+            form.biases[layer] = projection.bias.is_some();
             tensors.extend(projection.bias.cloned());
         }
         let fusible = tensors.iter().all(|tensor| fusible(&[tensor]) && tensor.rank() > 0);
-        (fusible && crate::rows::width(x.shape()) > 0).then_some(Self { tensors, form })
+        let on_cpu = blocks.iter().flatten().all(QuantisedMatrix::is_on_cpu);
+        let differentiable = blocks.iter().all(Option::is_none);
+        let fusible = fusible && on_cpu && (differentiable || !tensors.iter().any(Tensor::track_op));
+        (fusible && crate::rows::width(x.shape()) > 0).then_some(Self { tensors, blocks, form })
     }
 
     /// The sub-layer's result. `unit` rows belong together.
     fn compute<I: Inner>(self, inner: I, unit: usize) -> Result<Tensor> {
         let tensors: Vec<Tensor> = self.tensors.iter().map(Tensor::contiguous).collect::<Result<_>>()?;
         let shape = self.tensors[0].shape().clone();
-        let (result, block) = with_slices(&tensors, self.form, |slices| {
+        let (result, block) = with_slices(&tensors, &self.blocks, self.form, |slices| {
             let width = slices.width();
             let split = Split::new(slices, unit);
             let mut result = vec![0f32; slices.x().len()];
@@ -261,6 +293,9 @@ impl Split {
     fn new(slices: &Slices, unit: usize) -> Self {
         let rows = slices.x().len() / slices.width();
         let weights: usize = slices.values[1..].iter().map(|values| values.len()).sum();
+        let in_blocks: usize =
+            slices.blocks.iter().flatten().map(|blocks| blocks.shape().0 * blocks.shape().1).sum();
+        let weights = weights + in_blocks;
         let part_rows = (PART_ROWS / unit).max(1) * unit;
         let parts = rows.div_ceil(part_rows);
         if weights > SPLIT_WEIGHTS || parts < GROUPS {
@@ -278,11 +313,17 @@ impl Split {
 struct Slices<'a> {
     values: Vec<&'a [f32]>,
     shapes: Vec<&'a Shape>,
+    blocks: &'a [Option<QuantisedMatrix>; 4],
     form: Form,
 }
 
 /// Runs `read` on the values of contiguous f32 tensors.
-fn with_slices<T>(tensors: &[Tensor], form: Form, read: impl FnOnce(&Slices) -> Result<T>) -> Result<T> {
+fn with_slices<T>(
+    tensors: &[Tensor],
+    blocks: &[Option<QuantisedMatrix>; 4],
+    form: Form,
+    read: impl FnOnce(&Slices) -> Result<T>,
+) -> Result<T> {
     let storages: Vec<_> = tensors.iter().map(Tensor::storage_and_layout).collect();
     let values = storages
         .iter()
@@ -291,7 +332,7 @@ fn with_slices<T>(tensors: &[Tensor], form: Form, read: impl FnOnce(&Slices) -> 
             _ => bail!("a tensor of another device than the CPU"),
         })
         .collect::<Result<_>>()?;
-    let slices = Slices { values, shapes: tensors.iter().map(Tensor::shape).collect(), form };
+    let slices = Slices { values, shapes: tensors.iter().map(Tensor::shape).collect(), blocks, form };
     slices.check()?;
     read(&slices)
 }
@@ -305,15 +346,17 @@ impl<'a> Slices<'a> {
             bail!("a norm of shape {:?} does not go with rows of shape {:?}", self.shapes[1], self.shapes[0]);
         }
         let mut layers = Vec::new(); // (output, input)
-        let mut index = 1 + norm.len();
-        while index < self.shapes.len() {
-            let sizes = self.shapes[index].dims2()?;
-            index += 1;
-            if self.form.biases[layers.len()] {
-                if self.shapes[index].dims() != [sizes.0] {
-                    bail!("a bias of shape {:?} for {} outputs", self.shapes[index], sizes.0);
+        for (layer, blocks) in self.blocks.iter().enumerate() {
+            let sizes = match blocks {
+                Some(blocks) => blocks.shape(),
+                None if self.form.dense[layer] => self.shapes[self.form.weight(layer)].dims2()?,
+                None => continue,
+            };
+            if self.form.biases[layer] {
+                let bias = self.shapes[self.form.bias(layer)];
+                if bias.dims() != [sizes.0] {
+                    bail!("a bias of shape {bias:?} for {} outputs", sizes.0);
                 }
-                index += 1;
             }
             layers.push(sizes);
         }
@@ -356,23 +399,27 @@ impl<'a> Slices<'a> {
         Matrix::new(self.values[index], output, input)
     }
 
+    /// A projection as a layer.
+    fn layer(&self, layer: usize) -> Layer<'a> {
+        let bias = self.form.biases[layer].then(|| self.values[self.form.bias(layer)]);
+        match &self.blocks[layer] {
+            Some(blocks) => blocks.layer(bias),
+            None => {
+                let weight = self.weight(layer);
+                let weights = Weights::Numbers(weight.values());
+                Layer { weights, rows: weight.rows(), columns: weight.columns(), bias }
+            }
+        }
+    }
+
     /// What a projection makes of rows.
     fn project(&self, layer: usize, part: Part, rows: &[f32]) -> Vec<f32> {
-        let mut result = vec![0f32; part.rows * self.weight(layer).rows()];
-        self.add_projected(layer, part, rows, &mut result);
-        result
+        self.layer(layer).forward(rows, part.rows, part.parallel)
     }
 
     /// Adds what a projection makes of rows to what is there.
     fn add_projected(&self, layer: usize, part: Part, rows: &[f32], result: &mut [f32]) {
-        let weight = self.weight(layer);
-        if self.form.biases[layer] && weight.rows() > 0 {
-            let bias = self.values[self.form.weight(layer) + 1];
-            let tasks = result.par_chunks_mut(rows_of_a_task(bias.len()) * bias.len());
-            tasks.for_each(|rows| rows.chunks_exact_mut(bias.len()).for_each(|row| add_rows(bias, row)));
-        }
-        let shape = (weight.rows(), weight.columns());
-        products(Weights::Numbers(weight.values()), shape, rows, result, true, part.parallel);
+        self.layer(layer).add_to(rows, result, part.parallel);
     }
 
     /// The gradient of a projection's input.
@@ -440,7 +487,7 @@ impl<I: Inner> Differentiable for Block<I> {
     }
 
     fn gradients(&self, inputs: &[Tensor], gradient: &Tensor) -> Result<Vec<Option<Tensor>>> {
-        with_slices(inputs, self.form, |slices| {
+        with_slices(inputs, &[const { None }; 4], self.form, |slices| {
             crate::rows::with_values([gradient], |[gradient]| self.differentiate(inputs, slices, gradient))
         })
     }
@@ -563,7 +610,7 @@ impl Sums {
             multiply(gradient.transposed(), rows, sum, true, part.parallel);
         }
         if self.form.biases[layer]
-            && let Some(sum) = &mut self.values[index + 1]
+            && let Some(sum) = &mut self.values[self.form.bias(layer)]
             && !sum.is_empty()
         {
             match part.parallel {

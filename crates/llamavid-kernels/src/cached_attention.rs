@@ -10,12 +10,13 @@ use candle_core::{Result, Tensor, bail};
 use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 
-use crate::BlockFormat;
 use crate::matrix::{Matrix, multiply};
 use crate::processor::processor;
-use crate::products::{Weights, exact_products};
-use crate::rows::{tensor, with_values};
+use crate::products::{Layer, Weights};
+use crate::rotary::rotary_embedding;
+use crate::rows::{fusible, tensor, with_values};
 use crate::vector::{exp, largest, widest};
+use crate::{BlockFormat, DeviceRows};
 
 /// Query rows of a task, of all heads that share keys.
 const QUERY_ROWS: usize = 64;
@@ -24,10 +25,13 @@ const KEYS: usize = 256;
 /// Query rows up to which values are added up row by row, and not as a product of matrices.
 const FEW: usize = 8;
 
+/// Numbers of a head up to which attention on a CUDA device is one operation, whose scores are never held in memory.
+pub const WIDEST_FUSED_HEAD: usize = 128;
+
 /// Keys or values of a layer: room for (B, key heads, capacity, d), of which the first positions are taken.
 #[derive(Debug, Clone, Copy)]
 pub enum CachedRows<'a> {
-    /// A contiguous f32 tensor.
+    /// A contiguous tensor: f32 on a CPU, or in the dtype of the queries on a CUDA device.
     Numbers(&'a Tensor),
     /// Rows in blocks, one after the other.
     Blocks {
@@ -38,11 +42,14 @@ pub enum CachedRows<'a> {
         /// As many as the shape takes.
         bytes: &'a [u8],
     },
+    /// Rows in blocks on a CUDA device.
+    Device(&'a DeviceRows),
 }
 
 impl CachedRows<'_> {
-    fn shape(&self) -> Result<[usize; 4]> {
+    pub(crate) fn shape(&self) -> Result<[usize; 4]> {
         match self {
+            Self::Device(rows) => Ok(rows.shape()),
             Self::Numbers(rows) => {
                 rows.dims4().map(|(batch, heads, capacity, width)| [batch, heads, capacity, width])
             }
@@ -51,7 +58,7 @@ impl CachedRows<'_> {
     }
 }
 
-/// Causal attention of `q` (B, H, Q, d), f32 on a CPU, over the first `length` cached positions: (B, Q, H · d).
+/// Causal attention of `q` (B, H, Q, d), of which [`reads_cache`] is true, over the first `length` cached positions: (B, Q, H · d).
 ///
 /// The last query is at the last position. Scores are scaled by 1 / √d. Positions are hidden where `padding` (B, `length`)
 /// is 0; a row that sees nothing gets the mean of what is before it. No gradient flows through it.
@@ -72,10 +79,16 @@ pub fn cached_attention(
     if !fits || key_heads == 0 || !heads.is_multiple_of(key_heads) || queries > length {
         bail!("cached attention: queries {:?} do not go with {length} positions of {shape:?}", q.dims());
     }
+    if let Some(padding) = padding
+        && padding.dims() != [batch, length]
+    {
+        bail!("cached attention: a padding {:?} for {batch} x {length} positions", padding.dims());
+    }
+    #[cfg(feature = "cuda")]
+    if crate::cuda::takes(&[q]) {
+        return crate::cuda::cached_attention(q, keys, values, length, padding);
+    }
     let hidden = match padding {
-        Some(padding) if padding.dims() != [batch, length] => {
-            bail!("cached attention: a padding {:?} for {batch} x {length} positions", padding.dims())
-        }
         Some(padding) => {
             let seen = padding.to_dtype(candle_core::DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
             Some(seen.iter().map(|seen| if *seen == 0.0 { f32::MIN } else { 0.0 }).collect::<Vec<_>>())
@@ -113,6 +126,28 @@ pub fn cached_attention(
         }
         _ => bail!("cached attention: keys and values that are stored in two ways"),
     }
+}
+
+/// Whether [`cached_attention`] takes queries like these: f32 on a CPU; without a gradient and with heads of at most 128 numbers on a
+/// CUDA device ([`WIDEST_FUSED_HEAD`]).
+pub fn reads_cache(q: &Tensor) -> bool {
+    #[cfg(feature = "cuda")]
+    if crate::cuda::takes(&[q]) {
+        return q.dims().last().is_some_and(|width| *width <= WIDEST_FUSED_HEAD);
+    }
+    fusible(&[q])
+}
+
+/// Writes `x` (B, heads, S, d), rotated by (S, d / 2) cosines and sines, to positions `at` and on of `cache` (B, heads, capacity, d).
+///
+/// # Errors
+/// Shapes that do not go together.
+pub fn rotate_into(x: &Tensor, cos: &Tensor, sin: &Tensor, cache: &Tensor, at: usize) -> Result<()> {
+    #[cfg(feature = "cuda")]
+    if crate::cuda::takes(&[x, cos, sin, cache]) {
+        return crate::cuda::rotate_into(x, cos, sin, cache, at);
+    }
+    cache.slice_set(&rotary_embedding(x, cos, sin)?.contiguous()?, 2, at)
 }
 
 /// One call, as its tasks see it.
@@ -186,7 +221,8 @@ impl Cached<'_> {
                 blocks if count <= FEW => blocks,
                 key_rows => Weights::Numbers(numbers(key_rows, keys * self.width, &mut unpacked)),
             };
-            exact_products(key_rows, (keys, self.width), &block.queries, scores, false);
+            Layer { weights: key_rows, rows: keys, columns: self.width, bias: None }
+                .write_exactly(&block.queries, scores);
             for (index, scores) in scores.chunks_exact_mut(keys).enumerate() {
                 // A row sees the keys up to its own place.
                 let seen = (before + index % rows + 1).saturating_sub(from).min(keys);

@@ -14,6 +14,10 @@ const DENSITY: f32 = 0.398_942_3;
 
 /// GELU with the error function, not its tanh approximation, in the dtype of `x`.
 pub fn gelu(x: &Tensor) -> Result<Tensor> {
+    #[cfg(feature = "cuda")]
+    if crate::cuda::takes(&[x]) {
+        return crate::cuda::gelu(x);
+    }
     if fusible(&[x]) {
         x.contiguous()?.apply_op1(Gelu)
     } else if x.device().is_cpu() && !x.track_op() && x.dtype() != DType::F64 {
@@ -21,6 +25,15 @@ pub fn gelu(x: &Tensor) -> Result<Tensor> {
     } else {
         x.gelu_erf()
     }
+}
+
+/// CLIP's approximation, `x / (1 + e^(-1.702 x))`, in the dtype of `x`.
+pub fn quick_gelu(x: &Tensor) -> Result<Tensor> {
+    #[cfg(feature = "cuda")]
+    if crate::cuda::takes(&[x]) {
+        return crate::cuda::quick_gelu(x);
+    }
+    x * candle_nn::ops::sigmoid(&(x * 1.702)?)?
 }
 
 /// candle takes one core and one value at a time, which shows beside the matrix products.

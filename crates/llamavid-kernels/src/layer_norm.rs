@@ -10,6 +10,10 @@ use crate::vector::{sum_of, widest};
 ///
 /// Half precision is normalised in f32, as the reference does.
 pub fn layer_norm(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64) -> Result<Tensor> {
+    #[cfg(feature = "cuda")]
+    if crate::cuda::takes(&[x, weight, bias]) {
+        return crate::cuda::norm(x, crate::Norm { weight, bias: Some(bias), eps });
+    }
     let op = LayerNorm { eps: eps as f32 };
     if fusible(&[x, weight, bias]) {
         return x.contiguous()?.apply_op3(&weight.contiguous()?, &bias.contiguous()?, op);

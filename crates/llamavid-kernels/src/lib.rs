@@ -2,7 +2,8 @@
 //!
 //! candle-nn's fused operations are fast and record no backward pass: the gradient stops without an error. Those
 //! here are fused for f32 on a CPU, forwards and backwards. Elsewhere they are put together from candle's own
-//! operations when a gradient can flow through them, and are candle-nn's when none can.
+//! operations when a gradient can flow through them, and when none can they are kernels of this crate on a CUDA device and candle-nn's
+//! in half precision on a CPU.
 
 mod attention;
 mod block_format;
@@ -12,8 +13,12 @@ mod block_vectors;
 mod blocks;
 mod cached_attention;
 mod cross_entropy;
+#[cfg(any(feature = "cuda", test))]
+mod cuda;
+mod device_rows;
 mod dropout;
 mod embedding;
+mod folded_attention;
 mod gelu;
 #[cfg(target_arch = "x86_64")]
 mod integer_panels;
@@ -21,10 +26,12 @@ mod integer_panels;
 mod integer_products;
 #[cfg(target_arch = "x86_64")]
 mod integer_rows;
+mod largest;
 mod layer_norm;
 mod linear;
 mod many_inputs;
 mod matrix;
+mod panels;
 mod processor;
 mod products;
 mod quantised_matrix;
@@ -43,11 +50,14 @@ mod whole_rows;
 pub use attention::{Heads, Mask, attention, multi_head_attention, packed_attention};
 pub use block_format::BlockFormat;
 pub use blocks::{Norm, NormPlace, Projection, attention_block, gelu_block, swiglu_block};
-pub use cached_attention::{CachedRows, cached_attention};
+pub use cached_attention::{CachedRows, WIDEST_FUSED_HEAD, cached_attention, reads_cache, rotate_into};
 pub use cross_entropy::{IGNORED, cross_entropy, cross_entropy_sum};
+pub use device_rows::DeviceRows;
 pub use dropout::Dropout;
 pub use embedding::embedding;
-pub use gelu::gelu;
+pub use folded_attention::folded_attention;
+pub use gelu::{gelu, quick_gelu};
+pub use largest::largest;
 pub use layer_norm::layer_norm;
 pub use linear::linear;
 pub use processor::{PROCESSOR_VARIABLE, instruction_set};

@@ -1,11 +1,10 @@
 //! Linear layer.
 
 use candle_core::{CpuStorage, CustomOp2, CustomOp3, D, Layout, Result, Shape, Tensor, bail};
-use rayon::prelude::*;
 
 use crate::matrix::{Matrix, multiply};
-use crate::products::{Weights, products};
-use crate::rows::{column_sums, fusible, rows_of_a_task, tensor, values, with_values};
+use crate::products::{Layer, Weights};
+use crate::rows::{column_sums, fusible, tensor, values, with_values};
 
 /// `x` (…, in) times the transpose of `weight` (out, in), plus `bias` (out): (…, out).
 ///
@@ -52,20 +51,14 @@ fn forward(
     bias: Option<&[f32]>,
 ) -> Result<(CpuStorage, Shape)> {
     let (rows, input, output) = sizes(x_layout.shape(), weight_layout.shape())?;
-    let mut result = vec![0f32; rows * output];
-    if let Some(bias) = bias {
-        if bias.len() != output {
-            bail!("linear: {} biases do not go with {output} outputs", bias.len());
-        }
-        if output > 0 {
-            result
-                .par_chunks_mut(output * rows_of_a_task(output))
-                .for_each(|rows| rows.chunks_exact_mut(output).for_each(|row| row.copy_from_slice(bias)));
-        }
+    if let Some(bias) = bias
+        && bias.len() != output
+    {
+        bail!("linear: {} biases do not go with {output} outputs", bias.len());
     }
-    // To the bias, or to the zeros that are there.
     let weights = Weights::Numbers(values(weight, weight_layout)?);
-    products(weights, (output, input), values(x, x_layout)?, &mut result, true, true);
+    let layer = Layer { weights, rows: output, columns: input, bias };
+    let result = layer.forward(values(x, x_layout)?, rows, true);
     let mut shape = x_layout.dims().to_vec();
     if let Some(last) = shape.last_mut() {
         *last = output;

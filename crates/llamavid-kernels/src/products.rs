@@ -2,7 +2,7 @@
 //!
 //! Weights and rows lie with the numbers of a sum one after the other, so that nothing has to be laid out anew: a tile of
 //! sums stays in the registers while its rows go by. Weights in blocks are unpacked a few rows at a time into the first
-//! cache. A single row, as in decoding, reads the weights as they lie in memory: that is all the time it takes.
+//! cache, or, for few rows, as in decoding, multiplied as they are read: that is all the time it takes.
 
 use std::ops::Range;
 
@@ -10,8 +10,9 @@ use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 
 use crate::block_format::{BlockFormat, decode};
-use crate::matrix::{Matrix, multiply};
+use crate::panels::Panels;
 use crate::processor::{Processor, processor};
+use crate::rows::rows_of_a_task;
 
 #[cfg(target_arch = "x86_64")]
 use crate::block_vectors::{Dots, totals_of_eight, totals_of_sixteen};
@@ -28,11 +29,8 @@ const X_ROWS: usize = 96;
 const TASK_ROWS: usize = 64;
 /// Multiplications below which a product is not worth a second thread.
 const PARALLEL: usize = 1 << 17;
-/// Sums shorter than this are over before the horizontal additions of a tile are worth it, if there are rows enough for
-/// [`multiply`] to lay out its matrices anew.
-const SHORT: usize = 512;
-const MANY: usize = 12;
-
+/// Rows of `x` from which it is worth it to lay out the weights.
+const MANY: usize = 48;
 /// Rows of `x` up to which weights in blocks are multiplied as they are read, and not unpacked.
 #[cfg(target_arch = "x86_64")]
 const FEW: usize = 8;
@@ -44,90 +42,118 @@ pub(crate) enum Weights<'a> {
     Blocks(BlockFormat, &'a [u8]),
 }
 
-/// Writes `x` (count, columns) times the transpose of `weights` (rows, columns) to `result` (count, rows), or adds it to
-/// what is there. Runs on all threads when `parallel`.
+/// A linear layer: rows `x` (count, columns) give (count, rows), `x` times the transpose of the weights plus the bias.
 ///
 /// The order of a sum depends on the shapes and the processor only.
-pub(crate) fn products(
-    weights: Weights,
-    shape: (usize, usize),
-    x: &[f32],
-    result: &mut [f32],
-    add: bool,
-    parallel: bool,
-) {
-    products_on(processor(), weights, shape, x, result, add, parallel);
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Layer<'a> {
+    /// (rows, columns).
+    pub(crate) weights: Weights<'a>,
+    pub(crate) rows: usize,
+    pub(crate) columns: usize,
+    /// (rows).
+    pub(crate) bias: Option<&'a [f32]>,
 }
 
-/// The same with rows that are never rounded.
-pub(crate) fn exact_products(
-    weights: Weights,
-    shape: (usize, usize),
-    x: &[f32],
-    result: &mut [f32],
-    parallel: bool,
-) {
-    products_on(processor().without_whole_numbers(), weights, shape, x, result, false, parallel);
-}
-
-fn products_on(
-    processor: Processor,
-    weights: Weights,
-    (rows, columns): (usize, usize),
-    x: &[f32],
-    result: &mut [f32],
-    add: bool,
-    parallel: bool,
-) {
-    let count = result.len() / rows.max(1);
-    assert_eq!(x.len(), count * columns, "rows that do not go with the weights");
-    assert_eq!(result.len(), count * rows, "a result of another size");
-    if let Weights::Numbers(values) = weights
-        && columns < SHORT
-        && count >= MANY
-    {
-        let weights = Matrix::new(values, rows, columns).transposed();
-        return multiply(Matrix::new(x, count, columns), weights, result, add, parallel);
-    }
-    if !add {
-        result.fill(0.0);
-    }
-    if result.is_empty() || columns == 0 {
-        return;
-    }
-    let output = Output { values: result.as_mut_ptr(), length: result.len(), width: rows };
-    let parallel = parallel && rows * columns * count >= PARALLEL;
-    #[cfg(target_arch = "x86_64")]
-    if let Weights::Blocks(format, bytes) = weights {
-        let row_bytes = bytes.len() / rows;
-        let bytes = |task: &Range<usize>| &bytes[task.start * row_bytes..task.end * row_bytes];
-        if let Some(product) = IntegerProduct::new(processor, format, x, columns) {
-            return in_tasks(rows, product.unit(), parallel, |task| {
-                // SAFETY: each task has columns of its own.
-                unsafe { product.add(bytes(&task), task.start, output) };
-            });
+impl Layer<'_> {
+    /// What it makes of `count` rows. Runs on all threads when `parallel`.
+    pub(crate) fn forward(self, x: &[f32], count: usize, parallel: bool) -> Vec<f32> {
+        let length = count * self.rows;
+        let mut result = Vec::with_capacity(length);
+        let output = Output { values: result.as_mut_ptr(), length, width: self.rows };
+        // SAFETY: the vector has room for the result, all of which is written.
+        unsafe {
+            self.compute(processor(), x, count, output, false, parallel);
+            result.set_len(length);
         }
-        if count <= FEW
-            && let Some(dots) = Dots::new(processor, format, x, columns)
+        result
+    }
+
+    /// Adds what it makes of rows to `result`. Runs on all threads when `parallel`.
+    pub(crate) fn add_to(self, x: &[f32], result: &mut [f32], parallel: bool) {
+        let count = result.len() / self.rows.max(1);
+        let output = Output::new(result, self.rows);
+        // SAFETY: nobody else has the result.
+        unsafe { self.compute(processor(), x, count, output, true, parallel) };
+    }
+
+    /// Writes what it makes of rows to `result`, on this thread, with rows of `x` that are never rounded.
+    pub(crate) fn write_exactly(self, x: &[f32], result: &mut [f32]) {
+        let count = result.len() / self.rows.max(1);
+        let output = Output::new(result, self.rows);
+        // SAFETY: nobody else has the result.
+        unsafe { self.compute(processor().without_whole_numbers(), x, count, output, false, false) };
+    }
+
+    /// Writes the result, all of it, or adds to it.
+    ///
+    /// # Safety
+    /// Nobody else may use the result, which need not be initialised where it is not added to.
+    unsafe fn compute(
+        self,
+        processor: Processor,
+        x: &[f32],
+        count: usize,
+        output: Output,
+        add: bool,
+        parallel: bool,
+    ) {
+        let Self { weights, rows, columns, bias } = self;
+        assert_eq!(x.len(), count * columns, "rows that do not go with the weights");
+        assert_eq!(output.length, count * rows, "a result of another size");
+        assert!(bias.is_none_or(|bias| bias.len() == rows), "a bias of another size");
+        if output.length == 0 {
+            return;
+        }
+        let parallel = parallel && rows * columns * count >= PARALLEL;
+        #[cfg(target_arch = "x86_64")]
+        if let Weights::Blocks(format, bytes) = weights
+            && columns > 0
         {
-            return in_tasks(rows, 1, parallel, |task| {
-                // SAFETY: each task has columns of its own.
-                unsafe { dots.add(bytes(&task), task.start, output) };
-            });
+            let row_bytes = bytes.len() / rows;
+            let bytes = |task: &Range<usize>| &bytes[task.start * row_bytes..task.end * row_bytes];
+            if let Some(product) = IntegerProduct::new(processor, format, x, columns) {
+                // SAFETY: as the caller promises.
+                unsafe { output.begin(bias, add, parallel) };
+                return in_tasks(rows, product.unit(), parallel, |task| {
+                    // SAFETY: each task has columns of its own.
+                    unsafe { product.add(bytes(&task), task.start, output) };
+                });
+            }
+            if count <= FEW
+                && let Some(dots) = Dots::new(processor, format, x, columns)
+            {
+                // SAFETY: as the caller promises.
+                unsafe { output.begin(bias, add, parallel) };
+                return in_tasks(rows, 1, parallel, |task| {
+                    // SAFETY: each task has columns of its own.
+                    unsafe { dots.add(bytes(&task), task.start, output) };
+                });
+            }
         }
+        if count >= MANY && columns > 0 {
+            let panels = Panels { processor, layer: self, x, count, add };
+            // SAFETY: nobody else has the result.
+            return unsafe { panels.multiply(output, parallel) };
+        }
+        // SAFETY: as the caller promises.
+        unsafe { output.begin(bias, add, parallel) };
+        if columns == 0 {
+            return;
+        }
+        let unit = match weights {
+            Weights::Numbers(_) => 16,
+            Weights::Blocks(format, _) => format.block_length().max(16),
+        };
+        let part = columns.div_ceil(columns.div_ceil(PART)).next_multiple_of(unit);
+        let x = Rows::new(x, columns, part);
+        let x = x.values();
+        let product = Product { processor, weights, rows, columns, part, x, count };
+        in_tasks(rows, TILE_ROWS, parallel, |task| {
+            // SAFETY: each task has columns of its own.
+            unsafe { product.rows(task.start, task.len(), output) };
+        });
     }
-    let unit = match weights {
-        Weights::Numbers(_) => 16,
-        Weights::Blocks(format, _) => format.block_length().max(16),
-    };
-    let part = columns.div_ceil(columns.div_ceil(PART)).next_multiple_of(unit);
-    let x = Rows::new(x, columns, part);
-    let x = x.values();
-    let product = Product { processor, weights, rows, columns, part, x, count };
-    in_tasks(rows, TILE_ROWS, parallel, |task| {
-        // SAFETY: each task has columns of its own.
-        unsafe { product.rows(task.start, task.len(), output) };
-    });
 }
 
 /// Runs `task` on all rows of the weights, a multiple of `unit` each time: on all threads when `parallel`.
@@ -193,6 +219,49 @@ unsafe impl Sync for Output {}
 unsafe impl Send for Output {}
 
 impl Output {
+    fn new(values: &mut [f32], width: usize) -> Self {
+        Self { values: values.as_mut_ptr(), length: values.len(), width }
+    }
+
+    /// Writes `row` to all rows, zeros if there is none, or adds it to them.
+    ///
+    /// # Safety
+    /// The result must live, and nobody else may use it.
+    unsafe fn begin(self, row: Option<&[f32]>, add: bool, parallel: bool) {
+        let zeros;
+        let row = match row {
+            Some(row) => row,
+            None if add => return,
+            None => {
+                zeros = vec![0f32; self.width];
+                &zeros
+            }
+        };
+        // SAFETY: the caller has the result alone, and each call another row.
+        let begin = |index| unsafe { self.write(index, 0, row, add) };
+        let rows = 0..self.length / self.width;
+        match parallel {
+            true => rows.into_par_iter().with_min_len(rows_of_a_task(self.width)).for_each(begin),
+            false => rows.for_each(begin),
+        }
+    }
+
+    /// Writes `sums` to a row, from column `first` on, or adds them to what is there.
+    ///
+    /// # Safety
+    /// The result must live, and nobody else may use these columns, which need not be initialised where nothing is added.
+    #[inline(always)]
+    pub(crate) unsafe fn write(self, row: usize, first: usize, sums: &[f32], add: bool) {
+        if add {
+            // SAFETY: as the caller promises.
+            return unsafe { self.add(row, first, sums) };
+        }
+        let start = row * self.width + first;
+        assert!(start + sums.len() <= self.length, "a sum beyond the result");
+        // SAFETY: within the result, and the caller has these columns alone.
+        unsafe { std::ptr::copy_nonoverlapping(sums.as_ptr(), self.values.add(start), sums.len()) };
+    }
+
     /// Adds `sums` to a row, from column `first` on.
     ///
     /// # Safety
@@ -443,6 +512,7 @@ mod tests {
                     (64, 9, 4),
                     (13, 7, 101),
                     (67, 3, 53),
+                    (70, 5, 60),
                     (130, 17, 13),
                 ] {
                     // Without blocks: any number of columns, also a long one.
@@ -462,16 +532,27 @@ mod tests {
                     let places = x.iter_mut().enumerate();
                     places.for_each(|(place, x)| *x *= [1.0, 0.25, 8.0][place / 32 % 3]);
                     let exact = exactly(&numbers, columns, &x);
-                    for (add, parallel) in [(false, true), (true, false)] {
-                        let mut result = vec![if add { 2.0 } else { f32::NAN }; rows * count];
+                    let bias = noise(rows, 5);
+                    for (add, parallel, bias) in [
+                        (false, true, None),
+                        (true, false, Some(bias.as_slice())),
+                        (false, false, Some(&bias)),
+                        (true, true, None),
+                    ] {
+                        let mut exact = exact.clone();
+                        for ((sum, size), bias) in exact.iter_mut().zip(bias.unwrap_or(&[]).iter().cycle()) {
+                            (*sum, *size) = (*sum + f64::from(*bias), *size + f64::from(bias.abs()));
+                        }
                         let already = if add { 2.0 } else { 0.0 };
-                        let blocks = Weights::Blocks(format, &bytes);
-                        products_on(processor, blocks, (rows, columns), &x, &mut result, add, parallel);
-                        assert_close(&result, &exact, already, &what);
-                        let mut result = vec![already; rows * count];
-                        let numbers = Weights::Numbers(&numbers);
-                        products_on(processor, numbers, (rows, columns), &x, &mut result, true, parallel);
-                        assert_close(&result, &exact, already, &what);
+                        for weights in [Weights::Blocks(format, &bytes), Weights::Numbers(&numbers)] {
+                            let layer = Layer { weights, rows, columns, bias };
+                            // What is not added to does not count.
+                            let mut result = vec![if add { already } else { f32::NAN }; rows * count];
+                            let output = Output::new(&mut result, rows);
+                            // SAFETY: nobody else has the result.
+                            unsafe { layer.compute(processor, &x, count, output, add, parallel) };
+                            assert_close(&result, &exact, already, &what);
+                        }
                     }
                 }
             }
@@ -490,8 +571,10 @@ mod tests {
                     let x = noise(count * columns, 6);
                     let exact = exactly(&numbers, columns, &x);
                     let mut result = vec![0f32; rows * count];
-                    let blocks = Weights::Blocks(format, &bytes);
-                    products_on(processor, blocks, (rows, columns), &x, &mut result, false, true);
+                    let layer = Layer { weights: Weights::Blocks(format, &bytes), rows, columns, bias: None };
+                    let output = Output::new(&mut result, rows);
+                    // SAFETY: nobody else has the result.
+                    unsafe { layer.compute(processor, &x, count, output, false, true) };
                     let (mut error, mut all) = (0.0, 0.0);
                     for (value, (sum, _)) in result.iter().zip(&exact) {
                         error += (f64::from(*value) - sum).powi(2);
@@ -514,8 +597,10 @@ mod tests {
                     let mut x = noise(count * columns, 8);
                     x[columns / 2 + 3] = wrong;
                     let mut result = vec![0f32; rows * count];
-                    let blocks = Weights::Blocks(format, &bytes);
-                    products_on(processor, blocks, (rows, columns), &x, &mut result, false, true);
+                    let layer = Layer { weights: Weights::Blocks(format, &bytes), rows, columns, bias: None };
+                    let output = Output::new(&mut result, rows);
+                    // SAFETY: nobody else has the result.
+                    unsafe { layer.compute(processor, &x, count, output, false, true) };
                     let (first, others) = result.split_at(rows);
                     let what = format!("{processor:?} {} {wrong}", format.name());
                     assert!(first.iter().all(|value| !value.is_finite()), "{what}: {first:?}");
@@ -527,9 +612,10 @@ mod tests {
 
     #[test]
     fn nothing_gives_nothing() {
-        let mut result = vec![f32::NAN; 6];
-        products(Weights::Numbers(&[]), (3, 0), &[], &mut result, false, true);
-        assert_eq!(result, [0.0; 6]);
-        products(Weights::Numbers(&[1.0; 8]), (2, 4), &[], &mut [], false, true);
+        let layer = |rows, columns, bias| Layer { weights: Weights::Numbers(&[]), rows, columns, bias };
+        assert_eq!(layer(3, 0, None).forward(&[], 2, true), [0.0; 6]);
+        assert_eq!(layer(3, 0, Some(&[1.0, 2.0, 3.0])).forward(&[], 1, false), [1.0, 2.0, 3.0]);
+        assert_eq!(layer(0, 4, None).forward(&[0.0; 8], 2, true), [0.0; 0]);
+        assert_eq!(layer(2, 4, None).forward(&[], 0, true), [0.0; 0]);
     }
 }

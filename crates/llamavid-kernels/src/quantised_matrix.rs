@@ -3,16 +3,18 @@
 //! What a product gives is what it gives with the unpacked weights, up to the order of sums: only the weights are
 //! rounded, never what they are multiplied with. Gradients take whole panels of unpacked rows.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
 
+use candle_core::quantized::{QStorage, QTensor};
 use candle_core::{CpuStorage, CustomOp1, DType, Device, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
 use crate::block_format::BlockFormat;
 use crate::matrix::{Matrix, multiply};
-use crate::products::{Weights, products};
+use crate::products::{Layer, Weights};
 use crate::rows::{rows_of_a_task, tensor, values, with_values};
 
 /// Numbers of an unpacked panel: 8 MB, so that it stays in the last cache.
@@ -51,7 +53,7 @@ impl fmt::Debug for SharedBytes {
     }
 }
 
-/// A matrix (rows, columns) in a block format, on the CPU. Clones share the bytes.
+/// A matrix (rows, columns) in a block format, on the CPU or on a device. Clones share the bytes.
 #[derive(Debug, Clone)]
 pub struct QuantisedMatrix {
     format: BlockFormat,
@@ -59,6 +61,8 @@ pub struct QuantisedMatrix {
     columns: usize,
     row_bytes: usize,
     bytes: SharedBytes,
+    /// The bytes on another device than the CPU, which holds none then.
+    placed: Option<Arc<QTensor>>,
 }
 
 impl QuantisedMatrix {
@@ -78,7 +82,31 @@ impl QuantisedMatrix {
                 bytes.range.len()
             );
         }
-        Ok(Self { format, rows, columns, row_bytes, bytes })
+        Ok(Self { format, rows, columns, row_bytes, bytes, placed: None })
+    }
+
+    /// The same matrix on `device`, for products: they are candle's there, which round what the matrix is multiplied with to 8 bits,
+    /// in blocks of 32, as ggml does.
+    ///
+    /// # Errors
+    /// A matrix that is not on the CPU, a format without blocks, whose numbers make a tensor, and a device without memory.
+    pub fn to_device(&self, device: &Device) -> Result<Self> {
+        self.expect_bytes()?;
+        if device.is_cpu() {
+            return Ok(self.clone());
+        }
+        if self.format.block_length() == 1 {
+            bail!("a matrix of {} is no matrix in blocks", self.format.name());
+        }
+        let bytes = self.bytes();
+        // candle reads the blocks as structs of numbers of two bytes.
+        let bytes = match bytes.as_ptr().addr().is_multiple_of(2) {
+            true => Cow::Borrowed(bytes),
+            false => Cow::Owned(bytes.to_vec()),
+        };
+        let storage = QStorage::from_data(bytes, device, self.format.of_candle())?;
+        let placed = QTensor::new(storage, (self.rows, self.columns))?;
+        Ok(Self { placed: Some(Arc::new(placed)), bytes: Vec::new().into(), ..self.clone() })
     }
 
     /// Stores a matrix (rows, columns) of finite numbers in `format`.
@@ -104,16 +132,17 @@ impl QuantisedMatrix {
 
     /// Bytes that it takes.
     pub fn size_in_bytes(&self) -> usize {
-        self.bytes.range.len()
+        self.rows * self.row_bytes
     }
 
-    /// Its bytes, row after row.
+    /// Its bytes, row after row; none of one on a device.
     pub fn bytes(&self) -> &[u8] {
         self.bytes.as_slice()
     }
 
     /// The same matrix with its rows in another order, as a copy: row r is row `order(r)` of this one.
     pub fn with_rows(&self, order: impl Fn(usize) -> usize) -> Result<Self> {
+        self.expect_bytes()?;
         let mut bytes = Vec::with_capacity(self.size_in_bytes());
         for row in (0..self.rows).map(order) {
             if row >= self.rows {
@@ -126,6 +155,9 @@ impl QuantisedMatrix {
 
     /// All of it in f32, (rows, columns).
     pub fn dequantise(&self) -> Result<Tensor> {
+        if let Some(placed) = &self.placed {
+            return placed.dequantize(&placed.device())?.to_device(&Device::Cpu);
+        }
         let mut result = vec![0f32; self.rows * self.columns];
         self.unpack(0, &mut result);
         Tensor::from_vec(result, (self.rows, self.columns), &Device::Cpu)
@@ -135,6 +167,9 @@ impl QuantisedMatrix {
     ///
     /// Gradients flow to `x`, and not to the matrix.
     pub fn linear(&self, x: &Tensor) -> Result<Tensor> {
+        if let Some(placed) = &self.placed {
+            return self.placed_linear(placed, x);
+        }
         if !x.device().is_cpu() {
             bail!("weights in blocks are on the CPU, the rows are on {:?}", x.device());
         }
@@ -143,11 +178,27 @@ impl QuantisedMatrix {
         product.to_dtype(dtype)
     }
 
-    /// Rows by their numbers `ids` (u32, any shape): (…, columns) in f32.
+    fn placed_linear(&self, placed: &QTensor, x: &Tensor) -> Result<Tensor> {
+        let mut shape = x.dims().to_vec();
+        match shape.last_mut() {
+            Some(last) if *last == self.columns => *last = self.rows,
+            _ => bail!("a matrix of {} x {} does not go with rows {:?}", self.rows, self.columns, x.dims()),
+        }
+        if x.track_op() {
+            // candle's products in blocks record no backward pass.
+            let weight = placed.dequantize(x.device())?.to_dtype(x.dtype())?;
+            return crate::linear(x, &weight, None);
+        }
+        let rows = x.contiguous()?.reshape(((), self.columns))?;
+        rows.apply_op1_no_bwd(placed)?.to_dtype(x.dtype())?.reshape(shape)
+    }
+
+    /// Rows by their numbers `ids` (u32, any shape): (…, columns) in f32, on the CPU.
     ///
     /// # Errors
     /// A number outside the matrix.
     pub fn embedding(&self, ids: &Tensor) -> Result<Tensor> {
+        self.expect_bytes()?;
         let mut shape = ids.dims().to_vec();
         shape.push(self.columns);
         let ids = ids.flatten_all()?.to_vec1::<u32>()?;
@@ -159,6 +210,17 @@ impl QuantisedMatrix {
             self.format.decode(self.row(*id as usize), values);
         }
         Tensor::from_vec(result, shape, &Device::Cpu)
+    }
+
+    pub(crate) fn is_on_cpu(&self) -> bool {
+        self.placed.is_none()
+    }
+
+    fn expect_bytes(&self) -> Result<()> {
+        match &self.placed {
+            Some(placed) => bail!("a matrix in blocks is on {:?}, not on the CPU", placed.device()),
+            None => Ok(()),
+        }
     }
 
     fn row(&self, row: usize) -> &[u8] {
@@ -187,12 +249,10 @@ impl QuantisedMatrix {
         }
     }
 
-    /// (rows of x, rows of this) of `x` (rows of x, columns).
-    fn product(&self, x: &[f32], count: usize) -> Vec<f32> {
-        let mut result = vec![0f32; count * self.rows];
+    /// Itself as a layer, with a bias (rows).
+    pub(crate) fn layer<'a>(&'a self, bias: Option<&'a [f32]>) -> Layer<'a> {
         let weights = Weights::Blocks(self.format, self.bytes());
-        products(weights, (self.rows, self.columns), x, &mut result, true, true);
-        result
+        Layer { weights, rows: self.rows, columns: self.columns, bias }
     }
 }
 
@@ -211,7 +271,7 @@ impl CustomOp1 for Product {
             _ => bail!("a matrix of {rows} x {columns} does not go with rows of shape {:?}", layout.dims()),
         }
         let count = layout.dims().iter().rev().skip(1).product();
-        let result = self.0.product(values(x, layout)?, count);
+        let result = self.0.layer(None).forward(values(x, layout)?, count, true);
         Ok((CpuStorage::F32(result), shape.into()))
     }
 

@@ -8,6 +8,10 @@ use crate::vector::{sum_of, widest};
 
 /// Root-mean-square normalisation over the last dimension with `weight` of that size.
 pub fn rms_norm(x: &Tensor, weight: &Tensor, eps: f64) -> Result<Tensor> {
+    #[cfg(feature = "cuda")]
+    if crate::cuda::takes(&[x, weight]) {
+        return crate::cuda::norm(x, crate::Norm { weight, bias: None, eps });
+    }
     if fusible(&[x, weight]) {
         x.contiguous()?.apply_op2(&weight.contiguous()?, RmsNorm { eps: eps as f32 })
     } else if x.track_op() || weight.track_op() {

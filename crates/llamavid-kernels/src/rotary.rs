@@ -10,6 +10,10 @@ use crate::vector::widest;
 ///
 /// `cos` and `sin` are (S, head width / 2), constants without a gradient.
 pub fn rotary_embedding(x: &Tensor, cos: &Tensor, sin: &Tensor) -> Result<Tensor> {
+    #[cfg(feature = "cuda")]
+    if crate::cuda::takes(&[x, cos, sin]) {
+        return crate::cuda::rotate_heads(x, cos, sin);
+    }
     if fusible(&[x, cos, sin]) && !cos.track_op() && !sin.track_op() {
         x.contiguous()?.apply_op3(&cos.contiguous()?, &sin.contiguous()?, Rotary)
     } else if x.track_op() {

@@ -35,12 +35,21 @@ pub(crate) fn softmax_row<const FUSED: bool>(row: &mut [f32]) {
 #[inline(always)]
 fn forward_inline<const FUSED: bool>(width: usize, x: &[f32], result: &mut [f32]) {
     result.copy_from_slice(x);
+    normalise_inline::<FUSED>(width, result);
+}
+widest!(fn forward(width: usize, x: &[f32], result: &mut [f32]) = forward_inline);
+
+#[inline(always)]
+fn normalise_inline<const FUSED: bool>(width: usize, rows: &mut [f32]) {
     // A loop: inside an iterator's own function the row would be compiled for any processor.
-    for row in result.chunks_exact_mut(width) {
+    for row in rows.chunks_exact_mut(width) {
         softmax_row::<FUSED>(row);
     }
 }
-widest!(fn forward(width: usize, x: &[f32], result: &mut [f32]) = forward_inline);
+widest!(
+    /// Turns rows into their softmax.
+    pub(crate) fn normalise(width: usize, rows: &mut [f32]) = normalise_inline
+);
 
 #[inline(always)]
 fn backward_inline<const FUSED: bool>(width: usize, y: &[f32], gradient: &[f32], of_x: &mut [f32]) {

@@ -11,6 +11,10 @@ const BLOCK: usize = 4096;
 
 /// `silu(gate) · up`, both of one shape, with `silu(x) = x / (1 + e^-x)`.
 pub fn swiglu(gate: &Tensor, up: &Tensor) -> Result<Tensor> {
+    #[cfg(feature = "cuda")]
+    if crate::cuda::takes(&[gate, up]) {
+        return crate::cuda::swiglu(gate, up);
+    }
     if fusible(&[gate, up]) {
         gate.contiguous()?.apply_op2(&up.contiguous()?, SwiGlu)
     } else {

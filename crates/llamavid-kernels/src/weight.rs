@@ -9,7 +9,7 @@ use crate::{QuantisedMatrix, embedding, linear};
 pub enum Weight<'a> {
     /// A tensor of any device, with a gradient where it is a variable.
     Dense(&'a Tensor),
-    /// In blocks, on the CPU, without a gradient.
+    /// In blocks, without a gradient; a table is on the CPU.
     Blocks(&'a QuantisedMatrix),
 }
 

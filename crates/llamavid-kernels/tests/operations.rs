@@ -3,7 +3,10 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 use candle_core::{D, DType, Device, Result, Tensor, Var};
-use llamavid_kernels::{attention, gelu, layer_norm, rms_norm, rotary_embedding, softmax};
+use llamavid_kernels::{
+    Heads, attention, folded_attention, gelu, layer_norm, multi_head_attention, rms_norm, rotary_embedding,
+    softmax,
+};
 
 /// Numbers between -1 and 1 that follow no pattern.
 fn noise(shape: &[usize], seed: u32) -> Tensor {
@@ -265,4 +268,45 @@ fn norms_give_their_weights_a_gradient() {
     }
     let out = layer_norm(&x, &weight.detach(), &bias, 1e-6).unwrap();
     assert!(out.sum_all().unwrap().backward().unwrap().get(&bias).is_some());
+}
+
+#[test]
+fn folded_attention_is_attention_of_its_keys_and_values() {
+    // Frames, queries, rows, width of the rows, heads and their width; also more heads than a task takes.
+    for (frames, count, rows, visual, heads, head_width) in
+        [(1, 1, 1, 3, 1, 2), (2, 3, 17, 40, 3, 8), (3, 5, 30, 33, 6, 4)]
+    {
+        let width = heads * head_width;
+        let inputs = [
+            noise(&[frames, count, width], 1),
+            noise(&[frames, rows, visual], 2),
+            noise(&[width, visual], 3),
+            noise(&[width, visual], 4),
+            noise(&[width], 5),
+        ];
+        let [queries, x, key, value, bias] =
+            inputs.each_ref().map(|input| input.to_dtype(DType::F64).unwrap());
+        let project = |weight: &Tensor| x.broadcast_matmul(&weight.t().unwrap()).unwrap();
+        let values_of_rows = project(&value).broadcast_add(&bias).unwrap();
+        let options = Heads::new(heads, head_width);
+        let expected = multi_head_attention(&queries, &project(&key), &values_of_rows, &options).unwrap();
+        for (dtype, tolerance) in [(DType::F32, 2e-6), (DType::F64, 1e-6), (DType::F16, 1e-2)] {
+            let [queries, x, key, value, bias] =
+                inputs.each_ref().map(|input| input.to_dtype(dtype).unwrap());
+            let found = folded_attention(&queries, &x, &key, &value, Some(&bias), heads).unwrap();
+            assert_eq!(found.dims(), [frames, count, width]);
+            assert_close(&found, &values(&expected), tolerance);
+        }
+    }
+    assert!(
+        folded_attention(
+            &noise(&[2, 3, 4], 1),
+            &noise(&[1, 3, 4], 2),
+            &noise(&[4, 4], 3),
+            &noise(&[4, 4], 4),
+            None,
+            2
+        )
+        .is_err()
+    );
 }

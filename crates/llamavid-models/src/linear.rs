@@ -14,19 +14,24 @@ pub(crate) enum Matrix {
 }
 
 impl Matrix {
-    /// Reads `weight` (rows, columns).
+    /// Reads `weight` (rows, columns), for products.
     pub(crate) fn new(rows: usize, columns: usize, init: Init, vb: &WeightSource) -> Result<Self> {
+        Self::table(rows, columns, init, vb)?.to_device(vb.device())
+    }
+
+    /// Reads `weight` (rows, columns), for rows by their numbers: in blocks it stays on the CPU.
+    pub(crate) fn table(rows: usize, columns: usize, init: Init, vb: &WeightSource) -> Result<Self> {
         match vb.blocks(rows, columns)? {
             Some(blocks) => Ok(Self::Blocks(blocks)),
             None => Ok(Self::Dense(vb.get_with_hints((rows, columns), "weight", init)?)),
         }
     }
 
-    /// The same on a device; blocks are on the CPU only and stay there.
+    /// The same for products on a device.
     pub(crate) fn to_device(&self, device: &Device) -> Result<Self> {
         match self {
             Self::Dense(weight) => Ok(Self::Dense(weight.to_device(device)?)),
-            Self::Blocks(weight) => Ok(Self::Blocks(weight.clone())),
+            Self::Blocks(weight) => Ok(Self::Blocks(weight.to_device(device)?)),
         }
     }
 
@@ -84,7 +89,10 @@ impl From<candle_nn::Linear> for Linear {
 /// Reads `weight` and `bias`; where they are created, as candle-nn does.
 pub(crate) fn linear(input: usize, output: usize, vb: WeightSource) -> Result<Linear> {
     match vb.blocks(output, input)? {
-        Some(weight) => Ok(Linear::new(Matrix::Blocks(weight), Some(vb.get(output, "bias")?))),
+        Some(weight) => {
+            let weight = Matrix::Blocks(weight.to_device(vb.device())?);
+            Ok(Linear::new(weight, Some(vb.get(output, "bias")?)))
+        }
         None => Ok(candle_nn::linear(input, output, vb.tensors())?.into()),
     }
 }
@@ -92,7 +100,7 @@ pub(crate) fn linear(input: usize, output: usize, vb: WeightSource) -> Result<Li
 /// Reads `weight` only.
 pub(crate) fn linear_no_bias(input: usize, output: usize, vb: WeightSource) -> Result<Linear> {
     match vb.blocks(output, input)? {
-        Some(weight) => Ok(Linear::new(Matrix::Blocks(weight), None)),
+        Some(weight) => Ok(Linear::new(Matrix::Blocks(weight.to_device(vb.device())?), None)),
         None => Ok(candle_nn::linear_no_bias(input, output, vb.tensors())?.into()),
     }
 }

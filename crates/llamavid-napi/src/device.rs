@@ -48,6 +48,35 @@ impl Device {
     }
 }
 
+/// What this machine has for a build with CUDA, whichever build this is. The libraries are opened when it is first asked for.
+#[napi]
+pub fn cuda_support() -> CudaSupport {
+    let support = runtime::cuda_support();
+    CudaSupport {
+        libraries: support.libraries.clone(),
+        devices: support.devices.iter().map(ToString::to_string).collect(),
+        packages: support
+            .devices
+            .first()
+            .map(|device| device.builds().map(|build| build.package).collect())
+            .unwrap_or_default(),
+        problem: support.problem.as_ref().map(|problem| problem.message.clone()),
+    }
+}
+
+/// NVIDIA's libraries and graphics processors.
+#[napi(object, object_from_js = false)]
+pub struct CudaSupport {
+    /// Paths of the libraries that were opened.
+    pub libraries: Vec<String>,
+    /// Names of the graphics processors, as the driver numbers them.
+    pub devices: Vec<String>,
+    /// Packages whose addons run on the first one, the quickest first.
+    pub packages: Vec<&'static str>,
+    /// Why nothing runs on them; absent where something does.
+    pub problem: Option<String>,
+}
+
 /// A flag that work reads between its steps; the work then fails with `ABORTED`.
 #[napi]
 #[derive(Default)]

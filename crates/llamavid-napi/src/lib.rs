@@ -27,6 +27,10 @@ mod world;
 use llamavid_runtime::ErrorCode;
 use napi_derive::napi;
 
+/// Keeps memory for the next layer: the system's allocator gives each large result back and has its pages cleared anew.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// All error codes that the addon can give.
 #[napi]
 pub fn error_codes() -> Vec<&'static str> {

@@ -24,7 +24,10 @@ use rayon::prelude::*;
 use serde::Deserialize;
 use serde_json::json;
 
-type Result<T> = std::result::Result<T, Box<dyn Error>>;
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
+type Result<T> = std::result::Result<T, Box<dyn Error + Send + Sync>>;
 
 /// Tokens that are read before anything is timed, as many as `llama-batched-bench` reads.
 const WARM_UP: usize = 16;
@@ -55,22 +58,29 @@ fn main() -> Result<()> {
         Task::Language { model, prompts, new_tokens, eight_bit_cache } => {
             let cache = if eight_bit_cache { CachePrecision::EightBit } else { CachePrecision::Full };
             let model = language_model(model, device)?;
-            generate(&model, WARM_UP, 1, cache)?;
-            for prompt in prompts {
-                let (read, decoded) = generate(&model, prompt, new_tokens, cache)?;
-                println!("{}", json!({ "pp": prompt, "tg": new_tokens, "t_pp": read, "t_tg": decoded }));
-            }
+            in_pool(|| {
+                generate(&model, WARM_UP, 1, cache)?;
+                for prompt in prompts {
+                    let (read, decoded) = generate(&model, prompt, new_tokens, cache)?;
+                    println!("{}", json!({ "pp": prompt, "tg": new_tokens, "t_pp": read, "t_tg": decoded }));
+                }
+                Ok(())
+            })?;
         }
         Task::Together { model, batches, new_tokens } => {
             let model = language_model(model, device)?;
-            generate(&model, WARM_UP, 1, CachePrecision::Full)?;
-            for batch in batches {
-                let decoded = generate_together(&model, batch, new_tokens)?;
-                println!("{}", json!({ "pl": batch, "tg": new_tokens, "t_tg": decoded }));
-            }
+            in_pool(|| {
+                generate(&model, WARM_UP, 1, CachePrecision::Full)?;
+                for batch in batches {
+                    let decoded = generate_together(&model, batch, new_tokens)?;
+                    println!("{}", json!({ "pl": batch, "tg": new_tokens, "t_tg": decoded }));
+                }
+                Ok(())
+            })?;
         }
         Task::FirstToken { model } => {
-            generate(&language_model(model, device)?, WARM_UP, 1, CachePrecision::Full)?;
+            let model = language_model(model, device)?;
+            in_pool(|| generate(&model, WARM_UP, 1, CachePrecision::Full))?;
         }
         Task::Encoder { model, eight_bit, batch, runs } => encode(model, device, eight_bit, batch, runs)?,
         Task::Resize { runs } => resize(runs)?,
@@ -80,6 +90,11 @@ fn main() -> Result<()> {
         Task::Tokens { model, frames, question, runs } => tokens(model, device, frames, &question, runs)?,
     }
     Ok(())
+}
+
+/// Works in the pool of threads, as the jobs of a device do.
+fn in_pool<T: Send>(work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+    rayon::scope(|_| work())
 }
 
 fn language_model(file: PathBuf, device: Arc<Device>) -> Result<LanguageModel> {

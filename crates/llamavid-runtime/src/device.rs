@@ -8,9 +8,11 @@ use std::mem::ManuallyDrop;
 use std::ops::{ControlFlow, Deref};
 use std::sync::mpsc::{self, Receiver, Sender};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::{Duration, Instant};
 
 use candle_core::Device as TensorDevice;
 
+use crate::cuda;
 use crate::processor::instruction_set;
 use crate::reply::{Reply, catch_panic};
 use crate::threads::use_threads;
@@ -117,11 +119,11 @@ impl Device {
             Ok(StageDevice { tensors, kind, name })
         });
         let stages = stages.collect::<Result<Vec<_>>>()?;
-        let (queue, inbox) = mpsc::channel();
+        let (queue, mut inbox) = mpsc::channel();
         let on_thread = first_of(&stages).clone();
         std::thread::Builder::new()
             .name(format!("llamavid {name}"))
-            .spawn(move || serve(&on_thread, &inbox))
+            .spawn(move || serve(&on_thread, &mut inbox))
             .map_err(|error| {
                 Error::new(ErrorCode::OutOfMemory, format!("no thread for the device {name}: {error}"))
             })?;
@@ -133,11 +135,6 @@ impl Device {
     /// What it is; of several, the first one.
     pub fn kind(&self) -> DeviceKind {
         self.stages.first().map_or(DeviceKind::Cpu, |stage| stage.kind)
-    }
-
-    /// Whether nothing of it is a graphics processor.
-    pub(crate) fn is_cpu_only(&self) -> bool {
-        self.stages.iter().all(|stage| stage.kind == DeviceKind::Cpu)
     }
 
     /// The devices that share the language model's layers.
@@ -247,23 +244,34 @@ impl<M: Send + Sync + 'static> Drop for Weights<M> {
     }
 }
 
-/// The device's thread: jobs take turns, one step each.
-fn serve(device: &TensorDevice, inbox: &Receiver<Turn>) {
+/// How long a processor's turns stay in the pool of threads, so that others who want it wait no longer.
+const STAY: Duration = Duration::from_millis(20);
+
+/// The device's thread: jobs take turns, one step each. A processor's turns run in the pool of threads: what a step shares out
+/// begins there at once, and need not be handed over and waited for each time.
+fn serve(device: &TensorDevice, inbox: &mut Receiver<Turn>) {
     let mut jobs: VecDeque<Turn> = VecDeque::new();
-    loop {
-        if jobs.is_empty() {
-            match inbox.recv() {
-                Ok(job) => jobs.push_back(job),
-                Err(_) => return,
+    while let Ok(job) = inbox.recv() {
+        jobs.push_back(job);
+        while !jobs.is_empty() {
+            match device.is_cpu() {
+                true => rayon::scope(|_| take_turns(device, &mut jobs, inbox)),
+                false => take_turns(device, &mut jobs, inbox),
             }
         }
+    }
+}
+
+/// Gives jobs their turns for a while.
+fn take_turns(device: &TensorDevice, jobs: &mut VecDeque<Turn>, inbox: &mut Receiver<Turn>) {
+    let began = Instant::now();
+    while began.elapsed() < STAY {
         jobs.extend(inbox.try_iter());
-        if let Some(mut job) = jobs.pop_front() {
-            // Steps catch their own panics; this one is for what is dropped behind them.
-            match catch_panic(|| Ok(job(device))) {
-                Ok(ControlFlow::Continue(())) => jobs.push_back(job),
-                Ok(ControlFlow::Break(())) | Err(_) => {}
-            }
+        let Some(mut job) = jobs.pop_front() else { return };
+        // Steps catch their own panics; this one is for what is dropped behind them.
+        match catch_panic(|| Ok(job(device))) {
+            Ok(ControlFlow::Continue(())) => jobs.push_back(job),
+            Ok(ControlFlow::Break(())) | Err(_) => {}
         }
     }
 }
@@ -285,19 +293,36 @@ fn parse_name(name: &str) -> Result<Wanted> {
 
 #[cfg(feature = "cuda")]
 fn open_cuda(index: usize) -> Result<TensorDevice> {
-    TensorDevice::new_cuda(index).map_err(|error| {
-        Error::new(ErrorCode::DeviceUnavailable, format!("the device cuda:{index} cannot be opened: {error}"))
-            .with_hint("Check the driver with nvidia-smi, or take the device cpu.")
+    let because = |reason: &str| format!("the device cuda:{index} cannot be opened: {reason}");
+    let device = cuda::device(index).map_err(|error| Error { message: because(&error.message), ..error })?;
+    // Set by `tools/cuda`; a build without it is for whatever its builder has.
+    if let Some(built) = option_env!("LLAMAVID_CUDA_ARCHITECTURE")
+        && !device.builds().any(|build| build.architecture == built)
+    {
+        let reason = format!("{device} does not run a build for {built}");
+        return Err(cuda::unavailable(because(&reason), device.advice()));
+    }
+    TensorDevice::new_cuda(index).map_err(|error| match Error::from(error) {
+        full if full.code == ErrorCode::OutOfMemory => Error { message: because(&full.message), ..full },
+        error => cuda::unavailable(
+            because(&error.message),
+            "Check the driver with nvidia-smi, or take the device cpu.",
+        ),
     })
 }
 
 #[cfg(not(feature = "cuda"))]
 fn open_cuda(index: usize) -> Result<TensorDevice> {
-    Err(Error::new(
-        ErrorCode::DeviceUnavailable,
-        format!("the device cuda:{index} cannot be opened: this build has no CUDA"),
-    )
-    .with_hint("Take the device cpu, or install a build with CUDA."))
+    let message = format!("the device cuda:{index} cannot be opened: this build has no CUDA");
+    let hint = match cuda::device(index) {
+        Ok(device) => device.advice(),
+        Err(missing) => format!(
+            "Take the device cpu. The addon with CUDA is {}, and this machine lacks what it needs: {missing}. {}",
+            cuda::PACKAGE,
+            missing.hint.as_deref().unwrap_or_default()
+        ),
+    };
+    Err(cuda::unavailable(message, hint))
 }
 
 #[cfg(test)]
@@ -315,8 +340,8 @@ mod tests {
     }
 
     fn private_device() -> Device {
-        let (queue, inbox) = mpsc::channel();
-        std::thread::spawn(move || serve(&TensorDevice::Cpu, &inbox));
+        let (queue, mut inbox) = mpsc::channel();
+        std::thread::spawn(move || serve(&TensorDevice::Cpu, &mut inbox));
         Device { stages: Vec::new(), name: "cpu".into(), queue }
     }
 

@@ -3,7 +3,7 @@
 use candle_core::DType;
 use llamavid_weights::Quantisation;
 
-use crate::{Device, DeviceKind, Error, ErrorCode, Result};
+use crate::{Device, DeviceKind, Error, Result};
 
 /// The caller's choice.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -72,18 +72,5 @@ impl Precision {
             "4bit" => Ok(Some(Quantisation::Q4K)),
             other => Err(Error::argument(format!("weights of {other:?}: there are 16bit, 8bit and 4bit"))),
         }
-    }
-
-    /// Checks that `device` can hold them so.
-    ///
-    /// # Errors
-    /// `MODEL_UNSUPPORTED` for fewer than 16 bits on another device than the CPU.
-    pub(crate) fn on(self, device: &Device) -> Result<DType> {
-        if self.quantisation.is_some() && !device.is_cpu_only() {
-            let message = format!("weights of 8 or 4 bits are on the CPU only, not on {}", device.name());
-            return Err(Error::new(ErrorCode::ModelUnsupported, message)
-                .with_hint("Load with 16bit, or take the device cpu."));
-        }
-        Ok(self.dtype.on(device))
     }
 }

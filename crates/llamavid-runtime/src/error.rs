@@ -82,6 +82,18 @@ impl Error {
         Self { hint: Some(hint.into()), ..self }
     }
 
+    /// What a device says in words, which is all that candle keeps of its errors.
+    pub(crate) fn of_device(message: String) -> Self {
+        let lower = message.to_lowercase();
+        // The driver, the runtime, cuBLAS.
+        let full = ["out_of_memory", "out of memory", "cublas_status_alloc_failed"];
+        if full.iter().any(|text| lower.contains(text)) {
+            return Self::new(ErrorCode::OutOfMemory, message)
+                .with_hint("Close what is not needed, take fewer frames, or load with a smaller dtype.");
+        }
+        Self::new(ErrorCode::Internal, message)
+    }
+
     pub(crate) fn argument(message: impl Into<String>) -> Self {
         Self::new(ErrorCode::InvalidArgument, message)
     }
@@ -89,14 +101,7 @@ impl Error {
 
 impl From<candle_core::Error> for Error {
     fn from(error: candle_core::Error) -> Self {
-        let message = error.to_string();
-        let lower = message.to_lowercase();
-        // CUDA says CUDA_ERROR_OUT_OF_MEMORY or "out of memory"; candle keeps only the text.
-        if lower.contains("out of memory") || lower.contains("out_of_memory") {
-            return Self::new(ErrorCode::OutOfMemory, message)
-                .with_hint("Close what is not needed, take fewer frames, or load with a smaller dtype.");
-        }
-        Self::new(ErrorCode::Internal, message)
+        Self::of_device(error.to_string())
     }
 }
 
@@ -180,9 +185,13 @@ mod tests {
 
     #[test]
     fn a_full_device_has_its_own_code() {
-        let error =
-            candle_core::Error::Msg("DriverError(CUDA_ERROR_OUT_OF_MEMORY, \"out of memory\")".into());
-        assert_eq!(Error::from(error).code, ErrorCode::OutOfMemory);
+        for text in [
+            "DriverError(CUDA_ERROR_OUT_OF_MEMORY, \"out of memory\")",
+            "CublasError(CUBLAS_STATUS_ALLOC_FAILED)",
+        ] {
+            let error = candle_core::Error::Msg(text.into());
+            assert_eq!(Error::from(error).code, ErrorCode::OutOfMemory, "{text}");
+        }
         assert_eq!(Error::from(candle_core::Error::Msg("rank".into())).code, ErrorCode::Internal);
     }
 }

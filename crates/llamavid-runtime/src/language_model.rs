@@ -45,7 +45,7 @@ impl LanguageModel {
             let tokenizer = folder.llama_tokenizer()?;
             let defaults = folder.generation_defaults()?;
             cancellation.check()?;
-            let model = folder.placed_language_model(precision.on(&device)?, &device)?;
+            let model = folder.placed_language_model(precision.dtype.on(&device), &device)?;
             cancellation.check()?;
             let (image_placeholder, conversation) = (folder.image_placeholder(), folder.conversation());
             Ok(Self {
@@ -66,7 +66,7 @@ impl LanguageModel {
         cancellation: &Cancellation,
     ) -> Result<Self> {
         let GgufModel { config, tokenizer, checkpoint } = GgufModel::open(file)?;
-        let dtype = precision.on(&device)?;
+        let dtype = precision.dtype.on(&device);
         let quantisation = precision.quantisation;
         let loader = Loader::quantising(checkpoint, &LANGUAGE, quantisation, dtype, device.tensors());
         let model = build(loader, |vb| Model::new(&config, vb))?;

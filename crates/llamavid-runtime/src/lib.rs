@@ -4,6 +4,9 @@
 //! comes as a [`Reply`], which Node's side awaits and a Rust program waits for.
 
 mod cancellation;
+mod cuda;
+#[cfg(target_os = "linux")]
+mod cuda_libraries;
 mod data_check;
 mod device;
 mod dtype;
@@ -38,6 +41,7 @@ mod visual_tokens;
 mod weight_shapes;
 
 pub use cancellation::Cancellation;
+pub use cuda::{CudaBuild, CudaDevice, CudaSupport, support as cuda_support};
 pub use data_check::{
     CheckTotals, CheckedPart, CheckedSamples, DataCheck, Finding, VideoReference, published_data,
 };

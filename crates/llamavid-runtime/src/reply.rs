@@ -45,14 +45,16 @@ fn abandoned() -> Error {
     Error::new(ErrorCode::Internal, "the thread that worked on this ended without an answer")
 }
 
-/// Runs `work`; a panic, which is a bug by definition, becomes `INTERNAL` instead of ending the process.
+/// Runs `work`; a panic, which is a bug by definition, becomes `INTERNAL` instead of ending the process. One about a device's
+/// memory, which libraries below us may raise, becomes `OUT_OF_MEMORY`.
 pub fn catch_panic<T>(work: impl FnOnce() -> Result<T>) -> Result<T> {
     catch_unwind(AssertUnwindSafe(work)).unwrap_or_else(|payload| {
-        Err(Error::new(
-            ErrorCode::Internal,
-            format!("a bug in native code: {}", panic_text(payload.as_ref())),
-        )
-        .with_hint("Please report this with the steps that led to it."))
+        let error = Error::of_device(panic_text(payload.as_ref()).to_owned());
+        Err(match error.code {
+            ErrorCode::OutOfMemory => error,
+            _ => Error::new(ErrorCode::Internal, format!("a bug in native code: {error}"))
+                .with_hint("Please report this with the steps that led to it."),
+        })
     })
 }
 
@@ -92,5 +94,7 @@ mod tests {
         let error = reply.wait().unwrap_err();
         assert_eq!(error.code, ErrorCode::Internal);
         assert!(error.message.contains("index 3 of 2"), "{}", error.message);
+        let full: Reply<()> = run_aside("test", || panic!("DriverError(CUDA_ERROR_OUT_OF_MEMORY)"));
+        assert_eq!(full.wait().unwrap_err().code, ErrorCode::OutOfMemory);
     }
 }

@@ -63,7 +63,7 @@ impl TokenGenerator {
             let folder = ModelFolder::open(&folder)?.with_quantisation(precision.quantisation);
             let tokenizer = Arc::new(folder.query_tokenizer()?);
             cancellation.check()?;
-            let model = folder.token_generator(precision.on(&device)?, device.tensors())?;
+            let model = folder.token_generator(precision.dtype.on(&device), device.tensors())?;
             cancellation.check()?;
             let expects = folder.config().features;
             Ok(Self { model: Weights::new(model, device.clone()), tokenizer, expects, device })

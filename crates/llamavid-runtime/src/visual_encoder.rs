@@ -57,7 +57,7 @@ impl VisualEncoder {
     ) -> Reply<Self> {
         run_aside("llamavid load", move || {
             cancellation.check()?;
-            let dtype = precision.on(&device)?;
+            let dtype = precision.dtype.on(&device);
             let _span = info_span!("load visual encoder").entered();
             let folder = ModelFolder::open(&folder)?.with_quantisation(precision.quantisation);
             cancellation.check()?;

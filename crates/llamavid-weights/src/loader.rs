@@ -85,15 +85,15 @@ impl Loader {
     }
 
     /// Gives matrices by our names in blocks: those that a file holds in blocks, as they lie there, and those that are to be
-    /// quantised. Others, and all on another device than the CPU, are for the builder.
+    /// quantised. Others are for the builder, and on another device than the CPU those of formats without blocks too.
     pub fn matrices(
         &self,
     ) -> impl Fn(&str, (usize, usize)) -> candle_core::Result<Option<QuantisedMatrix>> + Send + Sync + 'static
     {
         let (source, on_cpu) = (self.source.clone(), self.device.is_cpu());
-        move |ours, shape| match on_cpu {
-            true => source.matrix(ours, shape).map_err(|error| source.keep(error)),
-            false => Ok(None),
+        move |ours, shape| {
+            let matrix = source.matrix(ours, shape).map_err(|error| source.keep(error))?;
+            Ok(matrix.filter(|matrix| on_cpu || matrix.format().block_length() > 1))
         }
     }
 

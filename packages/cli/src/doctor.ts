@@ -107,7 +107,9 @@ async function addon(): Promise<Check[]> {
   } catch (error) {
     return [failed('addon', error, 'Install the package for this platform again.')];
   }
-  const checks = [pass('addon', `loaded on ${process.platform}-${process.arch}, Node ${process.version}`)];
+  const { source, reason } = native.loadedAddon;
+  const place = `${process.platform}-${process.arch}, Node ${process.version}`;
+  const checks = [pass('addon', `loaded on ${place}: ${source}, because ${reason}`)];
   const features = native.processorFeatures();
   const names = (present: boolean) =>
     features.filter((one) => one.present === present).map(({ name }) => name);
@@ -141,17 +143,23 @@ function threads({ callNative, threadCount }: typeof import('@llamavid/native'))
   }
 }
 
-function gpu({ Device }: typeof import('@llamavid/native')): Check {
+function gpu({ callNative, cudaSupport, Device }: typeof import('@llamavid/native')): Check {
   const [driver] = /Kernel Module[^\n]*?(\d+\.\d+[\d.]*)/.exec(read(DRIVER) ?? '')?.slice(1) ?? [];
+  const { devices, libraries } = cudaSupport();
+  const found = [
+    ...devices.map((name, index) => `cuda:${index} is ${name}`),
+    ...(driver === undefined ? [] : [`driver ${driver}`]),
+    ...(libraries.length === 0 ? [] : [`opened ${libraries.join(', ')}`]),
+  ].join('; ');
   try {
-    using device = Device.open('cuda');
-    return pass('GPU', `${device.name}${driver === undefined ? '' : `, driver ${driver}`}`);
+    using device = callNative(() => Device.open('cuda'));
+    return pass('GPU', `${device.name} can be used; ${found}`);
   } catch (error) {
-    if (driver === undefined && !existsSync('/dev/nvidiactl')) {
+    if (found === '' && !existsSync('/dev/nvidiactl')) {
       return pass('GPU', 'none found; models run on the CPU');
     }
-    const { message, fix } = failed('GPU', error, 'Install a build with CUDA, or use --device cpu.');
-    return warning('GPU', `driver ${driver ?? 'unknown'}, but ${message}`, fix ?? 'Use --device cpu.');
+    const { message, fix } = failed('GPU', error, 'Use --device cpu.');
+    return warning('GPU', found === '' ? message : `${found}; but ${message}`, fix ?? 'Use --device cpu.');
   }
 }
 

@@ -404,6 +404,23 @@ export interface ConvertedModel {
   notes: Array<string>
 }
 
+/** What this machine has for a build with CUDA, whichever build this is. The libraries are opened when it is first asked for. */
+export declare function cudaSupport(): CudaSupport
+
+/** NVIDIA's libraries and graphics processors. */
+export interface CudaSupport {
+  /** Paths of the libraries that were opened. */
+  libraries: Array<string>
+  /** Names of the graphics processors, as the driver numbers them. */
+  devices: Array<string>
+  /** Packages whose addons run on the first one, the quickest first. */
+  packages: Array<string>
+  /** Why nothing runs on them; absent where something does. */
+  problem?: string
+  /** What to do about it. */
+  advice?: string
+}
+
 /** What was seen of the next records. */
 export interface DataCheckPart {
   /** What is wrong, in the list's order. */

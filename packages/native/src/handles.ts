@@ -1,7 +1,10 @@
 import type * as Binding from './binding.js';
 import { loadAddon } from './load-addon.js';
 
-const addon = loadAddon();
+const { binding: addon, source, reason } = loadAddon();
+
+/** Which addon this process has loaded, and why. */
+export const loadedAddon = { source, reason };
 
 export const Cancellation = addon.Cancellation;
 export type Cancellation = Binding.Cancellation;
@@ -50,6 +53,7 @@ export const {
   checkSubtitles,
   conversationStop,
   conversationTemplates,
+  cudaSupport,
   decodeImage,
   errorCodes,
   finishProfile,

@@ -63,10 +63,10 @@ export function readEntries(path: string): Entry[] {
   return existsSync(path) ? JSON.parse(readFileSync(path, 'utf8')) : [];
 }
 
-/** Writes `<path>.json` and `<path>.md`. */
-export function writeReport(path: string, entries: readonly Entry[]): void {
+/** Writes `<path>.json` and `<path>.md`, whose tables stand below `preface`. */
+export function writeReport(path: string, entries: readonly Entry[], preface = besidePeers(entries)): void {
   replace(`${path}.json`, `${JSON.stringify(entries, null, 1)}\n`);
-  replace(`${path}.md`, markdown(entries));
+  replace(`${path}.md`, markdown(entries, preface));
 }
 
 function replace(path: string, text: string): void {
@@ -74,7 +74,7 @@ function replace(path: string, text: string): void {
   renameSync(`${path}.part`, path);
 }
 
-export function markdown(entries: readonly Entry[]): string {
+export function markdown(entries: readonly Entry[], preface = besidePeers(entries)): string {
   const machines = [...new Set(entries.map(({ machine }) => machine))];
   const parts = machines.map((machine) => {
     const here = entries.filter((entry) => entry.machine === machine);
@@ -90,14 +90,17 @@ ${list}
 ${here.map(tableRow).join('\n')}
 `;
   });
+  return [preface, ...parts].join('\n');
+}
+
+function besidePeers(entries: readonly Entry[]): string {
   return `# Beside the peers
 
 Written by \`pnpm bench:peers [row …]\`, which installs the peers, generates random weights and lets ours and theirs run in turn with the
 same threads. Each cell is the median of the runs, the lowest and the highest in brackets. The ratio is ours by that of the best
 peer, or of the one that the goal names: of speeds, where more is better, or of costs, where less is; in brackets the extremes over runs that followed each other.
 Goals in **bold** are reached. Repeat a row by its name: \`pnpm bench:peers ${entries[0]?.row ?? 'lm'}\`.
-
-${parts.join('\n')}`;
+`;
 }
 
 function tableRow(entry: Entry): string {

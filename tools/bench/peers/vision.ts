@@ -8,21 +8,26 @@ import type { Comparison, Contender } from './comparison.ts';
 import { objects } from './process.ts';
 import { median } from './statistics.ts';
 
-/** EVA's sizes, a size of `tools/scale`. */
+/** An encoder's sizes. */
 interface Shape {
   readonly name: string;
-  readonly size: 'vision' | 'small';
   readonly width: number;
   readonly depth: number;
   readonly heads: number;
   readonly inner: number;
   readonly side: number;
   readonly patch: number;
+}
+
+/** One that is a size of `tools/scale`. */
+interface Scaled extends Shape {
+  readonly size: 'vision' | 'small';
   /** Of its checkpoint. */
   readonly bytes: number;
 }
 
-const full: Shape = {
+/** EVA's. */
+export const full: Scaled = {
   name: 'ViT-g',
   size: 'vision',
   width: 1408,
@@ -33,7 +38,7 @@ const full: Shape = {
   patch: 14,
   bytes: 3.2e9,
 };
-const small: Shape = {
+const small: Scaled = {
   ...full,
   name: 'ViT of 8 blocks of 704',
   size: 'small',
@@ -120,7 +125,7 @@ interface Timed {
 
 async function* encoders(
   bench: Bench,
-  shape: Shape,
+  shape: Scaled,
   eightBit: boolean,
 ): AsyncGenerator<Comparison, void, void> {
   using weights = bench.weights(shape.size, shape.bytes, shape.size);
@@ -185,7 +190,7 @@ async function* encoders(
 }
 
 /** Multiplications and additions of the products of a frame, each counted. */
-function operations({ width, depth, inner, side, patch }: Shape): number {
+export function operations({ width, depth, inner, side, patch }: Shape): number {
   const patches = (side / patch) ** 2;
   const rows = patches + 1;
   const block = 2 * rows * width * (4 * width + 2 * inner) + 4 * rows * rows * width;

@@ -1,6 +1,7 @@
 """Times EVA's visual encoder in PyTorch or ONNX Runtime: `visual_encoder.py '{"engine": "torch", "batch": 1, "runs": 4, …}'`.
 
-Writes a line of JSON for each run behind the first one, which warms up. Each run has other frames.
+Writes a line of JSON for each run behind the first one, which warms up. Each run has other frames. PyTorch computes on `"device"` in `"dtype"`,
+without them on the CPU in float32.
 """
 
 import json
@@ -50,11 +51,14 @@ def pytorch():
                 x = block(x)
             return x
 
-    encoder = Encoder().eval()
+    device, dtype = task.get("device", "cpu"), getattr(torch, task.get("dtype", "float32"))
+    encoder = Encoder().eval().to(device, dtype)
 
     def run(pixels):
         with torch.inference_mode():
-            encoder(torch.from_numpy(pixels))
+            encoder(torch.from_numpy(pixels).to(device, dtype))
+            if device != "cpu":
+                torch.cuda.synchronize()
 
     return run
 

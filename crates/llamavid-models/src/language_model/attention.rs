@@ -2,6 +2,8 @@
 //!
 //! Letters: B batch, S new positions, T all positions, H query heads, K key heads, G = H / K.
 
+use std::sync::OnceLock;
+
 use candle_core::{D, DType, Device, Tensor};
 use llamavid_kernels::{
     Heads, Mask, NormPlace, attention_block, multi_head_attention, rotary_embedding, softmax,
@@ -79,16 +81,20 @@ impl SelfAttention {
         plan: &AttentionPlan,
         cache: Option<(&mut KvCache, usize)>,
     ) -> Result<Tensor> {
-        let [queries, keys, values] = self.project(x, angles)?;
+        let [queries, keys, values] = self.project(x)?;
+        let queries = rotary_embedding(&queries, angles.0, angles.1)?;
         let (keys, values) = match cache {
             Some((cache, layer)) => {
-                let total = cache.write(layer, &keys, &values)?;
+                let total = cache.write(layer, &keys, &values, angles)?;
                 if let Some(attended) = cache.attend(layer, &queries, total, plan.padding.as_ref())? {
                     return Ok(self.o_proj.forward(&attended)?);
                 }
                 cache.read(layer, total, &keys)? // (B, K, T, head)
             }
-            None => (keys.contiguous()?, values.contiguous()?),
+            None => {
+                let keys = rotary_embedding(&keys, angles.0, angles.1)?;
+                (keys.contiguous()?, values.contiguous()?)
+            }
         };
         let attended = plan
             .blocks
@@ -107,14 +113,17 @@ impl SelfAttention {
         caches: &mut [&mut KvCache],
         layer: usize,
     ) -> Result<Tensor> {
-        let [queries, keys, values] = self.project(x, angles)?;
+        let [queries, keys, values] = self.project(x)?;
+        let (cosines, sines) = angles;
+        let queries = rotary_embedding(&queries, cosines, sines)?;
         let attended = caches
             .iter_mut()
             .enumerate()
             .map(|(row, cache)| {
                 let [queries, keys, values] = [&queries, &keys, &values].map(|rows| rows.narrow(2, row, 1));
                 let (queries, keys) = (queries?, keys?);
-                let total = cache.write(layer, &keys, &values?)?;
+                let angles = (&cosines.narrow(0, row, 1)?, &sines.narrow(0, row, 1)?);
+                let total = cache.write(layer, &keys, &values?, angles)?;
                 if let Some(attended) = cache.attend(layer, &queries, total, None)? {
                     return Ok(attended);
                 }
@@ -126,8 +135,8 @@ impl SelfAttention {
         Ok(self.o_proj.forward(&Tensor::cat(&attended, 1)?)?)
     }
 
-    /// Queries (B, H, S, head), keys and values (B, K, S, head) of `x` (B, S, D), turned to their positions.
-    fn project(&self, x: &Tensor, (cosines, sines): (&Tensor, &Tensor)) -> Result<[Tensor; 3]> {
+    /// Queries (B, H, S, head), keys and values (B, K, S, head) of `x` (B, S, D), not turned to their positions yet.
+    fn project(&self, x: &Tensor) -> Result<[Tensor; 3]> {
         let (batch, count, _width) = x.dims3()?;
         let split = |projected: Tensor, heads: usize| {
             projected.reshape((batch, count, heads, self.head_dim))?.transpose(1, 2)
@@ -135,8 +144,6 @@ impl SelfAttention {
         let queries = split(self.q_proj.forward(x)?, self.heads)?;
         let keys = split(self.k_proj.forward(x)?, self.kv_heads)?;
         let values = split(self.v_proj.forward(x)?, self.kv_heads)?;
-        let queries = rotary_embedding(&queries, cosines, sines)?;
-        let keys = rotary_embedding(&keys, cosines, sines)?;
         Ok([queries, keys, values])
     }
 
@@ -188,7 +195,8 @@ pub(super) struct AttentionPlan {
     device: Device,
     /// The bias of a pass of one block, shared by the layers. Those of many blocks together would be as
     /// large as the scores that the blocks avoid, so each layer makes them again.
-    shared_bias: Option<Tensor>,
+    /// Made by the first layer that needs it: operations that read the cache in place do not.
+    shared_bias: OnceLock<Option<Tensor>>,
     /// Whole sequences in one operation, which needs neither blocks nor a bias.
     fused: bool,
 }
@@ -209,13 +217,12 @@ impl AttentionPlan {
 
     /// The same for layers on a device.
     pub(super) fn on(&self, device: &Device) -> Result<Self> {
-        let to_device = |tensor: &Option<Tensor>| tensor.as_ref().map(|t| t.to_device(device)).transpose();
-        Ok(Self {
-            padding: to_device(&self.padding)?,
-            shared_bias: to_device(&self.shared_bias)?,
-            device: device.clone(),
-            ..self.clone()
-        })
+        let padding = self.padding.as_ref().map(|padding| padding.to_device(device)).transpose()?;
+        let shared_bias = match device.same_device(&self.device) {
+            true => self.shared_bias.clone(),
+            false => OnceLock::new(),
+        };
+        Ok(Self { padding, shared_bias, device: device.clone(), ..self.clone() })
     }
 
     /// In blocks of rows, so that the scores of a long sequence never exist as a whole.
@@ -251,7 +258,7 @@ impl AttentionPlan {
             blocks: Vec::new(),
             padding: padding.cloned(),
             device: device.clone(),
-            shared_bias: None,
+            shared_bias: OnceLock::new(),
             fused: true,
         })
     }
@@ -272,18 +279,25 @@ impl AttentionPlan {
                 QueryBlock { start, rows, visible: past + start + rows }
             })
             .collect();
-        let shared_bias = match blocks.as_slice() {
-            [whole] => bias(whole, padding, device)?,
-            _ => None,
-        };
-        Ok(Self { blocks, padding: padding.cloned(), device: device.clone(), shared_bias, fused: false })
+        Ok(Self {
+            blocks,
+            padding: padding.cloned(),
+            device: device.clone(),
+            shared_bias: OnceLock::new(),
+            fused: false,
+        })
     }
 
     fn bias(&self, block: &QueryBlock) -> Result<Option<Tensor>> {
-        match self.blocks.len() {
-            1 => Ok(self.shared_bias.clone()),
-            _ => bias(block, self.padding.as_ref(), &self.device),
+        let made = || bias(block, self.padding.as_ref(), &self.device);
+        if self.blocks.len() > 1 {
+            return made();
         }
+        if let Some(shared) = self.shared_bias.get() {
+            return Ok(shared.clone());
+        }
+        let made = made()?;
+        Ok(self.shared_bias.get_or_init(|| made).clone())
     }
 }
 

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use candle_core::{IndexOp, Tensor};
+use llamavid_kernels::largest;
 
 use super::kv_cache::{CachePrecision, KvCache};
 use super::llama::LanguageModel;
@@ -82,10 +83,22 @@ pub struct Token {
 enum Next {
     /// The prompt is not read yet, or a step failed.
     Nothing,
-    /// The last prompt position gave them.
+    /// What the last position gave.
     Logits(Vec<f32>),
+    /// The best of what the last position gave, chosen where it was computed.
+    Best(u32),
     /// A pass over this id, which is not in the cache yet.
     Pass(u32),
+}
+
+impl Next {
+    /// From logits (1, vocabulary). Of those that are not finite the sampler says which.
+    fn of(logits: &Tensor, greedy: bool) -> Result<Self> {
+        if greedy && let [Some(best)] = largest(logits)?.as_slice() {
+            return Ok(Self::Best(*best));
+        }
+        Ok(Self::Logits(logits.squeeze(0)?.to_vec1()?))
+    }
 }
 
 /// Generates the answer to one prompt: [`Generation::prefill_step`] until complete, then
@@ -191,7 +204,8 @@ impl Generation {
             let hidden = self.model.forward(&chunk, &mut self.cache, None, &mut Blind)?;
             if done + count == self.prompt_length {
                 let last = hidden.i((0, count - 1..))?; // (1, D)
-                self.next = Next::Logits(self.model.logits(&last, &mut Blind)?.squeeze(0)?.to_vec1()?);
+                let logits = self.model.logits(&last, &mut Blind)?;
+                self.next = Next::of(&logits, self.sampler.is_greedy())?;
                 self.prompt = None;
             }
         }
@@ -215,10 +229,13 @@ impl Generation {
         if let Next::Pass(_) = self.next {
             Self::read_together(&mut [&mut *self])?;
         }
-        let Next::Logits(logits) = std::mem::replace(&mut self.next, Next::Nothing) else {
-            return Err(Error::Argument("an earlier step of this generation failed".to_string()));
+        let id = match std::mem::replace(&mut self.next, Next::Nothing) {
+            Next::Best(id) => id,
+            Next::Logits(logits) => self.sampler.sample(&logits, &self.new_ids)?,
+            Next::Nothing | Next::Pass(_) => {
+                return Err(Error::Argument("an earlier step of this generation failed".to_string()));
+            }
         };
-        let id = self.sampler.sample(&logits, &self.new_ids)?;
         self.new_ids.push(id);
         self.next = Next::Pass(id);
         if self.stop_rule.ends(&self.new_ids, text_of) {
@@ -252,15 +269,10 @@ impl Generation {
                 caches.push(&mut each.cache);
             }
         }
-        let mut pass = || -> Result<Vec<Vec<f32>>> {
-            let hidden = model.forward_each(&model.embed(&ids)?, &mut caches)?;
-            Ok(model.logits(&hidden, &mut Blind)?.to_vec2()?)
-        };
-        // On one of the threads that share the products: any other would have to wake one up for each of some hundred
-        // products, and to be woken up by it.
-        let logits = if model.device().is_cpu() { rayon::scope(|_| pass()) } else { pass() }?;
-        for (each, logits) in reading.into_iter().zip(logits) {
-            each.next = Next::Logits(logits);
+        let hidden = model.forward_each(&model.embed(&ids)?, &mut caches)?;
+        let logits = model.logits(&hidden, &mut Blind)?;
+        for (row, each) in reading.into_iter().enumerate() {
+            each.next = Next::of(&logits.narrow(0, row, 1)?, each.sampler.is_greedy())?;
         }
         Ok(())
     }

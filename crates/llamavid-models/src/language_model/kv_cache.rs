@@ -1,7 +1,9 @@
 //! Keys and values of the positions a sequence has passed.
 
 use candle_core::{DType, Device, Tensor};
-use llamavid_kernels::{BlockFormat, CachedRows, cached_attention};
+use llamavid_kernels::{
+    BlockFormat, CachedRows, DeviceRows, cached_attention, reads_cache, rotary_embedding, rotate_into,
+};
 use rayon::prelude::*;
 
 use crate::{Error, Result};
@@ -46,15 +48,15 @@ impl CachePrecision {
         }
     }
 
-    /// Bytes of a position's keys, or values, of a head of `width` numbers that are computed in `dtype` on a CPU or elsewhere.
+    /// Bytes of a position's keys, or values, of a head of `width` numbers that are computed in `dtype`.
     ///
     /// # Errors
     /// [`Error::Argument`] where such numbers cannot be held so.
-    pub fn row_bytes(self, width: usize, dtype: DType, on_cpu: bool) -> Result<usize> {
+    pub fn row_bytes(self, width: usize, dtype: DType) -> Result<usize> {
         let Some(format) = self.format() else { return Ok(width * dtype.size_in_bytes()) };
-        format.row_bytes(width).filter(|_| on_cpu).ok_or_else(|| {
+        format.row_bytes(width).ok_or_else(|| {
             Error::Argument(format!(
-                "keys and values of {width} numbers cannot be held in 8 or 4 bits ({}): that needs a multiple of {}, and a CPU",
+                "keys and values of {width} numbers cannot be held in 8 or 4 bits ({}): that needs a multiple of {}",
                 format.name(),
                 format.block_length()
             ))
@@ -86,6 +88,8 @@ enum Buffer {
     Dense(Tensor),
     /// The same in blocks, row after row.
     Blocks { format: BlockFormat, shape: [usize; 4], row_bytes: usize, bytes: Vec<u8> },
+    /// The same on a device.
+    Device(DeviceRows),
 }
 
 impl KvCache {
@@ -157,11 +161,18 @@ impl KvCache {
         Ok(())
     }
 
-    /// Writes the new positions of one layer, (B, key heads, S, head width) each; gives how many it has then.
+    /// Writes the new positions of one layer, (B, key heads, S, head width) each; gives how many it has then. Keys are turned to
+    /// their positions by `angles` (S, head width / 2) on the way.
     ///
     /// The length is moved by [`KvCache::advance`] once all layers are through: a pass that fails halfway
     /// leaves the cache as it was.
-    pub(super) fn write(&mut self, layer: usize, keys: &Tensor, values: &Tensor) -> Result<usize> {
+    pub(super) fn write(
+        &mut self,
+        layer: usize,
+        keys: &Tensor,
+        values: &Tensor,
+        angles: (&Tensor, &Tensor),
+    ) -> Result<usize> {
         let (batch, heads, count, width) = keys.dims4()?;
         let total = self.length + count;
         let slot = &mut self.layers[layer];
@@ -185,14 +196,14 @@ impl KvCache {
         let Some(buffers) = slot else {
             return Err(Error::Argument("a pass needs at least one position".to_string()));
         };
-        buffers.keys.write(keys, self.length)?;
+        buffers.keys.write_rotated(keys, angles, self.length)?;
         buffers.values.write(values, self.length)?;
         Ok(total)
     }
 
     /// What `queries` (B, H, S, head width) of the newest positions get from the first `total` of one layer, (B, S, H · head
-    /// width); `padding` (B, T) is 0 for positions that nobody sees. None where they cannot be read in place: elsewhere
-    /// than on a CPU, or in half precision.
+    /// width); `padding` (B, T) is 0 for positions that nobody sees. None where they cannot be read in place: in half precision
+    /// on a CPU, for one.
     pub(super) fn attend(
         &self,
         layer: usize,
@@ -201,12 +212,12 @@ impl KvCache {
         padding: Option<&Tensor>,
     ) -> Result<Option<Tensor>> {
         let rows = self.layers.get(layer).and_then(Option::as_ref);
-        let rows = rows.and_then(|layer| Some((layer.keys.in_place()?, layer.values.in_place()?)));
-        match rows {
-            Some((keys, values)) if queries.dtype() == DType::F32 => {
+        match rows.filter(|_| reads_cache(queries)) {
+            Some(LayerBuffers { keys, values }) => {
+                let (keys, values) = (keys.in_place(), values.in_place());
                 Ok(Some(cached_attention(queries, keys, values, total, padding)?))
             }
-            _ => Ok(None),
+            None => Ok(None),
         }
     }
 
@@ -233,7 +244,10 @@ impl Buffer {
         precision: CachePrecision,
         held: usize,
     ) -> Result<Self> {
-        let Some(format) = precision.format() else {
+        // On a device half precision is what numbers are computed in, if they are not f32.
+        let as_computed =
+            !like.device().is_cpu() && precision == CachePrecision::Half && like.dtype() != DType::F32;
+        let Some(format) = precision.format().filter(|_| !as_computed) else {
             let buffer = Tensor::zeros(&shape, like.dtype(), like.device())?;
             if let Some(Self::Dense(old)) = old {
                 buffer.slice_set(&old, 2, 0)?;
@@ -241,7 +255,14 @@ impl Buffer {
             return Ok(Self::Dense(buffer));
         };
         let [batch, heads, capacity, width] = shape;
-        let row_bytes = precision.row_bytes(width, like.dtype(), like.device().is_cpu())?;
+        let row_bytes = precision.row_bytes(width, like.dtype())?;
+        if !like.device().is_cpu() {
+            let mut buffer = DeviceRows::new(format, shape, like.device())?;
+            if let Some(Self::Device(old)) = old {
+                buffer.copy_from(&old, held)?;
+            }
+            return Ok(Self::Device(buffer));
+        }
         let mut bytes = vec![0; batch * heads * capacity * row_bytes];
         if let Some(Self::Blocks { shape, bytes: old, .. }) = old {
             let (old_room, room) = (shape[2] * row_bytes, capacity * row_bytes);
@@ -256,6 +277,7 @@ impl Buffer {
         match self {
             Self::Dense(buffer) => buffer.elem_count() * buffer.dtype().size_in_bytes(),
             Self::Blocks { bytes, .. } => bytes.len(),
+            Self::Device(rows) => rows.size_in_bytes(),
         }
     }
 
@@ -263,6 +285,15 @@ impl Buffer {
         match self {
             Self::Dense(buffer) => [0, 1, 2, 3].map(|axis| buffer.dims()[axis]),
             Self::Blocks { shape, .. } => *shape,
+            Self::Device(rows) => rows.shape(),
+        }
+    }
+
+    /// Writes (B, key heads, S, head width) from position `at` on, turned by `angles`.
+    fn write_rotated(&mut self, new: &Tensor, (cos, sin): (&Tensor, &Tensor), at: usize) -> Result<()> {
+        match self {
+            Self::Dense(buffer) => Ok(rotate_into(new, cos, sin, buffer, at)?),
+            Self::Blocks { .. } | Self::Device(_) => self.write(&rotary_embedding(new, cos, sin)?, at),
         }
     }
 
@@ -279,20 +310,19 @@ impl Buffer {
                     head[at * *row_bytes..][..stored.len()].copy_from_slice(stored);
                 }
             }
+            Self::Device(rows) => rows.write(new, at)?,
         }
         Ok(())
     }
 
-    /// Its rows, for an operation that reads f32 or blocks on a CPU.
-    fn in_place(&self) -> Option<CachedRows<'_>> {
+    /// Its rows, where they lie.
+    fn in_place(&self) -> CachedRows<'_> {
         match self {
-            Self::Dense(rows) => {
-                let readable = rows.device().is_cpu() && rows.dtype() == DType::F32;
-                readable.then_some(CachedRows::Numbers(rows))
-            }
+            Self::Dense(rows) => CachedRows::Numbers(rows),
             Self::Blocks { format, shape, bytes, .. } => {
-                Some(CachedRows::Blocks { format: *format, shape: *shape, bytes })
+                CachedRows::Blocks { format: *format, shape: *shape, bytes }
             }
+            Self::Device(rows) => CachedRows::Device(rows),
         }
     }
 
@@ -309,6 +339,7 @@ impl Buffer {
                 let shape = (*batch, *heads, total, *width);
                 Ok(Tensor::from_vec(values, shape, &Device::Cpu)?.to_dtype(like.dtype())?)
             }
+            Self::Device(rows) => Ok(rows.read(total, like.dtype())?),
         }
     }
 }

@@ -66,7 +66,8 @@ impl LanguageModel {
         let place = |layer: usize| placement.device_of(layer).unwrap_or(vb.device());
         let last = vb.on(place(config.layers));
         let init = Init::Randn { mean: 0., stdev: 1. };
-        let embed_tokens = Matrix::new(config.vocab_size, config.hidden_size, init, &vb.pp("embed_tokens"))?;
+        let embed_tokens =
+            Matrix::table(config.vocab_size, config.hidden_size, init, &vb.pp("embed_tokens"))?;
         let layers = (0..config.layers)
             .map(|layer| DecoderLayer::new(config, vb.on(place(layer)).pp("layers").pp(layer)))
             .collect::<Result<Vec<_>>>()?;
@@ -174,8 +175,12 @@ impl LanguageModel {
         if ids.is_empty() {
             return Ok(Tensor::zeros((0, self.config.hidden_size), self.dtype, &self.device)?);
         }
-        let embeds = self.embed_tokens.weight().embedding(&Tensor::new(ids, &self.device)?)?;
-        Ok(embeds.to_dtype(self.dtype)?)
+        let device = match &self.embed_tokens {
+            Matrix::Dense(_) => &self.device,
+            Matrix::Blocks(_) => &Device::Cpu,
+        };
+        let embeds = self.embed_tokens.weight().embedding(&Tensor::new(ids, device)?)?;
+        Ok(embeds.to_dtype(self.dtype)?.to_device(&self.device)?)
     }
 
     /// An empty cache with room for `capacity_hint` positions; it grows up to the context.
@@ -183,7 +188,7 @@ impl LanguageModel {
         self.new_cache_in(CachePrecision::Full, capacity_hint)
     }
 
-    /// The same, which holds keys and values in fewer bits. Heads must be a multiple of 32 wide then, on a CPU.
+    /// The same, which holds keys and values in fewer bits. Heads must be a multiple of 32 wide then.
     pub fn new_cache_in(&self, precision: CachePrecision, capacity_hint: usize) -> KvCache {
         let in_blocks = self.block_format().is_some_and(|format| format.block_length() > 1);
         let precision = if in_blocks { precision.beside_blocks() } else { precision };
@@ -232,14 +237,15 @@ impl LanguageModel {
             return Err(Error::Argument(format!("{count} positions do not go with {caches} caches")));
         }
         caches.iter().try_for_each(|cache| cache.reserve(1))?;
-        for Stage { device, layers } in self.placement.stages() {
+        for stage in self.placement.stages() {
+            let Stage { device, layers } = stage;
             let angles = |cache: &&mut KvCache| {
                 self.rotary.angles(cache.len(), 1, cache.length_with(1), self.dtype, device)
             };
             let angles = caches.iter().map(angles).collect::<candle_core::Result<Vec<_>>>()?;
             let (cosines, sines): (Vec<_>, Vec<_>) = angles.into_iter().unzip();
             let angles = (&Tensor::cat(&cosines, 0)?, &Tensor::cat(&sines, 0)?);
-            hidden = hidden.to_device(device)?;
+            hidden = stage.take(&hidden)?;
             for (index, layer) in layers.clone().zip(&self.layers[layers.clone()]) {
                 hidden = layer.forward_each(&hidden, angles, caches, index)?;
             }
@@ -314,10 +320,11 @@ impl LanguageModel {
         let count = embeds.dims()[1];
         let length = cache.as_ref().map_or(past + count, |cache| cache.length_with(count));
         let mut hidden = embeds.clone();
-        for Stage { device, layers } in self.placement.stages() {
+        for stage in self.placement.stages() {
+            let Stage { device, layers } = stage;
             let (cosines, sines) = self.rotary.angles(past, count, length, self.dtype, device)?;
             let plan = plan.on(device)?;
-            hidden = hidden.to_device(device)?;
+            hidden = stage.take(&hidden)?;
             for (index, layer) in layers.clone().zip(&self.layers[layers.clone()]) {
                 let place = cache.as_mut().map(|cache| (&mut **cache, index));
                 hidden = layer.forward(&hidden, (&cosines, &sines), &plan, place)?;

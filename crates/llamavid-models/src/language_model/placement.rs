@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use candle_core::Device;
+use candle_core::{Device, Tensor};
 
 use crate::{Error, Result};
 
@@ -13,6 +13,18 @@ pub struct Stage {
     pub device: Device,
     /// Which ones.
     pub layers: Range<usize>,
+}
+
+impl Stage {
+    /// The same hidden states where this stage computes.
+    pub(super) fn take(&self, hidden: &Tensor) -> Result<Tensor> {
+        let moved = hidden.to_device(&self.device)?;
+        if hidden.device().is_cuda() && self.device.is_cuda() && !hidden.device().same_device(&self.device) {
+            // The copy runs on this stage's device, and the other one may use the memory again as soon as its tensor is gone.
+            self.device.synchronize()?;
+        }
+        Ok(moved)
+    }
 }
 
 /// All layers in stages, one behind the other.

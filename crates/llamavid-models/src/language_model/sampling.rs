@@ -68,6 +68,11 @@ impl Sampler {
         Ok(Self { options, random })
     }
 
+    /// Whether the next id is that of the largest logit, whatever came before.
+    pub(super) fn is_greedy(&self) -> bool {
+        self.options.temperature == 0.0 && self.options.repetition_penalty == 1.0
+    }
+
     /// The next id. `previous` are the ids that the repetition penalty counts as used.
     ///
     /// Fails when a logit is NaN or infinite. Of equal best logits the first id wins.

@@ -2,10 +2,11 @@
 //!
 //! Letters: B pairs, R rows, F frames, N rows of a frame, h width of the query model.
 
-use candle_core::{DType, Result, Tensor};
+use candle_core::{Result, Tensor};
 use candle_nn::Init;
 use llamavid_kernels::{
-    Heads, Mask, Norm, NormPlace, attention_block, gelu_block, layer_norm, multi_head_attention, softmax,
+    Heads, Mask, Norm, NormPlace, attention_block, folded_attention, gelu_block, layer_norm,
+    multi_head_attention,
 };
 
 use super::config::QueryModelConfig;
@@ -106,7 +107,9 @@ impl Attention {
         let (frame_count, _frame_rows, _visual_width) = frames.dims3()?;
         let queries = pairs::rows_by_frame(&self.query.forward(rows)?, frame_count)?; // (F, P * R, h)
         let attended = match self.folding_weights(&queries, frames, dropouts)? {
-            Some((key, value)) => self.attend_folded(&queries, frames, key, value)?,
+            Some((key, value)) => {
+                folded_attention(&queries, frames, key, value, self.value.bias(), self.heads)?
+            }
             None => multi_head_attention(
                 &queries,
                 &self.key.forward(frames)?,
@@ -136,39 +139,6 @@ impl Attention {
             || queries.track_op()
             || weights.is_some_and(|(key, value)| key.track_op() || value.track_op());
         Ok(weights.filter(|_| folded < plain && !trains))
-    }
-
-    /// The attention of [`multi_head_attention`] without keys and values: q (W x + b) is (q W) x and q b, which is the same for all rows
-    /// and so nothing to a softmax; and a mean of W x + b is W times the mean of x, and b.
-    fn attend_folded(
-        &self,
-        queries: &Tensor,
-        frames: &Tensor,
-        key: &Tensor,
-        value: &Tensor,
-    ) -> Result<Tensor> {
-        let (frame_count, query_count, width) = queries.dims3()?;
-        let (_frames, _rows, visual_width) = frames.dims3()?;
-        let (heads, head_width) = (self.heads, self.head_width);
-        let by_head = |weight: &Tensor| weight.reshape((heads, head_width, visual_width)); // (H, d, V)
-        // (H, F * R, …) and (F, H * R, …) are the same rows.
-        let by_frame = |rows: &Tensor| {
-            let rows = rows.reshape((heads, frame_count, query_count, visual_width))?;
-            rows.transpose(0, 1)?.contiguous()?.flatten(1, 2)
-        };
-        let queries =
-            (queries.reshape((frame_count * query_count, heads, head_width))? / (head_width as f64).sqrt())?;
-        let folded = by_frame(&queries.transpose(0, 1)?.contiguous()?.matmul(&by_head(key)?)?)?; // (F, H * R, V)
-        let shares =
-            softmax(&folded.matmul(&frames.t()?)?.to_dtype(DType::F32)?)?.to_dtype(frames.dtype())?;
-        let seen = shares.matmul(frames)?.reshape((frame_count, heads, query_count, visual_width))?;
-        let seen = seen.transpose(0, 1)?.contiguous()?.flatten(1, 2)?; // (H, F * R, V)
-        let attended = seen.matmul(&by_head(value)?.t()?)?; // (H, F * R, d)
-        let attended = attended.transpose(0, 1)?.contiguous()?.reshape((frame_count, query_count, width))?;
-        match self.value.bias() {
-            Some(bias) => attended.broadcast_add(bias),
-            None => Ok(attended),
-        }
     }
 
     fn heads(&self, dropouts: &Dropouts) -> Heads<'static> {

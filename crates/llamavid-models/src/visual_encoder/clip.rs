@@ -4,8 +4,7 @@
 //! Letters: F frames, P patches, V visual width.
 
 use candle_core::{Result, Tensor};
-use candle_nn::ops::sigmoid;
-use llamavid_kernels::{Heads, multi_head_attention};
+use llamavid_kernels::{Heads, multi_head_attention, quick_gelu};
 use tracing::info_span;
 
 use super::ClipConfig;
@@ -120,11 +119,6 @@ impl Layer {
         let hidden = quick_gelu(&self.fc1.forward(&self.layer_norm2.forward(&x)?)?)?;
         x + self.fc2.forward(&hidden)?
     }
-}
-
-/// CLIP's own approximation of GELU.
-fn quick_gelu(x: &Tensor) -> Result<Tensor> {
-    x * sigmoid(&(x * 1.702)?)?
 }
 
 #[derive(Debug, Clone)]

@@ -6,6 +6,7 @@
 //! L word pieces, N rows that tokens are made of, D language width, S positions.
 
 use candle_core::DType;
+use llamavid_kernels::WIDEST_FUSED_HEAD;
 use llamavid_models::config::ModelConfig;
 use llamavid_models::language_model::{CachePrecision, LanguageModelConfig, QUERY_BLOCK, SCORES_AT_ONCE};
 use llamavid_models::token_generation::{FeatureKind, QueryKind};
@@ -151,7 +152,7 @@ pub(super) fn usage(
             0
         } else {
             let batch = feature_bytes(config, new_frames.min(BATCH as usize), element);
-            visual_encoder(config, steps.encoder_frames.min(new_frames) as u64, format.dtype, held)
+            visual_encoder(config, steps.encoder_frames.min(new_frames) as u64, format.dtype, held, kind)
                 // A batch's features in parts and put together, and a copy of the last one among all.
                 + 2 * batch
         },
@@ -191,7 +192,7 @@ fn kv_bytes(language: &LanguageModelConfig, work: &Work, precision: CachePrecisi
     let positions = (work.prompt_tokens + work.max_new_tokens).min(language.max_positions);
     let rows = 2 * language.layers * language.kv_heads * positions;
     // `Planner` has refused what cannot be held so.
-    (rows * precision.row_bytes(language.head_dim, dtype, true).unwrap_or(0)) as u64
+    (rows * precision.row_bytes(language.head_dim, dtype).unwrap_or(0)) as u64
 }
 
 /// The decoder's pictures, and pixels (F, 3, S, S) in f32.
@@ -202,7 +203,7 @@ fn media(config: &ModelConfig, work: &Work, frames: u64) -> u64 {
 }
 
 /// A step of `frames` frames through one block.
-fn visual_encoder(config: &ModelConfig, frames: u64, dtype: DType, held: &Held) -> u64 {
+fn visual_encoder(config: &ModelConfig, frames: u64, dtype: DType, held: &Held, kind: DeviceKind) -> u64 {
     let (heads, mlp_width, patch_size) = match &config.visual {
         VisualEncoderConfig::Eva(eva) => (eva.heads, eva.mlp_width, eva.patch_size),
         VisualEncoderConfig::Clip(clip) => (clip.heads, clip.mlp_width, clip.patch_size),
@@ -218,6 +219,10 @@ fn visual_encoder(config: &ModelConfig, frames: u64, dtype: DType, held: &Held) 
     let attention = 7 * rows * width;
     let feed_forward = 3 * rows * width + 2 * rows * mlp_width as u64;
     let block = match dtype {
+        // Biases are added where numbers pass anyway, also beside matrices in blocks.
+        _ if kind == DeviceKind::Cuda && config.visual.width() / heads.max(1) <= WIDEST_FUSED_HEAD => {
+            attention.max(feed_forward) * element
+        }
         // Matrices in blocks are not fused with what is around them, and biases are added to a copy.
         DType::F32 if held.encoder_in_blocks => {
             let copies = (3 * rows * width).max(rows * mlp_width as u64);
@@ -258,9 +263,19 @@ fn prefill(config: &ModelConfig, chunk: u64, work: &Work, element: u64, kind: De
     let (language, positions) = (&config.language, work.prompt_tokens as u64);
     let (width, inner) = (language.hidden_size as u64, language.intermediate_size as u64);
     let projected = ((language.heads + 2 * language.kv_heads) * language.head_dim) as u64;
-    // In f32 on a CPU scores exist for some keys at a time; what came of the tasks is put together.
+    let attended = chunk * (language.heads * language.head_dim) as u64 * element;
     let scores = if kind == DeviceKind::Cpu && element == 4 {
-        2 * chunk * (language.heads * language.head_dim) as u64 * 4
+        // Scores exist for some keys at a time; what came of the tasks is put together.
+        2 * attended
+    } else if kind == DeviceKind::Cuda && language.head_dim <= WIDEST_FUSED_HEAD {
+        // Scores exist in registers only. Keys and values in blocks are unpacked for many rows.
+        let unpacked = match work.kv_cache {
+            CachePrecision::EightBit | CachePrecision::FourBit if element < 4 => {
+                2 * positions * (language.kv_heads * language.head_dim) as u64 * element
+            }
+            _ => 0,
+        };
+        attended + unpacked
     } else {
         let a_row = language.heads as u64 * positions;
         let rows = (SCORES_AT_ONCE as u64 / a_row.max(1)).clamp(1, QUERY_BLOCK as u64).min(chunk);
