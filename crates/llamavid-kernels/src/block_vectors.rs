@@ -4,17 +4,18 @@
 //! in two halves. The portable code in [`crate::block_format`] is the reference.
 
 use std::arch::x86_64::{
-    __m256, __m256i, __m512, _mm_add_ps, _mm_add_ss, _mm_cvtph_ps, _mm_cvtsi32_si128, _mm_cvtss_f32,
-    _mm_loadl_epi64, _mm_loadu_si128, _mm_movehdup_ps, _mm_movehl_ps, _mm_storeu_ps, _mm256_add_ps,
-    _mm256_and_si256, _mm256_castps256_ps128, _mm256_castsi256_ps, _mm256_cvtepi8_epi32, _mm256_cvtepi32_ps,
+    __m256, __m256i, __m512, _MM_HINT_T0, _mm_add_ps, _mm_cvtph_ps, _mm_cvtsi32_si128, _mm_cvtss_f32,
+    _mm_loadl_epi64, _mm_loadu_si128, _mm_prefetch, _mm_storeu_ps, _mm256_add_ps, _mm256_and_si256,
+    _mm256_castps256_ps128, _mm256_castsi256_ps, _mm256_cvtepi8_epi32, _mm256_cvtepi32_ps,
     _mm256_cvtepu8_epi32, _mm256_cvtepu16_epi32, _mm256_cvtph_ps, _mm256_extractf128_ps, _mm256_fmadd_ps,
     _mm256_fmsub_ps, _mm256_hadd_ps, _mm256_loadu_ps, _mm256_mul_ps, _mm256_or_si256, _mm256_set1_epi32,
     _mm256_set1_ps, _mm256_setzero_ps, _mm256_slli_epi32, _mm256_srli_epi32, _mm256_srlv_epi32,
-    _mm256_storeu_ps, _mm256_sub_epi32, _mm512_castps512_ps256, _mm512_extractf32x8_ps,
+    _mm256_storeu_ps, _mm256_sub_epi32, _mm256_sub_ps, _mm512_castps512_ps256, _mm512_extractf32x8_ps,
 };
 
 use crate::block_format::BlockFormat;
 use crate::processor::Processor;
+use crate::products::Output;
 
 /// Whether this module may run.
 fn allowed(processor: Processor) -> bool {
@@ -25,31 +26,67 @@ fn allowed(processor: Processor) -> bool {
 const LANES: usize = 8;
 /// Numbers that share a least value.
 const GROUP: usize = 32;
+/// Rows of `x` of which there are sums at a time.
+const X_ROWS: usize = 4;
+/// Bytes ahead of what is read that are fetched from memory. The processor does so itself, but only up to the end of a page.
+pub(crate) const AHEAD: usize = 4096;
 
-/// A row of numbers that rows in blocks are multiplied with.
-pub(crate) struct Dot<'a> {
+/// A few rows of numbers that rows in blocks are multiplied with, while those are read.
+pub(crate) struct Dots<'a> {
     format: BlockFormat,
+    /// (count, columns).
     x: &'a [f32],
+    columns: usize,
     /// The sum of each [`GROUP`] numbers of `x`.
     sums: Vec<f32>,
 }
 
-impl<'a> Dot<'a> {
+impl<'a> Dots<'a> {
     /// None where there are no such vectors.
-    pub(crate) fn new(processor: Processor, format: BlockFormat, x: &'a [f32]) -> Option<Self> {
-        let whole = x.len().is_multiple_of(format.block_length().max(LANES));
+    pub(crate) fn new(
+        processor: Processor,
+        format: BlockFormat,
+        x: &'a [f32],
+        columns: usize,
+    ) -> Option<Self> {
+        let whole = columns.is_multiple_of(format.block_length().max(LANES));
         (allowed(processor) && whole && format != BlockFormat::F32).then(|| Self {
             format,
             x,
-            sums: x.chunks(GROUP).map(|group| group.iter().sum()).collect(),
+            columns,
+            sums: x
+                .chunks(columns)
+                .flat_map(|row| row.chunks(GROUP).map(|group| group.iter().sum::<f32>()))
+                .collect(),
         })
     }
 
-    /// The sum of the products with a row of as many numbers.
-    pub(crate) fn with(&self, row: &[u8]) -> f32 {
-        assert_eq!(Some(row.len()), self.format.row_bytes(self.x.len()), "a row of another length");
-        // SAFETY: `new` has looked for the instructions, and the row has the numbers of `x`.
-        unsafe { sum(self.format, row, self.x, &self.sums) }
+    /// Adds the products with some rows, the bytes of which are `rows`; their results are the columns from `column` on.
+    ///
+    /// # Safety
+    /// The result lives, and nobody else uses these columns.
+    pub(crate) unsafe fn add(&self, rows: &[u8], column: usize, output: Output) {
+        let row_bytes = self.format.row_bytes(self.columns).unwrap_or_default();
+        let groups = self.columns.div_ceil(GROUP);
+        let parts = self.x.chunks(X_ROWS * self.columns).zip(self.sums.chunks(X_ROWS * groups));
+        for (index, (x, sums)) in parts.enumerate() {
+            let count = x.len() / self.columns;
+            for (row, bytes) in rows.chunks_exact(row_bytes).enumerate() {
+                // SAFETY: `new` has looked for the instructions, and the row has the numbers of a row of `x`.
+                let totals = unsafe {
+                    match count {
+                        1 => sum::<1>(self.format, bytes, x, sums),
+                        2 => sum::<2>(self.format, bytes, x, sums),
+                        3 => sum::<3>(self.format, bytes, x, sums),
+                        _ => sum::<X_ROWS>(self.format, bytes, x, sums),
+                    }
+                };
+                for (of_x, total) in totals.iter().enumerate().take(count) {
+                    // SAFETY: as the caller promises.
+                    unsafe { output.add(index * X_ROWS + of_x, column + row, &[*total]) };
+                }
+            }
+        }
     }
 }
 
@@ -65,18 +102,23 @@ pub(crate) fn unpack(processor: Processor, format: BlockFormat, bytes: &[u8], va
     true
 }
 
-/// The sum of the products of a row with `x`, whose groups add up to `sums`.
+/// The sums of the products of a row with `X` rows, one after the other in `x`, whose groups add up to `sums`.
 ///
 /// # Safety
-/// The processor has AVX2, FMA and F16C, and `x` as many numbers as the row.
+/// The processor has AVX2, FMA and F16C, and each row of `x` as many numbers as the row.
 #[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn sum(format: BlockFormat, row: &[u8], x: &[f32], sums: &[f32]) -> f32 {
+unsafe fn sum<const X: usize>(format: BlockFormat, row: &[u8], x: &[f32], sums: &[f32]) -> [f32; X_ROWS] {
     let zero = _mm256_setzero_ps();
-    let mut sink = Sum { x, sums, products: [zero; 2], least: zero };
+    let mut sink = Sum { x, sums, products: [[zero; 2]; X], least: [zero; X] };
     // SAFETY: as the caller promises.
     unsafe {
         read(format, row, &mut sink);
-        total(_mm256_add_ps(sink.products[0], sink.products[1])) - total(sink.least)
+        let mut vectors = [zero; X_ROWS];
+        for index in 0..X {
+            let products = _mm256_add_ps(sink.products[index][0], sink.products[index][1]);
+            vectors[index] = _mm256_sub_ps(products, sink.least[index]);
+        }
+        totals_of_eight(vectors)
     }
 }
 
@@ -105,22 +147,25 @@ trait Sink {
     );
 }
 
-/// Adds up the products with `x`.
-struct Sum<'a> {
+/// Adds up the products with `X` rows.
+struct Sum<'a, const X: usize> {
     x: &'a [f32],
     sums: &'a [f32],
-    /// Two sums that do not wait for each other.
-    products: [__m256; 2],
-    least: __m256,
+    /// Of each row, two sums that do not wait for each other.
+    products: [[__m256; 2]; X],
+    least: [__m256; X],
 }
 
-impl Sink for Sum<'_> {
+impl<const X: usize> Sink for Sum<'_, X> {
     #[inline(always)]
     unsafe fn least(&mut self, place: usize, least: __m256) {
-        // SAFETY: a large block has eight groups, and `x` is as long as the row.
-        unsafe {
-            let sums = _mm256_loadu_ps(self.sums.as_ptr().add(place / GROUP));
-            self.least = _mm256_fmadd_ps(least, sums, self.least);
+        let groups = self.sums.len() / X;
+        for index in 0..X {
+            // SAFETY: a large block has eight groups, and each row of `x` is as long as the row.
+            unsafe {
+                let sums = _mm256_loadu_ps(self.sums.as_ptr().add(index * groups + place / GROUP));
+                self.least[index] = _mm256_fmadd_ps(least, sums, self.least[index]);
+            }
         }
     }
 
@@ -132,15 +177,18 @@ impl Sink for Sum<'_> {
         _eighth: Option<usize>,
         numbers: [__m256; N],
     ) {
-        // SAFETY: `x` is as long as the row.
-        unsafe {
-            let x = self.x.as_ptr().add(place);
-            let mut sum = _mm256_mul_ps(numbers[0], _mm256_loadu_ps(x));
-            for (index, numbers) in numbers.iter().enumerate().skip(1) {
-                sum = _mm256_fmadd_ps(*numbers, _mm256_loadu_ps(x.add(LANES * index)), sum);
+        let columns = self.x.len() / X;
+        for index in 0..X {
+            // SAFETY: each row of `x` is as long as the row.
+            unsafe {
+                let x = self.x.as_ptr().add(index * columns + place);
+                let mut sum = _mm256_mul_ps(numbers[0], _mm256_loadu_ps(x));
+                for (vector, numbers) in numbers.iter().enumerate().skip(1) {
+                    sum = _mm256_fmadd_ps(*numbers, _mm256_loadu_ps(x.add(LANES * vector)), sum);
+                }
+                let products = &mut self.products[index][usize::from(SECOND)];
+                *products = _mm256_fmadd_ps(_mm256_set1_ps(scale), sum, *products);
             }
-            let products = &mut self.products[usize::from(SECOND)];
-            *products = _mm256_fmadd_ps(_mm256_set1_ps(scale), sum, *products);
         }
     }
 }
@@ -215,9 +263,10 @@ unsafe fn read<S: Sink>(format: BlockFormat, row: &[u8], sink: &mut S) {
 
 #[inline(always)]
 unsafe fn f16s<S: Sink>(block: &[u8; 64], place: usize, sink: &mut S) {
-    // SAFETY: 32 numbers of 16 bits.
+    // SAFETY: 32 numbers of 16 bits, a line of the caches.
     unsafe {
         let at = block.as_ptr();
+        _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(AHEAD).cast());
         let numbers =
             [half_vector(at), half_vector(at.add(16)), half_vector(at.add(32)), half_vector(at.add(48))];
         sink.take::<false, 4>(place, 1.0, None, numbers);
@@ -459,17 +508,6 @@ unsafe fn half(at: *const u8) -> f32 {
     unsafe {
         let bits = u16::from_le(at.cast::<u16>().read_unaligned());
         _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(i32::from(bits))))
-    }
-}
-
-/// The sum of a vector.
-#[inline(always)]
-unsafe fn total(vector: __m256) -> f32 {
-    // SAFETY: whoever calls it has the instructions.
-    unsafe {
-        let sum = _mm_add_ps(_mm256_castps256_ps128(vector), _mm256_extractf128_ps(vector, 1));
-        let sum = _mm_add_ps(sum, _mm_movehl_ps(sum, sum));
-        _mm_cvtss_f32(_mm_add_ss(sum, _mm_movehdup_ps(sum)))
     }
 }
 

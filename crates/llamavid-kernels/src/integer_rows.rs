@@ -9,7 +9,7 @@ use std::arch::x86_64::{
     _mm256_sign_epi8, _mm256_xor_si256,
 };
 
-use crate::block_vectors::totals_of_eight;
+use crate::block_vectors::{AHEAD, totals_of_eight};
 use crate::processor::WholeNumbers;
 use crate::products::Output;
 use crate::whole_blocks::{NUMBERS, Row, WholeBlock, each_eighth, with_block};
@@ -17,8 +17,6 @@ use crate::whole_rows::WholeRows;
 
 /// Rows of `x` of which there are sums at a time.
 const X_ROWS: usize = 4;
-/// Bytes ahead of what is read that are fetched from memory. The processor does so itself, but only up to the end of a page.
-const AHEAD: usize = 4096;
 /// Bytes of a line of the caches.
 const LINE: usize = 64;
 

@@ -15,7 +15,7 @@ use crate::processor::{Processor, processor};
 use crate::rows::rows_of_a_task;
 
 #[cfg(target_arch = "x86_64")]
-use crate::block_vectors::{Dot, totals_of_eight, totals_of_sixteen};
+use crate::block_vectors::{Dots, totals_of_eight, totals_of_sixteen};
 #[cfg(target_arch = "x86_64")]
 use crate::integer_products::IntegerProduct;
 
@@ -31,6 +31,10 @@ const TASK_ROWS: usize = 64;
 const PARALLEL: usize = 1 << 17;
 /// Rows of `x` from which it is worth it to lay out the weights.
 const MANY: usize = 48;
+
+/// Rows of `x` up to which weights in blocks are multiplied as they are read, and not unpacked.
+#[cfg(target_arch = "x86_64")]
+const FEW: usize = 8;
 
 /// The weights of a linear layer, row after row.
 #[derive(Debug, Clone, Copy)]
@@ -106,17 +110,27 @@ impl Layer<'_> {
         #[cfg(target_arch = "x86_64")]
         if let Weights::Blocks(format, bytes) = weights
             && columns > 0
-            && let Some(product) = IntegerProduct::new(processor, format, x, columns)
         {
-            // SAFETY: as the caller promises.
-            unsafe { output.begin(bias, add, parallel) };
             let row_bytes = bytes.len() / rows;
-            return in_tasks(rows, product.unit(), parallel, |task| {
-                // SAFETY: each task has columns of its own.
-                unsafe {
-                    product.add(&bytes[task.start * row_bytes..task.end * row_bytes], task.start, output)
-                };
-            });
+            let bytes = |task: &Range<usize>| &bytes[task.start * row_bytes..task.end * row_bytes];
+            if let Some(product) = IntegerProduct::new(processor, format, x, columns) {
+                // SAFETY: as the caller promises.
+                unsafe { output.begin(bias, add, parallel) };
+                return in_tasks(rows, product.unit(), parallel, |task| {
+                    // SAFETY: each task has columns of its own.
+                    unsafe { product.add(bytes(&task), task.start, output) };
+                });
+            }
+            if count <= FEW
+                && let Some(dots) = Dots::new(processor, format, x, columns)
+            {
+                // SAFETY: as the caller promises.
+                unsafe { output.begin(bias, add, parallel) };
+                return in_tasks(rows, 1, parallel, |task| {
+                    // SAFETY: each task has columns of its own.
+                    unsafe { dots.add(bytes(&task), task.start, output) };
+                });
+            }
         }
         if count >= MANY && columns > 0 {
             let panels = Panels { processor, layer: self, x, count, add };
@@ -135,22 +149,7 @@ impl Layer<'_> {
         let part = columns.div_ceil(columns.div_ceil(PART)).next_multiple_of(unit);
         let x = Rows::new(x, columns, part);
         let x = x.values();
-        #[cfg(target_arch = "x86_64")]
-        let alone = match weights {
-            Weights::Blocks(format, _) if count == 1 => Dot::new(processor, format, x),
-            _ => None,
-        };
-        let product = Product {
-            processor,
-            weights,
-            rows,
-            columns,
-            part,
-            x,
-            count,
-            #[cfg(target_arch = "x86_64")]
-            alone,
-        };
+        let product = Product { processor, weights, rows, columns, part, x, count };
         in_tasks(rows, TILE_ROWS, parallel, |task| {
             // SAFETY: each task has columns of its own.
             unsafe { product.rows(task.start, task.len(), output) };
@@ -290,9 +289,6 @@ struct Product<'a> {
     /// In parts.
     x: &'a [f32],
     count: usize,
-    /// The only row of `x`, for weights in blocks.
-    #[cfg(target_arch = "x86_64")]
-    alone: Option<Dot<'a>>,
 }
 
 impl Product<'_> {
@@ -302,16 +298,6 @@ impl Product<'_> {
     /// The result must live, and nobody else may use the columns of these rows.
     unsafe fn rows(&self, first: usize, rows: usize, output: Output) {
         assert!(first + rows <= self.rows, "rows beyond the weights");
-        #[cfg(target_arch = "x86_64")]
-        if let (Weights::Blocks(_, bytes), Some(dot)) = (self.weights, &self.alone) {
-            let row_bytes = bytes.len() / self.rows;
-            for row in first..first + rows {
-                let sum = dot.with(&bytes[row * row_bytes..(row + 1) * row_bytes]);
-                // SAFETY: as the caller promises.
-                unsafe { output.add(0, row, &[sum]) };
-            }
-            return;
-        }
         // SAFETY: as the caller promises.
         let tiles = Tiles { product: self, first, last: first + rows, output };
         self.processor.run(tiles);
