@@ -39,6 +39,16 @@ if (task === 'lint') {
     const kernels = ['gradients', 'operations', 'quantised'].flatMap((name) => ['--test', name]);
     cargo('test', ...shared, '--quiet', ...kernels);
   }
+} else if (task === 'sanitise') {
+  // Reads and writes beyond an allocation end the test that makes them. The sanitizer comes with every toolchain, and only the
+  // flag is reserved for nightly ones. A folder of its own: everything is compiled with checks.
+  process.env.RUSTC_BOOTSTRAP = '1';
+  process.env.RUSTFLAGS = '-Zsanitizer=address';
+  // The emulated blocks of threads run on stacks of their own, which it does not know.
+  const skipped = ['--skip', 'cuda::'];
+  const folder = ['--target-dir', join(root, 'target', 'sanitised')];
+  const kernels = ['-p', 'llamavid-kernels', '--lib', '--test', 'quantised', '--test', 'operations'];
+  cargo('test', '--release', '--locked', '--target', target, ...folder, ...kernels, '--', ...skipped, ...rest);
 } else if (task === 'parity') {
   // The whole workspace, so that features resolve as in every other step.
   cargo('build', ...shared, '--quiet');
@@ -67,7 +77,7 @@ if (task === 'lint') {
   process.exit(done.status ?? 1);
 } else {
   console.error(
-    'usage: node tools/cargo.mjs lint | test [filter] | parity <folder> [--json] [--device …] [--dtype …] | tiny [folder] [part] | ' +
+    'usage: node tools/cargo.mjs lint | test [filter] | sanitise [filter] | parity <folder> [--json] [--device …] [--dtype …] | tiny [folder] [part] | ' +
       'checkpoint <folder> 7b|13b|small | quant [tiny] [small] [1b] [folder]',
   );
   process.exit(2);
