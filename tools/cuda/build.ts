@@ -21,8 +21,9 @@ if (process.platform !== 'linux' || process.arch !== 'x64') {
 const folder = join(root, `target/cuda-${values.arch}`);
 const flags = ['--release', '--locked', '--target', target, '--target-dir', folder];
 const features = ['--features', 'llamavid-napi/cuda,llamavid-parity/cuda'];
-// The program holds a device to the reference's records: `pnpm test:gpu`.
-const wanted = ['--workspace', ...features, '--lib', '--bin', 'llamavid-parity'];
+// The programs hold a device to the reference's records and to definitions: `pnpm test:gpu`.
+const programs = ['llamavid-parity', 'kernel_parity'].flatMap((name) => ['--bin', name]);
+const wanted = ['--workspace', ...features, '--lib', ...programs];
 const done = spawnSync('cargo', ['build', ...flags, ...wanted], {
   cwd: root,
   stdio: 'inherit',

@@ -39,7 +39,10 @@ if (platform === undefined) {
 const parts: [from: string, to?: string][] = [
   // Like beside like: what the addon and the program have in common is then packed once.
   [`packages/native/npm/${platform}`],
-  [`target/cuda-${values.arch}/${target}/release/llamavid-parity`, 'programs/llamavid-parity'],
+  ...['llamavid-parity', 'kernel_parity'].map((name): [string, string] => [
+    `target/cuda-${values.arch}/${target}/release/${name}`,
+    `programs/${name}`,
+  ]),
   ['packages/native/npm/linux-x64-gnu'],
   [`target/${target}/release/llamavid-scale`, 'programs/llamavid-scale'],
   ...['errors', 'native', 'vision', 'tokens', 'llm'].flatMap((name): [string][] => [

@@ -13,8 +13,9 @@ afterAll(() => rmSync(work, { recursive: true, force: true }));
 
 beforeAll(() => {
   const target = execFileSync('rustc', ['--print', 'host-tuple'], { encoding: 'utf8' }).trim();
+  const programs = ['llamavid-parity', 'kernel_parity', 'llamavid-scale'].flatMap((name) => ['--bin', name]);
   const flags = ['--release', '--locked', '--quiet', '--workspace', '--target', target];
-  execFileSync('cargo', ['build', ...flags, '--bin', 'llamavid-parity', '--bin', 'llamavid-scale'], {
+  execFileSync('cargo', ['build', ...flags, ...programs], {
     cwd: root,
     stdio: 'inherit',
   });
@@ -38,6 +39,7 @@ it('tests a device against the records and the CPU', () => {
   const args = ['--device', 'cpu', '--questions', '12', '--cases', cases];
   const passed = run('test.ts', ...args);
   expect(passed.lines.filter((line) => line.startsWith('passed: '))).toEqual([
+    'passed: kernels',
     expect.stringMatching(/^passed: records in f32: \d\d+ compared, 0 too far/),
     expect.stringMatching(/^passed: records in f16: \d\d+ compared, 0 too far/),
     expect.stringMatching(/^passed: records in bf16: \d\d+ compared, 0 too far/),

@@ -37,8 +37,26 @@ if (device === undefined) {
   process.exit(ended.noDevice);
 }
 console.log(device);
-const results = [...['f32', 'f16', 'bf16'].map(records), await answers('f32'), await answers('auto')];
+const results = [
+  kernels(),
+  ...['f32', 'f16', 'bf16'].map(records),
+  await answers('f32'),
+  await answers('auto'),
+];
 process.exitCode = results.every(Boolean) ? ended.passed : ended.failed;
+
+/** Whether every operation is what its definition says. */
+function kernels(): boolean {
+  const definitions = program('kernel_parity', values.device);
+  if (definitions === undefined) {
+    console.log('skipped: kernels: kernel_parity was not built for this device');
+    return true;
+  }
+  const { status, stdout, stderr } = spawnSync(definitions, [values.device], { encoding: 'utf8' });
+  console.log(`${status === 0 ? 'passed' : 'FAILED'}: kernels`);
+  if (status !== 0) console.log(`${stdout}${stderr}`);
+  return status === 0;
+}
 
 /** Whether every recorded tensor is met in `dtype`. */
 function records(dtype: string): boolean {

@@ -417,8 +417,6 @@ export interface CudaSupport {
   packages: Array<string>
   /** Why nothing runs on them; absent where something does. */
   problem?: string
-  /** What to do about it. */
-  advice?: string
 }
 
 /** What was seen of the next records. */
