@@ -33,10 +33,10 @@ if (task === 'lint') {
   );
 } else if (task === 'test') {
   cargo('test', ...shared, '--quiet', '--no-fail-fast', ...rest);
-  // The kernels once more, with the instructions that every processor has.
+  // The kernels once more, with the instructions that every processor has and without rounded rows.
   if (rest.length === 0) {
     process.env.LLAMAVID_CPU = 'portable';
-    const kernels = ['gradients', 'operations', 'quantised'].flatMap((name) => ['--test', name]);
+    const kernels = ['gradients', 'operations', 'quantised', 'decoder_kinds'].flatMap((name) => ['--test', name]);
     cargo('test', ...shared, '--quiet', ...kernels);
   }
 } else if (task === 'sanitise') {

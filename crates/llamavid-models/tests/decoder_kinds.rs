@@ -9,7 +9,7 @@ use std::sync::Arc;
 use candle_core::safetensors::BufferedSafetensors;
 use candle_core::{DType, Device, IndexOp, Tensor};
 use candle_nn::VarBuilder;
-use llamavid_kernels::{BlockFormat, QuantisedMatrix};
+use llamavid_kernels::{BlockFormat, QuantisedMatrix, instruction_set};
 use llamavid_models::language_model::{
     AttentionBias, CachePrecision, Generation, GenerationOptions, LanguageModel, LanguageModelConfig,
     LoraConfig, LoraTarget, Prompt, RopeScaling, SamplingOptions, StopRule,
@@ -39,6 +39,15 @@ fn error(actual: &Tensor, expected: &Tensor) -> f32 {
     let differences = actual.iter().zip(&expected).map(|(actual, expected)| (actual - expected).abs());
     // Written so that not-a-number is the largest.
     differences.fold(0f32, |most, difference| if difference <= most { most } else { difference }) / largest
+}
+
+/// How far products with weights in blocks may be from those with the same weights unpacked: most processors round the rows to
+/// 8 bits.
+fn rounding() -> f32 {
+    match instruction_set().unwrap() {
+        "avx512-f32" | "avx2-f32" | "neon" | "portable" => 2e-5,
+        _ => 2e-2,
+    }
 }
 
 /// Inputs and logits written by `tools/reference/decoder_families.py`.
@@ -207,7 +216,8 @@ fn weights_in_blocks_give_what_they_give_unpacked() {
         let expected = dense.logits(&expected, &mut Blind).unwrap();
         let whole = stored.forward_uncached(&embeds, None, &mut Blind).unwrap();
         let most = error(&stored.logits(&whole, &mut Blind).unwrap(), &expected);
-        assert!(most < 2e-5, "{}: {most}", format.name());
+        let rounding = if format.block_length() > 1 { rounding() } else { 2e-5 };
+        assert!(most < rounding, "{}: {most}", format.name());
 
         // Many rows, few rows and one row go different ways.
         let mut cache = stored.new_cache(4);
@@ -218,8 +228,8 @@ fn weights_in_blocks_give_what_they_give_unpacked() {
         }
         let most = error(&Tensor::cat(&parts, 1).unwrap(), &whole);
         // Beside weights in blocks, keys and values are held in 16 bits.
-        let least = if format.block_length() > 1 { 1e-3 } else { 2e-5 };
-        assert!(most < least, "{} in parts: {most}", format.name());
+        let least: f32 = if format.block_length() > 1 { 1e-3 } else { 2e-5 };
+        assert!(most < least.max(rounding), "{} in parts: {most}", format.name());
     }
 }
 
@@ -233,7 +243,7 @@ fn gradients_and_adapters_go_through_weights_in_blocks() {
         loss.backward().unwrap().get(&embeds).unwrap().clone()
     };
     let most = error(&gradient(&stored), &gradient(&dense));
-    assert!(most < 2e-5, "{most}");
+    assert!(most < rounding(), "{most}");
 
     let lora = LoraConfig { rank: 4, alpha: 8., targets: vec![LoraTarget::QueryProj, LoraTarget::DownProj] };
     let mut adapters = HashMap::new();
@@ -249,7 +259,7 @@ fn gradients_and_adapters_go_through_weights_in_blocks() {
         let adapted = model.with_lora(&lora, vb).unwrap().with_merged_lora().unwrap();
         adapted.forward_uncached(&embeds, None, &mut Blind).unwrap()
     };
-    assert!(error(&hidden(&stored), &hidden(&dense)) < 2e-5);
+    assert!(error(&hidden(&stored), &hidden(&dense)) < rounding());
     let plain = dense.forward_uncached(&embeds, None, &mut Blind).unwrap();
     assert!(error(&hidden(&dense), &plain) > 1e-2);
 }
