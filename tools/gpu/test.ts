@@ -52,7 +52,9 @@ function kernels(): boolean {
     console.log('skipped: kernels: kernel_parity was not built for this device');
     return true;
   }
-  const { status, stdout, stderr } = spawnSync(definitions, [values.device], { encoding: 'utf8' });
+  // Some processors round what meets weights in blocks, which no definition does.
+  const env = { ...process.env, LLAMAVID_CPU: 'portable' };
+  const { status, stdout, stderr } = spawnSync(definitions, [values.device], { env, encoding: 'utf8' });
   console.log(`${status === 0 ? 'passed' : 'FAILED'}: kernels`);
   if (status !== 0) console.log(`${stdout}${stderr}`);
   return status === 0;
