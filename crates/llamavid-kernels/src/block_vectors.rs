@@ -114,9 +114,8 @@ unsafe fn sum<const X: usize>(format: BlockFormat, row: &[u8], x: &[f32], sums: 
     unsafe {
         read(format, row, &mut sink);
         let mut vectors = [zero; X_ROWS];
-        for index in 0..X {
-            let products = _mm256_add_ps(sink.products[index][0], sink.products[index][1]);
-            vectors[index] = _mm256_sub_ps(products, sink.least[index]);
+        for ((vector, products), least) in vectors.iter_mut().zip(sink.products).zip(sink.least) {
+            *vector = _mm256_sub_ps(_mm256_add_ps(products[0], products[1]), least);
         }
         totals_of_eight(vectors)
     }
