@@ -36,7 +36,10 @@ if (task === 'lint') {
   // The kernels once more, with the instructions that every processor has and without rounded rows.
   if (rest.length === 0) {
     process.env.LLAMAVID_CPU = 'portable';
-    const kernels = ['gradients', 'operations', 'quantised', 'decoder_kinds'].flatMap((name) => ['--test', name]);
+    const kernels = ['gradients', 'operations', 'quantised', 'decoder_kinds'].flatMap((name) => [
+      '--test',
+      name,
+    ]);
     cargo('test', ...shared, '--quiet', ...kernels);
   }
 } else if (task === 'sanitise') {
@@ -48,7 +51,18 @@ if (task === 'lint') {
   const skipped = ['--skip', 'cuda::'];
   const folder = ['--target-dir', join(root, 'target', 'sanitised')];
   const kernels = ['-p', 'llamavid-kernels', '--lib', '--test', 'quantised', '--test', 'operations'];
-  cargo('test', '--release', '--locked', '--target', target, ...folder, ...kernels, '--', ...skipped, ...rest);
+  cargo(
+    'test',
+    '--release',
+    '--locked',
+    '--target',
+    target,
+    ...folder,
+    ...kernels,
+    '--',
+    ...skipped,
+    ...rest,
+  );
 } else if (task === 'parity') {
   // The whole workspace, so that features resolve as in every other step.
   cargo('build', ...shared, '--quiet');
