@@ -42,6 +42,9 @@ pub(crate) fn use_threads() -> Result<()> {
         // `set_var`. What else reads the environment in this process is C code at its own risk, just as with
         // `process.env.X = …` in JavaScript, which makes the same call.
         unsafe { std::env::set_var(RAYON, count.to_string()) };
+        // Fails where a pool is there already, which then has other names.
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(count);
+        let _ = pool.thread_name(|index| format!("compute {index}")).build_global();
     });
     Ok(())
 }
