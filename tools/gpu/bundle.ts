@@ -43,7 +43,6 @@ const parts: [from: string, to?: string][] = [
     `target/cuda-${values.arch}/${target}/release/${name}`,
     `programs/${name}`,
   ]),
-  ['packages/native/npm/linux-x64-gnu'],
   [`target/${target}/release/llamavid-scale`, 'programs/llamavid-scale'],
   ...['errors', 'native', 'vision', 'tokens', 'llm'].flatMap((name): [string][] => [
     [`packages/${name}/package.json`],
@@ -61,10 +60,9 @@ const parts: [from: string, to?: string][] = [
 const left = ['fixtures/oracle/preprocess', 'tools/gpu/bundle.ts', 'packages/native/dist/binding.d.ts'];
 
 const missing = parts.filter(([from]) => !existsSync(join(root, from)));
-const addons = [`npm/${platform}/llamavid.${platform}.node`, 'npm/linux-x64-gnu/llamavid.linux-x64-gnu.node'];
-for (const addon of addons) {
-  if (!existsSync(join(root, 'packages/native', addon))) missing.push([`packages/native/${addon}`]);
-}
+// It computes on the CPU too, so the other one stays behind.
+const addon = `packages/native/npm/${platform}/llamavid.${platform}.node`;
+if (!existsSync(join(root, addon))) missing.push([addon]);
 if (missing.length > 0) {
   console.error(`error: not built: ${missing.map(([from]) => from).join(', ')}`);
   console.error(`hint: pnpm build && pnpm test:rust && pnpm build:cuda --arch ${values.arch}`);
@@ -86,9 +84,6 @@ try {
   for (const name of ['errors', 'native', 'vision', 'tokens', 'llm']) {
     symlinkSync(`../../packages/${name}`, join(scope, name));
   }
-  for (const name of [platform, 'linux-x64-gnu']) {
-    symlinkSync(`../../packages/native/npm/${name}`, join(scope, `native-${name}`));
-  }
   cpSync(process.execPath, join(bundle, 'programs/node'));
   execFileSync('strip', [join(bundle, 'programs/node')]);
   writeFileSync(join(bundle, 'package.json'), '{ "private": true, "type": "module" }\n');
@@ -99,7 +94,8 @@ try {
 # sh gpu.sh test|bench [option ...]: see tools/gpu.
 name=$1
 shift
-cd "$(dirname "$0")" && LLAMAVID_COMMIT=${commit.trim()} exec programs/node "tools/gpu/$name.ts" "$@"
+cd "$(dirname "$0")" || exit
+LLAMAVID_NATIVE_PATH="$PWD/${addon}" LLAMAVID_COMMIT=${commit.trim()} exec programs/node "tools/gpu/$name.ts" "$@"
 `,
   );
   const tar = join(work, 'bundle.tar');
