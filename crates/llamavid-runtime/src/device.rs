@@ -302,7 +302,9 @@ fn open_cuda(index: usize) -> Result<TensorDevice> {
         let reason = format!("{device} does not run a build for {built}");
         return Err(cuda::unavailable(because(&reason), device.advice()));
     }
-    TensorDevice::new_cuda(index).map_err(|error| match Error::from(error) {
+    // A stream of its own: with the default one each thread has another, and what a loading thread copies would not be ordered
+    // before the device thread's work.
+    TensorDevice::new_cuda_with_stream(index).map_err(|error| match Error::from(error) {
         full if full.code == ErrorCode::OutOfMemory => Error { message: because(&full.message), ..full },
         error => cuda::unavailable(
             because(&error.message),

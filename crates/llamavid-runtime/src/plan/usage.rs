@@ -29,8 +29,9 @@ const PIXEL_BATCHES: u64 = 3;
 /// What a decoder takes for a pixel of the source: six pictures with subsampled colours, and one in RGB. Measured on H.264,
 /// HEVC and VP9 from 320 to 1920 pixels a row, beyond what opening the file has taken already.
 const DECODER_BYTES_A_PIXEL: u64 = 6 * 3 / 2 + 3;
-/// What the addon, its threads and packed panels of matrices take once something is computed. Measured.
-const ENGINE: u64 = 16 << 20;
+/// What the addon, its threads, packed panels of matrices and the allocator's large pages take once something is computed.
+/// Measured.
+const ENGINE: u64 = 64 << 20;
 
 /// What is asked for.
 #[derive(Debug, Clone)]
