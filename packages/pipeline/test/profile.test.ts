@@ -59,9 +59,9 @@ describe('a profile', () => {
     );
 
     const lines = traceEvents.filter(({ ph }) => ph === 'M');
-    const names = lines.map(({ args }) => args['name']);
-    expect(names).toContain('phases');
-    expect(names).toContainEqual(expect.stringMatching(/^compute \d+$/));
+    const lanes = lines.map(({ args }) => args['name']);
+    expect(lanes).toContain('phases');
+    expect(lanes).toContainEqual(expect.stringMatching(/^compute \d+$/));
     for (const { tid } of lines) {
       const open: { end: number; name: string }[] = [];
       for (const span of spansOf(traceEvents, tid)) {
