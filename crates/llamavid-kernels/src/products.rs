@@ -23,13 +23,11 @@ use crate::integer_products::IntegerProduct;
 const TILE_ROWS: usize = 4;
 /// Numbers of a row that are multiplied at a time: the rows of a tile stay in the first cache.
 const PART: usize = 1024;
-/// Rows of `x` that are multiplied with a part of the weights: their part stays in the second cache.
-const X_ROWS: usize = 96;
 /// Rows of weights of a task at most.
 const TASK_ROWS: usize = 64;
 /// Multiplications below which a product is not worth a second thread.
 const PARALLEL: usize = 1 << 17;
-/// Rows of `x` from which it is worth it to lay out the weights.
+/// Rows of `x` from which it is worth it to lay out the weights. The parts of fewer stay in the second cache.
 const MANY: usize = 48;
 /// Rows of `x` up to which weights in blocks are multiplied as they are read, and not unpacked.
 #[cfg(target_arch = "x86_64")]
@@ -317,34 +315,30 @@ impl WithSimd for Tiles<'_> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        let Product { processor, weights, rows, columns, part, x, count, .. } = *self.product;
+        let Product { processor, weights, rows, columns, part, x, count } = *self.product;
         let mut unpacked = [Unpacked([0f32; PART]); TILE_ROWS];
-        for first_x in (0..count).step_by(X_ROWS) {
-            let last_x = (first_x + X_ROWS).min(count);
-            for from in (0..columns).step_by(part) {
-                let length = part.min(columns - from);
-                let x = &x[from * count + first_x * length..from * count + last_x * length];
-                for row in (self.first..self.last).step_by(TILE_ROWS) {
-                    let found = TILE_ROWS.min(self.last - row);
-                    let tile_rows: [&[f32]; TILE_ROWS] = match weights {
-                        // A tile always has all rows: the first stands in for those that are missing.
-                        Weights::Numbers(values) => std::array::from_fn(|index| {
-                            let row = row + if index < found { index } else { 0 };
-                            &values[row * columns + from..][..length]
-                        }),
-                        Weights::Blocks(format, bytes) => {
-                            let row_bytes = bytes.len() / rows;
-                            let part_bytes = from / format.block_length() * format.block_bytes();
-                            for (index, values) in unpacked.iter_mut().take(found).enumerate() {
-                                let bytes = &bytes[(row + index) * row_bytes + part_bytes..];
-                                decode(processor, format, bytes, &mut values.0[..length]);
-                            }
-                            unpacked.each_ref().map(|row| &row.0[..length])
+        for from in (0..columns).step_by(part) {
+            let length = part.min(columns - from);
+            let x = &x[from * count..][..count * length];
+            for row in (self.first..self.last).step_by(TILE_ROWS) {
+                let found = TILE_ROWS.min(self.last - row);
+                let tile_rows: [&[f32]; TILE_ROWS] = match weights {
+                    // A tile always has all rows: the first stands in for those that are missing.
+                    Weights::Numbers(values) => std::array::from_fn(|index| {
+                        let row = row + if index < found { index } else { 0 };
+                        &values[row * columns + from..][..length]
+                    }),
+                    Weights::Blocks(format, bytes) => {
+                        let row_bytes = bytes.len() / rows;
+                        let part_bytes = from / format.block_length() * format.block_bytes();
+                        for (index, values) in unpacked.iter_mut().take(found).enumerate() {
+                            let bytes = &bytes[(row + index) * row_bytes + part_bytes..];
+                            decode(processor, format, bytes, &mut values.0[..length]);
                         }
-                    };
-                    let sums = Sums { output: self.output, column: row, found };
-                    add_products(simd, tile_rows, x, first_x, sums);
-                }
+                        unpacked.each_ref().map(|row| &row.0[..length])
+                    }
+                };
+                add_products(simd, tile_rows, x, Sums { output: self.output, column: row, found });
             }
         }
     }
@@ -366,11 +360,11 @@ struct Sums {
 
 /// Adds the products of each row of `x` with a tile's rows, all of one length.
 #[inline(always)]
-fn add_products<S: Simd>(simd: S, rows: [&[f32]; TILE_ROWS], x: &[f32], first_x: usize, sums: Sums) {
+fn add_products<S: Simd>(simd: S, rows: [&[f32]; TILE_ROWS], x: &[f32], sums: Sums) {
     // Sums, a vector of each row of `x`, and one of the weights are all the registers there are.
     let most = if S::REGISTER_COUNT >= 32 { 6 } else { 3 };
     let mut x = x.chunks_exact(rows[0].len());
-    let mut at = first_x;
+    let mut at = 0;
     while x.len() > 0 {
         let width = x.len().min(most);
         match width {

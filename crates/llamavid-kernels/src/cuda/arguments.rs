@@ -290,6 +290,10 @@ impl AttentionCall {
 /// Threads of a block of all other kernels.
 const THREADS: usize = 256;
 
+fn launch(source: Source, kernel: String, blocks: usize) -> Launch {
+    Launch { source, kernel, grid: [blocks as u32, 1, 1], threads: THREADS as u32, shared: 0 }
+}
+
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct NormArguments {
@@ -319,13 +323,7 @@ pub(crate) fn norm(
     let pointers = [x, added, added_bias, weight, bias, result, sum];
     arguments.vectors = in_vectors(width as usize, &pointers).into();
     let kind = if centred { "layer_norm" } else { "rms_norm" };
-    Ok(Launch {
-        source: Source::Rows,
-        kernel: format!("{kind}_{}", name_of(dtype)?),
-        grid: [rows as u32, 1, 1],
-        threads: THREADS as u32,
-        shared: 0,
-    })
+    Ok(launch(Source::Rows, format!("{kind}_{}", name_of(dtype)?), rows))
 }
 
 /// A function of each number.
@@ -368,13 +366,7 @@ pub(crate) fn each(dtype: DType, function: Each, arguments: &mut EachArguments) 
     };
     // More than these do not run at once; each takes what is left in turns.
     let blocks = (count as usize).div_ceil(8 * THREADS).min(8 * BLOCKS);
-    Ok(Launch {
-        source: Source::Rows,
-        kernel: format!("{kind}_{}", name_of(dtype)?),
-        grid: [blocks as u32, 1, 1],
-        threads: THREADS as u32,
-        shared: 0,
-    })
+    Ok(launch(Source::Rows, format!("{kind}_{}", name_of(dtype)?), blocks))
 }
 
 fn in_vectors(width: usize, pointers: &[u64]) -> bool {
@@ -394,13 +386,7 @@ pub(crate) const NOT_FINITE: u32 = u32::MAX;
 
 /// The place of the largest number of each of `rows`.
 pub(crate) fn largest(rows: usize) -> Launch {
-    Launch {
-        source: Source::Rows,
-        kernel: "largest".to_owned(),
-        grid: [rows as u32, 1, 1],
-        threads: THREADS as u32,
-        shared: 0,
-    }
+    launch(Source::Rows, "largest".to_owned(), rows)
 }
 
 #[repr(C)]
@@ -420,7 +406,7 @@ pub(crate) struct RotateArguments {
 pub(crate) fn rotate(dtype: DType, arguments: &RotateArguments) -> Result<Launch> {
     let [batch, heads, rows, width] = arguments.sizes.map(|size| size as usize);
     let pairs = batch * heads * rows * (width / 2);
-    cache_launch(format!("rotate_{}", name_of(dtype)?), pairs)
+    Ok(launch(Source::Cache, format!("rotate_{}", name_of(dtype)?), pairs.div_ceil(THREADS)))
 }
 
 #[repr(C)]
@@ -441,12 +427,7 @@ pub(crate) fn store(dtype: DType, held: Stored, back: bool, arguments: &StoreArg
         bail!("keys and values are not held as {held:?}");
     }
     let verb = if back { "read" } else { "store" };
-    let numbers = arguments.sizes.iter().map(|size| *size as usize).product();
-    cache_launch(format!("{verb}_{}_{}", name_of(dtype)?, held.name()?), numbers)
-}
-
-/// A thread for each of so many.
-fn cache_launch(kernel: String, count: usize) -> Result<Launch> {
-    let grid = [count.div_ceil(THREADS) as u32, 1, 1];
-    Ok(Launch { source: Source::Cache, kernel, grid, threads: THREADS as u32, shared: 0 })
+    let numbers: usize = arguments.sizes.iter().map(|size| *size as usize).product();
+    let kernel = format!("{verb}_{}_{}", name_of(dtype)?, held.name()?);
+    Ok(launch(Source::Cache, kernel, numbers.div_ceil(THREADS)))
 }
