@@ -63,6 +63,17 @@ if (task === 'lint') {
     ...skipped,
     ...rest,
   );
+} else if (task === 'emulate') {
+  // The kernels' tests for ARM processors, in QEMU: see CONTRIBUTING.md for what has to be installed. Alone and in a folder of
+  // its own, since nothing else is compiled for them here.
+  process.env.CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER = 'aarch64-linux-gnu-gcc';
+  process.env.CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUNNER =
+    'qemu-aarch64 -cpu max -L /usr/aarch64-linux-gnu';
+  const folder = ['--target-dir', join(root, 'target', 'emulated')];
+  const arm = ['--release', '--locked', '--target', 'aarch64-unknown-linux-gnu', ...folder];
+  const tests = ['--lib', ...['cached_attention', 'operations', 'quantised'].flatMap((name) => ['--test', name])];
+  // The emulated blocks of threads are nothing that depends on the processor.
+  cargo('test', ...arm, '-p', 'llamavid-kernels', ...tests, '--', '--skip', 'cuda::', ...rest);
 } else if (task === 'parity') {
   // The whole workspace, so that features resolve as in every other step.
   cargo('build', ...shared, '--quiet');
@@ -91,7 +102,7 @@ if (task === 'lint') {
   process.exit(done.status ?? 1);
 } else {
   console.error(
-    'usage: node tools/cargo.mjs lint | test [filter] | sanitise [filter] | parity <folder> [--json] [--device …] [--dtype …] | tiny [folder] [part] | ' +
+    'usage: node tools/cargo.mjs lint | test [filter] | sanitise [filter] | emulate [filter] | parity <folder> [--json] [--device …] [--dtype …] | tiny [folder] [part] | ' +
       'checkpoint <folder> 7b|13b|small | quant [tiny] [small] [1b] [folder]',
   );
   process.exit(2);

@@ -14,7 +14,7 @@ use crate::rows::rows_of_a_task;
 use crate::vector::{multiply_add, widest};
 
 /// Numbers of the larger blocks.
-const LARGE: usize = 256;
+pub(crate) const LARGE: usize = 256;
 /// Numbers of the smaller blocks.
 const SMALL: usize = 32;
 
@@ -135,6 +135,7 @@ impl BlockFormat {
 }
 
 /// Reads the numbers of whole blocks; `values` has room for exactly those.
+#[cfg_attr(not(target_arch = "x86_64"), allow(unused_variables, reason = "one way to read them there"))]
 pub(crate) fn decode(processor: Processor, format: BlockFormat, bytes: &[u8], values: &mut [f32]) {
     #[cfg(target_arch = "x86_64")]
     if crate::block_vectors::unpack(processor, format, bytes, values) {
@@ -190,6 +191,36 @@ fn decode_inline<const FUSED: bool>(format: BlockFormat, bytes: &[u8], values: &
         BlockFormat::Q4K => each_whole!(bytes, values, Whole::WITH_LEAST, 256, q4_k),
         BlockFormat::Q5K => each_whole!(bytes, values, Whole::WITH_LEAST, 256, q5_k),
         BlockFormat::Q6K => each_whole!(bytes, values, Whole::OF_SIXTEENTHS, 256, q6_k),
+    }
+}
+
+/// Up to 256 numbers of whole blocks as they are stored, and the scale and the least value of each group; what there is none of
+/// stays as it is.
+#[cfg(target_arch = "aarch64")]
+#[inline(always)]
+pub(crate) fn read_whole(
+    format: BlockFormat,
+    bytes: &[u8],
+    numbers: &mut [u8; LARGE],
+    scales: &mut [f32; LARGE / 16],
+    least: &mut [f32; LARGE / 16],
+) {
+    macro_rules! each {
+        ($read:ident, $numbers:literal, $groups:literal) => {{
+            let blocks = bytes.as_chunks().0.iter().zip(numbers.as_chunks_mut::<$numbers>().0);
+            let groups = scales.as_chunks_mut::<$groups>().0.iter_mut().zip(least.as_chunks_mut().0);
+            for ((block, numbers), (scales, least)) in blocks.zip(groups) {
+                $read(block, numbers, scales, least);
+            }
+        }};
+    }
+    match format {
+        BlockFormat::F32 | BlockFormat::F16 | BlockFormat::BF16 => {}
+        BlockFormat::Q8_0 => each!(q8_0, 32, 1),
+        BlockFormat::Q4_0 => each!(q4_0, 32, 1),
+        BlockFormat::Q4K => each!(q4_k, 256, 8),
+        BlockFormat::Q5K => each!(q5_k, 256, 8),
+        BlockFormat::Q6K => each!(q6_k, 256, 16),
     }
 }
 

@@ -5,13 +5,15 @@
 //! `x`.
 
 use std::arch::x86_64::{
-    __m256i, __m512, _mm256_castps_si256, _mm256_permute2x128_si256, _mm256_setzero_si256,
+    __m256, __m256i, __m512, __m512i, _mm256_castps_si256, _mm256_cvtepi32_ps, _mm256_dpbusd_avx_epi32,
+    _mm256_fmadd_ps, _mm256_fnmadd_ps, _mm256_loadu_ps, _mm256_loadu_si256, _mm256_mul_ps,
+    _mm256_permute2x128_si256, _mm256_set1_epi32, _mm256_set1_ps, _mm256_setzero_si256, _mm256_storeu_ps,
     _mm256_storeu_si256, _mm256_unpackhi_epi32, _mm256_unpackhi_epi64, _mm256_unpacklo_epi32,
     _mm256_unpacklo_epi64, _mm512_cvtepi32_ps, _mm512_dpbusd_epi32, _mm512_fmadd_ps, _mm512_fnmadd_ps,
-    _mm512_loadu_ps, _mm512_loadu_si512, _mm512_mul_ps, _mm512_set1_epi32, _mm512_set1_ps, _mm512_setzero_ps,
-    _mm512_setzero_si512, _mm512_storeu_ps,
+    _mm512_loadu_ps, _mm512_loadu_si512, _mm512_mul_ps, _mm512_set1_epi32, _mm512_set1_ps, _mm512_storeu_ps,
 };
 
+use crate::processor::Processor;
 use crate::products::Output;
 use crate::whole_blocks::{NUMBERS, Row, WholeBlock, each_eighth, with_block};
 use crate::whole_rows::WholeRows;
@@ -20,7 +22,7 @@ use crate::whole_rows::WholeRows;
 pub(crate) const PANEL_ROWS: usize = 32;
 /// Numbers of a row that are multiplied at a time: those of a panel stay in the first cache.
 pub(crate) const PART: usize = 512;
-/// Rows of `x` of a tile: with two vectors of each, their sums take most of 32 registers.
+/// Rows of `x` of a tile at most.
 const X_ROWS: usize = 6;
 /// Numbers that one instruction multiplies and adds up in a lane.
 const STEP: usize = 4;
@@ -31,21 +33,50 @@ const TOGETHER: usize = 8;
 /// results are the columns from `column` on.
 ///
 /// # Safety
-/// The processor has AVX-512 with VNNI; the result lives, and nobody else uses these columns.
-pub(crate) unsafe fn add_panels(x: &WholeRows, rows: &[u8], column: usize, output: Output) {
+/// The processor has the instructions; the result lives, and nobody else uses these columns.
+pub(crate) unsafe fn add_panels(
+    processor: Processor,
+    x: &WholeRows,
+    rows: &[u8],
+    column: usize,
+    output: Output,
+) {
     for (index, rows) in rows.chunks(PANEL_ROWS * x.row_bytes).enumerate() {
         let column = column + index * PANEL_ROWS;
         // SAFETY: as the caller promises.
-        unsafe { with_block!(x.format, B => add::<B>(x, rows, column, output), ()) }
+        unsafe {
+            match processor {
+                Processor::Avx512(..) => {
+                    with_block!(x.format, B => add_wide::<B>(x, rows, column, output), ());
+                }
+                _ => with_block!(x.format, B => add_narrow::<B>(x, rows, column, output), ()),
+            }
+        }
     }
+}
+
+/// # Safety
+/// As [`add_panels`], and the processor has AVX-512 with VNNI.
+#[target_feature(enable = "avx512f,avx512vl,avx512bw,avx512dq,avx512vnni,avx2,fma,f16c")]
+unsafe fn add_wide<B: WholeBlock>(x: &WholeRows, rows: &[u8], column: usize, output: Output) {
+    // SAFETY: as the caller promises.
+    unsafe { add::<B, Wide>(x, rows, column, output) }
+}
+
+/// # Safety
+/// As [`add_panels`], and the processor has AVX2, FMA, F16C and AVX-VNNI.
+#[target_feature(enable = "avx2,fma,f16c,avxvnni")]
+unsafe fn add_narrow<B: WholeBlock>(x: &WholeRows, rows: &[u8], column: usize, output: Output) {
+    // SAFETY: as the caller promises.
+    unsafe { add::<B, Narrow>(x, rows, column, output) }
 }
 
 /// The same with up to [`PANEL_ROWS`] rows.
 ///
 /// # Safety
 /// As [`add_panels`].
-#[target_feature(enable = "avx512f,avx512vl,avx512bw,avx512dq,avx512vnni,avx2,fma,f16c")]
-unsafe fn add<B: WholeBlock>(x: &WholeRows, rows: &[u8], column: usize, output: Output) {
+#[inline(always)]
+unsafe fn add<B: WholeBlock, V: Vectors>(x: &WholeRows, rows: &[u8], column: usize, output: Output) {
     let rows: Vec<Row> = rows.chunks_exact(x.row_bytes).map(Row::new::<B>).collect();
     let mut panel = Panel::new(x.group);
     for first in (0..x.columns).step_by(PART) {
@@ -54,8 +85,8 @@ unsafe fn add<B: WholeBlock>(x: &WholeRows, rows: &[u8], column: usize, output: 
             // SAFETY: the processor has the instructions, as the caller promises.
             unsafe { panel.lay_out::<B>(index * TOGETHER, rows, first / NUMBERS, length / NUMBERS) };
         }
-        for at in (0..x.count).step_by(X_ROWS) {
-            let width = X_ROWS.min(x.count - at);
+        for at in (0..x.count).step_by(V::X_ROWS) {
+            let width = V::X_ROWS.min(x.count - at);
             let (begin, end) = (first * x.count + at * length, first * x.count + (at + width) * length);
             let groups = begin / x.group..end / x.group;
             let part = Part {
@@ -70,12 +101,12 @@ unsafe fn add<B: WholeBlock>(x: &WholeRows, rows: &[u8], column: usize, output: 
             // SAFETY: the processor has the instructions, as the caller promises.
             unsafe {
                 match width {
-                    1 => part.tile::<B, 1>(&mut sums),
-                    2 => part.tile::<B, 2>(&mut sums),
-                    3 => part.tile::<B, 3>(&mut sums),
-                    4 => part.tile::<B, 4>(&mut sums),
-                    5 => part.tile::<B, 5>(&mut sums),
-                    _ => part.tile::<B, 6>(&mut sums),
+                    1 => V::tile::<B, 1>(&part, &mut sums),
+                    2 => V::tile::<B, 2>(&part, &mut sums),
+                    3 => V::tile::<B, 3>(&part, &mut sums),
+                    4 => V::tile::<B, 4>(&part, &mut sums),
+                    5 => V::tile::<B, 5>(&part, &mut sums),
+                    _ => V::tile::<B, X_ROWS>(&part, &mut sums),
                 }
             }
             for (row, sums) in sums.iter().take(width).enumerate() {
@@ -215,67 +246,152 @@ impl Part<'_> {
     /// The products of `X` rows with the panel's.
     ///
     /// # Safety
-    /// The processor has AVX-512 with VNNI.
-    #[target_feature(enable = "avx512f,avx512vnni")]
-    unsafe fn tile<B: WholeBlock, const X: usize>(&self, sums: &mut [[f32; PANEL_ROWS]; X_ROWS]) {
+    /// The processor has the instructions.
+    #[inline(always)]
+    unsafe fn tile<B: WholeBlock, V: Vectors, const X: usize>(&self, sums: &mut [[f32; PANEL_ROWS]; X_ROWS]) {
         let steps = NUMBERS / (8 * B::VECTORS) / STEP;
         let (length, count) = (self.length, self.length / (STEP * steps));
         assert!(self.numbers.len() == X * length && length <= PART, "rows of another length");
         assert!([self.scales.len(), self.sums.len(), self.begins.len()] == [X * count; 3], "other groups");
         let numbers: *const i8 = self.numbers.as_ptr();
-        let mut totals = [[_mm512_setzero_ps(); 2]; X];
-        for group in 0..count {
-            let mut products = [[_mm512_setzero_si512(); 2]; X];
-            for (row, products) in products.iter_mut().enumerate() {
-                *products = [_mm512_set1_epi32(self.begins[row * count + group]); 2];
-            }
-            for step in group * steps..(group + 1) * steps {
-                let weights: *const u8 = self.panel.numbers[step].as_flattened().as_ptr();
-                // SAFETY: two vectors of the panel.
-                let weights = unsafe {
-                    [_mm512_loadu_si512(weights.cast()), _mm512_loadu_si512(weights.add(64).cast())]
-                };
-                for (row, products) in products.iter_mut().enumerate() {
-                    // SAFETY: four numbers of a row of `x`, of which there are `X` of this length.
-                    let four =
-                        unsafe { numbers.add(row * length + STEP * step).cast::<i32>().read_unaligned() };
-                    let four = _mm512_set1_epi32(four);
-                    products[0] = _mm512_dpbusd_epi32(products[0], weights[0], four);
-                    products[1] = _mm512_dpbusd_epi32(products[1], weights[1], four);
-                }
-            }
-            let scales = halves(&self.panel.scales[group]);
-            for (row, (totals, products)) in totals.iter_mut().zip(products).enumerate() {
-                let scale = _mm512_set1_ps(self.scales[row * count + group]);
-                for half in 0..2 {
-                    let sum = _mm512_mul_ps(_mm512_cvtepi32_ps(products[half]), scales[half]);
-                    totals[half] = _mm512_fmadd_ps(sum, scale, totals[half]);
-                }
-            }
-            if B::LEAST {
-                let least = halves(&self.panel.least[group]);
-                for (row, totals) in totals.iter_mut().enumerate() {
-                    let sum = _mm512_set1_ps(self.sums[row * count + group]);
-                    for half in 0..2 {
-                        totals[half] = _mm512_fnmadd_ps(least[half], sum, totals[half]);
+        // Two vectors at a time.
+        for at in (0..PANEL_ROWS).step_by(2 * V::LANES) {
+            // SAFETY: a panel's rows are whole vectors, two of which begin at `at`; there are `X` rows of `x` of this length.
+            unsafe {
+                let mut totals = [[V::splat(0.0); 2]; X];
+                for group in 0..count {
+                    let mut products = [[V::splat_whole(0); 2]; X];
+                    for (row, products) in products.iter_mut().enumerate() {
+                        *products = [V::splat_whole(self.begins[row * count + group]); 2];
+                    }
+                    for step in group * steps..(group + 1) * steps {
+                        let weights = self.panel.numbers[step].as_ptr().add(at);
+                        let weights = [V::load_whole(weights), V::load_whole(weights.add(V::LANES))];
+                        for (row, products) in products.iter_mut().enumerate() {
+                            let four = numbers.add(row * length + STEP * step).cast::<i32>().read_unaligned();
+                            let four = V::splat_whole(four);
+                            products[0] = V::dot(products[0], weights[0], four);
+                            products[1] = V::dot(products[1], weights[1], four);
+                        }
+                    }
+                    let scales = self.panel.scales[group].as_ptr().add(at);
+                    let scales = [V::load(scales), V::load(scales.add(V::LANES))];
+                    for (row, (totals, products)) in totals.iter_mut().zip(products).enumerate() {
+                        let scale = V::splat(self.scales[row * count + group]);
+                        for half in 0..2 {
+                            let sum = V::multiply(V::converted(products[half]), scales[half]);
+                            totals[half] = V::multiply_add(sum, scale, totals[half]);
+                        }
+                    }
+                    if B::LEAST {
+                        let least = self.panel.least[group].as_ptr().add(at);
+                        let least = [V::load(least), V::load(least.add(V::LANES))];
+                        for (row, totals) in totals.iter_mut().enumerate() {
+                            let sum = V::splat(self.sums[row * count + group]);
+                            for half in 0..2 {
+                                totals[half] = V::multiply_subtract(least[half], sum, totals[half]);
+                            }
+                        }
                     }
                 }
-            }
-        }
-        for (sums, totals) in sums.iter_mut().zip(totals) {
-            // SAFETY: a panel's rows are two vectors.
-            unsafe {
-                _mm512_storeu_ps(sums.as_mut_ptr(), totals[0]);
-                _mm512_storeu_ps(sums.as_mut_ptr().add(16), totals[1]);
+                for (sums, totals) in sums.iter_mut().zip(totals) {
+                    V::store(sums.as_mut_ptr().add(at), totals[0]);
+                    V::store(sums.as_mut_ptr().add(at + V::LANES), totals[1]);
+                }
             }
         }
     }
 }
 
-/// A number of each row, as two vectors.
-#[target_feature(enable = "avx512f")]
-#[inline]
-fn halves(values: &[f32; PANEL_ROWS]) -> [__m512; 2] {
-    // SAFETY: a panel's rows are two vectors.
-    unsafe { [_mm512_loadu_ps(values.as_ptr()), _mm512_loadu_ps(values.as_ptr().add(16))] }
+/// The vectors of a tile. Whoever calls these functions has the instructions, and room for what is read or written.
+trait Vectors {
+    type Whole: Copy;
+    type Numbers: Copy;
+    /// Numbers of a vector.
+    const LANES: usize;
+    /// Rows of `x` of a tile: with two vectors of each, their products and sums take most of the registers.
+    const X_ROWS: usize;
+
+    /// [`Part::tile`] in these vectors.
+    unsafe fn tile<B: WholeBlock, const X: usize>(part: &Part, sums: &mut [[f32; PANEL_ROWS]; X_ROWS]);
+    unsafe fn splat(value: f32) -> Self::Numbers;
+    unsafe fn splat_whole(value: i32) -> Self::Whole;
+    unsafe fn load(at: *const f32) -> Self::Numbers;
+    unsafe fn load_whole(at: *const [u8; STEP]) -> Self::Whole;
+    unsafe fn store(at: *mut f32, values: Self::Numbers);
+    unsafe fn dot(sums: Self::Whole, weights: Self::Whole, x: Self::Whole) -> Self::Whole;
+    unsafe fn converted(values: Self::Whole) -> Self::Numbers;
+    unsafe fn multiply(a: Self::Numbers, b: Self::Numbers) -> Self::Numbers;
+    /// `a * b + c`.
+    unsafe fn multiply_add(a: Self::Numbers, b: Self::Numbers, c: Self::Numbers) -> Self::Numbers;
+    /// `c - a * b`.
+    unsafe fn multiply_subtract(a: Self::Numbers, b: Self::Numbers, c: Self::Numbers) -> Self::Numbers;
 }
+
+macro_rules! vectors {
+    ($(#[$meta:meta])* $name:ident, $features:literal, $whole:ty, $numbers:ty, $lanes:literal, $x_rows:literal,
+        $splat:ident, $splat_whole:ident, $load:ident, $load_whole:ident, $store:ident,
+        $dot:ident, $converted:ident, $multiply:ident, $multiply_add:ident, $multiply_subtract:ident) => {
+        $(#[$meta])*
+        struct $name;
+
+        impl Vectors for $name {
+            type Whole = $whole;
+            type Numbers = $numbers;
+            const LANES: usize = $lanes;
+            const X_ROWS: usize = $x_rows;
+
+            #[inline(always)]
+            unsafe fn tile<B: WholeBlock, const X: usize>(part: &Part, sums: &mut [[f32; PANEL_ROWS]; X_ROWS]) {
+                #[target_feature(enable = $features)]
+                unsafe fn tile<B: WholeBlock, const X: usize>(part: &Part, sums: &mut [[f32; PANEL_ROWS]; X_ROWS]) {
+                    // SAFETY: as the caller promises.
+                    unsafe { part.tile::<B, $name, X>(sums) }
+                }
+                // SAFETY: as the caller promises.
+                unsafe { tile::<B, X>(part, sums) }
+            }
+
+            vectors!(splat($splat; value: f32) -> $numbers);
+            vectors!(splat_whole($splat_whole; value: i32) -> $whole);
+            vectors!(dot($dot; sums: $whole, weights: $whole, x: $whole) -> $whole);
+            vectors!(converted($converted; values: $whole) -> $numbers);
+            vectors!(multiply($multiply; a: $numbers, b: $numbers) -> $numbers);
+            vectors!(multiply_add($multiply_add; a: $numbers, b: $numbers, c: $numbers) -> $numbers);
+            vectors!(multiply_subtract($multiply_subtract; a: $numbers, b: $numbers, c: $numbers) -> $numbers);
+            vectors!(load($load; at: *const f32) -> $numbers);
+
+            #[inline(always)]
+            unsafe fn load_whole(at: *const [u8; STEP]) -> $whole {
+                // SAFETY: as the caller promises.
+                unsafe { $load_whole(at.cast()) }
+            }
+
+            #[inline(always)]
+            unsafe fn store(at: *mut f32, values: $numbers) {
+                // SAFETY: as the caller promises.
+                unsafe { $store(at, values) }
+            }
+        }
+    };
+    ($name:ident($instruction:ident; $($argument:ident: $type:ty),*) -> $result:ty) => {
+        #[inline(always)]
+        unsafe fn $name($($argument: $type),*) -> $result {
+            // SAFETY: as the caller promises.
+            unsafe { $instruction($($argument),*) }
+        }
+    };
+}
+
+vectors!(
+    /// AVX-512 with VNNI.
+    Wide, "avx512f,avx512vnni", __m512i, __m512, 16, 6,
+    _mm512_set1_ps, _mm512_set1_epi32, _mm512_loadu_ps, _mm512_loadu_si512, _mm512_storeu_ps,
+    _mm512_dpbusd_epi32, _mm512_cvtepi32_ps, _mm512_mul_ps, _mm512_fmadd_ps, _mm512_fnmadd_ps
+);
+vectors!(
+    /// AVX2 with AVX-VNNI: half as many numbers in half as many registers.
+    Narrow, "avx2,fma,avxvnni", __m256i, __m256, 8, 3,
+    _mm256_set1_ps, _mm256_set1_epi32, _mm256_loadu_ps, _mm256_loadu_si256, _mm256_storeu_ps,
+    _mm256_dpbusd_avx_epi32, _mm256_cvtepi32_ps, _mm256_mul_ps, _mm256_fmadd_ps, _mm256_fnmadd_ps
+);

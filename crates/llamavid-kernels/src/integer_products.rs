@@ -5,8 +5,12 @@
 //! scales and added up in f32.
 
 use crate::block_format::BlockFormat;
+#[cfg(target_arch = "x86_64")]
 use crate::integer_panels::{PANEL_ROWS, PART, add_panels};
+#[cfg(target_arch = "x86_64")]
 use crate::integer_rows::add_rows;
+#[cfg(target_arch = "aarch64")]
+use crate::neon_products::{PANEL_ROWS, PART, add_panels, add_rows};
 use crate::processor::{Processor, WholeNumbers};
 use crate::products::Output;
 use crate::whole_rows::WholeRows;
@@ -14,11 +18,12 @@ use crate::whole_rows::WholeRows;
 /// Rows of `x` from which it is worth it to lay out the weights.
 const LAID_OUT: usize = 8;
 /// Rows of `x` up to which sums of pairs are quicker than f32.
+#[cfg(target_arch = "x86_64")]
 const PAIRS: usize = 16;
 
 /// Rows of `x` that are to be multiplied with weights in blocks.
 pub(crate) struct IntegerProduct {
-    whole: WholeNumbers,
+    processor: Processor,
     laid_out: bool,
     x: WholeRows,
 }
@@ -26,15 +31,17 @@ pub(crate) struct IntegerProduct {
 impl IntegerProduct {
     /// `x` (count, columns) for weights in `format`; none where f32 is wanted, or quicker.
     pub(crate) fn new(processor: Processor, format: BlockFormat, x: &[f32], columns: usize) -> Option<Self> {
-        let whole = processor.whole_numbers();
         let count = x.len() / columns;
-        let laid_out = match whole {
+        let laid_out = match processor.whole_numbers() {
             WholeNumbers::Fours => count >= LAID_OUT,
+            #[cfg(target_arch = "aarch64")]
+            WholeNumbers::Tiles => count >= LAID_OUT,
+            #[cfg(target_arch = "x86_64")]
             WholeNumbers::Pairs if count <= PAIRS => false,
             _ => return None,
         };
         let x = WholeRows::new(format, x, columns, laid_out.then_some(PART))?;
-        Some(Self { whole, laid_out, x })
+        Some(Self { processor, laid_out, x })
     }
 
     /// Rows of weights that are multiplied together.
@@ -51,8 +58,8 @@ impl IntegerProduct {
         // SAFETY: `processor` had the instructions, and the caller promises the rest.
         unsafe {
             match self.laid_out {
-                true => add_panels(&self.x, rows, column, output),
-                false => add_rows(self.whole, &self.x, rows, column, output),
+                true => add_panels(self.processor, &self.x, rows, column, output),
+                false => add_rows(self.processor, &self.x, rows, column, output),
             }
         }
     }

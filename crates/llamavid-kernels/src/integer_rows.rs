@@ -3,14 +3,14 @@
 
 use std::arch::x86_64::{
     __m256, __m256i, _MM_HINT_T0, _mm_prefetch, _mm256_abs_epi8, _mm256_add_ps, _mm256_cvtepi32_ps,
-    _mm256_dpbusd_epi32, _mm256_fmadd_ps, _mm256_fnmadd_ps, _mm256_loadu_ps, _mm256_loadu_si256,
-    _mm256_madd_epi16, _mm256_maddubs_epi16, _mm256_mul_ps, _mm256_permutevar8x32_ps, _mm256_set1_epi8,
-    _mm256_set1_epi16, _mm256_set1_epi32, _mm256_setr_epi32, _mm256_setzero_ps, _mm256_setzero_si256,
-    _mm256_sign_epi8, _mm256_xor_si256,
+    _mm256_dpbusd_avx_epi32, _mm256_dpbusd_epi32, _mm256_fmadd_ps, _mm256_fnmadd_ps, _mm256_loadu_ps,
+    _mm256_loadu_si256, _mm256_madd_epi16, _mm256_maddubs_epi16, _mm256_mul_ps, _mm256_permutevar8x32_ps,
+    _mm256_set1_epi8, _mm256_set1_epi16, _mm256_set1_epi32, _mm256_setr_epi32, _mm256_setzero_ps,
+    _mm256_setzero_si256, _mm256_sign_epi8, _mm256_xor_si256,
 };
 
 use crate::block_vectors::{AHEAD, totals_of_eight};
-use crate::processor::WholeNumbers;
+use crate::processor::{Processor, WholeNumbers};
 use crate::products::Output;
 use crate::whole_blocks::{NUMBERS, Row, WholeBlock, each_eighth, with_block};
 use crate::whole_rows::WholeRows;
@@ -26,7 +26,7 @@ const LINE: usize = 64;
 /// # Safety
 /// The processor has the instructions; the result lives, and nobody else uses these columns.
 pub(crate) unsafe fn add_rows(
-    whole: WholeNumbers,
+    processor: Processor,
     x: &WholeRows,
     rows: &[u8],
     column: usize,
@@ -34,8 +34,9 @@ pub(crate) unsafe fn add_rows(
 ) {
     // SAFETY: as the caller promises.
     unsafe {
-        match whole {
-            WholeNumbers::Fours => in_fours(x, rows, column, output),
+        match processor {
+            Processor::Avx512(_, WholeNumbers::Fours) => in_fours(x, rows, column, output),
+            Processor::Avx2(_, WholeNumbers::Fours) => in_fours_of_avx(x, rows, column, output),
             _ => in_pairs(x, rows, column, output),
         }
     }
@@ -47,6 +48,14 @@ pub(crate) unsafe fn add_rows(
 unsafe fn in_fours(x: &WholeRows, rows: &[u8], column: usize, output: Output) {
     // SAFETY: as the caller promises.
     unsafe { with_block!(x.format, B => add::<B, Fours>(x, rows, column, output), ()) }
+}
+
+/// # Safety
+/// As [`add_rows`], and the processor has AVX2, FMA, F16C and AVX-VNNI.
+#[target_feature(enable = "avx2,fma,f16c,avxvnni")]
+unsafe fn in_fours_of_avx(x: &WholeRows, rows: &[u8], column: usize, output: Output) {
+    // SAFETY: as the caller promises.
+    unsafe { with_block!(x.format, B => add::<B, FoursOfAvx>(x, rows, column, output), ()) }
 }
 
 /// # Safety
@@ -75,6 +84,19 @@ impl Products for Fours {
     unsafe fn sums(weights: __m256i, x: __m256i) -> __m256i {
         // SAFETY: whoever calls it has the instructions.
         unsafe { _mm256_dpbusd_epi32(_mm256_setzero_si256(), weights, x) }
+    }
+}
+
+/// The same without AVX-512: another encoding of the instruction.
+struct FoursOfAvx;
+
+impl Products for FoursOfAvx {
+    const EIGHT_BITS: bool = true;
+
+    #[inline(always)]
+    unsafe fn sums(weights: __m256i, x: __m256i) -> __m256i {
+        // SAFETY: whoever calls it has the instructions.
+        unsafe { _mm256_dpbusd_avx_epi32(_mm256_setzero_si256(), weights, x) }
     }
 }
 

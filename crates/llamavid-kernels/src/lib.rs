@@ -22,7 +22,7 @@ mod folded_attention;
 mod gelu;
 #[cfg(target_arch = "x86_64")]
 mod integer_panels;
-#[cfg(target_arch = "x86_64")]
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 mod integer_products;
 #[cfg(target_arch = "x86_64")]
 mod integer_rows;
@@ -31,6 +31,8 @@ mod layer_norm;
 mod linear;
 mod many_inputs;
 mod matrix;
+#[cfg(target_arch = "aarch64")]
+mod neon_products;
 mod panels;
 mod processor;
 mod products;
@@ -44,7 +46,7 @@ mod vector;
 mod weight;
 #[cfg(target_arch = "x86_64")]
 mod whole_blocks;
-#[cfg(target_arch = "x86_64")]
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 mod whole_rows;
 
 pub use attention::{Heads, Mask, attention, multi_head_attention, packed_attention};

@@ -17,21 +17,25 @@ pub(crate) enum Processor {
     #[cfg(target_arch = "x86_64")]
     Avx2(pulp::x86::V3, WholeNumbers),
     #[cfg(target_arch = "aarch64")]
-    Neon(pulp::aarch64::Neon),
+    Neon(pulp::aarch64::Neon, WholeNumbers),
     /// What every processor of the architecture has.
     Portable,
 }
 
 /// How rows are multiplied with weights in blocks.
-#[cfg(target_arch = "x86_64")]
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum WholeNumbers {
     /// In f32, as they are.
     None,
     /// Rounded to 8 bits, few rows only: products are added up in pairs of 16 bits.
+    #[cfg(target_arch = "x86_64")]
     Pairs,
-    /// Rounded to 8 bits: four products are added up at once (VNNI).
+    /// Rounded to 8 bits: four products are added up at once (VNNI, dot products).
     Fours,
+    /// The same, and many rows as products of small matrices (i8mm).
+    #[cfg(target_arch = "aarch64")]
+    Tiles,
 }
 
 impl Processor {
@@ -46,9 +50,15 @@ impl Processor {
             #[cfg(target_arch = "x86_64")]
             Self::Avx2(_, WholeNumbers::None) => "avx2-f32",
             #[cfg(target_arch = "x86_64")]
-            Self::Avx2(..) => "avx2",
+            Self::Avx2(_, WholeNumbers::Pairs) => "avx2",
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx2(..) => "avxvnni",
             #[cfg(target_arch = "aarch64")]
-            Self::Neon(_) => "neon",
+            Self::Neon(_, WholeNumbers::Tiles) => "neon-i8mm",
+            #[cfg(target_arch = "aarch64")]
+            Self::Neon(_, WholeNumbers::Fours) => "neon-dotprod",
+            #[cfg(target_arch = "aarch64")]
+            Self::Neon(_, WholeNumbers::None) => "neon",
             Self::Portable => "portable",
         }
     }
@@ -60,15 +70,20 @@ impl Processor {
             Self::Avx512(simd, _) => Self::Avx512(simd, WholeNumbers::None),
             #[cfg(target_arch = "x86_64")]
             Self::Avx2(simd, _) => Self::Avx2(simd, WholeNumbers::None),
-            other => other,
+            #[cfg(target_arch = "aarch64")]
+            Self::Neon(simd, _) => Self::Neon(simd, WholeNumbers::None),
+            Self::Portable => Self::Portable,
         }
     }
 
     /// How it multiplies rows with weights in blocks.
-    #[cfg(target_arch = "x86_64")]
+    #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
     pub(crate) fn whole_numbers(self) -> WholeNumbers {
         match self {
+            #[cfg(target_arch = "x86_64")]
             Self::Avx512(_, whole) | Self::Avx2(_, whole) => whole,
+            #[cfg(target_arch = "aarch64")]
+            Self::Neon(_, whole) => whole,
             Self::Portable => WholeNumbers::None,
         }
     }
@@ -81,7 +96,7 @@ impl Processor {
             #[cfg(target_arch = "x86_64")]
             Self::Avx2(simd, _) => Simd::vectorize(simd, operation),
             #[cfg(target_arch = "aarch64")]
-            Self::Neon(simd) => Simd::vectorize(simd, operation),
+            Self::Neon(simd, _) => Simd::vectorize(simd, operation),
             Self::Portable => pulp::Scalar::new().vectorize(operation),
         }
     }
@@ -99,11 +114,22 @@ impl Processor {
                     .extend([WholeNumbers::Pairs, WholeNumbers::None].map(|whole| Self::Avx512(simd, whole)));
             }
             if let Some(simd) = pulp::x86::V3::try_new() {
+                if is_x86_feature_detected!("avxvnni") {
+                    found.push(Self::Avx2(simd, WholeNumbers::Fours));
+                }
                 found.extend([WholeNumbers::Pairs, WholeNumbers::None].map(|whole| Self::Avx2(simd, whole)));
             }
         }
         #[cfg(target_arch = "aarch64")]
-        found.extend(pulp::aarch64::Neon::try_new().map(Self::Neon));
+        if let Some(simd) = pulp::aarch64::Neon::try_new() {
+            if std::arch::is_aarch64_feature_detected!("dotprod") {
+                if std::arch::is_aarch64_feature_detected!("i8mm") {
+                    found.push(Self::Neon(simd, WholeNumbers::Tiles));
+                }
+                found.push(Self::Neon(simd, WholeNumbers::Fours));
+            }
+            found.push(Self::Neon(simd, WholeNumbers::None));
+        }
         found.push(Self::Portable);
         found
     }
@@ -114,9 +140,9 @@ pub(crate) fn processor() -> Processor {
     *chosen().as_ref().unwrap_or(&Processor::Portable)
 }
 
-/// The name of the instructions that the kernels of this process use: `avx512vnni`, `avx512`, `avx2`, `neon` or `portable`.
-/// The first three round what is multiplied with weights in blocks to 8 bits; `avx512-f32` and `avx2-f32` are the same
-/// without that, and the others never do it.
+/// The name of the instructions that the kernels of this process use: `avx512vnni`, `avx512`, `avxvnni`, `avx2`, `neon-i8mm`,
+/// `neon-dotprod` or `portable`. All but the last round what is multiplied with weights in blocks to 8 bits; `avx512-f32`, `avx2-f32`
+/// and `neon` are the same without that.
 ///
 /// # Errors
 /// `LLAMAVID_CPU` names none that this processor has; the kernels run without vectors then.

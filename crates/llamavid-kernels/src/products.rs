@@ -16,7 +16,7 @@ use crate::rows::rows_of_a_task;
 
 #[cfg(target_arch = "x86_64")]
 use crate::block_vectors::{Dots, totals_of_eight, totals_of_sixteen};
-#[cfg(target_arch = "x86_64")]
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 use crate::integer_products::IntegerProduct;
 
 /// Rows of weights of which a tile has sums.
@@ -104,7 +104,7 @@ impl Layer<'_> {
             return;
         }
         let parallel = parallel && rows * columns * count >= PARALLEL;
-        #[cfg(target_arch = "x86_64")]
+        #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
         if let Weights::Blocks(format, bytes) = weights
             && columns > 0
         {
@@ -118,6 +118,7 @@ impl Layer<'_> {
                     unsafe { product.add(bytes(&task), task.start, output) };
                 });
             }
+            #[cfg(target_arch = "x86_64")]
             if count <= FEW
                 && let Some(dots) = Dots::new(processor, format, x, columns)
             {

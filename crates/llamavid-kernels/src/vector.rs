@@ -30,6 +30,11 @@ macro_rules! widest {
                     $crate::processor::Processor::Portable => {}
                 }
             }
+            // Every processor of this architecture has the vectors, and one instruction that multiplies and adds.
+            #[cfg(target_arch = "aarch64")]
+            if let $crate::processor::Processor::Neon(..) = $crate::processor::processor() {
+                return $body::<true>($($argument),*);
+            }
             $body::<false>($($argument),*)
         }
     };

@@ -2,9 +2,8 @@
 
 use rayon::prelude::*;
 
-use crate::block_format::{BlockFormat, Whole};
+use crate::block_format::{BlockFormat, LARGE as NUMBERS, Whole};
 use crate::vector::{multiply_add, widest};
-use crate::whole_blocks::NUMBERS;
 
 /// Numbers that one task rounds at least.
 const TASK_NUMBERS: usize = 1 << 13;
@@ -26,6 +25,7 @@ pub(crate) struct WholeRows {
     /// Of each group, the sum of its numbers times its scale.
     pub(crate) sums: Vec<f32>,
     /// Of each group, what products with weights begin with for their offset.
+    #[cfg_attr(target_arch = "aarch64", allow(dead_code, reason = "weights have a sign there"))]
     pub(crate) begins: Vec<i32>,
 }
 

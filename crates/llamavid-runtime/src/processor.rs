@@ -19,6 +19,7 @@ pub fn processor_features() -> Vec<(&'static str, bool)> {
             ("avx2", std::arch::is_x86_feature_detected!("avx2")),
             ("fma", std::arch::is_x86_feature_detected!("fma")),
             ("f16c", std::arch::is_x86_feature_detected!("f16c")),
+            ("avxvnni", std::arch::is_x86_feature_detected!("avxvnni")),
             ("avx512f", std::arch::is_x86_feature_detected!("avx512f")),
             ("avx512vnni", std::arch::is_x86_feature_detected!("avx512vnni")),
         ]
@@ -28,6 +29,7 @@ pub fn processor_features() -> Vec<(&'static str, bool)> {
         vec![
             ("neon", std::arch::is_aarch64_feature_detected!("neon")),
             ("dotprod", std::arch::is_aarch64_feature_detected!("dotprod")),
+            ("i8mm", std::arch::is_aarch64_feature_detected!("i8mm")),
         ]
     }
     #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
