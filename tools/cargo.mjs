@@ -97,7 +97,7 @@ if (task === 'lint') {
   cargo('build', ...shared, '--quiet', '--example', 'quantisation');
   const program = join(root, 'target', target, 'release', 'examples', 'quantisation');
   // Nothing but weights, keys and values is to be rounded.
-  const env = { LLAMAVID_CPU: process.arch === 'x64' ? 'avx2-f32' : '', ...process.env };
+  const env = { LLAMAVID_CPU: process.arch === 'x64' ? 'avx2-f32' : 'neon', ...process.env };
   const done = spawnSync(program, rest, { stdio: 'inherit', env });
   process.exit(done.status ?? 1);
 } else {
