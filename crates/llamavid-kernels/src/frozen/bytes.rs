@@ -1,7 +1,9 @@
 //! Products in whole numbers of 8 bits: weights with a scale for each of their rows, `x` with a scale and a zero for each of its own.
 //!
 //! What is rounded has no sign in `x` and one in the weights, as the instructions want it. Sums of whole rows are exact; only
-//! then they are scaled.
+//! then they are scaled. The few numbers of a row of `x` that are far larger than the others, as some channels of large encoders
+//! are, would leave the others no steps: they are multiplied on their own, in f32. T. Dettmers et al., "LLM.int8()" (2022), does
+//! so with whole channels.
 
 use std::ops::Range;
 
@@ -12,7 +14,7 @@ use crate::processor::Processor;
 #[cfg(target_arch = "x86_64")]
 use crate::processor::WholeNumbers;
 use crate::rows::rows_of_a_task;
-use crate::vector::widest;
+use crate::vector::{sum_of, widest};
 
 /// Numbers that one instruction multiplies and adds up in a lane.
 const TOGETHER: usize = 4;
@@ -72,12 +74,10 @@ impl BytePanels {
 
     /// Whether this processor multiplies whole numbers; else they are widened, and `x` is not rounded.
     pub(super) fn multiplies(processor: Processor) -> bool {
-        #[cfg(target_arch = "x86_64")]
-        return processor.whole_numbers() != WholeNumbers::None;
-        #[cfg(not(target_arch = "x86_64"))]
-        {
-            let _ = processor;
-            false
+        match processor {
+            #[cfg(target_arch = "x86_64")]
+            Processor::Avx512(_, whole) | Processor::Avx2(_, whole) => whole != WholeNumbers::None,
+            _ => false,
         }
     }
 
@@ -109,6 +109,10 @@ impl BytePanels {
         let rows = first..first + whole.len();
         let of_x = (&x.scales[rows.clone()], &x.zeros[rows]);
         scale(whole, of_x, (&self.scales[panel], &self.totals[panel]), bias, sums);
+        let large = &x.large[first..first + sums.len()];
+        if large.iter().any(|large| !large.is_empty()) {
+            add_large(&self.numbers[begin..end], &self.scales[panel], large, sums);
+        }
     }
 }
 
@@ -120,16 +124,16 @@ fn add_products(
     sums: &mut [Sums],
     ahead: Ahead,
 ) {
-    #[cfg(target_arch = "x86_64")]
-    match processor.whole_numbers() {
+    let _ = ahead;
+    match processor {
         // SAFETY: the processor has AVX-512 with VNNI.
-        WholeNumbers::Fours => return unsafe { x86::fours(panel, x, sums, ahead) },
-        // SAFETY: the processor has AVX2.
-        WholeNumbers::Pairs => return unsafe { x86::pairs(panel, x, sums) },
-        WholeNumbers::None => {}
+        #[cfg(target_arch = "x86_64")]
+        Processor::Avx512(_, WholeNumbers::Fours) => unsafe { x86::fours(panel, x, sums, ahead) },
+        // SAFETY: the processor has AVX2, which is a part of AVX-512.
+        #[cfg(target_arch = "x86_64")]
+        Processor::Avx512(..) | Processor::Avx2(..) => unsafe { x86::pairs(panel, x, sums) },
+        _ => plain(panel, x, sums),
     }
-    let _ = (processor, ahead);
-    plain(panel, x, sums);
 }
 
 /// The same as it is meant.
@@ -196,6 +200,37 @@ widest!(fn scale(
     sums: &mut [Step],
 ) = scale_inline);
 
+#[inline(always)]
+fn add_large_inline<const FUSED: bool>(
+    numbers: &[ByteStep],
+    scales: &Step,
+    large: &[Vec<Large>],
+    sums: &mut [Step],
+) {
+    for (large, sums) in large.iter().zip(sums) {
+        for Large { column, value } in large {
+            let numbers = &numbers[column / TOGETHER].0;
+            // The number at its place among four, as the upper bits.
+            let shift = 8 * (TOGETHER - 1 - column % TOGETHER);
+            for place in 0..PANEL {
+                let four = i32::from_le_bytes(numbers[place].map(|number| number as u8));
+                sums.0[place] += (four << shift >> 24) as f32 * (scales.0[place] * value);
+            }
+        }
+    }
+}
+widest!(
+    /// Adds the products of large numbers of each row to its sums.
+    fn add_large(numbers: &[ByteStep], scales: &Step, large: &[Vec<Large>], sums: &mut [Step]) = add_large_inline
+);
+
+/// A number that is far larger than others of its row.
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct Large {
+    column: usize,
+    value: f32,
+}
+
 /// Rows in whole numbers without a sign: the first ones of each row, then the next ones, up to whole steps of four.
 #[derive(Debug, Default)]
 pub(super) struct ByteRows {
@@ -203,6 +238,8 @@ pub(super) struct ByteRows {
     /// Of each row: what a whole number stands for, and the whole number that stands for 0.
     scales: Vec<f32>,
     zeros: Vec<i32>,
+    /// Of each row; its whole numbers have 0 in their places.
+    large: Vec<Vec<Large>>,
     count: usize,
 }
 
@@ -222,15 +259,21 @@ impl ByteRows {
         self.numbers.resize(parts * count, [0; BYTES]);
         self.scales.resize(count, 0.0);
         self.zeros.resize(count, 0);
+        self.large.resize_with(count, Vec::new);
         let task = rows_of_a_task(columns);
         let places = Places(self.numbers.as_mut_ptr());
-        let tasks = self.scales.par_chunks_mut(task).zip(self.zeros.par_chunks_mut(task));
+        let tasks = self
+            .scales
+            .par_chunks_mut(task)
+            .zip(self.zeros.par_chunks_mut(task))
+            .zip(self.large.par_chunks_mut(task));
         let buffers = || (vec![0f32; columns], vec![0u8; columns]);
-        tasks.enumerate().for_each_init(buffers, |(row, numbers), (index, (scales, zeros))| {
+        tasks.enumerate().for_each_init(buffers, |(row, numbers), (index, ((scales, zeros), large))| {
             let places = places;
-            for (place, (scale, zero)) in scales.iter_mut().zip(zeros).enumerate() {
+            for (place, ((scale, zero), large)) in scales.iter_mut().zip(zeros).zip(large).enumerate() {
                 let at = index * task + place;
                 x.read(at, row);
+                take_large(row, large);
                 (*scale, *zero) = round(row, numbers);
                 for (part, numbers) in numbers.chunks(BYTES).enumerate() {
                     // SAFETY: there are as many parts of as many rows, and only this task writes this row.
@@ -241,6 +284,41 @@ impl ByteRows {
         });
     }
 }
+
+/// Takes the large numbers out of a row.
+fn take_large(row: &mut [f32], large: &mut Vec<Large>) {
+    large.clear();
+    let limit = limit(row);
+    if limit < f32::INFINITY {
+        for (column, value) in row.iter_mut().enumerate().filter(|(_, value)| value.abs() > limit) {
+            large.push(Large { column, value: std::mem::take(value) });
+        }
+    }
+}
+
+/// How large a number of a row may be before it counts as a large one: several times what the others are, if only a few are;
+/// infinite where none is large, or too many are.
+#[inline(always)]
+fn limit_inline<const FUSED: bool>(row: &[f32]) -> f32 {
+    /// Of the root of the mean square. As good as no number of a bell curve is that far from its middle.
+    const TIMES: f32 = 5.0;
+    /// Numbers of which one may be a large one.
+    const AMONG: usize = 64;
+    let beyond = |limit: f32| sum_of(row.len(), |place| f32::from(u8::from(row[place].abs() > limit)));
+    let of_all = TIMES * (sum_of(row.len(), |place| row[place] * row[place]) / row.len() as f32).sqrt();
+    let count = beyond(of_all);
+    let most = (row.len() / AMONG) as f32;
+    if count == 0.0 || count > most {
+        return f32::INFINITY;
+    }
+    let squares = sum_of(row.len(), |place| {
+        let value = row[place];
+        if value.abs() > of_all { 0.0 } else { value * value }
+    });
+    let of_others = TIMES * (squares / (row.len() as f32 - count)).sqrt();
+    if beyond(of_others) > most { of_all } else { of_others }
+}
+widest!(fn limit(row: &[f32]) -> f32 = limit_inline);
 
 /// Rounds a row to whole numbers, and gives what they stand for and the one that stands for 0. A row that is not finite stands for
 /// no number at all.
@@ -473,6 +551,26 @@ mod tests {
                 }
             }
         }
+    }
+
+    #[test]
+    fn few_large_numbers_are_taken_out_and_many_are_not() {
+        let mut row: Vec<f32> = random(640).map(|number| f32::from(number) - 128.0).collect();
+        let mut large = vec![Large { column: 1, value: 2.0 }];
+        let before = row.clone();
+        take_large(&mut row, &mut large);
+        assert!(large.is_empty() && row == before);
+        (row[7], row[100], row[639]) = (3e3, -2e4, 900.0);
+        take_large(&mut row, &mut large);
+        let taken = [(7, 3e3), (100, -2e4), (639, 900.0)];
+        assert_eq!(large, taken.map(|(column, value)| Large { column, value }));
+        assert!(large.iter().all(|large| row[large.column] == 0.0));
+        row.iter_mut().step_by(30).for_each(|value| *value = 1e5);
+        take_large(&mut row, &mut large);
+        assert!(large.is_empty());
+        row[3] = f32::NAN;
+        take_large(&mut row, &mut large);
+        assert!(large.is_empty());
     }
 
     #[test]

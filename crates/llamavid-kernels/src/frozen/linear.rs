@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use candle_core::{DType, Result, Tensor, bail};
+use candle_core::{Result, bail};
 use rayon::prelude::*;
 
 use super::bytes::{BytePanels, ByteRows, Sums};
@@ -297,11 +297,6 @@ widest!(
         ending: Ending,
     ) = finish_inline
 );
-
-/// Whether a tensor is what frozen layers read: numbers of 32 bits on a CPU.
-pub(super) fn reads(x: &Tensor) -> bool {
-    x.device().is_cpu() && x.dtype() == DType::F32
-}
 
 #[cfg(test)]
 mod tests {

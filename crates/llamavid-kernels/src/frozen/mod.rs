@@ -14,11 +14,11 @@ use rayon::prelude::*;
 
 use attention::Packed;
 use bytes::ByteRows;
-use linear::{Ending, FrozenLinear, reads};
+use linear::{Ending, FrozenLinear};
 use parts::{Parts, Target};
 
 use crate::processor::{Processor, processor};
-use crate::rows::{rows_of_a_task, with_values};
+use crate::rows::{fusible, rows_of_a_task, with_values};
 use crate::{Norm, Projection};
 
 /// Memory for what is in between, which one sub-layer leaves to the next. Nothing in it lasts.
@@ -62,7 +62,7 @@ impl SubLayer {
     /// A copy of `x` (F, R, V) to which the sub-layer is to be added, with its rows after the norm in `normed`.
     fn begin(&self, x: &Tensor, normed: &mut Parts) -> Result<Vec<f32>> {
         let (frames, rows, width) = x.dims3()?;
-        if width != self.weight.len() || !reads(x) {
+        if width != self.weight.len() || !fusible(&[x]) {
             bail!("a frozen layer for rows of {} f32 on the CPU does not read {x:?}", self.weight.len());
         }
         normed.reshape(frames * rows, width);
@@ -270,6 +270,10 @@ mod tests {
         for &[frames, rows, heads, head_width, inner] in shapes {
             let width = heads * head_width;
             let x = noise((frames, rows, width), 1, 2.0);
+            // A channel that is far larger than the others.
+            let mut scales = vec![1f32; width];
+            scales[width / 3] = 60.0;
+            let x = x.broadcast_mul(&Tensor::new(scales, &Device::Cpu).unwrap()).unwrap();
             let (weight, bias) = ((noise(width, 2, 0.5) + 1.0).unwrap(), noise(width, 3, 0.5));
             let norm = Norm { weight: &weight, bias: Some(&bias), eps: 1e-6 };
             let before = (norm, NormPlace::Before);
