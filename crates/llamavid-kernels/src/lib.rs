@@ -19,6 +19,7 @@ mod device_rows;
 mod dropout;
 mod embedding;
 mod folded_attention;
+mod frozen;
 mod gelu;
 #[cfg(target_arch = "x86_64")]
 mod integer_panels;
@@ -56,6 +57,7 @@ pub use device_rows::DeviceRows;
 pub use dropout::Dropout;
 pub use embedding::embedding;
 pub use folded_attention::folded_attention;
+pub use frozen::{FrozenAttention, FrozenFeedForward, FrozenScratch};
 pub use gelu::{gelu, quick_gelu};
 pub use largest::largest;
 pub use layer_norm::layer_norm;

@@ -219,9 +219,9 @@ impl ModelFolder {
         self.config.tokens.tokens_per_frame(self.config.visual.patches() + class_row)
     }
 
-    /// Builds the visual encoder.
+    /// Builds the visual encoder, for inference.
     pub fn visual_encoder(&self, dtype: DType, device: &Device) -> Result<VisualEncoder> {
-        build(self.visual_loader(dtype, device)?, |vb| VisualEncoder::new(&self.config.visual, vb))
+        build(self.visual_loader(dtype, device)?, |vb| VisualEncoder::for_inference(&self.config.visual, vb))
     }
 
     /// What the visual encoder's weights are read by.
