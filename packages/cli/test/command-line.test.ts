@@ -70,6 +70,8 @@ describe('llamavid', () => {
     'several devices': ['ask', clip, 'What?', '--device', 'cuda:0,1'],
     'an unknown dtype': ['ask', clip, 'What?', '--dtype', 'f8'],
     'an unknown number of bits': ['ask', clip, 'What?', '--load', '2bit'],
+    'an unknown split': ['ask', clip, 'What?', '--split', 'rows'],
+    'a tensor split of one device': ['ask', clip, 'What?', '--device', 'cpu', '--split', 'tensor'],
     'an unknown cache': ['ask', clip, 'What?', '--kv-cache', '2bit'],
     'an unknown template': ['ask', clip, 'What?', '--conversation', 'nobody'],
     'a negative temperature': ['ask', clip, 'What?', '--temperature', '-1'],

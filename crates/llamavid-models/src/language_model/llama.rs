@@ -5,15 +5,16 @@
 
 use candle_core::{DType, Device, Tensor};
 use candle_nn::Init;
-use llamavid_kernels::{BlockFormat, Dropout, Norm, NormPlace, rms_norm, swiglu, swiglu_block};
+use llamavid_kernels::{BlockFormat, Dropout, Norm, NormPlace, Ranks, rms_norm, swiglu, swiglu_block};
 
 use super::adapted_linear::AdaptedLinear;
 use super::attention::{AttentionPlan, SelfAttention};
 use super::config::LanguageModelConfig;
-use super::kv_cache::{CachePrecision, KvCache};
+use super::kv_cache::{CachePlace, CachePrecision, KvCache};
 use super::lora::{LoraConfig, LoraTarget};
 use super::placement::{Placement, Stage};
 use super::rotary::Rotary;
+use super::share::{Share, read_on};
 use crate::linear::{Linear, Matrix, linear_no_bias};
 use crate::observer::Observer;
 use crate::weight_source::WeightSource;
@@ -29,9 +30,9 @@ pub struct LanguageModel {
     config: LanguageModelConfig,
     /// (vocabulary, D).
     embed_tokens: Matrix,
-    layers: Vec<DecoderLayer>,
+    layers: Vec<Layer>,
     norm: RmsNorm,
-    lm_head: Linear,
+    lm_head: Head,
     rotary: Rotary,
     dtype: DType,
     /// That of the embeddings.
@@ -48,10 +49,11 @@ impl LanguageModel {
     }
 
     /// The same with its layers on several devices. Embeddings are on that of `vb`, the last norm and the output on that
-    /// of the last layer.
+    /// of the last layer; where several devices share that, they share the output too.
     ///
     /// # Errors
-    /// Those of [`LanguageModel::new`], and a placement of another number of layers.
+    /// Those of [`LanguageModel::new`], a placement of another number of layers, and [`Error::Shares`] for layers that cannot be shared
+    /// so.
     pub fn placed<'a>(
         config: &LanguageModelConfig,
         vb: impl Into<WeightSource<'a>>,
@@ -63,19 +65,23 @@ impl LanguageModel {
             let (placed, layers) = (placement.layers(), config.layers);
             return Err(Error::Argument(format!("{placed} layers are placed, the model has {layers}")));
         }
-        let place = |layer: usize| placement.device_of(layer).unwrap_or(vb.device());
-        let last = vb.on(place(config.layers));
+        placement.stages().iter().try_for_each(|stage| config.expect_shares(stage.ranks.devices().len()))?;
+        let alone = Ranks::one(vb.device());
+        let ranks = |layer: usize| placement.ranks_of(layer).unwrap_or(&alone);
+        let behind = ranks(config.layers);
+        let last = vb.on(behind.first());
         let init = Init::Randn { mean: 0., stdev: 1. };
         let embed_tokens =
             Matrix::table(config.vocab_size, config.hidden_size, init, &vb.pp("embed_tokens"))?;
         let layers = (0..config.layers)
-            .map(|layer| DecoderLayer::new(config, vb.on(place(layer)).pp("layers").pp(layer)))
+            .map(|layer| Layer::new(config, &vb.pp("layers").pp(layer), ranks(layer)))
             .collect::<Result<Vec<_>>>()?;
-        let lm_head = if config.tie_word_embeddings {
-            Linear::new(embed_tokens.to_device(last.device())?, None)
-        } else {
-            linear_no_bias(config.hidden_size, config.vocab_size, last.pp("lm_head"))?
+        let vb_of_head = vb.on(read_on(behind));
+        let lm_head = match config.tie_word_embeddings {
+            true => Linear::new(embed_tokens.to_device(vb_of_head.device())?, None),
+            false => linear_no_bias(config.hidden_size, config.vocab_size, vb_of_head.pp("lm_head"))?,
         };
+        let lm_head = Head::new(lm_head, behind, config)?;
         Ok(Self {
             norm: RmsNorm::new(config, last.pp("norm"))?,
             rotary: Rotary::new(config),
@@ -102,10 +108,10 @@ impl LanguageModel {
         let vb = vb.into();
         let mut adapted = self.clone();
         for (index, layer) in adapted.layers.iter_mut().enumerate() {
-            let vb = vb.on(self.placement.device_of(index).unwrap_or(vb.device()));
+            let vb = vb.on(self.placement.ranks_of(index).map_or(vb.device(), read_on));
             for target in &lora.targets {
                 let vb = vb.pp("layers").pp(index).pp(target.path());
-                layer.projection(*target).adapt(lora.rank, lora.scale(), vb)?;
+                layer.projections(*target).try_for_each(|layer| layer.adapt(lora.rank, lora.scale(), &vb))?;
             }
         }
         Ok(adapted)
@@ -120,7 +126,7 @@ impl LanguageModel {
             for target in LoraTarget::ALL {
                 number = number.wrapping_add(0x9e37_79b9_7f4a_7c15);
                 let dropout = (rate > 0.).then_some(Dropout { rate, seed: number });
-                layer.projection(target).set_adapter_dropout(dropout);
+                layer.projections(target).for_each(|layer| layer.set_adapter_dropout(dropout));
             }
         }
         changed
@@ -135,7 +141,7 @@ impl LanguageModel {
         let mut merged = self.clone();
         for layer in &mut merged.layers {
             for target in LoraTarget::ALL {
-                layer.projection(target).merge_adapter()?;
+                layer.projections(target).try_for_each(AdaptedLinear::merge_adapter)?;
             }
         }
         Ok(merged)
@@ -158,7 +164,7 @@ impl LanguageModel {
 
     /// The format of most of the weights, those of the feed-forward layers, when they are in blocks.
     pub fn block_format(&self) -> Option<BlockFormat> {
-        self.layers.first()?.mlp.up_proj.block_format()
+        self.layers.first()?.0.first()?.mlp.up_proj.block_format()
     }
 
     /// The device of the weights.
@@ -192,7 +198,8 @@ impl LanguageModel {
     pub fn new_cache_in(&self, precision: CachePrecision, capacity_hint: usize) -> KvCache {
         let in_blocks = self.block_format().is_some_and(|format| format.block_length() > 1);
         let precision = if in_blocks { precision.beside_blocks() } else { precision };
-        KvCache::new(self.config.layers, capacity_hint, self.config.max_positions, precision)
+        let layers = self.layers.iter().map(|layer| layer.0.len());
+        KvCache::new(layers, capacity_hint, self.config.max_positions, precision)
     }
 
     /// The next positions of a batch: `embeds` (B, S, D) give the hidden states (B, S, D) after the last norm.
@@ -238,17 +245,21 @@ impl LanguageModel {
         }
         caches.iter().try_for_each(|cache| cache.reserve(1))?;
         for stage in self.placement.stages() {
-            let Stage { device, layers } = stage;
-            let angles = |cache: &&mut KvCache| {
-                self.rotary.angles(cache.len(), 1, cache.length_with(1), self.dtype, device)
+            let Stage { ranks, layers } = stage;
+            let angles = |device: &Device| {
+                let of_each = caches.iter().map(|cache| {
+                    self.rotary.angles(cache.len(), 1, cache.length_with(1), self.dtype, device)
+                });
+                let (cosines, sines): (Vec<_>, Vec<_>) =
+                    of_each.collect::<candle_core::Result<Vec<_>>>()?.into_iter().unzip();
+                Ok((Tensor::cat(&cosines, 0)?, Tensor::cat(&sines, 0)?))
             };
-            let angles = caches.iter().map(angles).collect::<candle_core::Result<Vec<_>>>()?;
-            let (cosines, sines): (Vec<_>, Vec<_>) = angles.into_iter().unzip();
-            let angles = (&Tensor::cat(&cosines, 0)?, &Tensor::cat(&sines, 0)?);
-            hidden = stage.take(&hidden)?;
+            let angles = ranks.devices().iter().map(angles).collect::<Result<Vec<_>>>()?;
+            let mut x = stage.take(&hidden)?;
             for (index, layer) in layers.clone().zip(&self.layers[layers.clone()]) {
-                hidden = layer.forward_each(&hidden, angles, caches, index)?;
+                x = layer.forward_each(&x, ranks, &angles, caches, index)?;
             }
+            hidden = x.swap_remove(0);
         }
         let hidden = self.norm.forward(&hidden)?.squeeze(0)?;
         caches.iter_mut().for_each(|cache| cache.advance(1));
@@ -286,12 +297,15 @@ impl LanguageModel {
     /// One layer of a pass: (B, S, D) gives (B, S, D). The first one reads embeddings.
     ///
     /// # Errors
-    /// No such layer.
+    /// No such layer, or one that several devices share.
     pub fn layer(&self, index: usize, hidden: &Tensor, pass: &Pass) -> Result<Tensor> {
-        let Some(layer) = self.layers.get(index) else {
-            return Err(Error::Argument(format!("layer {index} of {}", self.layers.len())));
-        };
-        layer.forward(hidden, (&pass.angles.0, &pass.angles.1), &pass.plan, None)
+        match self.layers.get(index).map(|layer| layer.0.as_slice()) {
+            Some([whole]) => whole.forward(hidden, pass, None),
+            Some(shares) => {
+                Err(Error::Argument(format!("layer {index} is one of {} devices together", shares.len())))
+            }
+            None => Err(Error::Argument(format!("layer {index} of {}", self.layers.len()))),
+        }
     }
 
     /// The norm behind the last layer: (B, S, D) gives (B, S, D).
@@ -304,7 +318,7 @@ impl LanguageModel {
 
     /// Logits in f32 of `hidden` (…, D) as the forward passes give it: (…, vocabulary). Observed: `llm.logits`.
     pub fn logits(&self, hidden: &Tensor, observer: &mut dyn Observer) -> Result<Tensor> {
-        let logits = self.lm_head.forward(&hidden.contiguous()?)?.to_dtype(DType::F32)?;
+        let logits = self.lm_head.forward(&hidden.contiguous()?)?;
         observer.see("llm.logits", &logits);
         Ok(logits)
     }
@@ -321,17 +335,21 @@ impl LanguageModel {
         let length = cache.as_ref().map_or(past + count, |cache| cache.length_with(count));
         let mut hidden = embeds.clone();
         for stage in self.placement.stages() {
-            let Stage { device, layers } = stage;
-            let (cosines, sines) = self.rotary.angles(past, count, length, self.dtype, device)?;
-            let plan = plan.on(device)?;
-            hidden = stage.take(&hidden)?;
+            let Stage { ranks, layers } = stage;
+            let passes = ranks.devices().iter().map(|device| {
+                let angles = self.rotary.angles(past, count, length, self.dtype, device)?;
+                Ok(Pass { plan: plan.on(device)?, angles })
+            });
+            let passes = passes.collect::<Result<Vec<_>>>()?;
+            let mut x = stage.take(&hidden)?;
             for (index, layer) in layers.clone().zip(&self.layers[layers.clone()]) {
                 let place = cache.as_mut().map(|cache| (&mut **cache, index));
-                hidden = layer.forward(&hidden, (&cosines, &sines), &plan, place)?;
+                x = layer.forward(&x, ranks, &passes, place)?;
                 if observer.wants() {
-                    observer.see(&format!("llm.layer{index}"), &hidden);
+                    observer.see(&format!("llm.layer{index}"), &x[0]);
                 }
             }
+            hidden = x.swap_remove(0);
         }
         let hidden = self.norm.forward(&hidden)?;
         observer.see("llm.norm", &hidden);
@@ -361,11 +379,122 @@ impl LanguageModel {
     }
 }
 
-/// Masks and positions of a pass over whole sequences, shared by its layers.
+/// Masks and positions of a pass, shared by its layers.
 #[derive(Debug)]
 pub struct Pass {
     plan: AttentionPlan,
     angles: (Tensor, Tensor),
+}
+
+/// A decoder layer: whole, or in shares, one for each rank.
+#[derive(Debug, Clone)]
+struct Layer(Vec<DecoderLayer>);
+
+impl Layer {
+    fn new(config: &LanguageModelConfig, vb: &WeightSource, ranks: &Ranks) -> Result<Self> {
+        let whole = DecoderLayer::new(config, vb.on(read_on(ranks)))?;
+        if let [_only] = ranks.devices() {
+            return Ok(Self(vec![whole]));
+        }
+        Ok(Self(Share::of_each(ranks).map(|share| whole.share(&share)).collect::<Result<_>>()?))
+    }
+
+    /// `x` (B, S, D), which every rank has, gives the same of this layer.
+    fn forward(
+        &self,
+        x: &[Tensor],
+        ranks: &Ranks,
+        passes: &[Pass],
+        cache: Option<(&mut KvCache, usize)>,
+    ) -> Result<Vec<Tensor>> {
+        let places = match cache {
+            Some((cache, index)) => cache.places(index, self.0.len())?.into_iter().map(Some).collect(),
+            None => self.0.iter().map(|_| None).collect::<Vec<_>>(),
+        };
+        let inputs = self.0.iter().zip(x).zip(passes).zip(places);
+        if let [_whole] = self.0.as_slice() {
+            let whole = inputs.map(|(((whole, x), pass), place)| whole.forward(x, pass, place));
+            return whole.collect();
+        }
+        let attended = ranks.each(inputs.collect(), |(((share, x), pass), place)| {
+            let normed = share.input_layernorm.forward(x)?;
+            share.self_attn.forward(&normed, (&pass.angles.0, &pass.angles.1), &pass.plan, place)
+        })?;
+        self.feed_forward(&ranks.add(x, &attended)?, ranks)
+    }
+
+    /// As [`SelfAttention::forward_each`].
+    fn forward_each(
+        &self,
+        x: &[Tensor],
+        ranks: &Ranks,
+        angles: &[(Tensor, Tensor)],
+        caches: &mut [&mut KvCache],
+        index: usize,
+    ) -> Result<Vec<Tensor>> {
+        let mut places: Vec<_> = self.0.iter().map(|_| Vec::with_capacity(caches.len())).collect();
+        for cache in caches {
+            let of_each_rank = cache.places(index, self.0.len())?;
+            places.iter_mut().zip(of_each_rank).for_each(|(places, place)| places.push(place));
+        }
+        let inputs = self.0.iter().zip(x).zip(angles).zip(places);
+        let attended = ranks.each(inputs.collect(), |(((share, x), angles), places)| {
+            share.self_attn.forward_each(&share.input_layernorm.forward(x)?, (&angles.0, &angles.1), places)
+        })?;
+        self.feed_forward(&ranks.add(x, &attended)?, ranks)
+    }
+
+    /// What follows the attention.
+    fn feed_forward(&self, x: &[Tensor], ranks: &Ranks) -> Result<Vec<Tensor>> {
+        let inputs = self.0.iter().zip(x);
+        if let [_whole] = self.0.as_slice() {
+            return inputs.map(|(whole, x)| whole.mlp.forward(x, &whole.post_attention_layernorm)).collect();
+        }
+        let addends = ranks.each(inputs.collect(), |(share, x)| {
+            share.mlp.addend(&share.post_attention_layernorm.forward(x)?)
+        })?;
+        Ok(ranks.add(x, &addends)?)
+    }
+
+    /// One of its projections, on each rank.
+    fn projections(&mut self, target: LoraTarget) -> impl Iterator<Item = &mut AdaptedLinear> {
+        self.0.iter_mut().map(move |share| share.projection(target))
+    }
+}
+
+/// The output projection.
+#[derive(Debug, Clone)]
+struct Head {
+    ranks: Ranks,
+    /// Rows of the vocabulary, for each rank its own.
+    shares: Vec<Linear>,
+}
+
+impl Head {
+    /// `whole` is where [`read_on`] has it.
+    fn new(whole: Linear, ranks: &Ranks, config: &LanguageModelConfig) -> Result<Self> {
+        let shares = match ranks.devices() {
+            [_only] => vec![whole],
+            _ => {
+                let rows = |share: &Share| share.of(config.vocab_size, 1);
+                let shares = Share::of_each(ranks).map(|share| whole.outputs(rows(&share), &share.device));
+                shares.collect::<candle_core::Result<_>>()?
+            }
+        };
+        Ok(Self { ranks: ranks.clone(), shares })
+    }
+
+    /// Logits (…, vocabulary) in f32 of hidden states (…, D).
+    fn forward(&self, hidden: &Tensor) -> candle_core::Result<Tensor> {
+        let hidden = self.ranks.share(hidden)?;
+        let inputs = self.shares.iter().zip(&hidden).collect();
+        let of_each =
+            self.ranks.each(inputs, |(share, hidden)| share.forward(hidden)?.to_dtype(DType::F32))?;
+        let logits = self.ranks.gather(&of_each)?;
+        // They are read next, and whoever waits for them must hear of a device that failed.
+        self.ranks.settle()?;
+        Ok(logits)
+    }
 }
 
 /// One decoder layer, pre-norm.
@@ -387,13 +516,18 @@ impl DecoderLayer {
         })
     }
 
-    fn forward(
-        &self,
-        x: &Tensor,
-        angles: (&Tensor, &Tensor),
-        plan: &AttentionPlan,
-        cache: Option<(&mut KvCache, usize)>,
-    ) -> Result<Tensor> {
+    /// A rank's part of it; norms are whole everywhere.
+    fn share(&self, share: &Share) -> Result<Self> {
+        Ok(Self {
+            input_layernorm: self.input_layernorm.to_device(&share.device)?,
+            self_attn: self.self_attn.share(share)?,
+            post_attention_layernorm: self.post_attention_layernorm.to_device(&share.device)?,
+            mlp: self.mlp.share(share)?,
+        })
+    }
+
+    fn forward(&self, x: &Tensor, pass: &Pass, cache: Option<CachePlace>) -> Result<Tensor> {
+        let (plan, angles) = (&pass.plan, (&pass.angles.0, &pass.angles.1));
         let x = match (plan.whole_padding(), cache) {
             (Some(padding), None) => {
                 self.self_attn.forward_whole(x, &self.input_layernorm, angles, padding)?
@@ -402,19 +536,6 @@ impl DecoderLayer {
                 (x + self.self_attn.forward(&self.input_layernorm.forward(x)?, angles, plan, cache)?)?
             }
         };
-        self.mlp.forward(&x, &self.post_attention_layernorm)
-    }
-
-    /// As [`SelfAttention::forward_each`].
-    fn forward_each(
-        &self,
-        x: &Tensor,
-        angles: (&Tensor, &Tensor),
-        caches: &mut [&mut KvCache],
-        index: usize,
-    ) -> Result<Tensor> {
-        let normed = self.input_layernorm.forward(x)?;
-        let x = (x + self.self_attn.forward_each(&normed, angles, caches, index)?)?;
         self.mlp.forward(&x, &self.post_attention_layernorm)
     }
 }
@@ -457,9 +578,26 @@ impl SwiGlu {
         if let (Some(gate), Some(up), Some(down)) = (gate, up, down) {
             return Ok(swiglu_block(x, (norm.norm(), NormPlace::Before), gate, up, down)?);
         }
-        let normed = norm.forward(x)?;
-        let inner = swiglu(&self.gate_proj.forward(&normed)?, &self.up_proj.forward(&normed)?)?;
-        Ok((x + self.down_proj.forward(&inner)?)?)
+        Ok((x + self.addend(&norm.forward(x)?)?)?)
+    }
+
+    /// What it adds to what is behind the norm.
+    fn addend(&self, normed: &Tensor) -> Result<Tensor> {
+        let inner = swiglu(&self.gate_proj.forward(normed)?, &self.up_proj.forward(normed)?)?;
+        Ok(self.down_proj.forward(&inner)?)
+    }
+
+    /// A rank's part of it.
+    fn share(&self, share: &Share) -> Result<Self> {
+        let (inner, width) = self.up_proj.dims()?;
+        let format = self.down_proj.block_format();
+        let own = share.of(inner, format.map_or(1, BlockFormat::block_length));
+        share.expect_blocks(&own, format, "numbers of the feed-forward layer")?;
+        Ok(Self {
+            gate_proj: self.gate_proj.part(own.clone(), 0..width, &share.device)?,
+            up_proj: self.up_proj.part(own.clone(), 0..width, &share.device)?,
+            down_proj: self.down_proj.part(0..width, own, &share.device)?,
+        })
     }
 }
 
@@ -473,6 +611,10 @@ impl RmsNorm {
     fn new(config: &LanguageModelConfig, vb: WeightSource) -> Result<Self> {
         let weight = vb.get_with_hints(config.hidden_size, "weight", Init::Const(1.0))?;
         Ok(Self { weight, eps: config.rms_norm_eps })
+    }
+
+    fn to_device(&self, device: &Device) -> Result<Self> {
+        Ok(Self { weight: self.weight.to_device(device)?, eps: self.eps })
     }
 
     pub(super) fn norm(&self) -> Norm<'_> {

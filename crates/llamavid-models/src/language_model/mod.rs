@@ -14,6 +14,7 @@ mod lora;
 mod placement;
 mod rotary;
 mod sampling;
+mod share;
 mod stop_rule;
 
 pub use attention::{QUERY_BLOCK, SCORES_AT_ONCE};
