@@ -45,7 +45,7 @@ pub(crate) fn expect_shares(names: &[&str], config: &LanguageModelConfig) -> Res
     if names.len() < 2 {
         return wrong("one device has nothing to share");
     }
-    if names.iter().any(|name| *name == "cpu") != names.iter().all(|name| *name == "cpu") {
+    if names.contains(&"cpu") != names.iter().all(|name| *name == "cpu") {
         return wrong("graphics processors and the CPU do not compute side by side");
     }
     let twice = |name: &&str| *name != "cpu" && names.iter().filter(|other| *other == name).count() > 1;

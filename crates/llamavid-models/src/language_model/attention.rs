@@ -13,7 +13,7 @@ use llamavid_kernels::{
 use super::adapted_linear::AdaptedLinear;
 use super::config::{AttentionBias, LanguageModelConfig};
 use super::kv_cache::CachePlace;
-use super::llama::RmsNorm;
+use super::layer::RmsNorm;
 use super::share::Share;
 use crate::weight_source::WeightSource;
 use crate::{Error, Result};
