@@ -141,10 +141,10 @@ unsafe fn add_row<B: WholeBlock, P: Products, const X: usize>(
     unsafe {
         let mut sums = [[_mm256_setzero_ps(); SUMS]; X];
         // What the sums of each group are multiplied with: a register would have to be taken apart again.
-        let mut factors = [[MaybeUninit::<[__m256; 2]>::uninit(); BLOCKS]; X];
+        let mut factors = [[MaybeUninit::<[__m256; 2]>::uninit(); X]; BLOCKS];
         let mut start = 0;
         while let Some((weights, blocks)) = row.blocks::<B>(start, BLOCKS) {
-            for block in 0..blocks {
+            for (block, factors) in factors.iter_mut().enumerate().take(blocks) {
                 let of_block = B::scales(weights.add(B::BYTES * block));
                 for index in 0..X {
                     let mut of_row = [_mm256_setzero_ps(); 2];
@@ -158,10 +158,10 @@ unsafe fn add_row<B: WholeBlock, P: Products, const X: usize>(
                                 _mm256_fnmadd_ps(of_block.least[vector], of_x, sums[index][vector]);
                         }
                     }
-                    factors[index][block].write(of_row);
+                    factors[index].write(of_row);
                 }
             }
-            for block in 0..blocks {
+            for (block, factors) in factors.iter().enumerate().take(blocks) {
                 let weights = weights.add(B::BYTES * block);
                 each_eighth!(eighth => {
                     let mut weights = B::numbers(weights, eighth);
@@ -175,7 +175,7 @@ unsafe fn add_row<B: WholeBlock, P: Products, const X: usize>(
                             true => P::sums(_mm256_abs_epi8(weights), _mm256_sign_epi8(of_x, weights)),
                             false => P::sums(weights, of_x),
                         };
-                        let factor = factor::<B>(factors[index][block].as_ptr().cast(), eighth);
+                        let factor = factor::<B>(factors[index].as_ptr().cast(), eighth);
                         let sum = &mut sums[index][eighth % P::SUMS];
                         *sum = _mm256_fmadd_ps(_mm256_cvtepi32_ps(products), factor, *sum);
                     }

@@ -123,7 +123,7 @@ impl<'a> Row<'a> {
     pub(crate) fn blocks<B: WholeBlock>(&self, first: usize, most: usize) -> Option<(*const u8, usize)> {
         let start = first * B::BYTES;
         match self.whole.checked_sub(start) {
-            Some(0) | None => (start < self.bytes.len()).then(|| (self.rest.as_ptr(), 1)),
+            Some(0) | None => (start < self.bytes.len()).then_some((self.rest.as_ptr(), 1)),
             Some(left) => Some((self.bytes[start..].as_ptr(), most.min(left / B::BYTES))),
         }
     }
