@@ -9,7 +9,7 @@ use std::process::{Command, ExitCode};
 
 const FOLDER: &str = "src/cuda/kernels";
 const SOURCES: [&str; 4] = ["attention", "attention_rows", "rows", "cache"];
-const HEADERS: [&str; 2] = ["numbers.cuh", "tensor_core.cuh"];
+const HEADERS: [&str; 3] = ["attention_arguments.cuh", "numbers.cuh", "tensor_core.cuh"];
 /// The oldest one with the instructions that the kernels use.
 const OLDEST: &str = "80";
 

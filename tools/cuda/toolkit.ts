@@ -9,7 +9,7 @@ import process from 'node:process';
 const wheels = join(import.meta.dirname, 'requirements.txt');
 
 /** The libraries that candle names to the linker and that a process opens for itself, see `crates/llamavid-runtime/src/cuda.rs`. */
-const opened = ['cuda', 'cublas', 'cublasLt', 'curand', 'nvrtc'];
+const opened = ['cuda', 'cublas', 'cublasLt', 'curand', 'nvrtc', 'nccl'];
 
 /** `LLAMAVID_CUDA_TOOLKIT`, or a folder of the user's cache. */
 function cacheFolder(): string {
@@ -22,7 +22,11 @@ export function cudaToolkit(): string {
   const digest = createHash('sha256').update(readFileSync(wheels)).digest('hex').slice(0, 12);
   const folder = join(cacheFolder(), `toolkit-${digest}`);
   const home = (parent: string) => join(parent, 'nvidia/cu13');
-  if (existsSync(folder)) return home(folder);
+  if (existsSync(folder)) {
+    // Fetched for a build that named fewer of them.
+    addArchives(home(folder));
+    return home(folder);
+  }
   console.error(`fetching CUDA's compiler into ${folder}`);
   const unfinished = `${folder}.${process.pid}`;
   mkdirSync(unfinished, { recursive: true });
@@ -46,9 +50,14 @@ export function cudaToolkit(): string {
  */
 function addLinkFiles(home: string): void {
   const libraries = join(home, 'lib');
-  for (const name of opened) execFileSync('ar', ['rcs', join(libraries, `lib${name}.a`)]);
+  addArchives(home);
   symlinkSync('libcudart_static.a', join(libraries, 'libcudart.a'));
   symlinkSync('lib', join(home, 'lib64'));
+}
+
+function addArchives(home: string): void {
+  const archives = opened.map((name) => join(home, `lib/lib${name}.a`));
+  for (const archive of archives.filter((each) => !existsSync(each))) execFileSync('ar', ['rcs', archive]);
 }
 
 /** The environment in which cargo builds with CUDA for one architecture, `sm_90a` say. */

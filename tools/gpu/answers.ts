@@ -1,4 +1,4 @@
-/** The embedded model's answers about videos of its world that it was not trained on, on two devices. */
+/** The embedded model's answers about videos of its world that it was not trained on, on a device and on the CPU. */
 import { join } from 'node:path';
 import { conversation, LanguageModel } from '../../packages/llm/dist/index.js';
 import { Pixels, type RgbFrame, WorldVideo } from '../../packages/native/dist/index.js';
@@ -18,7 +18,7 @@ export interface Compared {
   readonly cpu: string;
 }
 
-/** Asks `count` questions about pictures, clips and videos with cuts. */
+/** Asks `count` questions about pictures, clips and videos with cuts. Several devices share each layer. */
 export async function compareAnswers(
   device: string,
   dtype: 'f32' | 'auto',
@@ -53,7 +53,7 @@ async function framesOf(video: WorldVideo): Promise<RgbFrame[]> {
   return frames;
 }
 
-/** The embedded model on one device. */
+/** The embedded model on one device or several. */
 class Answerer implements Disposable {
   readonly #encoder: VisualEncoder;
   readonly #generator: TokenGenerator;
@@ -70,7 +70,7 @@ class Answerer implements Disposable {
     return new Answerer(
       await VisualEncoder.load(folder, options),
       await TokenGenerator.load(folder, options),
-      await LanguageModel.load(folder, options),
+      await LanguageModel.load(folder, { ...options, split: device.includes(',') ? 'tensor' : 'layers' }),
     );
   }
 

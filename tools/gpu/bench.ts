@@ -1,6 +1,6 @@
 // Times a device beside PyTorch on the same device in turn: `pnpm bench:gpu [--device cuda] [--size full|tiny] [--rounds 3]
 // [--python python3] [--material <folder>] [--output <path without extension>]`. Needs no registry and no network: weights are drawn at
-// random, 21 GB of them at full size. Ends as `pnpm test:gpu` does. On a graphics processor, results go to docs/benchmarks/gpu.{md,json}.
+// random, 37 GB of them at full size. Ends as `pnpm test:gpu` does. On a graphics processor, results go to docs/benchmarks/gpu.{md,json}.
 import { execFileSync } from 'node:child_process';
 import { existsSync, mkdirSync, renameSync, rmSync } from 'node:fs';
 import { tmpdir } from 'node:os';
@@ -10,8 +10,9 @@ import { parseArgs } from 'node:util';
 import { LlamaVidError } from '../../packages/errors/dist/index.js';
 import { compare, judge } from '../bench/peers/comparison.ts';
 import { digits, type Entry, merged, readEntries, writeReport } from '../bench/peers/report.ts';
+import { hour } from './hour.ts';
 import { decoder, encoder, type Part, type Tools } from './measurements.ts';
-import { describe, ended, program, root } from './parts.ts';
+import { describe, ended, program, root, twoDevices } from './parts.ts';
 import { preface } from './preface.ts';
 import { PyTorch } from './pytorch.ts';
 
@@ -51,7 +52,10 @@ const tools: Tools = {
 if (tools.pytorch === undefined) console.log(`skipped: PyTorch: ${values.python} has none for this device`);
 const limits = await tools.pytorch?.limits(size);
 let failed = false;
-for (const part of [encoder, decoder('f16'), decoder('q4_k')]) await measure(part);
+const parts = [encoder, decoder('f16'), decoder('q4_k'), hour];
+const two = twoDevices(values.device, 'a decoder whose layers two devices share');
+if (two !== undefined) parts.push(decoder('f16', two));
+for (const part of parts) await measure(part);
 process.exitCode = failed ? ended.failed : ended.passed;
 
 /** Measures one part and writes it down at once: a later one may fail. */

@@ -105,31 +105,40 @@ const decoders = {
   },
 } as const;
 
-/** The decoder of a file in one of llama.cpp's formats, beside PyTorch in 16 bits. */
-export function decoder(format: 'f16' | 'q4_k'): Part {
-  return async ({ device, size, pytorch, material }, limits) => {
+/**
+ * The decoder of a file in one of llama.cpp's formats, beside PyTorch in 16 bits. Where several devices share its layers it is measured
+ * alone: what the others do is one device's.
+ */
+export function decoder(format: 'f16' | 'q4_k', shared?: string): Part {
+  return async ({ device, size, material, ...beside }, one) => {
+    const limits = shared === undefined ? one : undefined;
+    const pytorch = shared === undefined ? beside.pytorch : undefined;
     const shape = decoders[size];
     // The small rows of the embedded model have no larger blocks.
     const stored = size === 'tiny' && format === 'q4_k' ? 'q4_0' : format;
     const path = material(`${shape.name}-${stored}.gguf`, shape.name, stored);
-    const model = await LanguageModel.load(path, { device: device as 'cuda' });
+    const model = await LanguageModel.load(path, {
+      device: (shared ?? device) as 'cuda',
+      split: shared === undefined ? 'layers' : 'tensor',
+    });
     const matrices = shape.layers * shape.width * (4 * shape.width + 3 * shape.inner);
     const weights = matrices + shape.vocabulary * shape.width;
     const bits = format === 'f16' ? 16 : 4.75;
     const lines: Record<string, Line> = {};
     for (const tokens of shape.prompts) {
-      const title = `${shape.name} ${stored} in ${model.dtype}`;
+      const together = shared === undefined ? '' : ` shared by ${shared}`;
+      const title = `${shape.name} ${stored} in ${model.dtype}${together}`;
       lines[`read ${tokens}`] = {
         title: `${title}, prefill of ${tokens}`,
         unit: 'tokens/s',
         ...speed,
-        goal: { ratio: 1 },
+        ...(shared === undefined && { goal: { ratio: 1 } }),
       };
       lines[`write ${tokens}`] = {
         title: `${title}, decode behind ${tokens}`,
         unit: 'tokens/s',
         ...speed,
-        goal: { ratio: 3 },
+        ...(shared === undefined && { goal: { ratio: 3 } }),
       };
       Object.assign(
         lines,

@@ -2,7 +2,13 @@
 import { existsSync } from 'node:fs';
 import { join } from 'node:path';
 import type { LlamaVidError } from '../../packages/errors/dist/index.js';
-import { callNative, cudaSupport, Device, loadedAddon } from '../../packages/native/dist/index.js';
+import {
+  callNative,
+  cudaSupport,
+  Device,
+  loadedAddon,
+  ncclLibrary,
+} from '../../packages/native/dist/index.js';
 
 export const root = join(import.meta.dirname, '../..');
 
@@ -29,6 +35,20 @@ export function describe(device: string): string | undefined {
     const { message, hint } = error as LlamaVidError;
     console.error(`${message}${hint === undefined ? '' : `\nhint: ${hint}`}`);
     console.error(`The addon is ${loadedAddon.source}: ${loadedAddon.reason}.`);
+    return undefined;
+  }
+}
+
+/** Two devices that can share each layer of a language model; none, with the reason written out, where there are not. `what` is skipped then. */
+export function twoDevices(device: string, what: string): string | undefined {
+  if (device === 'cpu') return 'cpu,cpu';
+  try {
+    const count = cudaSupport().devices.length;
+    if (count < 2) throw new Error(`there is ${count === 1 ? 'one graphics processor' : 'none'}`);
+    callNative(ncclLibrary);
+    return 'cuda:0,cuda:1';
+  } catch (error) {
+    console.log(`skipped: ${what}: ${(error as Error).message}`);
     return undefined;
   }
 }

@@ -6,7 +6,7 @@ import { join } from 'node:path';
 import process from 'node:process';
 import { parseArgs } from 'node:util';
 import { compareAnswers } from './answers.ts';
-import { describe, ended, program, root } from './parts.ts';
+import { describe, ended, program, root, twoDevices } from './parts.ts';
 
 /** Of the answers that must be the CPU's. */
 const SAME = 0.99;
@@ -40,9 +40,12 @@ console.log(device);
 const results = [
   kernels(),
   ...['f32', 'f16', 'bf16'].map(records),
-  await answers('f32'),
-  await answers('auto'),
+  await answers('f32', values.device),
+  await answers('auto', values.device),
 ];
+// Two devices together, where there are two.
+const two = twoDevices(values.device, 'answers of two devices that share each layer');
+if (two !== undefined) results.push(await answers('f32', two), await answers('auto', two));
 process.exitCode = results.every(Boolean) ? ended.passed : ended.failed;
 
 /** Whether every operation is what its definition says. */
@@ -91,15 +94,15 @@ function records(dtype: string): boolean {
   return failed.length === 0;
 }
 
-/** Whether the embedded model answers in `dtype` as it does on the CPU. */
-async function answers(dtype: 'f32' | 'auto'): Promise<boolean> {
-  const each = await compareAnswers(values.device, dtype, questions);
+/** Whether the embedded model answers in `dtype` on a device, or on several together, as it does on the CPU. */
+async function answers(dtype: 'f32' | 'auto', on: string): Promise<boolean> {
+  const each = await compareAnswers(on, dtype, questions);
   const same = each.filter(({ here, cpu }) => here === cpu).length;
   const right = each.filter(({ here, answer }) => here === answer).length;
   const passed = same >= SAME * each.length;
   const share = (count: number) => `${((100 * count) / each.length).toFixed(1)} %`;
   console.log(
-    `${passed ? 'passed' : 'FAILED'}: answers in ${dtype}: ${each.length} questions, ${share(same)} as on the CPU, ${share(right)} right`,
+    `${passed ? 'passed' : 'FAILED'}: answers in ${dtype} of ${on}: ${each.length} questions, ${share(same)} as on the CPU, ${share(right)} right`,
   );
   for (const { question, here, cpu } of each.filter(({ here, cpu }) => here !== cpu).slice(0, 20)) {
     console.log(`  ${question}: ${here} and not ${cpu}`);

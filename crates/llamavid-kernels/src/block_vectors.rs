@@ -4,13 +4,13 @@
 //! in two halves. The portable code in [`crate::block_format`] is the reference.
 
 use std::arch::x86_64::{
-    __m256, __m256i, __m512, _MM_HINT_T0, _mm_add_ps, _mm_cvtph_ps, _mm_cvtsi32_si128, _mm_cvtss_f32,
-    _mm_loadl_epi64, _mm_loadu_si128, _mm_prefetch, _mm_storeu_ps, _mm256_add_ps, _mm256_and_si256,
-    _mm256_castps256_ps128, _mm256_castsi256_ps, _mm256_cvtepi8_epi32, _mm256_cvtepi32_ps,
-    _mm256_cvtepu8_epi32, _mm256_cvtepu16_epi32, _mm256_cvtph_ps, _mm256_extractf128_ps, _mm256_fmadd_ps,
-    _mm256_fmsub_ps, _mm256_hadd_ps, _mm256_loadu_ps, _mm256_mul_ps, _mm256_or_si256, _mm256_set1_epi32,
-    _mm256_set1_ps, _mm256_setzero_ps, _mm256_slli_epi32, _mm256_srli_epi32, _mm256_srlv_epi32,
-    _mm256_storeu_ps, _mm256_sub_epi32, _mm256_sub_ps, _mm512_castps512_ps256, _mm512_extractf32x8_ps,
+    __m256, __m256i, __m512, _mm_add_ps, _mm_cvtph_ps, _mm_cvtsi32_si128, _mm_cvtss_f32, _mm_loadl_epi64,
+    _mm_loadu_si128, _mm_storeu_ps, _mm256_add_ps, _mm256_and_si256, _mm256_castps256_ps128,
+    _mm256_castsi256_ps, _mm256_cvtepi8_epi32, _mm256_cvtepi32_ps, _mm256_cvtepu8_epi32,
+    _mm256_cvtepu16_epi32, _mm256_cvtph_ps, _mm256_extractf128_ps, _mm256_fmadd_ps, _mm256_fmsub_ps,
+    _mm256_hadd_ps, _mm256_loadu_ps, _mm256_mul_ps, _mm256_or_si256, _mm256_set1_epi32, _mm256_set1_ps,
+    _mm256_setzero_ps, _mm256_slli_epi32, _mm256_srli_epi32, _mm256_srlv_epi32, _mm256_storeu_ps,
+    _mm256_sub_epi32, _mm256_sub_ps, _mm512_castps512_ps256, _mm512_extractf32x8_ps,
 };
 
 use crate::block_format::BlockFormat;
@@ -28,8 +28,6 @@ const LANES: usize = 8;
 const GROUP: usize = 32;
 /// Rows of `x` of which there are sums at a time.
 const X_ROWS: usize = 4;
-/// Bytes ahead of what is read that are fetched from memory. The processor does so itself, but only up to the end of a page.
-pub(crate) const AHEAD: usize = 4096;
 
 /// A few rows of numbers that rows in blocks are multiplied with, while those are read.
 pub(crate) struct Dots<'a> {
@@ -37,7 +35,7 @@ pub(crate) struct Dots<'a> {
     /// (count, columns).
     x: &'a [f32],
     columns: usize,
-    /// The sum of each [`GROUP`] numbers of `x`.
+    /// The sum of each [`GROUP`] numbers of `x`, where the weights have least values.
     sums: Vec<f32>,
 }
 
@@ -50,14 +48,13 @@ impl<'a> Dots<'a> {
         columns: usize,
     ) -> Option<Self> {
         let whole = columns.is_multiple_of(format.block_length().max(LANES));
+        let least = matches!(format, BlockFormat::Q4K | BlockFormat::Q5K);
         (allowed(processor) && whole && format != BlockFormat::F32).then(|| Self {
             format,
             x,
             columns,
-            sums: x
-                .chunks(columns)
-                .flat_map(|row| row.chunks(GROUP).map(|group| group.iter().sum::<f32>()))
-                .collect(),
+            // Groups are never of two rows: a row has whole blocks.
+            sums: x.chunks(GROUP).filter(|_| least).map(|group| group.iter().sum()).collect(),
         })
     }
 
@@ -67,10 +64,11 @@ impl<'a> Dots<'a> {
     /// The result lives, and nobody else uses these columns.
     pub(crate) unsafe fn add(&self, rows: &[u8], column: usize, output: Output) {
         let row_bytes = self.format.row_bytes(self.columns).unwrap_or_default();
-        let groups = self.columns.div_ceil(GROUP);
-        let parts = self.x.chunks(X_ROWS * self.columns).zip(self.sums.chunks(X_ROWS * groups));
-        for (index, (x, sums)) in parts.enumerate() {
+        let groups = self.columns / GROUP;
+        for (index, x) in self.x.chunks(X_ROWS * self.columns).enumerate() {
             let count = x.len() / self.columns;
+            let first = index * X_ROWS * groups;
+            let sums = self.sums.get(first..first + count * groups).unwrap_or_default();
             for (row, bytes) in rows.chunks_exact(row_bytes).enumerate() {
                 // SAFETY: `new` has looked for the instructions, and the row has the numbers of a row of `x`.
                 let totals = unsafe {
@@ -265,7 +263,6 @@ unsafe fn f16s<S: Sink>(block: &[u8; 64], place: usize, sink: &mut S) {
     // SAFETY: 32 numbers of 16 bits, a line of the caches.
     unsafe {
         let at = block.as_ptr();
-        _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(AHEAD).cast());
         let numbers =
             [half_vector(at), half_vector(at.add(16)), half_vector(at.add(32)), half_vector(at.add(48))];
         sink.take::<false, 4>(place, 1.0, None, numbers);

@@ -4,7 +4,7 @@ use candle_core::{CpuStorage, CustomOp1, DType, Layout, Result, Shape, Tensor};
 use rayon::prelude::*;
 
 use crate::rows::{fusible, tensor, values, with_values};
-use crate::vector::{exp, widest};
+use crate::vector::{exp, multiply_add, widest};
 
 /// Values that one thread takes at a time.
 const BLOCK: usize = 4096;
@@ -116,29 +116,48 @@ fn share(x: f32) -> f64 {
     0.5 * (1.0 + error_function(f64::from(x) * std::f64::consts::FRAC_1_SQRT_2))
 }
 
+const P: [f64; 7] = [
+    1.12837916815,
+    0.166902832875,
+    0.050938406266,
+    0.00295599118768,
+    0.000305757806129,
+    -2.88769835856e-07,
+    -4.48404022104e-08,
+];
+const Q: [f64; 7] = [
+    1.0,
+    0.481247156552,
+    0.105558440403,
+    0.0134913505604,
+    0.00103985823812,
+    4.09996661443e-05,
+    -6.20097900601e-07,
+];
+
+/// The GELU of each value to 2e-7 of its size, or of 1 where that is less: all in f32, a third of the time of [`fill`].
+#[inline(always)]
+pub(crate) fn activate<const FUSED: bool>(values: &mut [f32]) {
+    for value in values {
+        let x = *value * std::f32::consts::FRAC_1_SQRT_2;
+        let square = x * x;
+        let (mut above, mut below) = (P[6] as f32, Q[6] as f32);
+        for power in (0..6).rev() {
+            above = multiply_add::<FUSED>(above, square, P[power] as f32);
+            below = multiply_add::<FUSED>(below, square, Q[power] as f32);
+        }
+        let inside = x * above / below;
+        let error = if x.abs() < 4.0 { inside } else { x.signum() };
+        let half = 0.5 * *value;
+        *value = multiply_add::<FUSED>(half, error, half);
+    }
+}
+
 /// The error function to 2e-8, without a branch or a table, so that it runs in vectors.
 ///
 /// The polynomials are printed by `tools/reference/error_function.py`.
 #[inline(always)]
 fn error_function(x: f64) -> f64 {
-    const P: [f64; 7] = [
-        1.12837916815,
-        0.166902832875,
-        0.050938406266,
-        0.00295599118768,
-        0.000305757806129,
-        -2.88769835856e-07,
-        -4.48404022104e-08,
-    ];
-    const Q: [f64; 7] = [
-        1.0,
-        0.481247156552,
-        0.105558440403,
-        0.0134913505604,
-        0.00103985823812,
-        4.09996661443e-05,
-        -6.20097900601e-07,
-    ];
     let square = x * x;
     let polynomial =
         |factors: &[f64; 7]| factors[..6].iter().rev().fold(factors[6], |sum, factor| sum * square + factor);

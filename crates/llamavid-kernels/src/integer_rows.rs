@@ -2,14 +2,15 @@
 //! all the time that it takes for one row.
 
 use std::arch::x86_64::{
-    __m256, __m256i, _MM_HINT_T0, _mm_prefetch, _mm256_abs_epi8, _mm256_add_ps, _mm256_cvtepi32_ps,
-    _mm256_dpbusd_avx_epi32, _mm256_dpbusd_epi32, _mm256_fmadd_ps, _mm256_fnmadd_ps, _mm256_loadu_ps,
-    _mm256_loadu_si256, _mm256_madd_epi16, _mm256_maddubs_epi16, _mm256_mul_ps, _mm256_permutevar8x32_ps,
-    _mm256_set1_epi8, _mm256_set1_epi16, _mm256_set1_epi32, _mm256_setr_epi32, _mm256_setzero_ps,
-    _mm256_setzero_si256, _mm256_sign_epi8, _mm256_xor_si256,
+    __m256, __m256i, _mm256_abs_epi8, _mm256_add_ps, _mm256_broadcast_sd, _mm256_broadcast_ss,
+    _mm256_castpd_ps, _mm256_cvtepi32_ps, _mm256_dpbusd_avx_epi32, _mm256_dpbusd_epi32, _mm256_fmadd_ps,
+    _mm256_fnmadd_ps, _mm256_loadu_ps, _mm256_loadu_si256, _mm256_madd_epi16, _mm256_maddubs_epi16,
+    _mm256_mul_ps, _mm256_permutevar_ps, _mm256_set1_epi8, _mm256_set1_epi16, _mm256_setr_epi32,
+    _mm256_setzero_ps, _mm256_setzero_si256, _mm256_sign_epi8, _mm256_xor_si256,
 };
+use std::mem::MaybeUninit;
 
-use crate::block_vectors::{AHEAD, totals_of_eight};
+use crate::block_vectors::totals_of_eight;
 use crate::processor::{Processor, WholeNumbers};
 use crate::products::Output;
 use crate::whole_blocks::{NUMBERS, Row, WholeBlock, each_eighth, with_block};
@@ -17,8 +18,10 @@ use crate::whole_rows::WholeRows;
 
 /// Rows of `x` of which there are sums at a time.
 const X_ROWS: usize = 4;
-/// Bytes of a line of the caches.
-const LINE: usize = 64;
+/// Sums of a row of `x` at most that do not wait for each other.
+const SUMS: usize = 4;
+/// Blocks of 256 numbers of which the scales are read before the numbers.
+const BLOCKS: usize = 2;
 
 /// Adds the products of all rows of `x`, which are not in parts, with some rows of weights, the bytes of which are `rows`;
 /// their results are the columns from `column` on.
@@ -70,6 +73,9 @@ unsafe fn in_pairs(x: &WholeRows, rows: &[u8], column: usize, output: Output) {
 trait Products {
     /// Whether weights may have all eight bits.
     const EIGHT_BITS: bool;
+    /// Sums of a row of `x` that do not wait for each other: what there are registers for with [`X_ROWS`] of them, since a row
+    /// gives the same alone.
+    const SUMS: usize;
 
     /// The weights have no sign.
     unsafe fn sums(weights: __m256i, x: __m256i) -> __m256i;
@@ -79,6 +85,7 @@ struct Fours;
 
 impl Products for Fours {
     const EIGHT_BITS: bool = true;
+    const SUMS: usize = SUMS;
 
     #[inline(always)]
     unsafe fn sums(weights: __m256i, x: __m256i) -> __m256i {
@@ -105,6 +112,7 @@ struct Pairs;
 impl Products for Pairs {
     /// Sums of two products have 16 bits with a sign.
     const EIGHT_BITS: bool = false;
+    const SUMS: usize = 2;
 
     #[inline(always)]
     unsafe fn sums(weights: __m256i, x: __m256i) -> __m256i {
@@ -153,48 +161,54 @@ unsafe fn add_row<B: WholeBlock, P: Products, const X: usize>(
     let signed = B::EIGHT_BITS && !P::EIGHT_BITS;
     // SAFETY: `X` rows have as many numbers and groups, and a row of weights as many blocks.
     unsafe {
-        // Two sums of each row that do not wait for each other.
-        let mut sums = [[_mm256_setzero_ps(); 2]; X];
-        for block in 0..x.columns / NUMBERS {
-            let at = row.at::<B>(block);
-            for line in 0..B::BYTES.div_ceil(LINE) {
-                _mm_prefetch::<_MM_HINT_T0>(at.wrapping_add(AHEAD + LINE * line).cast());
-            }
-            let of_block = B::scales(at);
-            let mut factors = [[_mm256_setzero_ps(); 2]; X];
-            for index in 0..X {
-                for vector in 0..B::VECTORS {
-                    let place = index * groups + 8 * (block * B::VECTORS + vector);
-                    let of_x = _mm256_loadu_ps(scales.as_ptr().add(place));
-                    factors[index][vector] = _mm256_mul_ps(of_block.scales[vector], of_x);
-                    if !signed {
-                        let of_x = _mm256_loadu_ps(of_groups.as_ptr().add(place));
-                        sums[index][vector] =
-                            _mm256_fnmadd_ps(of_block.least[vector], of_x, sums[index][vector]);
-                    }
-                }
-            }
-            each_eighth!(eighth => {
-                let mut weights = B::numbers(at, eighth);
-                if signed {
-                    weights = _mm256_xor_si256(weights, _mm256_set1_epi8(-128));
-                }
+        let mut sums = [[_mm256_setzero_ps(); SUMS]; X];
+        // What the sums of each group are multiplied with: a register would have to be taken apart again.
+        let mut factors = [[MaybeUninit::<[__m256; 2]>::uninit(); X]; BLOCKS];
+        let mut start = 0;
+        while let Some((weights, blocks)) = row.blocks::<B>(start, BLOCKS) {
+            for (block, factors) in factors.iter_mut().enumerate().take(blocks) {
+                let of_block = B::scales(weights.add(B::BYTES * block));
                 for index in 0..X {
-                    let place = index * x.columns + NUMBERS * block + NUMBERS / 8 * eighth;
-                    let of_x = _mm256_loadu_si256(numbers.as_ptr().add(place).cast());
-                    let products = match signed {
-                        true => P::sums(_mm256_abs_epi8(weights), _mm256_sign_epi8(of_x, weights)),
-                        false => P::sums(weights, of_x),
-                    };
-                    let factor = factor::<B>(factors[index], eighth);
-                    let sum = &mut sums[index][eighth % 2];
-                    *sum = _mm256_fmadd_ps(_mm256_cvtepi32_ps(products), factor, *sum);
+                    let mut of_row = [_mm256_setzero_ps(); 2];
+                    for vector in 0..B::VECTORS {
+                        let place = index * groups + 8 * ((start + block) * B::VECTORS + vector);
+                        let of_x = _mm256_loadu_ps(scales.as_ptr().add(place));
+                        of_row[vector] = _mm256_mul_ps(of_block.scales[vector], of_x);
+                        if !signed {
+                            let of_x = _mm256_loadu_ps(of_groups.as_ptr().add(place));
+                            sums[index][vector] =
+                                _mm256_fnmadd_ps(of_block.least[vector], of_x, sums[index][vector]);
+                        }
+                    }
+                    factors[index].write(of_row);
                 }
-            });
+            }
+            for (block, factors) in factors.iter().enumerate().take(blocks) {
+                let weights = weights.add(B::BYTES * block);
+                each_eighth!(eighth => {
+                    let mut weights = B::numbers(weights, eighth);
+                    if signed {
+                        weights = _mm256_xor_si256(weights, _mm256_set1_epi8(-128));
+                    }
+                    for index in 0..X {
+                        let place = index * x.columns + NUMBERS * (start + block) + NUMBERS / 8 * eighth;
+                        let of_x = _mm256_loadu_si256(numbers.as_ptr().add(place).cast());
+                        let products = match signed {
+                            true => P::sums(_mm256_abs_epi8(weights), _mm256_sign_epi8(of_x, weights)),
+                            false => P::sums(weights, of_x),
+                        };
+                        let factor = factor::<B>(factors[index].as_ptr().cast(), eighth);
+                        let sum = &mut sums[index][eighth % P::SUMS];
+                        *sum = _mm256_fmadd_ps(_mm256_cvtepi32_ps(products), factor, *sum);
+                    }
+                });
+            }
+            start += blocks;
         }
         let mut vectors = [_mm256_setzero_ps(); X_ROWS];
         for index in 0..X {
-            vectors[index] = _mm256_add_ps(sums[index][0], sums[index][1]);
+            let [a, b, c, d] = sums[index];
+            vectors[index] = _mm256_add_ps(_mm256_add_ps(a, b), _mm256_add_ps(c, d));
         }
         for (index, sum) in totals_of_eight(vectors).iter().enumerate().take(X) {
             output.add(first + index, column, &[*sum]);
@@ -202,15 +216,16 @@ unsafe fn add_row<B: WholeBlock, P: Products, const X: usize>(
     }
 }
 
-/// What each of an eighth's eight sums is multiplied with: they are of one group, or the halves are of two.
+/// What each of an eighth's eight sums is multiplied with, of the factors of a block's groups: they are of one group, or the
+/// halves are of two.
 #[inline(always)]
-unsafe fn factor<B: WholeBlock>(factors: [__m256; 2], eighth: usize) -> __m256 {
-    // SAFETY: whoever calls it has the instructions.
+unsafe fn factor<B: WholeBlock>(factors: *const f32, eighth: usize) -> __m256 {
+    // SAFETY: whoever calls it has the instructions and the factors.
     unsafe {
         if B::VECTORS == 1 {
-            return _mm256_permutevar8x32_ps(factors[0], _mm256_set1_epi32(eighth as i32));
+            return _mm256_broadcast_ss(&*factors.add(eighth));
         }
-        let (a, b) = (2 * (eighth % 4) as i32, 2 * (eighth % 4) as i32 + 1);
-        _mm256_permutevar8x32_ps(factors[eighth / 4], _mm256_setr_epi32(a, a, a, a, b, b, b, b))
+        let both = _mm256_castpd_ps(_mm256_broadcast_sd(&*factors.add(2 * eighth).cast()));
+        _mm256_permutevar_ps(both, _mm256_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1))
     }
 }

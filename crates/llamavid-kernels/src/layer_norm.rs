@@ -58,7 +58,7 @@ fn normalise_inline<const FUSED: bool>(
         }
     }
 }
-widest!(fn normalise(x: &[f32], weight: &[f32], bias: &[f32], eps: f32, result: &mut [f32]) = normalise_inline);
+widest!(pub(crate) fn normalise(x: &[f32], weight: &[f32], bias: &[f32], eps: f32, result: &mut [f32]) = normalise_inline);
 
 /// Adds to the gradient of `x` and to those of weight and bias, one after the other in `of_others`.
 #[inline(always)]

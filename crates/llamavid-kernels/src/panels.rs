@@ -28,7 +28,7 @@ const VECTORS: usize = 2;
 /// Rows of `x` of a tile at most: its sums, a step of the panel and one number are nearly all of 32 registers.
 const X_ROWS: usize = 12;
 /// Rows that are laid out at a time.
-const TOGETHER: usize = 4;
+pub(crate) const TOGETHER: usize = 4;
 
 /// What a layer makes of rows `x` (count, columns).
 #[derive(Clone, Copy)]
@@ -189,7 +189,7 @@ impl Task<'_> {
 
 /// Writes a number of each row from place `first` of a step on, the next numbers a step further.
 #[inline(always)]
-fn lay_out(rows: [&[f32]; TOGETHER], first: usize, into: &mut [f32], step: usize) {
+pub(crate) fn lay_out(rows: [&[f32]; TOGETHER], first: usize, into: &mut [f32], step: usize) {
     if first + TOGETHER > step {
         for (row, place) in rows.iter().zip(first..step) {
             into[place..].iter_mut().step_by(step).zip(*row).for_each(|(into, number)| *into = *number);

@@ -153,6 +153,32 @@ impl QuantisedMatrix {
         Self::new(self.format, self.rows, self.columns, bytes.into())
     }
 
+    /// Some of its rows and columns: a view where all columns are taken, else a copy.
+    ///
+    /// # Errors
+    /// A part outside the matrix, columns that do not begin and end with blocks, a matrix that is not on the CPU.
+    pub fn part(&self, rows: Range<usize>, columns: Range<usize>) -> Result<Self> {
+        self.expect_bytes()?;
+        let (length, name) = (self.format.block_length(), self.format.name());
+        if rows.end > self.rows || columns.end > self.columns || rows.start > rows.end {
+            bail!("rows {rows:?} and columns {columns:?} of a matrix of {} x {}", self.rows, self.columns);
+        }
+        let width = columns.len();
+        let bounds = self.format.row_bytes(columns.start).zip(self.format.row_bytes(width));
+        let Some((start, taken)) = bounds else {
+            bail!("columns {columns:?} do not begin and end with blocks of {length} ({name})");
+        };
+        let range = rows.start * self.row_bytes..rows.end * self.row_bytes;
+        let bytes = if taken == self.row_bytes {
+            let start = self.bytes.range.start;
+            SharedBytes { range: start + range.start..start + range.end, ..self.bytes.clone() }
+        } else {
+            let rows = self.bytes()[range].chunks_exact(self.row_bytes);
+            rows.flat_map(|row| &row[start..start + taken]).copied().collect::<Vec<_>>().into()
+        };
+        Self::new(self.format, rows.len(), width, bytes)
+    }
+
     /// All of it in f32, (rows, columns).
     pub fn dequantise(&self) -> Result<Tensor> {
         if let Some(placed) = &self.placed {

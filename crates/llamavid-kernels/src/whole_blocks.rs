@@ -117,6 +117,16 @@ impl<'a> Row<'a> {
             _ => self.rest.as_ptr(),
         }
     }
+
+    /// Up to `most` blocks of 256 numbers that lie behind each other, and how many they are; none behind the last one.
+    #[inline(always)]
+    pub(crate) fn blocks<B: WholeBlock>(&self, first: usize, most: usize) -> Option<(*const u8, usize)> {
+        let start = first * B::BYTES;
+        match self.whole.checked_sub(start) {
+            Some(0) | None => (start < self.bytes.len()).then_some((self.rest.as_ptr(), 1)),
+            Some(left) => Some((self.bytes[start..].as_ptr(), most.min(left / B::BYTES))),
+        }
+    }
 }
 
 /// A scale, then 32 numbers of 8 bits with a sign.

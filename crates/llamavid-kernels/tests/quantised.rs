@@ -58,6 +58,28 @@ fn columns(format: BlockFormat) -> usize {
 }
 
 #[test]
+fn a_part_is_the_part_of_the_unpacked_matrix() {
+    for format in BlockFormat::ALL {
+        let length = format.block_length();
+        let columns = 4 * length;
+        let matrix = QuantisedMatrix::quantise(&noise(&[7, columns], 5), format).unwrap();
+        let whole = matrix.dequantise().unwrap();
+        for (rows, part) in
+            [(0..7, 0..columns), (2..5, 0..columns), (0..7, length..3 * length), (6..7, 0..length)]
+        {
+            let expected = whole.narrow(0, rows.start, rows.len()).unwrap();
+            let expected = expected.narrow(1, part.start, part.len()).unwrap();
+            let part = matrix.part(rows, part).unwrap();
+            assert_eq!(values(&part.dequantise().unwrap()), values(&expected), "{}", format.name());
+        }
+        assert!(matrix.part(3..8, 0..columns).is_err() && matrix.part(0..1, 0..columns + length).is_err());
+        if length > 1 {
+            assert!(matrix.part(0..7, 0..length / 2).is_err() && matrix.part(0..7, 8..8 + length).is_err());
+        }
+    }
+}
+
+#[test]
 fn products_are_those_of_the_unpacked_weights() {
     for format in BlockFormat::ALL {
         for (outputs, width) in [(1, columns(format)), (45, columns(format)), (700, 4096)] {

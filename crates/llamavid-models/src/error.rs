@@ -28,6 +28,14 @@ pub enum Error {
     /// A tokenizer file that cannot be used.
     #[error("tokenizer: {0}")]
     Tokenizer(String),
+    /// Devices that cannot compute the layers of a language model together.
+    #[error("{ranks} devices cannot share the layers of this language model: {problem}")]
+    Shares {
+        /// How many.
+        ranks: usize,
+        /// What does not divide.
+        problem: String,
+    },
     /// A prompt that does not fit its visual tokens or its template.
     #[error("prompt: {0}")]
     Prompt(String),

@@ -1,5 +1,7 @@
 //! Linear layers.
 
+use std::ops::Range;
+
 use candle_core::{Device, Result, Tensor};
 use candle_nn::Init;
 use llamavid_kernels::{Projection, QuantisedMatrix, Weight};
@@ -35,6 +37,17 @@ impl Matrix {
         }
     }
 
+    /// Some of its rows and columns, which share nothing with it but what lies in a mapped file.
+    pub(crate) fn part(&self, rows: &Range<usize>, columns: &Range<usize>) -> Result<Self> {
+        match self {
+            Self::Dense(weight) => {
+                let part = weight.narrow(0, rows.start, rows.len())?;
+                Ok(Self::Dense(part.narrow(1, columns.start, columns.len())?.force_contiguous()?))
+            }
+            Self::Blocks(weight) => Ok(Self::Blocks(weight.part(rows.clone(), columns.clone())?)),
+        }
+    }
+
     /// Itself, for an operation.
     pub(crate) fn weight(&self) -> Weight<'_> {
         match self {
@@ -56,6 +69,12 @@ pub(crate) struct Linear {
 impl Linear {
     pub(crate) fn new(weight: Matrix, bias: Option<Tensor>) -> Self {
         Self { weight, bias }
+    }
+
+    /// Some outputs of a layer without bias, on a device.
+    pub(crate) fn outputs(&self, rows: Range<usize>, device: &Device) -> Result<Self> {
+        let (_rows, columns) = self.weight.weight().dims2()?;
+        Ok(Self::new(self.weight.part(&rows, &(0..columns))?.to_device(device)?, None))
     }
 
     /// Its weights, for an operation that it is a part of.

@@ -8,10 +8,11 @@ use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor, Var};
 use candle_nn::VarBuilder;
-use llamavid_models::Error;
+use llamavid_kernels::{BlockFormat, QuantisedMatrix};
 use llamavid_models::observer::{Blind, Observer};
 use llamavid_models::preprocess::{Fit, Preprocessing, RgbImage};
 use llamavid_models::visual_encoder::{ClipConfig, EvaConfig, VisualEncoder, VisualEncoderConfig};
+use llamavid_models::{Error, WeightSource};
 
 const FIXTURES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../fixtures");
 const CASES: [&str; 6] = ["image-224", "image-336", "image-grid4", "video-mean", "video-grid2", "eps-probe"];
@@ -170,6 +171,100 @@ fn weights_of_a_checkpoint_match() {
     let encoder = eva(&case.config, weights, DType::F32, &Device::Cpu);
     let out = encoder.forward(&case.pixels("video0"), &mut Blind).unwrap();
     assert_close(&out, &case.tensors["video0/vit.out"], TOLERANCE, "video0");
+}
+
+/// An encoder for inference computes the same, and clones share what one call leaves to the next.
+#[test]
+fn an_encoder_for_inference_gives_the_same() {
+    for name in CASES {
+        let case = Case::open(name);
+        let weights = candle_core::pickle::read_all(case.folder.join("eva_vit_g.pth")).unwrap();
+        let vb = VarBuilder::from_tensors(weights.into_iter().collect(), DType::F32, &Device::Cpu);
+        let encoder =
+            VisualEncoder::for_inference(&VisualEncoderConfig::Eva(case.config.clone()), vb).unwrap();
+        let outputs = case.tensors.keys().filter_map(|key| key.strip_suffix("/vit.out"));
+        for id in outputs {
+            let mut recorder = Recorder::default();
+            let out = encoder.forward(&case.pixels(id), &mut recorder).unwrap();
+            assert_close(&out, &case.tensors[&format!("{id}/vit.out")], TOLERANCE, name);
+            let blocks = recorder.0.iter().filter(|(seen, _)| seen.starts_with("vit.block"));
+            assert_eq!(blocks.count(), case.config.depth);
+            assert_eq!(values(&encoder.clone().forward(&case.pixels(id), &mut Blind).unwrap()), values(&out));
+        }
+    }
+}
+
+/// Rows of a published size with channels that are far larger than the others, as large encoders have them: the norms let some
+/// through more than others, and what the blocks add to those is large.
+#[test]
+fn eight_bits_point_where_thirty_two_do() {
+    let config = EvaConfig {
+        image_size: 224,
+        patch_size: 14,
+        width: 352,
+        depth: 6,
+        heads: 4,
+        mlp_width: 1536,
+        position_side: 16,
+    };
+    let mut tensors = Tensors::new();
+    let mut add = |name: String, shape: &[usize], mean: f64, size: f64| {
+        let tensor = Tensor::randn(0f64, 1.0, shape, &Device::Cpu).unwrap();
+        let tensor = ((tensor * size).unwrap() + mean).unwrap().to_dtype(DType::F32).unwrap();
+        let outliers = |scale: f64| {
+            let place = |channel: usize| if channel % 97 == 5 { scale as f32 } else { 1.0 };
+            let scales: Vec<f32> = (0..shape[shape.len() - 1]).map(place).collect();
+            tensor.broadcast_mul(&Tensor::new(scales, &Device::Cpu).unwrap()).unwrap()
+        };
+        let tensor = match name.as_str() {
+            "pos_embed" => outliers(20.0),
+            name if name.contains("norm") && name.ends_with("weight") => outliers(4.0),
+            name if name.ends_with("proj.bias") || name.ends_with("fc2.bias") => outliers(20.0),
+            _ => tensor,
+        };
+        tensors.insert(name, tensor);
+    };
+    let (width, inner) = (config.width, config.mlp_width);
+    let size = |columns: usize| (1.0 / columns as f64).sqrt();
+    add("cls_token".into(), &[1, 1, width], 0.0, 1.0);
+    add("pos_embed".into(), &[1, 257, width], 0.0, 0.5);
+    add("patch_embed.proj.weight".into(), &[width, 3, 14, 14], 0.0, size(588));
+    add("patch_embed.proj.bias".into(), &[width], 0.0, 0.1);
+    for block in 0..config.depth {
+        let mut add = |name: &str, shape: &[usize], mean: f64, size: f64| {
+            add(format!("blocks.{block}.{name}"), shape, mean, size);
+        };
+        for norm in ["norm1", "norm2"] {
+            add(&format!("{norm}.weight"), &[width], 1.0, 0.2);
+            add(&format!("{norm}.bias"), &[width], 0.0, 0.2);
+        }
+        add("attn.qkv.weight", &[3 * width, width], 0.0, size(width));
+        add("attn.q_bias", &[width], 0.0, 0.1);
+        add("attn.v_bias", &[width], 0.0, 0.1);
+        add("attn.proj.weight", &[width, width], 0.0, size(width));
+        add("attn.proj.bias", &[width], 0.0, 0.1);
+        add("mlp.fc1.weight", &[inner, width], 0.0, size(width));
+        add("mlp.fc1.bias", &[inner], 0.0, 0.1);
+        add("mlp.fc2.weight", &[width, inner], 0.0, size(inner));
+        add("mlp.fc2.bias", &[width], 0.0, 0.1);
+    }
+    let matrices = tensors.clone();
+    let vb = || VarBuilder::from_tensors(tensors.clone(), DType::F32, &Device::Cpu);
+    let source = WeightSource::new(vb(), move |name, _shape| {
+        QuantisedMatrix::quantise(&matrices[name], BlockFormat::Q8_0).map(Some)
+    });
+    let config = VisualEncoderConfig::Eva(config);
+    let exact = VisualEncoder::new(&config, vb()).unwrap();
+    let rounded = VisualEncoder::for_inference(&config, source).unwrap();
+    let pixels = Tensor::randn(0f32, 1.0, (2, 3, 224, 224), &Device::Cpu).unwrap();
+    let [exact, rounded] =
+        [exact, rounded].map(|encoder| values(&encoder.forward(&pixels, &mut Blind).unwrap()));
+    let product =
+        |a: &[f32], b: &[f32]| -> f64 { a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum() };
+    for (exact, rounded) in exact.chunks_exact(width).zip(rounded.chunks_exact(width)) {
+        let cosine = product(exact, rounded) / (product(exact, exact) * product(rounded, rounded)).sqrt();
+        assert!(cosine >= 0.999, "{cosine}");
+    }
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use llamavid_runtime::{self as runtime, Dtype, Precision};
+use llamavid_runtime::{self as runtime, Dtype, Precision, Split};
 use napi::bindgen_prelude::ClassInstance;
 use napi_derive::napi;
 
@@ -17,7 +17,7 @@ pub struct Device {
 
 #[napi]
 impl Device {
-    /// Opens `auto`, `cpu`, `cuda` or `cuda:N`.
+    /// Opens `auto`, `cpu`, `cuda` or `cuda:N`, or several with commas between.
     #[napi(factory)]
     pub fn open(name: String) -> napi::Result<Self> {
         call(|| Ok(Self { handle: Handle::new("device", runtime::Device::open(&name)?) }))
@@ -62,6 +62,13 @@ pub fn cuda_support() -> CudaSupport {
             .unwrap_or_default(),
         problem: support.problem.as_ref().map(|problem| problem.message.clone()),
     }
+}
+
+/// The path of NCCL's library, by which several graphics processors share each layer (`split: 'tensor'`). It is opened when it is first
+/// asked for.
+#[napi]
+pub fn nccl_library() -> napi::Result<&'static str> {
+    call(runtime::nccl_library)
 }
 
 /// NVIDIA's libraries and graphics processors.
@@ -115,6 +122,9 @@ pub struct LoadOptions<'env> {
     /// How many bits matrices are held in; default `16bit`, which leaves those of a file as they are there.
     #[napi(ts_type = "'16bit' | '8bit' | '4bit'")]
     pub load: Option<String>,
+    /// How several devices share the language model: each has whole `layers` (default), or a share of each as `tensor`.
+    #[napi(ts_type = "'layers' | 'tensor'")]
+    pub split: Option<String>,
     /// Stops loading.
     pub cancellation: Option<ClassInstance<'env, Cancellation>>,
 }
@@ -124,5 +134,9 @@ impl LoadOptions<'_> {
         let dtype = self.dtype.as_deref().map(Dtype::parse).transpose()?.unwrap_or_default();
         let quantisation = Precision::parse_bits(self.load.as_deref().unwrap_or("16bit"))?;
         Ok((self.device.get()?, Precision { dtype, quantisation }, flag(self.cancellation.as_deref())))
+    }
+
+    pub(crate) fn split(&self) -> runtime::Result<Split> {
+        self.split.as_deref().map_or(Ok(Split::default()), Split::parse)
     }
 }

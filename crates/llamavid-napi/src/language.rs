@@ -41,7 +41,8 @@ impl LanguageModel {
             env,
             || {
                 let (device, precision, cancellation) = o.parts()?;
-                Ok(runtime::LanguageModel::load(folder.into(), device, precision, cancellation))
+                let split = o.split()?;
+                Ok(runtime::LanguageModel::load(folder.into(), device, precision, split, cancellation))
             },
             |model| Self { handle: Handle::new("language model", model) },
         )

@@ -14,7 +14,7 @@ use llamavid_models::language_model::{
 };
 use llamavid_runtime::model_folder::ModelFolder;
 use llamavid_runtime::{
-    Cancellation, Device, FeatureKind, Fit, LanguageModel, Pixels, Precision, Preprocessing, RgbImage,
+    Cancellation, Device, FeatureKind, Fit, LanguageModel, Pixels, Precision, Preprocessing, RgbImage, Split,
     TokenGenerator, VisualEncoder, VisualFeatures,
 };
 use pulp::{Simd, WithSimd};
@@ -98,7 +98,8 @@ fn in_pool<T: Send>(work: impl FnOnce() -> Result<T> + Send) -> Result<T> {
 }
 
 fn language_model(file: PathBuf, device: Arc<Device>) -> Result<LanguageModel> {
-    Ok(LanguageModel::load(file, device, Precision::default(), Cancellation::default()).wait()?)
+    Ok(LanguageModel::load(file, device, Precision::default(), Split::Layers, Cancellation::default())
+        .wait()?)
 }
 
 /// Seconds for reading `prompt` random tokens, up to the choice of the next one, and for `new` more passes.

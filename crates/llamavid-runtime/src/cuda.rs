@@ -114,6 +114,32 @@ pub(crate) fn unavailable(message: impl Into<String>, hint: impl Into<String>) -
     Error::new(ErrorCode::DeviceUnavailable, message).with_hint(hint)
 }
 
+/// Opens NCCL's library, by which several devices compute together, and gives its path.
+///
+/// # Errors
+/// `DEVICE_UNAVAILABLE` with the places that were looked at.
+pub fn nccl() -> Result<&'static str> {
+    static NCCL: OnceLock<Result<String>> = OnceLock::new();
+    NCCL.get_or_init(open_nccl).as_deref().map_err(Clone::clone)
+}
+
+#[cfg(not(target_os = "linux"))]
+fn open_nccl() -> Result<String> {
+    Err(unavailable("builds with CUDA are for Linux", "Take the device cpu."))
+}
+
+#[cfg(target_os = "linux")]
+fn open_nccl() -> Result<String> {
+    use crate::cuda_libraries::{NCCL, open_library};
+
+    open_library(NCCL).map(|(_, path)| path).map_err(|problem| {
+        unavailable(
+            format!("{NCCL}, by which graphics processors share each layer, was not found: {problem}"),
+            "`pip install nvidia-nccl-cu13`, or let each device have whole layers (split: layers).",
+        )
+    })
+}
+
 #[cfg(not(target_os = "linux"))]
 fn open(_support: &mut CudaSupport) -> Result<()> {
     Err(unavailable("builds with CUDA are for Linux", "Take the device cpu."))

@@ -18,6 +18,9 @@ pub(crate) const DRIVER: &str = "libcuda.so.1";
 /// What candle calls beside the driver, in the order in which one needs the other.
 pub(crate) const LIBRARIES: [&str; 3] = ["libcublasLt.so.13", "libcublas.so.13", "libcurand.so.10"];
 
+/// What adds up over several devices. Nobody else needs it, so it is opened when it is first asked for.
+pub(crate) const NCCL: &str = "libnccl.so.2";
+
 /// The CUDA whose machine code and PTX the builds hold; an older driver refuses them.
 const VERSION: c_int = 13_000;
 
@@ -68,7 +71,10 @@ fn python_folders() -> Vec<PathBuf> {
         // Many machines have no Python.
         let text =
             listed.map(|output| String::from_utf8_lossy(&output.stdout).into_owned()).unwrap_or_default();
-        let folders = text.lines().map(|line| Path::new(line).join("nvidia/cu13/lib"));
+        // NCCL has a folder of its own.
+        let folders = text.lines().flat_map(|line| {
+            ["nvidia/cu13/lib", "nvidia/nccl/lib"].map(|folder| Path::new(line).join(folder))
+        });
         folders.filter(|folder| folder.is_absolute() && folder.is_dir()).collect()
     });
     folders.clone()

@@ -51,13 +51,13 @@ pub(crate) type Turn = Box<dyn FnMut(&TensorDevice) -> ControlFlow<()> + Send>;
 /// A device and the thread that works on it. The thread ends after its last job once all handles are gone.
 #[derive(Debug)]
 pub struct Device {
-    /// One, or several that share the layers of the language model; everything else is on the first.
+    /// One, or several that share the language model; everything else is on the first.
     stages: Vec<StageDevice>,
     name: String,
     queue: Sender<Turn>,
 }
 
-/// A device that holds some of the language model's layers.
+/// A device that holds some of the language model's layers, or a share of each.
 #[derive(Debug, Clone)]
 pub(crate) struct StageDevice {
     pub(crate) tensors: TensorDevice,
@@ -71,7 +71,7 @@ static OPEN: Mutex<Vec<Weak<Device>>> = Mutex::new(Vec::new());
 
 impl Device {
     /// Opens `auto`, `cpu`, `cuda` (the first one) or `cuda:N`. `auto` is the first CUDA device that works, else
-    /// the CPU. Several, `cuda:0,cuda:1` or `cuda,cpu`, share the layers of the language model, in their order.
+    /// the CPU. Several, `cuda:0,cuda:1` or `cuda,cpu`, share the language model, as its [`crate::Split`] says.
     ///
     /// # Errors
     /// `INVALID_ARGUMENT` for another name or a `LLAMAVID_THREADS` that is no number, `DEVICE_UNAVAILABLE` when there is
@@ -121,9 +121,11 @@ impl Device {
         let stages = stages.collect::<Result<Vec<_>>>()?;
         let (queue, mut inbox) = mpsc::channel();
         let on_thread = first_of(&stages).clone();
+        // Several devices may want kernels launched side by side.
+        let in_pool = on_thread.is_cpu() || stages.len() > 1;
         std::thread::Builder::new()
             .name(format!("llamavid {name}"))
-            .spawn(move || serve(&on_thread, &mut inbox))
+            .spawn(move || serve(&on_thread, in_pool, &mut inbox))
             .map_err(|error| {
                 Error::new(ErrorCode::OutOfMemory, format!("no thread for the device {name}: {error}"))
             })?;
@@ -137,7 +139,7 @@ impl Device {
         self.stages.first().map_or(DeviceKind::Cpu, |stage| stage.kind)
     }
 
-    /// The devices that share the language model's layers.
+    /// The devices that share the language model.
     pub(crate) fn stages(&self) -> &[StageDevice] {
         &self.stages
     }
@@ -249,12 +251,12 @@ const STAY: Duration = Duration::from_millis(20);
 
 /// The device's thread: jobs take turns, one step each. A processor's turns run in the pool of threads: what a step shares out
 /// begins there at once, and need not be handed over and waited for each time.
-fn serve(device: &TensorDevice, inbox: &mut Receiver<Turn>) {
+fn serve(device: &TensorDevice, in_pool: bool, inbox: &mut Receiver<Turn>) {
     let mut jobs: VecDeque<Turn> = VecDeque::new();
     while let Ok(job) = inbox.recv() {
         jobs.push_back(job);
         while !jobs.is_empty() {
-            match device.is_cpu() {
+            match in_pool {
                 true => rayon::scope(|_| take_turns(device, &mut jobs, inbox)),
                 false => take_turns(device, &mut jobs, inbox),
             }
@@ -343,7 +345,7 @@ mod tests {
 
     fn private_device() -> Device {
         let (queue, mut inbox) = mpsc::channel();
-        std::thread::spawn(move || serve(&TensorDevice::Cpu, &mut inbox));
+        std::thread::spawn(move || serve(&TensorDevice::Cpu, true, &mut inbox));
         Device { stages: Vec::new(), name: "cpu".into(), queue }
     }
 

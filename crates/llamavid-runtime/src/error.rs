@@ -132,6 +132,8 @@ impl From<llamavid_models::Error> for Error {
             Model::Unsupported { .. } => Self::new(ErrorCode::ModelUnsupported, message)
                 .with_hint("Use a checkpoint of the kind that the message names."),
             Model::Prompt(_) | Model::Argument(_) => Self::new(ErrorCode::InvalidArgument, message),
+            Model::Shares { .. } => Self::new(ErrorCode::InvalidArgument, message)
+                .with_hint("Take another number of devices, or let each have whole layers (split: layers)."),
             Model::ContextOverflow { .. } => Self::new(ErrorCode::ContextOverflow, message)
                 .with_hint("Take fewer frames, a shorter conversation, or a model with a longer context."),
         }

@@ -14,6 +14,7 @@ use crate::device::Weights;
 use crate::gguf_model::GgufModel;
 use crate::model_folder::{GenerationDefaults, ModelFolder, build};
 use crate::session::prefill_chunk;
+use crate::split::{Split, shared_layers};
 use crate::{Cancellation, Device, Precision, Reply, Result, run_aside};
 
 /// The language model of a folder. Sessions keep it alive.
@@ -33,19 +34,20 @@ impl LanguageModel {
         folder: PathBuf,
         device: Arc<Device>,
         precision: Precision,
+        split: Split,
         cancellation: Cancellation,
     ) -> Reply<Self> {
         run_aside("llamavid load", move || {
             cancellation.check()?;
             let _span = info_span!("load language model").entered();
             if folder.extension().is_some_and(|extension| extension == "gguf") && folder.is_file() {
-                return Self::from_gguf(&folder, device, precision, &cancellation);
+                return Self::from_gguf(&folder, device, precision, split, &cancellation);
             }
             let folder = ModelFolder::open(&folder)?.with_quantisation(precision.quantisation);
             let tokenizer = folder.llama_tokenizer()?;
             let defaults = folder.generation_defaults()?;
             cancellation.check()?;
-            let model = folder.placed_language_model(precision.dtype.on(&device), &device)?;
+            let model = folder.placed_language_model(precision.dtype.on(&device), &device, split)?;
             cancellation.check()?;
             let (image_placeholder, conversation) = (folder.image_placeholder(), folder.conversation());
             Ok(Self {
@@ -63,13 +65,20 @@ impl LanguageModel {
         file: &Path,
         device: Arc<Device>,
         precision: Precision,
+        split: Split,
         cancellation: &Cancellation,
     ) -> Result<Self> {
         let GgufModel { config, tokenizer, checkpoint } = GgufModel::open(file)?;
         let dtype = precision.dtype.on(&device);
         let quantisation = precision.quantisation;
         let loader = Loader::quantising(checkpoint, &LANGUAGE, quantisation, dtype, device.tensors());
-        let model = build(loader, |vb| Model::new(&config, vb))?;
+        let model = match split {
+            Split::Layers => build(loader, |vb| Model::new(&config, vb)),
+            Split::Tensor => {
+                let placement = shared_layers(&device, &config)?;
+                build(loader, |vb| Model::placed(&config, vb, placement))
+            }
+        }?;
         cancellation.check()?;
         Ok(Self {
             model: Weights::new(model, device.clone()),

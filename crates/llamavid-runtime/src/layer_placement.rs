@@ -66,7 +66,7 @@ mod tests {
     use llamavid_weights::writer::write_safetensors;
 
     use super::*;
-    use crate::{Device, ErrorCode};
+    use crate::{Device, ErrorCode, Split};
 
     #[test]
     fn layers_are_shared_by_memory() {
@@ -92,7 +92,7 @@ mod tests {
     fn run(folder: &Path, device: &str) -> Vec<Vec<f32>> {
         let folder = ModelFolder::open(folder).unwrap();
         let device = Device::open(device).unwrap();
-        let model = folder.placed_language_model(DType::F32, &device).unwrap();
+        let model = folder.placed_language_model(DType::F32, &device, Split::Layers).unwrap();
         assert_eq!(model.config().layers, 2);
         let mut cache = model.new_cache(4);
         let mut seen = Vec::new();

@@ -29,6 +29,7 @@ mod profile;
 mod reply;
 mod session;
 mod source_digest;
+mod split;
 mod subtitles;
 mod threads;
 mod token_generator;
@@ -41,7 +42,7 @@ mod visual_tokens;
 mod weight_shapes;
 
 pub use cancellation::Cancellation;
-pub use cuda::{CudaBuild, CudaDevice, CudaSupport, support as cuda_support};
+pub use cuda::{CudaBuild, CudaDevice, CudaSupport, nccl as nccl_library, support as cuda_support};
 pub use data_check::{
     CheckTotals, CheckedPart, CheckedSamples, DataCheck, Finding, VideoReference, published_data,
 };
@@ -72,6 +73,7 @@ pub use processor::{instruction_set, processor_features};
 pub use profile::{finish_profile, record_phase, record_work, start_profile};
 pub use reply::{Reply, catch_panic, run_aside};
 pub use session::{GenerateRequest, Piece, Session, Started};
+pub use split::Split;
 pub use subtitles::{StreamCue, Subtitles};
 pub use threads::thread_count;
 pub use token_generator::{Ablation, TokenGenerator};

@@ -21,6 +21,7 @@ use serde::Deserialize;
 use crate::gguf_model::expect_divisors;
 use crate::layer_placement::place_layers;
 use crate::manifest::Manifest;
+use crate::split::{Split, shared_layers};
 use crate::{Error, ErrorCode, Result, TokenizerFiles};
 
 /// The visual encoder of a converted model in eight bits.
@@ -219,9 +220,9 @@ impl ModelFolder {
         self.config.tokens.tokens_per_frame(self.config.visual.patches() + class_row)
     }
 
-    /// Builds the visual encoder.
+    /// Builds the visual encoder, for inference.
     pub fn visual_encoder(&self, dtype: DType, device: &Device) -> Result<VisualEncoder> {
-        build(self.visual_loader(dtype, device)?, |vb| VisualEncoder::new(&self.config.visual, vb))
+        build(self.visual_loader(dtype, device)?, |vb| VisualEncoder::for_inference(&self.config.visual, vb))
     }
 
     /// What the visual encoder's weights are read by.
@@ -272,16 +273,18 @@ impl ModelFolder {
         self.with_adapter(model, dtype, device)
     }
 
-    /// Builds the decoder with its layers on several devices, which take turns in their order.
+    /// Builds the decoder on several devices, which take turns in their order or share each layer.
     pub(crate) fn placed_language_model(
         &self,
         dtype: DType,
         device: &crate::Device,
+        split: Split,
     ) -> Result<LanguageModel> {
-        if let [_only] = device.stages() {
-            return self.language_model(dtype, device.tensors());
-        }
-        let placement = Placement::in_stages(place_layers(self, dtype, device.stages())?)?;
+        let placement = match (split, device.stages()) {
+            (Split::Tensor, _) => shared_layers(device, &self.config.language)?,
+            (Split::Layers, [_only]) => return self.language_model(dtype, device.tensors()),
+            (Split::Layers, stages) => Placement::in_stages(place_layers(self, dtype, stages)?)?,
+        };
         let loader = self.language_loader(dtype, device.tensors())?;
         let model = build(loader, |vb| LanguageModel::placed(&self.config.language, vb, placement))?;
         self.with_adapter(model, dtype, device.tensors())

@@ -16,7 +16,7 @@ use llamavid_models::tokenizer::LlamaTokenizer;
 use llamavid_runtime::model_folder::ModelFolder;
 use llamavid_runtime::{
     Cancellation, Device, Dtype, ErrorCode, GenerateRequest, LanguageModel, Precision, Result, Session,
-    SpliceKind, TokenGenerator, VisualEncoder,
+    SpliceKind, Split, TokenGenerator, VisualEncoder,
 };
 use llamavid_weights::{Checkpoint, Quantisation};
 use sentencepiece_model::{SentencePieceModel, Type};
@@ -33,7 +33,14 @@ fn precision(quantisation: Option<Quantisation>) -> Precision {
 
 fn load(place: &Path, quantisation: Option<Quantisation>) -> Result<LanguageModel> {
     let device = Device::open("cpu").unwrap();
-    LanguageModel::load(place.to_owned(), device, precision(quantisation), Cancellation::default()).wait()
+    LanguageModel::load(
+        place.to_owned(),
+        device,
+        precision(quantisation),
+        Split::Layers,
+        Cancellation::default(),
+    )
+    .wait()
 }
 
 /// Questions that the embedded model answers at some length, about nothing.

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use llamavid_models::language_model::{CachePrecision, FinishReason, SamplingOptions};
 use llamavid_runtime::{
     Cancellation, Device, Dtype, Error, ErrorCode, GenerateRequest, LanguageModel, Precision, Session,
-    SpliceKind,
+    SpliceKind, Split,
 };
 use llamavid_weights::Quantisation;
 
@@ -17,7 +17,11 @@ fn load(dtype: Dtype, quantisation: Option<Quantisation>) -> Arc<LanguageModel> 
     let folder = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../../packages/tiny/model"));
     let device = Device::open("cpu").unwrap();
     let precision = Precision { dtype, quantisation };
-    Arc::new(LanguageModel::load(folder, device, precision, Cancellation::default()).wait().unwrap())
+    Arc::new(
+        LanguageModel::load(folder, device, precision, Split::Layers, Cancellation::default())
+            .wait()
+            .unwrap(),
+    )
 }
 
 fn request(prompt: &str, max_new_tokens: usize, cache: CachePrecision) -> GenerateRequest {

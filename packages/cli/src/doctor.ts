@@ -143,7 +143,8 @@ function threads({ callNative, threadCount }: typeof import('@llamavid/native'))
   }
 }
 
-function gpu({ callNative, cudaSupport, Device }: typeof import('@llamavid/native')): Check {
+function gpu(native: typeof import('@llamavid/native')): Check {
+  const { callNative, cudaSupport, Device } = native;
   const [driver] = /Kernel Module[^\n]*?(\d+\.\d+[\d.]*)/.exec(read(DRIVER) ?? '')?.slice(1) ?? [];
   const { devices, libraries } = cudaSupport();
   const found = [
@@ -153,13 +154,23 @@ function gpu({ callNative, cudaSupport, Device }: typeof import('@llamavid/nativ
   ].join('; ');
   try {
     using device = callNative(() => Device.open('cuda'));
-    return pass('GPU', `${device.name} can be used; ${found}`);
+    const usable = `${device.name} can be used; ${found}`;
+    return pass('GPU', devices.length < 2 ? usable : `${usable}; ${together(native)}`);
   } catch (error) {
     if (found === '' && !existsSync('/dev/nvidiactl')) {
       return pass('GPU', 'none found; models run on the CPU');
     }
     const { message, fix } = failed('GPU', error, 'Use --device cpu.');
     return warning('GPU', found === '' ? message : `${found}; but ${message}`, fix ?? 'Use --device cpu.');
+  }
+}
+
+/** Whether several devices can share each layer. */
+function together({ callNative, ncclLibrary }: typeof import('@llamavid/native')): string {
+  try {
+    return `--split tensor has ${callNative(ncclLibrary)}`;
+  } catch (error) {
+    return `--split tensor cannot be used: ${(error as Error).message}`;
   }
 }
 

@@ -8,6 +8,7 @@ export interface ModelFlags {
   device: NonNullable<LoadOptions['device']>;
   dtype: NonNullable<LoadOptions['dtype']>;
   load: NonNullable<LoadOptions['load']>;
+  split: NonNullable<LoadOptions['split']>;
   tryAnyway?: boolean;
   threads?: number;
   quiet?: boolean;
@@ -60,7 +61,7 @@ export function addModelFlags(command: Command): void {
     )
     .option(
       '--device <device>',
-      'auto, cpu, cuda or cuda:N; several (cuda:0,cuda:1 or cuda,cpu) share the layers',
+      'auto, cpu, cuda or cuda:N; several (cuda:0,cuda:1 or cuda,cpu) share the language model',
       device,
       'auto',
     )
@@ -70,6 +71,12 @@ export function addModelFlags(command: Command): void {
       '16bit leaves weights as they are; 8bit and 4bit round them while loading',
       oneOf('--load', ['16bit', '8bit', '4bit']),
       '16bit',
+    )
+    .option(
+      '--split <way>',
+      'several devices have whole layers each (layers), or a share of every layer (tensor)',
+      oneOf('--split', ['layers', 'tensor']),
+      'layers',
     )
     .option(
       '--threads <n>',
@@ -166,10 +173,10 @@ export function addSamplingFlags(command: Command): void {
 }
 
 export function loadOptions(flags: ModelFlags, signal: AbortSignal): LoadOptions {
-  const { device, dtype, load, tryAnyway, threads } = flags;
+  const { device, dtype, load, split, tryAnyway, threads } = flags;
   // Read when the first device is opened.
   if (threads !== undefined) process.env['LLAMAVID_THREADS'] = String(threads);
-  return { device, dtype, load, tryAnyway, signal };
+  return { device, dtype, load, split, tryAnyway, signal };
 }
 
 export function samplingOptions({ fps, frames, start, end, strict }: SamplingFlags): SamplingFlags {
@@ -217,7 +224,7 @@ export function device(value: string): string {
   if (/^(auto|(cpu|cuda(:\d+)?)(,(cpu|cuda(:\d+)?))*)$/.test(value)) return value;
   throw wrong(
     `--device ${value}: no such device`,
-    'Devices are auto, cpu, cuda and cuda:N; several with commas between share the layers.',
+    'Devices are auto, cpu, cuda and cuda:N; several with commas between share the language model.',
   );
 }
 

@@ -18,11 +18,11 @@ export async function plan(paths: readonly string[], flags: PlanFlags): Promise<
     import('./plan-text.js'),
   ]);
   checkFiles(filesOf(paths, flags));
-  const { model, device, dtype, load, question, conversation, maxNewTokens, kvCache } = flags;
+  const { model, device, dtype, load, split, question, conversation, maxNewTokens, kvCache } = flags;
   const progress = new Progress(flags.quiet ?? false);
   try {
     progress.step('looking at the files');
-    const options = { ...toOpen, device, dtype, load, question, conversation, maxNewTokens, kvCache };
+    const options = { ...toOpen, device, dtype, load, split, question, conversation, maxNewTokens, kvCache };
     const planned = await LlamaVid.plan(model, paths.map(sourceOf), options);
     progress.clear();
     process.stdout.write(flags.json ? `${JSON.stringify(planned)}\n` : planText(planned));

@@ -70,6 +70,7 @@ describe('llamavid', () => {
     'several devices': ['ask', clip, 'What?', '--device', 'cuda:0,1'],
     'an unknown dtype': ['ask', clip, 'What?', '--dtype', 'f8'],
     'an unknown number of bits': ['ask', clip, 'What?', '--load', '2bit'],
+    'an unknown split': ['ask', clip, 'What?', '--split', 'rows'],
     'an unknown cache': ['ask', clip, 'What?', '--kv-cache', '2bit'],
     'an unknown template': ['ask', clip, 'What?', '--conversation', 'nobody'],
     'a negative temperature': ['ask', clip, 'What?', '--temperature', '-1'],
@@ -184,6 +185,17 @@ describe('llamavid ask', () => {
       model: { name: 'random-model', dtype: 'f32', device: 'cpu' },
     });
     expect(result.tokenIds.length).toBeLessThanOrEqual(16);
+  });
+
+  it('lets devices share each layer, and refuses one device that has nobody to share with', async () => {
+    const [shared, alone] = await Promise.all([
+      llamavid(['ask', 'What is there?', '--json', '--device', 'cpu,cpu', '--split', 'tensor']),
+      llamavid(['ask', 'What is there?', '--device', 'cpu', '--split', 'tensor', '--quiet']),
+    ]);
+    expect(shared.exitCode).toBe(0);
+    expect(JSON.parse(shared.stdout)).toMatchObject({ model: { name: 'tiny', device: 'cpu,cpu' } });
+    expect(alone.exitCode).toBe(2);
+    expect(alone.stderr).toMatch(/^error: .+nothing to share\nhint: .+\n$/);
   });
 
   it('takes several files, a part of a video, and none at all', async () => {

@@ -4,8 +4,8 @@ import { Session } from './session.js';
 
 export interface LoadOptions {
   /**
-   * `auto` (default) takes the first CUDA device that works, else the CPU. Several, `cuda:0,cuda:1` or `cuda,cpu`, share the layers of the
-   * language model; all else is on the first.
+   * `auto` (default) takes the first CUDA device that works, else the CPU. Several, `cuda:0,cuda:1` or `cuda,cpu`, share the language
+   * model, as `split` says; all else is on the first.
    */
   device?: 'auto' | 'cpu' | 'cuda' | `cuda:${number}` | `${string},${string}` | undefined;
   /** What the weights are computed in. `f32` is exact; `auto` (default) fits the device. */
@@ -15,6 +15,11 @@ export interface LoadOptions {
    * while loading, on a CPU. What a file holds in blocks of fewer bits stays so in any case, and stays mapped.
    */
   load?: '16bit' | '8bit' | '4bit' | undefined;
+  /**
+   * How several devices share the language model. `layers` (default): each has whole layers, and they take turns. `tensor`: each has a
+   * share of every layer, and they compute side by side; their number must divide the model's heads, and graphics processors need NCCL.
+   */
+  split?: 'layers' | 'tensor' | undefined;
   /** Stops loading; the promise then rejects with `ABORTED`. */
   signal?: AbortSignal | undefined;
 }
@@ -33,7 +38,7 @@ export interface GenerationDefaults {
 export class LanguageModel implements Disposable {
   readonly #native: NativeLanguageModel;
   readonly #rounds = new DecodeRounds();
-  /** Where the weights are: `cpu` or `cuda:N`. */
+  /** Where the weights are: `cpu` or `cuda:N`, or several with commas between. */
   readonly device: string;
 
   /** @internal Made by `LanguageModel.load`. */
@@ -50,6 +55,7 @@ export class LanguageModel implements Disposable {
         device,
         dtype: options.dtype ?? 'auto',
         load: options.load ?? '16bit',
+        split: options.split ?? 'layers',
         cancellation,
       }),
     );

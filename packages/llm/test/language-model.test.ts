@@ -3,7 +3,7 @@ import { join } from 'node:path';
 import { TokenGenerator } from '@llamavid/tokens';
 import { Pixels, VisualEncoder } from '@llamavid/vision';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
-import { conversation, LanguageModel } from '../src/index.js';
+import { conversation, LanguageModel, type LoadOptions } from '../src/index.js';
 
 const fixtures = join(import.meta.dirname, '../../../fixtures');
 const folder = join(fixtures, 'random-model');
@@ -32,6 +32,30 @@ describe('LanguageModel', () => {
     expect(model.device).toBe('cpu');
     expect(model.imagePlaceholder).toBe('<image>');
     expect(model.countTokens('Hello')).toBeGreaterThan(0);
+  });
+
+  it('answers the same where several devices share each layer', async () => {
+    // Three heads, one each.
+    const several = { ...exact, device: 'cpu,cpu,cpu', split: 'tensor' } as const;
+    using shared = await LanguageModel.load(folder, several);
+    expect(shared.device).toBe('cpu,cpu,cpu');
+    const prompt = conversation('llava_v1').render([{ question: 'What is a Q-Former?' }]);
+    const ids = [];
+    for (const each of [model, shared]) {
+      using session = each.createSession();
+      ids.push((await session.generate(prompt, { maxNewTokens: 12, stop: '</s>' }).result()).tokenIds);
+    }
+    expect(ids[1]).toEqual(ids[0]);
+  });
+
+  it.each([
+    ['cpu', 'tensor', 'nothing to share'],
+    ['cpu,cpu', 'tensor', '3 heads'],
+    ['cpu,cpu', 'rows', 'layers and tensor'],
+  ])('refuses to share %s by %s', async (device, split, problem) => {
+    const options = { ...exact, device, split } as unknown as LoadOptions;
+    const error = await LanguageModel.load(folder, options).catch((error: unknown) => error);
+    expect(error).toMatchObject({ code: 'INVALID_ARGUMENT', message: expect.stringContaining(problem) });
   });
 
   it('reads only what differs from what it kept, and answers as from an empty cache', async () => {

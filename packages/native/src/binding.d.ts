@@ -31,7 +31,7 @@ export declare class DataCheck {
 
 /** A device and the thread that works on it. Everything loaded on it keeps it alive. */
 export declare class Device {
-  /** Opens `auto`, `cpu`, `cuda` or `cuda:N`. */
+  /** Opens `auto`, `cpu`, `cuda` or `cuda:N`, or several with commas between. */
   static open(name: string): Device
   /** What it is. */
   get kind(): 'cpu' | 'cuda'
@@ -583,6 +583,8 @@ export interface LoadOptions {
   dtype?: 'auto' | 'f32' | 'bf16' | 'f16'
   /** How many bits matrices are held in; default `16bit`, which leaves those of a file as they are there. */
   load?: '16bit' | '8bit' | '4bit'
+  /** How several devices share the language model: each has whole `layers` (default), or a share of each as `tensor`. */
+  split?: 'layers' | 'tensor'
   /** Stops loading. */
   cancellation?: Cancellation
 }
@@ -620,6 +622,12 @@ export interface MovieQuestion {
  * end before the next one is shown. `frame_times` are seconds.
  */
 export declare function movieText(subtitles: Array<Subtitle>, frameTimes: Array<number>): string
+
+/**
+ * The path of NCCL's library, by which several graphics processors share each layer (`split: 'tensor'`). It is opened when it is first
+ * asked for.
+ */
+export declare function ncclLibrary(): string
 
 /** A session that wants its next piece. */
 export interface NextRequest {

@@ -62,6 +62,7 @@ export const {
   publishedData,
   movieQuestion,
   movieText,
+  ncclLibrary,
   parseSubtitles,
   instructionSet,
   processorFeatures,

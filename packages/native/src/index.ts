@@ -51,6 +51,7 @@ export {
   ModelDescription,
   movieQuestion,
   movieText,
+  ncclLibrary,
   PixelChannel,
   Pixels,
   parseSubtitles,

@@ -26,28 +26,42 @@ mkdirSync(join(silentPython, 'bin'), { recursive: true });
 writeFileSync(join(silentPython, 'bin/python3'), '#!/bin/sh\n', { mode: 0o755 });
 
 /** Then nothing can be missing. */
-const hasCuda = onLinux && /libcublasLt\.so\.13/.test(spawnSync('ldconfig', ['-p']).stdout?.toString() ?? '');
+const libraries = onLinux ? (spawnSync('ldconfig', ['-p']).stdout?.toString() ?? '') : '';
+const hasCuda = libraries.includes('libcublasLt.so.13');
+const hasNccl = libraries.includes('libnccl.so.2');
 
 interface Driver {
   start?: number;
+  /** Devices. */
+  count?: number;
   version?: number;
   capability?: [number, number];
   /** More functions, in C. */
   functions?: string;
   /** Whether what CUDA needs beside the driver is there. */
   libraries?: boolean;
+  /** NCCL's library, in C. */
+  nccl?: string;
 }
 
 let drivers = 0;
 
 /** A toolkit's folder with a driver of its own, for `CUDA_HOME`. */
-function driver({ start = 0, version = 13_000, capability = [9, 0], functions, libraries = true }: Driver) {
+function driver({
+  start = 0,
+  count = 1,
+  version = 13_000,
+  capability = [9, 0],
+  functions,
+  libraries = true,
+  nccl,
+}: Driver) {
   drivers += 1;
   const home = join(work, `driver${drivers}`);
   const folder = join(home, 'lib64');
   mkdirSync(folder, { recursive: true });
   const [major, minor] = capability;
-  const values = { START: start, VERSION: version, MAJOR: major, MINOR: minor };
+  const values = { START: start, COUNT: count, VERSION: version, MAJOR: major, MINOR: minor };
   const definitions = Object.entries(values).map(([name, value]) => `-D${name}=${value}`);
   const more = join(home, 'more.c');
   writeFileSync(more, functions ?? '');
@@ -55,6 +69,11 @@ function driver({ start = 0, version = 13_000, capability = [9, 0], functions, l
   execFileSync('cc', ['-shared', '-fPIC', ...definitions, ...sources, '-o', join(folder, 'libcuda.so.1')]);
   for (const name of libraries ? ['libcublasLt.so.13', 'libcublas.so.13', 'libcurand.so.10'] : []) {
     execFileSync('cc', ['-shared', '-o', join(folder, name), '-x', 'c', '/dev/null']);
+  }
+  if (nccl !== undefined) {
+    const source = join(home, 'nccl.c');
+    writeFileSync(source, nccl);
+    execFileSync('cc', ['-shared', '-fPIC', source, '-o', join(folder, 'libnccl.so.2')]);
   }
   return home;
 }
@@ -204,11 +223,6 @@ describe.runIf(onLinux)('the addon with CUDA', () => {
 
   it('tells when a device has no memory left, and goes on', ({ skip }) => {
     skip(notBuilt !== '', notBuilt);
-    const source = readFileSync(join(import.meta.dirname, 'driver.c'), 'utf8');
-    const calls = linkage(cuda).open.filter((name) => /^cu/.test(name) && !source.includes(`${name}(`));
-    const functions = calls.map(
-      (name) => `int ${name}(void) { return ${/^cuMemAlloc/.test(name) ? 2 : 0}; }`,
-    );
     const folder = JSON.stringify(join(root, 'fixtures/random-model'));
     const script = `
       const load = async (name) => {
@@ -221,9 +235,88 @@ describe.runIf(onLinux)('the addon with CUDA', () => {
       const loaded = [];
       for (const name of ['cuda', 'cpu', 'cuda:0']) loaded.push(await load(name));
       console.log(JSON.stringify(loaded));`;
-    const home = driver({ functions: functions.join('\n') });
+    const home = driver({ functions: allCalls(/^cuMemAlloc/) });
     const full = { code: 'OUT_OF_MEMORY', hint: expect.stringContaining('smaller dtype') };
     expect(run(script, { LLAMAVID_NATIVE_PATH: cuda, CUDA_HOME: home })).toEqual([full, 32, full]);
+  });
+
+  it('shares layers among devices by NCCL, and ends them all when one fails', ({ skip }) => {
+    skip(notBuilt !== '', notBuilt);
+    const log = join(work, 'nccl.log');
+    const folder = JSON.stringify(join(root, 'packages/tiny/model'));
+    const script = `
+      const device = native.callNative(() => native.Device.open('cuda:0,cuda:1'));
+      const told = [];
+      const tell = async (work) => {
+        try { told.push((await native.callNativeAsync(work)) ?? null); }
+        catch ({ code, message, hint }) { told.push({ code, message, hint }); }
+      };
+      let model;
+      await tell(async () => {
+        model = await native.LanguageModel.load(${folder}, { device, split: 'tensor' });
+        return 'loaded';
+      });
+      for (let time = 0; model !== undefined && time < 2; time += 1) {
+        const session = model.createSession();
+        await tell(() => session.start({ prompt: 'what is there?', visualTokens: [], maxNewTokens: 2, temperature: 0, stop: [] }));
+        session.close();
+      }
+      console.log(JSON.stringify(told));`;
+    const shared = (nccl?: string) => {
+      rmSync(log, { force: true });
+      const options = { count: 2, functions: allCalls(), ...(nccl !== undefined && { nccl }) };
+      return run(script, { LLAMAVID_NATIVE_PATH: cuda, CUDA_HOME: driver(options) });
+    };
+    const calls = () => readFileSync(log, 'utf8').trim().split('\n');
+    /** A library that writes its calls down; `sum` is what each rank's part of a sum gives. */
+    const library = (connect: number, sum: string) => `
+      #include <stdio.h>
+      static void told(const char *call) {
+        FILE *file = fopen(${JSON.stringify(log)}, "a");
+        fprintf(file, "%s\\n", call);
+        fclose(file);
+      }
+      static int sums;
+      int ncclCommInitAll(void **all, int count, const int *devices) {
+        for (int rank = 0; rank < count; rank++) all[rank] = (char *)0 + 16 * (rank + 1);
+        told(count == 2 && devices[0] == 0 && devices[1] == 1 ? "connect" : "others");
+        return ${connect};
+      }
+      int ncclGroupStart(void) { return 0; }
+      int ncclGroupEnd(void) { told("sum"); return 0; }
+      int ncclAllReduce(void) { sums++; return ${sum}; }
+      int ncclCommGetAsyncError(void *one, int *error) { *error = 0; return 0; }
+      int ncclCommAbort(void *one) { told("abort"); return 0; }
+      const char *ncclGetErrorString(int error) { return "a failure of the test"; }`;
+
+    if (!hasNccl) {
+      const [missing] = shared();
+      expect(missing).toMatchObject({
+        code: 'DEVICE_UNAVAILABLE',
+        message: expect.stringContaining('libnccl.so.2'),
+        hint: expect.stringContaining('nvidia-nccl-cu13'),
+      });
+    }
+
+    const [unconnected] = shared(library(2, '0'));
+    expect(unconnected).toMatchObject({
+      code: 'DEVICE_UNAVAILABLE',
+      message: expect.stringContaining('a failure of the test'),
+    });
+
+    const [loaded, first, second] = shared(library(0, 'sums > 6 ? 2 : 0'));
+    expect(loaded).toBe('loaded');
+    for (const failed of [first, second]) {
+      expect(failed.message).toContain('no longer compute together, load the model again');
+      expect(failed.message).toContain('a failure of the test');
+    }
+    // Three sums of two ranks, and one whose first part fails: every one is ended, and none begun behind the end.
+    expect(calls()).toEqual(['connect', 'sum', 'sum', 'sum', 'sum', 'abort', 'abort']);
+
+    const [, started] = shared(library(0, '0'));
+    expect(started).toEqual({ promptTokens: expect.any(Number), visualTokens: 0, keptTokens: 0 });
+    // Embeddings, two sums for each of five layers, hidden states for the output, and its logits.
+    expect(calls().filter((call) => call === 'sum')).toHaveLength(2 * (1 + 5 * 2 + 2));
   });
 
   it('says why it cannot be loaded when all functions are to be bound at once', ({ skip }) => {
@@ -250,6 +343,13 @@ describe.runIf(onLinux)('the addon with CUDA', () => {
     expect(other.auto).toBe('cpu');
   });
 });
+
+/** All calls of CUDA that the addon makes and the driver does not answer, in C: they succeed and do nothing, or have no memory. */
+function allCalls(full = /^$/): string {
+  const source = readFileSync(join(import.meta.dirname, 'driver.c'), 'utf8');
+  const calls = linkage(cuda).open.filter((name) => /^cu/.test(name) && !source.includes(`${name}(`));
+  return calls.map((name) => `int ${name}(void) { return ${full.test(name) ? 2 : 0}; }`).join('\n');
+}
 
 /** What a 64-bit little-endian ELF file asks for. Source: "Tool Interface Standard, Executable and Linking Format". */
 function linkage(path: string): { needed: string[]; open: string[] } {

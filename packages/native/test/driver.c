@@ -1,5 +1,5 @@
 // What the addon asks of NVIDIA's driver, answered as the test wants it: START is what cuInit gives, VERSION, MAJOR and MINOR
-// what the driver and its only device are.
+// what the driver and its devices are, of which there are COUNT.
 #include <stdio.h>
 #include <string.h>
 
@@ -12,7 +12,7 @@ int cuDriverGetVersion(int *version) {
   return 0;
 }
 int cuDeviceGetCount(int *count) {
-  *count = 1;
+  *count = COUNT;
   return 0;
 }
 int cuDeviceGet(int *device, int ordinal) {

@@ -200,7 +200,7 @@ export class LlamaVid implements AsyncDisposable {
 function planQuestion(
   description: ModelDescription,
   planned: PlannedQuestion,
-  format: WeightFormat,
+  format: WeightFormat & Pick<StageOptions, 'split'>,
   device: DeviceDescription,
 ): RunPlan & { contextFit: ContextFit | null } {
   const { clips, subtitles, history, question, maxNewTokens = USUAL_ANSWER } = planned;
@@ -209,6 +209,7 @@ function planQuestion(
   const plan = planRun(description, {
     dtype: format.dtype,
     load: format.load,
+    split: format.split ?? 'layers',
     frames: looked.map(({ frames }) => frames),
     sourcePixels: largest(looked),
     promptTokens,

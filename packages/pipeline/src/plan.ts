@@ -74,6 +74,7 @@ export async function planMedia(
     load: options.load ?? '16bit',
     kvCache: options.kvCache ?? '16bit',
     device: device.name,
+    split: options.split ?? 'layers',
     listGpus: true,
     stored: looked.every((each) => each.movie?.isStored ?? isStorable(each.source, each.options)),
   });

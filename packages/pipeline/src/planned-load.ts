@@ -37,6 +37,7 @@ export async function planLoad(nameOrFolder: string, options: StageOptions): Pro
     load,
     kvCache: '16bit',
     device: device.name,
+    split: given.split ?? 'layers',
   });
   const { dtype } = plan.options[plan.chosen] as WeightFormat;
   const whole = { ...given, device: device.name as StageOptions['device'], dtype, load };

@@ -82,8 +82,10 @@ export interface PlanRequest {
   load: WeightFormat['load'];
   /** How keys and values are held. */
   kvCache: '16bit' | '8bit' | '4bit';
-  /** `cpu` or `cuda:N`. */
+  /** `cpu` or `cuda:N`, or several with commas between. */
   device: string;
+  /** How several devices share the language model. */
+  split: 'layers' | 'tensor';
   /** Whether to tell what graphics processors there are, also for a run on the CPU. */
   listGpus?: boolean;
   /** Whether the weights are in memory already. */

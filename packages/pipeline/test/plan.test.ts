@@ -77,6 +77,22 @@ describe('LlamaVid.plan', () => {
     expect(blocks.frames).toBe(2 * frames);
   });
 
+  it('refuses layers that cannot be shared before a weight is read', async () => {
+    for (const [device, problem] of [
+      ['cpu', 'nothing to share'],
+      ['cpu,cpu,cpu', '4 heads'],
+    ] as const) {
+      const options = { device, split: 'tensor' } as const;
+      const refused = { code: 'INVALID_ARGUMENT', message: expect.stringContaining(problem) };
+      await expect(LlamaVid.plan('tiny', [], options)).rejects.toMatchObject(refused);
+      await expect(LlamaVid.load('tiny', options)).rejects.toMatchObject(refused);
+    }
+    const shared = await LlamaVid.plan('tiny', [video], { device: 'cpu,cpu', split: 'tensor' });
+    const alone = await LlamaVid.plan('tiny', [video], { device: 'cpu' });
+    const prefill = [shared, alone].map(({ options }) => options[0]?.activations.prefill ?? 0);
+    expect(prefill[0]).toBeGreaterThan(prefill[1] ?? 0);
+  });
+
   it('notes a prompt that the context has no room for', async () => {
     const plan = await LlamaVid.plan(join(fixtures, 'random-model'), [long], { frames: 300 });
     expect(plan.promptTokens).toBeGreaterThan(plan.contextLength);

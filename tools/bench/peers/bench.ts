@@ -68,7 +68,11 @@ export class Bench {
   /** Random weights, as `tools/scale` writes them. */
   weights(name: string, bytes: number, ...kind: readonly string[]): Material | undefined {
     const scale = join(this.#built, 'llamavid-scale');
-    return this.material(name, bytes, (path) => execFileSync(scale, [path, ...kind], { stdio: 'inherit' }));
+    const reread = join(import.meta.dirname, 'reread.py');
+    return this.material(name, bytes, (path) => {
+      execFileSync(scale, [path, ...kind], { stdio: 'inherit' });
+      execFileSync(this.peers.python(), [reread, path]);
+    });
   }
 
   /** What this machine can do at most, measured once. */

@@ -110,7 +110,7 @@ fn config(size: &str) -> Result<LanguageModelConfig> {
 
 #[cfg(test)]
 mod tests {
-    use llamavid_runtime::{Cancellation, Device, LanguageModel, Precision};
+    use llamavid_runtime::{Cancellation, Device, LanguageModel, Precision, Split};
 
     use super::*;
 
@@ -121,8 +121,14 @@ mod tests {
             let path = folder.path().join(format!("{format}.gguf"));
             write(&path, "tiny", format).unwrap();
             let device = Device::open("cpu").unwrap();
-            let loading =
-                LanguageModel::load(path, device, Precision::default(), Cancellation::default()).wait();
+            let loading = LanguageModel::load(
+                path,
+                device,
+                Precision::default(),
+                Split::Layers,
+                Cancellation::default(),
+            )
+            .wait();
             let model = loading.unwrap_or_else(|error| panic!("{format}: {error}"));
             assert_eq!(model.context_length(), POSITIONS);
             assert!(model.count_tokens("what is there?") > 0);

@@ -104,30 +104,6 @@ pub(crate) struct AttentionArguments {
     query_bias: u64,
     value_bias: u64,
     bias: u64,
-    query_strides: [i64; 3],
-    key_strides: [i64; 3],
-    value_strides: [i64; 3],
-    bias_strides: [i64; 4],
-    heads: i32,
-    group: i32,
-    query_count: i32,
-    key_count: i32,
-    width: i32,
-    causal: i32,
-    scale: f32,
-    unused: i32,
-}
-
-#[repr(C)]
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct RowsArguments {
-    queries: u64,
-    keys: u64,
-    values: u64,
-    result: u64,
-    query_bias: u64,
-    value_bias: u64,
-    bias: u64,
     /// Room for what splits find.
     pub(crate) parts: u64,
     query_strides: [i64; 3],
@@ -152,7 +128,7 @@ pub(crate) enum AttentionPlan {
     /// On tensor cores.
     Tiles(Launch, AttentionArguments),
     /// Row by row; what splits of the keys find, so many f32 numbers, is put together by a second kernel.
-    Rows { attend: Launch, arguments: RowsArguments, parts: usize, combine: Option<Launch> },
+    Rows { attend: Launch, arguments: AttentionArguments, parts: usize, combine: Option<Launch> },
 }
 
 impl AttentionCall {
@@ -208,30 +184,7 @@ impl AttentionCall {
             threads: 2 * TILE_ROWS as u32,
             shared: (4 * TILE_KEYS * (width + 8) * self.dtype.size_in_bytes()) as u32,
         };
-        let (bias, bias_strides) = self.bias.unwrap_or_default();
-        let [query_bias, value_bias] = self.biases.unwrap_or_default();
-        let arguments = AttentionArguments {
-            queries: self.queries.pointer,
-            keys: self.keys.pointer,
-            values: self.values.pointer,
-            result: self.result,
-            query_bias,
-            value_bias,
-            bias,
-            query_strides: self.queries.strides,
-            key_strides: self.keys.strides,
-            value_strides: self.values.strides,
-            bias_strides,
-            heads: self.heads as i32,
-            group: (self.heads / self.key_heads) as i32,
-            query_count: self.query_count as i32,
-            key_count: self.key_count as i32,
-            width: self.width as i32,
-            causal: self.causal.into(),
-            scale: self.scale,
-            unused: 0,
-        };
-        Ok(AttentionPlan::Tiles(launch, arguments))
+        Ok(AttentionPlan::Tiles(launch, self.arguments(1, true)))
     }
 
     fn rows(&self, rows: usize, vectors: bool) -> Result<AttentionPlan> {
@@ -256,9 +209,15 @@ impl AttentionCall {
             grid: [all_rows as u32, 1, 1],
             ..attend.clone()
         });
+        let arguments = self.arguments(splits, vectors);
+        let parts = if splits > 1 { all_rows * splits * (self.width + 2) } else { 0 };
+        Ok(AttentionPlan::Rows { attend, arguments, parts, combine })
+    }
+
+    fn arguments(&self, splits: usize, vectors: bool) -> AttentionArguments {
         let (bias, bias_strides) = self.bias.unwrap_or_default();
         let [query_bias, value_bias] = self.biases.unwrap_or_default();
-        let arguments = RowsArguments {
+        AttentionArguments {
             queries: self.queries.pointer,
             keys: self.keys.pointer,
             values: self.values.pointer,
@@ -281,9 +240,7 @@ impl AttentionCall {
             vectors: vectors.into(),
             scale: self.scale,
             unused: 0,
-        };
-        let parts = if splits > 1 { all_rows * splits * (self.width + 2) } else { 0 };
-        Ok(AttentionPlan::Rows { attend, arguments, parts, combine })
+        }
     }
 }
 

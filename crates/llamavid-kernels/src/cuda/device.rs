@@ -11,13 +11,11 @@ use half::{bf16, f16};
 use super::Source;
 use super::arguments::{
     AttentionArguments, EachArguments, LargestArguments, Launch, NormArguments, RotateArguments,
-    RowsArguments, StoreArguments,
+    StoreArguments,
 };
 
 // SAFETY: plain numbers in the order and sizes of C, as the kernels' own structs are.
 unsafe impl DeviceRepr for AttentionArguments {}
-// SAFETY: as above.
-unsafe impl DeviceRepr for RowsArguments {}
 // SAFETY: as above.
 unsafe impl DeviceRepr for NormArguments {}
 // SAFETY: as above.

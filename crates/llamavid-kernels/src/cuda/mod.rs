@@ -13,12 +13,16 @@ mod device;
 #[allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 mod emulation;
 #[cfg(feature = "cuda")]
+mod nccl;
+#[cfg(feature = "cuda")]
 mod operations;
 
 #[cfg(feature = "cuda")]
 pub(crate) use self::blocks::{attention_block, gelu_block, swiglu_block};
 #[cfg(feature = "cuda")]
 pub(crate) use self::device::takes;
+#[cfg(feature = "cuda")]
+pub(crate) use self::nccl::Communicators;
 #[cfg(feature = "cuda")]
 pub(crate) use self::operations::{
     attention, cached_attention, gelu, largest, multi_head_attention, norm, packed_attention, quick_gelu,

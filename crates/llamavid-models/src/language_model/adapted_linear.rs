@@ -2,9 +2,11 @@
 //!
 //! Paper: "LoRA: Low-Rank Adaptation of Large Language Models" (arXiv 2106.09685).
 
+use std::ops::Range;
+
 use crate::linear::Matrix;
 use crate::weight_source::WeightSource;
-use candle_core::{Result, Tensor};
+use candle_core::{Device, Result, Tensor};
 use candle_nn::Init;
 use llamavid_kernels::{BlockFormat, Dropout, Projection};
 
@@ -16,6 +18,21 @@ pub(super) struct AdaptedLinear {
     /// (out).
     bias: Option<Tensor>,
     adapter: Option<LowRank>,
+    /// Which part of a layer this is, if it is not all of it.
+    part: Option<Part>,
+}
+
+/// Some outputs of a layer, or what some of its inputs add to each of them.
+#[derive(Debug, Clone)]
+struct Part {
+    /// Outputs, rows of the weight.
+    rows: Range<usize>,
+    /// Inputs, columns of the weight.
+    columns: Range<usize>,
+    /// Outputs and inputs of the layer.
+    of: (usize, usize),
+    /// Where it is computed.
+    device: Device,
 }
 
 /// A low-rank adapter: what it gives is added to what its layer gives.
@@ -34,7 +51,33 @@ impl AdaptedLinear {
     pub(super) fn new(input: usize, output: usize, biased: bool, vb: WeightSource) -> Result<Self> {
         let weight = Matrix::new(output, input, candle_nn::init::DEFAULT_KAIMING_NORMAL, &vb)?;
         let bias = biased.then(|| vb.get_with_hints(output, "bias", Init::Const(0.))).transpose()?;
-        Ok(Self { weight, bias, adapter: None })
+        Ok(Self { weight, bias, adapter: None, part: None })
+    }
+
+    /// A part of this layer, which is a whole one.
+    ///
+    /// # Errors
+    /// Columns of a weight in blocks that do not begin and end with blocks.
+    pub(super) fn part(&self, rows: Range<usize>, columns: Range<usize>, device: &Device) -> Result<Self> {
+        // Of the addends of an output one has the bias.
+        let bias = self.bias.as_ref().filter(|_| columns.start == 0);
+        let bias =
+            bias.map(|bias| bias.narrow(0, rows.start, rows.len())?.force_contiguous()?.to_device(device));
+        let part = Part { rows, columns, of: self.dims()?, device: device.clone() };
+        Ok(Self {
+            weight: self.weight.part(&part.rows, &part.columns)?.to_device(device)?,
+            bias: bias.transpose()?,
+            adapter: self.adapter.as_ref().map(|adapter| adapter.part(&part)).transpose()?,
+            part: Some(part),
+        })
+    }
+
+    /// Outputs and inputs of the whole layer.
+    pub(super) fn dims(&self) -> Result<(usize, usize)> {
+        match &self.part {
+            Some(part) => Ok(part.of),
+            None => self.weight.weight().dims2(),
+        }
     }
 
     /// Its weight, for an operation that it is a part of; none when an adapter makes it more than its weight.
@@ -62,13 +105,17 @@ impl AdaptedLinear {
     }
 
     /// Puts an adapter beside this layer: reads `lora_A.weight` and `lora_B.weight`, created as the PEFT library does.
-    pub(super) fn adapt(&mut self, rank: usize, scale: f64, vb: WeightSource) -> Result<()> {
-        let (output, input) = self.weight.weight().dims2()?;
+    pub(super) fn adapt(&mut self, rank: usize, scale: f64, vb: &WeightSource) -> Result<()> {
+        let (output, input) = self.dims()?;
         let bound = (input as f64).powf(-0.5);
         let init = Init::Uniform { lo: -bound, up: bound };
         let down = vb.pp("lora_A").get_with_hints((rank, input), "weight", init)?;
         let up = vb.pp("lora_B").get_with_hints((output, rank), "weight", Init::Const(0.))?;
-        self.adapter = Some(LowRank { down, up, scale, dropout: None });
+        let whole = LowRank { down, up, scale, dropout: None };
+        self.adapter = Some(match &self.part {
+            Some(part) => whole.part(part)?,
+            None => whole,
+        });
         Ok(())
     }
 
@@ -98,6 +145,13 @@ impl LowRank {
         };
         let inner = llamavid_kernels::linear(&x, &self.down, None)?;
         llamavid_kernels::linear(&inner, &self.up, None)? * self.scale
+    }
+
+    /// What goes with a part of its layer.
+    fn part(&self, Part { rows, columns, device, .. }: &Part) -> Result<Self> {
+        let down = self.down.narrow(1, columns.start, columns.len())?.force_contiguous()?;
+        let up = self.up.narrow(0, rows.start, rows.len())?.force_contiguous()?;
+        Ok(Self { down: down.to_device(device)?, up: up.to_device(device)?, ..self.clone() })
     }
 
     /// (out, in): what it adds to the weight of its layer.

@@ -2,6 +2,7 @@
 //!
 //! Letters: B batch, S new positions, T all positions, H query heads, K key heads, G = H / K.
 
+use std::ops::Range;
 use std::sync::OnceLock;
 
 use candle_core::{D, DType, Device, Tensor};
@@ -11,8 +12,9 @@ use llamavid_kernels::{
 
 use super::adapted_linear::AdaptedLinear;
 use super::config::{AttentionBias, LanguageModelConfig};
-use super::kv_cache::KvCache;
-use super::llama::RmsNorm;
+use super::kv_cache::CachePlace;
+use super::layer::RmsNorm;
+use super::share::Share;
 use crate::weight_source::WeightSource;
 use crate::{Error, Result};
 
@@ -50,6 +52,23 @@ impl SelfAttention {
         })
     }
 
+    /// A rank's heads of it.
+    pub(super) fn share(&self, share: &Share) -> Result<Self> {
+        let (heads, kv_heads) = (share.of(self.heads, 1), share.of_few(self.kv_heads));
+        let numbers = |heads: &Range<usize>| heads.start * self.head_dim..heads.end * self.head_dim;
+        share.expect_blocks(&numbers(&heads), self.o_proj.block_format(), "numbers of heads")?;
+        let (width, device) = (self.q_proj.dims()?.1, &share.device);
+        Ok(Self {
+            q_proj: self.q_proj.part(numbers(&heads), 0..width, device)?,
+            k_proj: self.k_proj.part(numbers(&kv_heads), 0..width, device)?,
+            v_proj: self.v_proj.part(numbers(&kv_heads), 0..width, device)?,
+            o_proj: self.o_proj.part(0..width, numbers(&heads), device)?,
+            heads: heads.len(),
+            kv_heads: kv_heads.len(),
+            head_dim: self.head_dim,
+        })
+    }
+
     /// Norm, self-attention of whole sequences and residual in one operation: `x` (B, S, D) gives (B, S, D).
     pub(super) fn forward_whole(
         &self,
@@ -58,38 +77,49 @@ impl SelfAttention {
         angles: (&Tensor, &Tensor),
         padding: Option<&Tensor>,
     ) -> Result<Tensor> {
-        let options = Heads {
-            key_heads: self.kv_heads,
-            mask: Mask::Causal { padding },
-            angles: Some(angles),
-            ..Heads::new(self.heads, self.head_dim)
-        };
+        let options = self.options(angles, padding);
         let layers = [&self.q_proj, &self.k_proj, &self.v_proj, &self.o_proj];
         if let [Some(q), Some(k), Some(v), Some(output)] = layers.map(|layer| layer.projection()) {
             return Ok(attention_block(x, (norm.norm(), NormPlace::Before), &[q, k, v], output, &options)?);
         }
-        let normed = norm.forward(x)?;
-        let [q, k, v] = [&self.q_proj, &self.k_proj, &self.v_proj].map(|layer| layer.forward(&normed));
-        Ok((x + self.o_proj.forward(&multi_head_attention(&q?, &k?, &v?, &options)?)?)?)
+        Ok((x + self.attend_whole(&norm.forward(x)?, &options)?)?)
     }
 
-    /// `x` (B, S, D) gives (B, S, D). `cache` is the layer's place in the cache, if there is one.
+    fn options<'a>(&self, angles: (&'a Tensor, &'a Tensor), padding: Option<&'a Tensor>) -> Heads<'a> {
+        Heads {
+            key_heads: self.kv_heads,
+            mask: Mask::Causal { padding },
+            angles: Some(angles),
+            ..Heads::new(self.heads, self.head_dim)
+        }
+    }
+
+    /// Whole sequences `x` (B, S, D) give (B, S, D).
+    fn attend_whole(&self, x: &Tensor, options: &Heads) -> Result<Tensor> {
+        let [q, k, v] = [&self.q_proj, &self.k_proj, &self.v_proj].map(|layer| layer.forward(x));
+        Ok(self.o_proj.forward(&multi_head_attention(&q?, &k?, &v?, options)?)?)
+    }
+
+    /// `x` (B, S, D) gives (B, S, D). `cache` is the place in the cache, if there is one.
     pub(super) fn forward(
         &self,
         x: &Tensor,
         angles: (&Tensor, &Tensor),
         plan: &AttentionPlan,
-        cache: Option<(&mut KvCache, usize)>,
+        cache: Option<CachePlace>,
     ) -> Result<Tensor> {
+        if let (Some(padding), None) = (plan.whole_padding(), &cache) {
+            return self.attend_whole(x, &self.options(angles, padding));
+        }
         let [queries, keys, values] = self.project(x)?;
         let queries = rotary_embedding(&queries, angles.0, angles.1)?;
         let (keys, values) = match cache {
-            Some((cache, layer)) => {
-                let total = cache.write(layer, &keys, &values, angles)?;
-                if let Some(attended) = cache.attend(layer, &queries, total, plan.padding.as_ref())? {
+            Some(mut cache) => {
+                let total = cache.write(&keys, &values, angles)?;
+                if let Some(attended) = cache.attend(&queries, total, plan.padding.as_ref())? {
                     return Ok(self.o_proj.forward(&attended)?);
                 }
-                cache.read(layer, total, &keys)? // (B, K, T, head)
+                cache.read(total, &keys)? // (B, K, T, head)
             }
             None => {
                 let keys = rotary_embedding(&keys, angles.0, angles.1)?;
@@ -110,25 +140,24 @@ impl SelfAttention {
         &self,
         x: &Tensor,
         angles: (&Tensor, &Tensor),
-        caches: &mut [&mut KvCache],
-        layer: usize,
+        caches: Vec<CachePlace>,
     ) -> Result<Tensor> {
         let [queries, keys, values] = self.project(x)?;
         let (cosines, sines) = angles;
         let queries = rotary_embedding(&queries, cosines, sines)?;
         let attended = caches
-            .iter_mut()
+            .into_iter()
             .enumerate()
-            .map(|(row, cache)| {
+            .map(|(row, mut cache)| {
                 let [queries, keys, values] = [&queries, &keys, &values].map(|rows| rows.narrow(2, row, 1));
                 let (queries, keys) = (queries?, keys?);
                 let angles = (&cosines.narrow(0, row, 1)?, &sines.narrow(0, row, 1)?);
-                let total = cache.write(layer, &keys, &values?, angles)?;
-                if let Some(attended) = cache.attend(layer, &queries, total, None)? {
+                let total = cache.write(&keys, &values?, angles)?;
+                if let Some(attended) = cache.attend(&queries, total, None)? {
                     return Ok(attended);
                 }
                 let block = QueryBlock { start: 0, rows: 1, visible: total };
-                let (keys, values) = cache.read(layer, total, &keys)?; // (1, K, T, head)
+                let (keys, values) = cache.read(total, &keys)?; // (1, K, T, head)
                 joined(&[self.attend(&queries, &keys, &values, &block, None)?])
             })
             .collect::<Result<Vec<_>>>()?;

@@ -15,7 +15,8 @@ use crate::{Error, Result};
 /// runs without a cache.
 #[derive(Debug)]
 pub struct KvCache {
-    layers: Vec<Option<LayerBuffers>>,
+    /// Of each layer those of each rank, which has some of the heads.
+    layers: Vec<Vec<Option<LayerBuffers>>>,
     length: usize,
     first_capacity: usize,
     limit: usize,
@@ -93,10 +94,15 @@ enum Buffer {
 }
 
 impl KvCache {
-    /// An empty cache whose buffers start with room for `capacity_hint` positions and end at `limit`.
-    pub(super) fn new(layers: usize, capacity_hint: usize, limit: usize, precision: CachePrecision) -> Self {
+    /// An empty cache whose buffers start with room for `capacity_hint` positions and end at `limit`. `layers` are the ranks of each.
+    pub(super) fn new(
+        layers: impl IntoIterator<Item = usize>,
+        capacity_hint: usize,
+        limit: usize,
+        precision: CachePrecision,
+    ) -> Self {
         Self {
-            layers: (0..layers).map(|_| None).collect(),
+            layers: layers.into_iter().map(|ranks| (0..ranks).map(|_| None).collect()).collect(),
             length: 0,
             first_capacity: capacity_hint.clamp(1, limit.max(1)),
             limit,
@@ -133,12 +139,12 @@ impl KvCache {
 
     /// Positions for which memory is allocated now.
     pub fn capacity(&self) -> usize {
-        self.layers.first().and_then(Option::as_ref).map_or(0, |layer| layer.keys.shape()[2])
+        self.layers.iter().flatten().flatten().next().map_or(0, |layer| layer.keys.shape()[2])
     }
 
     /// Bytes of the buffers that are allocated now.
     pub fn bytes(&self) -> usize {
-        self.layers.iter().flatten().map(|layer| layer.keys.bytes() + layer.values.bytes()).sum()
+        self.layers.iter().flatten().flatten().map(|layer| layer.keys.bytes() + layer.values.bytes()).sum()
     }
 
     /// Forgets all positions from `length` on and keeps the memory. A longer `length` changes nothing.
@@ -149,7 +155,7 @@ impl KvCache {
     /// Forgets everything and frees the memory.
     pub fn clear(&mut self) {
         self.length = 0;
-        self.layers.iter_mut().for_each(|layer| *layer = None);
+        self.layers.iter_mut().flatten().for_each(|layer| *layer = None);
     }
 
     /// Fails when `count` more positions do not fit.
@@ -161,22 +167,50 @@ impl KvCache {
         Ok(())
     }
 
-    /// Writes the new positions of one layer, (B, key heads, S, head width) each; gives how many it has then. Keys are turned to
+    /// The places of one layer, one for each of its ranks.
+    pub(super) fn places(&mut self, layer: usize, ranks: usize) -> Result<Vec<CachePlace<'_>>> {
+        let Self { length, first_capacity, limit, precision, .. } = *self;
+        let buffers = self.layers.get_mut(layer).filter(|buffers| buffers.len() == ranks);
+        let Some(buffers) = buffers else {
+            let problem =
+                format!("the cache is of another model: it has no layer {layer} of {ranks} devices");
+            return Err(Error::Argument(problem));
+        };
+        let place = |buffers| CachePlace { buffers, length, first_capacity, limit, precision };
+        Ok(buffers.iter_mut().map(place).collect())
+    }
+
+    /// Counts `count` positions that every layer has written.
+    pub(super) fn advance(&mut self, count: usize) {
+        self.length += count;
+    }
+}
+
+/// Where one rank has the keys and values of one layer.
+pub(super) struct CachePlace<'a> {
+    buffers: &'a mut Option<LayerBuffers>,
+    /// Positions before the new ones.
+    length: usize,
+    first_capacity: usize,
+    limit: usize,
+    precision: CachePrecision,
+}
+
+impl CachePlace<'_> {
+    /// Writes new positions, (B, key heads, S, head width) each; gives how many there are then. Keys are turned to
     /// their positions by `angles` (S, head width / 2) on the way.
     ///
     /// The length is moved by [`KvCache::advance`] once all layers are through: a pass that fails halfway
     /// leaves the cache as it was.
     pub(super) fn write(
         &mut self,
-        layer: usize,
         keys: &Tensor,
         values: &Tensor,
         angles: (&Tensor, &Tensor),
     ) -> Result<usize> {
         let (batch, heads, count, width) = keys.dims4()?;
         let total = self.length + count;
-        let slot = &mut self.layers[layer];
-        let held = slot.as_ref().map(|buffers| buffers.keys.shape());
+        let held = self.buffers.as_ref().map(|buffers| buffers.keys.shape());
         if let Some([held, ..]) = held
             && held != batch
         {
@@ -186,14 +220,14 @@ impl KvCache {
         if total > capacity {
             let grown = total.max(2 * capacity).max(self.first_capacity).min(self.limit.max(total));
             let shape = [batch, heads, grown, width];
-            let old = slot.take();
+            let old = self.buffers.take();
             let (old_keys, old_values) = old.map(|old| (old.keys, old.values)).unzip();
-            *slot = Some(LayerBuffers {
+            *self.buffers = Some(LayerBuffers {
                 keys: Buffer::new(old_keys, shape, keys, self.precision, self.length)?,
                 values: Buffer::new(old_values, shape, values, self.precision, self.length)?,
             });
         }
-        let Some(buffers) = slot else {
+        let Some(buffers) = self.buffers else {
             return Err(Error::Argument("a pass needs at least one position".to_string()));
         };
         buffers.keys.write_rotated(keys, angles, self.length)?;
@@ -201,18 +235,16 @@ impl KvCache {
         Ok(total)
     }
 
-    /// What `queries` (B, H, S, head width) of the newest positions get from the first `total` of one layer, (B, S, H · head
+    /// What `queries` (B, H, S, head width) of the newest positions get from the first `total`, (B, S, H · head
     /// width); `padding` (B, T) is 0 for positions that nobody sees. None where they cannot be read in place: in half precision
     /// on a CPU, for one.
     pub(super) fn attend(
         &self,
-        layer: usize,
         queries: &Tensor,
         total: usize,
         padding: Option<&Tensor>,
     ) -> Result<Option<Tensor>> {
-        let rows = self.layers.get(layer).and_then(Option::as_ref);
-        match rows.filter(|_| reads_cache(queries)) {
+        match self.buffers.as_ref().filter(|_| reads_cache(queries)) {
             Some(LayerBuffers { keys, values }) => {
                 let (keys, values) = (keys.in_place(), values.in_place());
                 Ok(Some(cached_attention(queries, keys, values, total, padding)?))
@@ -221,17 +253,12 @@ impl KvCache {
         }
     }
 
-    /// The first `total` positions of one layer, (B, key heads, T, head width) each, in the dtype of `like`.
-    pub(super) fn read(&self, layer: usize, total: usize, like: &Tensor) -> Result<(Tensor, Tensor)> {
-        match self.layers.get(layer).and_then(Option::as_ref) {
-            Some(layer) => Ok((layer.keys.read(total, like)?, layer.values.read(total, like)?)),
-            None => Err(Error::Argument(format!("nothing is cached of layer {layer}"))),
+    /// The first `total` positions, (B, key heads, T, head width) each, in the dtype of `like`.
+    pub(super) fn read(&self, total: usize, like: &Tensor) -> Result<(Tensor, Tensor)> {
+        match self.buffers.as_ref() {
+            Some(buffers) => Ok((buffers.keys.read(total, like)?, buffers.values.read(total, like)?)),
+            None => Err(Error::Argument("nothing is cached of this layer".to_string())),
         }
-    }
-
-    /// Counts `count` positions that every layer has written.
-    pub(super) fn advance(&mut self, count: usize) {
-        self.length += count;
     }
 }
 

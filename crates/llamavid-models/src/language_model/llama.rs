@@ -5,15 +5,17 @@
 
 use candle_core::{DType, Device, Tensor};
 use candle_nn::Init;
-use llamavid_kernels::{BlockFormat, Dropout, Norm, NormPlace, rms_norm, swiglu, swiglu_block};
+use llamavid_kernels::{BlockFormat, Dropout, Ranks};
 
 use super::adapted_linear::AdaptedLinear;
-use super::attention::{AttentionPlan, SelfAttention};
+use super::attention::AttentionPlan;
 use super::config::LanguageModelConfig;
 use super::kv_cache::{CachePrecision, KvCache};
+use super::layer::{Layer, Pass, RmsNorm};
 use super::lora::{LoraConfig, LoraTarget};
 use super::placement::{Placement, Stage};
 use super::rotary::Rotary;
+use super::share::{Share, read_on};
 use crate::linear::{Linear, Matrix, linear_no_bias};
 use crate::observer::Observer;
 use crate::weight_source::WeightSource;
@@ -29,9 +31,9 @@ pub struct LanguageModel {
     config: LanguageModelConfig,
     /// (vocabulary, D).
     embed_tokens: Matrix,
-    layers: Vec<DecoderLayer>,
+    layers: Vec<Layer>,
     norm: RmsNorm,
-    lm_head: Linear,
+    lm_head: Head,
     rotary: Rotary,
     dtype: DType,
     /// That of the embeddings.
@@ -48,10 +50,11 @@ impl LanguageModel {
     }
 
     /// The same with its layers on several devices. Embeddings are on that of `vb`, the last norm and the output on that
-    /// of the last layer.
+    /// of the last layer; where several devices share that, they share the output too.
     ///
     /// # Errors
-    /// Those of [`LanguageModel::new`], and a placement of another number of layers.
+    /// Those of [`LanguageModel::new`], a placement of another number of layers, and [`Error::Shares`] for layers that cannot be shared
+    /// so.
     pub fn placed<'a>(
         config: &LanguageModelConfig,
         vb: impl Into<WeightSource<'a>>,
@@ -63,19 +66,23 @@ impl LanguageModel {
             let (placed, layers) = (placement.layers(), config.layers);
             return Err(Error::Argument(format!("{placed} layers are placed, the model has {layers}")));
         }
-        let place = |layer: usize| placement.device_of(layer).unwrap_or(vb.device());
-        let last = vb.on(place(config.layers));
+        placement.stages().iter().try_for_each(|stage| config.expect_shares(stage.ranks.devices().len()))?;
+        let alone = Ranks::one(vb.device());
+        let ranks = |layer: usize| placement.ranks_of(layer).unwrap_or(&alone);
+        let behind = ranks(config.layers);
+        let last = vb.on(behind.first());
         let init = Init::Randn { mean: 0., stdev: 1. };
         let embed_tokens =
             Matrix::table(config.vocab_size, config.hidden_size, init, &vb.pp("embed_tokens"))?;
         let layers = (0..config.layers)
-            .map(|layer| DecoderLayer::new(config, vb.on(place(layer)).pp("layers").pp(layer)))
+            .map(|layer| Layer::new(config, &vb.pp("layers").pp(layer), ranks(layer)))
             .collect::<Result<Vec<_>>>()?;
-        let lm_head = if config.tie_word_embeddings {
-            Linear::new(embed_tokens.to_device(last.device())?, None)
-        } else {
-            linear_no_bias(config.hidden_size, config.vocab_size, last.pp("lm_head"))?
+        let vb_of_head = vb.on(read_on(behind));
+        let lm_head = match config.tie_word_embeddings {
+            true => Linear::new(embed_tokens.to_device(vb_of_head.device())?, None),
+            false => linear_no_bias(config.hidden_size, config.vocab_size, vb_of_head.pp("lm_head"))?,
         };
+        let lm_head = Head::new(lm_head, behind, config)?;
         Ok(Self {
             norm: RmsNorm::new(config, last.pp("norm"))?,
             rotary: Rotary::new(config),
@@ -102,10 +109,10 @@ impl LanguageModel {
         let vb = vb.into();
         let mut adapted = self.clone();
         for (index, layer) in adapted.layers.iter_mut().enumerate() {
-            let vb = vb.on(self.placement.device_of(index).unwrap_or(vb.device()));
+            let vb = vb.on(self.placement.ranks_of(index).map_or(vb.device(), read_on));
             for target in &lora.targets {
                 let vb = vb.pp("layers").pp(index).pp(target.path());
-                layer.projection(*target).adapt(lora.rank, lora.scale(), vb)?;
+                layer.projections(*target).try_for_each(|layer| layer.adapt(lora.rank, lora.scale(), &vb))?;
             }
         }
         Ok(adapted)
@@ -120,7 +127,7 @@ impl LanguageModel {
             for target in LoraTarget::ALL {
                 number = number.wrapping_add(0x9e37_79b9_7f4a_7c15);
                 let dropout = (rate > 0.).then_some(Dropout { rate, seed: number });
-                layer.projection(target).set_adapter_dropout(dropout);
+                layer.projections(target).for_each(|layer| layer.set_adapter_dropout(dropout));
             }
         }
         changed
@@ -135,7 +142,7 @@ impl LanguageModel {
         let mut merged = self.clone();
         for layer in &mut merged.layers {
             for target in LoraTarget::ALL {
-                layer.projection(target).merge_adapter()?;
+                layer.projections(target).try_for_each(AdaptedLinear::merge_adapter)?;
             }
         }
         Ok(merged)
@@ -158,7 +165,7 @@ impl LanguageModel {
 
     /// The format of most of the weights, those of the feed-forward layers, when they are in blocks.
     pub fn block_format(&self) -> Option<BlockFormat> {
-        self.layers.first()?.mlp.up_proj.block_format()
+        self.layers.first()?.block_format()
     }
 
     /// The device of the weights.
@@ -192,7 +199,8 @@ impl LanguageModel {
     pub fn new_cache_in(&self, precision: CachePrecision, capacity_hint: usize) -> KvCache {
         let in_blocks = self.block_format().is_some_and(|format| format.block_length() > 1);
         let precision = if in_blocks { precision.beside_blocks() } else { precision };
-        KvCache::new(self.config.layers, capacity_hint, self.config.max_positions, precision)
+        let layers = self.layers.iter().map(Layer::ranks);
+        KvCache::new(layers, capacity_hint, self.config.max_positions, precision)
     }
 
     /// The next positions of a batch: `embeds` (B, S, D) give the hidden states (B, S, D) after the last norm.
@@ -238,17 +246,21 @@ impl LanguageModel {
         }
         caches.iter().try_for_each(|cache| cache.reserve(1))?;
         for stage in self.placement.stages() {
-            let Stage { device, layers } = stage;
-            let angles = |cache: &&mut KvCache| {
-                self.rotary.angles(cache.len(), 1, cache.length_with(1), self.dtype, device)
+            let Stage { ranks, layers } = stage;
+            let angles = |device: &Device| {
+                let of_each = caches.iter().map(|cache| {
+                    self.rotary.angles(cache.len(), 1, cache.length_with(1), self.dtype, device)
+                });
+                let (cosines, sines): (Vec<_>, Vec<_>) =
+                    of_each.collect::<candle_core::Result<Vec<_>>>()?.into_iter().unzip();
+                Ok((Tensor::cat(&cosines, 0)?, Tensor::cat(&sines, 0)?))
             };
-            let angles = caches.iter().map(angles).collect::<candle_core::Result<Vec<_>>>()?;
-            let (cosines, sines): (Vec<_>, Vec<_>) = angles.into_iter().unzip();
-            let angles = (&Tensor::cat(&cosines, 0)?, &Tensor::cat(&sines, 0)?);
-            hidden = stage.take(&hidden)?;
+            let angles = ranks.devices().iter().map(angles).collect::<Result<Vec<_>>>()?;
+            let mut x = stage.take(&hidden)?;
             for (index, layer) in layers.clone().zip(&self.layers[layers.clone()]) {
-                hidden = layer.forward_each(&hidden, angles, caches, index)?;
+                x = layer.forward_each(&x, ranks, &angles, caches, index)?;
             }
+            hidden = x.swap_remove(0);
         }
         let hidden = self.norm.forward(&hidden)?.squeeze(0)?;
         caches.iter_mut().for_each(|cache| cache.advance(1));
@@ -286,12 +298,13 @@ impl LanguageModel {
     /// One layer of a pass: (B, S, D) gives (B, S, D). The first one reads embeddings.
     ///
     /// # Errors
-    /// No such layer.
+    /// No such layer, or one that several devices share.
     pub fn layer(&self, index: usize, hidden: &Tensor, pass: &Pass) -> Result<Tensor> {
-        let Some(layer) = self.layers.get(index) else {
-            return Err(Error::Argument(format!("layer {index} of {}", self.layers.len())));
-        };
-        layer.forward(hidden, (&pass.angles.0, &pass.angles.1), &pass.plan, None)
+        match self.layers.get(index).map(Layer::whole) {
+            Some(Some(whole)) => whole.forward(hidden, pass, None),
+            Some(None) => Err(Error::Argument(format!("layer {index} is shared by several devices"))),
+            None => Err(Error::Argument(format!("layer {index} of {}", self.layers.len()))),
+        }
     }
 
     /// The norm behind the last layer: (B, S, D) gives (B, S, D).
@@ -304,7 +317,7 @@ impl LanguageModel {
 
     /// Logits in f32 of `hidden` (…, D) as the forward passes give it: (…, vocabulary). Observed: `llm.logits`.
     pub fn logits(&self, hidden: &Tensor, observer: &mut dyn Observer) -> Result<Tensor> {
-        let logits = self.lm_head.forward(&hidden.contiguous()?)?.to_dtype(DType::F32)?;
+        let logits = self.lm_head.forward(&hidden.contiguous()?)?;
         observer.see("llm.logits", &logits);
         Ok(logits)
     }
@@ -321,17 +334,21 @@ impl LanguageModel {
         let length = cache.as_ref().map_or(past + count, |cache| cache.length_with(count));
         let mut hidden = embeds.clone();
         for stage in self.placement.stages() {
-            let Stage { device, layers } = stage;
-            let (cosines, sines) = self.rotary.angles(past, count, length, self.dtype, device)?;
-            let plan = plan.on(device)?;
-            hidden = stage.take(&hidden)?;
+            let Stage { ranks, layers } = stage;
+            let passes = ranks.devices().iter().map(|device| {
+                let angles = self.rotary.angles(past, count, length, self.dtype, device)?;
+                Ok(Pass { plan: plan.on(device)?, angles })
+            });
+            let passes = passes.collect::<Result<Vec<_>>>()?;
+            let mut x = stage.take(&hidden)?;
             for (index, layer) in layers.clone().zip(&self.layers[layers.clone()]) {
                 let place = cache.as_mut().map(|cache| (&mut **cache, index));
-                hidden = layer.forward(&hidden, (&cosines, &sines), &plan, place)?;
+                x = layer.forward(&x, ranks, &passes, place)?;
                 if observer.wants() {
-                    observer.see(&format!("llm.layer{index}"), &hidden);
+                    observer.see(&format!("llm.layer{index}"), &x[0]);
                 }
             }
+            hidden = x.swap_remove(0);
         }
         let hidden = self.norm.forward(&hidden)?;
         observer.see("llm.norm", &hidden);
@@ -361,125 +378,37 @@ impl LanguageModel {
     }
 }
 
-/// Masks and positions of a pass over whole sequences, shared by its layers.
-#[derive(Debug)]
-pub struct Pass {
-    plan: AttentionPlan,
-    angles: (Tensor, Tensor),
-}
-
-/// One decoder layer, pre-norm.
+/// The output projection.
 #[derive(Debug, Clone)]
-struct DecoderLayer {
-    input_layernorm: RmsNorm,
-    self_attn: SelfAttention,
-    post_attention_layernorm: RmsNorm,
-    mlp: SwiGlu,
+struct Head {
+    ranks: Ranks,
+    /// Rows of the vocabulary, for each rank its own.
+    shares: Vec<Linear>,
 }
 
-impl DecoderLayer {
-    fn new(config: &LanguageModelConfig, vb: WeightSource) -> Result<Self> {
-        Ok(Self {
-            input_layernorm: RmsNorm::new(config, vb.pp("input_layernorm"))?,
-            self_attn: SelfAttention::new(config, vb.pp("self_attn"))?,
-            post_attention_layernorm: RmsNorm::new(config, vb.pp("post_attention_layernorm"))?,
-            mlp: SwiGlu::new(config, vb.pp("mlp"))?,
-        })
-    }
-
-    fn forward(
-        &self,
-        x: &Tensor,
-        angles: (&Tensor, &Tensor),
-        plan: &AttentionPlan,
-        cache: Option<(&mut KvCache, usize)>,
-    ) -> Result<Tensor> {
-        let x = match (plan.whole_padding(), cache) {
-            (Some(padding), None) => {
-                self.self_attn.forward_whole(x, &self.input_layernorm, angles, padding)?
-            }
-            (_, cache) => {
-                (x + self.self_attn.forward(&self.input_layernorm.forward(x)?, angles, plan, cache)?)?
+impl Head {
+    /// `whole` is where [`read_on`] has it.
+    fn new(whole: Linear, ranks: &Ranks, config: &LanguageModelConfig) -> Result<Self> {
+        let shares = match ranks.devices() {
+            [_only] => vec![whole],
+            _ => {
+                let rows = |share: &Share| share.of(config.vocab_size, 1);
+                let shares = Share::of_each(ranks).map(|share| whole.outputs(rows(&share), &share.device));
+                shares.collect::<candle_core::Result<_>>()?
             }
         };
-        self.mlp.forward(&x, &self.post_attention_layernorm)
+        Ok(Self { ranks: ranks.clone(), shares })
     }
 
-    /// As [`SelfAttention::forward_each`].
-    fn forward_each(
-        &self,
-        x: &Tensor,
-        angles: (&Tensor, &Tensor),
-        caches: &mut [&mut KvCache],
-        index: usize,
-    ) -> Result<Tensor> {
-        let normed = self.input_layernorm.forward(x)?;
-        let x = (x + self.self_attn.forward_each(&normed, angles, caches, index)?)?;
-        self.mlp.forward(&x, &self.post_attention_layernorm)
-    }
-}
-
-impl DecoderLayer {
-    fn projection(&mut self, target: LoraTarget) -> &mut AdaptedLinear {
-        match target {
-            LoraTarget::QueryProj => &mut self.self_attn.q_proj,
-            LoraTarget::KeyProj => &mut self.self_attn.k_proj,
-            LoraTarget::ValueProj => &mut self.self_attn.v_proj,
-            LoraTarget::OutputProj => &mut self.self_attn.o_proj,
-            LoraTarget::GateProj => &mut self.mlp.gate_proj,
-            LoraTarget::UpProj => &mut self.mlp.up_proj,
-            LoraTarget::DownProj => &mut self.mlp.down_proj,
-        }
-    }
-}
-
-/// Gated feed-forward layer, `down(silu(gate(x)) · up(x))`, with its norm and residual.
-#[derive(Debug, Clone)]
-struct SwiGlu {
-    gate_proj: AdaptedLinear,
-    up_proj: AdaptedLinear,
-    down_proj: AdaptedLinear,
-}
-
-impl SwiGlu {
-    fn new(config: &LanguageModelConfig, vb: WeightSource) -> Result<Self> {
-        let (width, inner) = (config.hidden_size, config.intermediate_size);
-        Ok(Self {
-            gate_proj: AdaptedLinear::new(width, inner, false, vb.pp("gate_proj"))?,
-            up_proj: AdaptedLinear::new(width, inner, false, vb.pp("up_proj"))?,
-            down_proj: AdaptedLinear::new(inner, width, false, vb.pp("down_proj"))?,
-        })
-    }
-
-    fn forward(&self, x: &Tensor, norm: &RmsNorm) -> Result<Tensor> {
-        let [gate, up, down] =
-            [&self.gate_proj, &self.up_proj, &self.down_proj].map(|layer| layer.projection());
-        if let (Some(gate), Some(up), Some(down)) = (gate, up, down) {
-            return Ok(swiglu_block(x, (norm.norm(), NormPlace::Before), gate, up, down)?);
-        }
-        let normed = norm.forward(x)?;
-        let inner = swiglu(&self.gate_proj.forward(&normed)?, &self.up_proj.forward(&normed)?)?;
-        Ok((x + self.down_proj.forward(&inner)?)?)
-    }
-}
-
-#[derive(Debug, Clone)]
-pub(super) struct RmsNorm {
-    weight: Tensor,
-    eps: f64,
-}
-
-impl RmsNorm {
-    fn new(config: &LanguageModelConfig, vb: WeightSource) -> Result<Self> {
-        let weight = vb.get_with_hints(config.hidden_size, "weight", Init::Const(1.0))?;
-        Ok(Self { weight, eps: config.rms_norm_eps })
-    }
-
-    pub(super) fn norm(&self) -> Norm<'_> {
-        Norm { weight: &self.weight, bias: None, eps: self.eps }
-    }
-
-    pub(super) fn forward(&self, x: &Tensor) -> Result<Tensor> {
-        Ok(rms_norm(x, &self.weight, self.eps)?)
+    /// Logits (…, vocabulary) in f32 of hidden states (…, D).
+    fn forward(&self, hidden: &Tensor) -> candle_core::Result<Tensor> {
+        let hidden = self.ranks.share(hidden)?;
+        let inputs = self.shares.iter().zip(&hidden).collect();
+        let of_each =
+            self.ranks.each(inputs, |(share, hidden)| share.forward(hidden)?.to_dtype(DType::F32))?;
+        let logits = self.ranks.gather(&of_each)?;
+        // They are read next, and whoever waits for them must hear of a device that failed.
+        self.ranks.settle()?;
+        Ok(logits)
     }
 }

@@ -1,29 +1,32 @@
-//! Which device computes which layers of the decoder.
+//! Which devices compute which layers of the decoder.
 
 use std::ops::Range;
 
 use candle_core::{Device, Tensor};
+use llamavid_kernels::Ranks;
 
 use crate::{Error, Result};
 
-/// Layers in a row, computed by one device. Hidden states move to it from the stage before; its keys and values stay.
+/// Layers in a row, computed by one device or by several together. Hidden states move to it from the stage before; its keys and values
+/// stay.
 #[derive(Debug, Clone)]
 pub struct Stage {
-    /// Where their weights are.
-    pub device: Device,
+    /// Where their weights are, whole or a share on each device.
+    pub ranks: Ranks,
     /// Which ones.
     pub layers: Range<usize>,
 }
 
 impl Stage {
-    /// The same hidden states where this stage computes.
-    pub(super) fn take(&self, hidden: &Tensor) -> Result<Tensor> {
-        let moved = hidden.to_device(&self.device)?;
-        if hidden.device().is_cuda() && self.device.is_cuda() && !hidden.device().same_device(&self.device) {
+    /// The same hidden states where this stage computes, one for each rank.
+    pub(super) fn take(&self, hidden: &Tensor) -> Result<Vec<Tensor>> {
+        let device = self.ranks.first();
+        let moved = hidden.to_device(device)?;
+        if hidden.device().is_cuda() && device.is_cuda() && !hidden.device().same_device(device) {
             // The copy runs on this stage's device, and the other one may use the memory again as soon as its tensor is gone.
-            self.device.synchronize()?;
+            device.synchronize()?;
         }
-        Ok(moved)
+        Ok(self.ranks.share(&moved)?)
     }
 }
 
@@ -34,7 +37,12 @@ pub struct Placement(Vec<Stage>);
 impl Placement {
     /// All layers on one device.
     pub fn single(device: &Device, layers: usize) -> Self {
-        Self(vec![Stage { device: device.clone(), layers: 0..layers }])
+        Self::shared(Ranks::one(device), layers)
+    }
+
+    /// All layers shared by devices that compute together.
+    pub fn shared(ranks: Ranks, layers: usize) -> Self {
+        Self(vec![Stage { ranks, layers: 0..layers }])
     }
 
     /// The next so many layers on each device; one without layers is no stage.
@@ -45,7 +53,7 @@ impl Placement {
         let mut first = 0;
         let mut stages = Vec::new();
         for (device, count) in counts.into_iter().filter(|(_, count)| *count > 0) {
-            stages.push(Stage { device, layers: first..first + count });
+            stages.push(Stage { ranks: Ranks::one(&device), layers: first..first + count });
             first += count;
         }
         if stages.is_empty() {
@@ -64,9 +72,9 @@ impl Placement {
         self.0.last().map_or(0, |stage| stage.layers.end)
     }
 
-    /// The device of a layer; that of the last one for what comes behind.
-    pub(super) fn device_of(&self, layer: usize) -> Option<&Device> {
+    /// Who computes a layer; the last one's for what comes behind.
+    pub(super) fn ranks_of(&self, layer: usize) -> Option<&Ranks> {
         let stage = self.0.iter().find(|stage| stage.layers.contains(&layer)).or(self.0.last());
-        stage.map(|stage| &stage.device)
+        stage.map(|stage| &stage.ranks)
     }
 }

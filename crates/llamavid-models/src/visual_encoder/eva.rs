@@ -4,8 +4,13 @@
 //! Reference: upstream's `eva_vit.py`. Returns the last block's output, without a final norm.
 //! Letters: F frames, P patches, V visual width.
 
+use std::sync::{Arc, Mutex, PoisonError};
+
 use candle_core::{DType, Result, Tensor};
-use llamavid_kernels::{Heads, NormPlace, Projection, attention_block, gelu_block};
+use llamavid_kernels::{
+    FrozenAttention, FrozenFeedForward, FrozenScratch, Heads, NormPlace, Projection, attention_block,
+    gelu_block,
+};
 use tracing::info_span;
 
 use super::EvaConfig;
@@ -23,11 +28,19 @@ pub(super) struct EvaTower {
     patch_embedding: PatchEmbedding,
     class_row: Tensor,
     positions: Tensor,
-    blocks: Vec<Block>,
+    blocks: Blocks,
+}
+
+#[derive(Debug, Clone)]
+enum Blocks {
+    AsRead(Vec<Block>),
+    /// With memory that one call leaves to the next.
+    Frozen(Arc<[FrozenBlock]>, Arc<Mutex<FrozenScratch>>),
 }
 
 impl EvaTower {
-    pub fn new(config: &EvaConfig, vb: WeightSource) -> Result<Self> {
+    /// `frozen` for inference only, where the CPU computes in f32.
+    pub fn new(config: &EvaConfig, vb: WeightSource, frozen: bool) -> Result<Self> {
         let rows = config.position_side * config.position_side + 1;
         // Resized in f32 whatever the dtype, as the reference does.
         let positions = vb.tensors().get_with_hints_dtype(
@@ -38,6 +51,8 @@ impl EvaTower {
         )?;
         let side = config.image_size / config.patch_size;
         let blocks = vb.pp("blocks");
+        let block = |index: usize| Block::new(config, blocks.pp(index));
+        let frozen = frozen && vb.device().is_cpu() && vb.dtype() == DType::F32;
         Ok(Self {
             patch_embedding: PatchEmbedding::new(
                 config.width,
@@ -48,9 +63,14 @@ impl EvaTower {
             class_row: vb.get((1, 1, config.width), "cls_token")?,
             positions: position_table::resize(&positions, config.position_side, side)?
                 .to_dtype(vb.dtype())?,
-            blocks: (0..config.depth)
-                .map(|index| Block::new(config, blocks.pp(index)))
-                .collect::<Result<_>>()?,
+            blocks: match frozen {
+                // One after the other, so that weights are in memory once.
+                true => Blocks::Frozen(
+                    (0..config.depth).map(|index| block(index)?.frozen()).collect::<Result<_>>()?,
+                    Arc::default(),
+                ),
+                false => Blocks::AsRead((0..config.depth).map(block).collect::<Result<_>>()?),
+            },
         })
     }
 
@@ -66,9 +86,23 @@ impl EvaTower {
         let class_rows = self.class_row.broadcast_as((frames, 1, width))?;
         let mut x = Tensor::cat(&[&class_rows, &patches], 1)?.broadcast_add(&self.positions)?;
         observer.see("vit.embeddings", &x);
-        for (index, block) in self.blocks.iter().enumerate() {
-            x = block.forward(&x)?;
-            observer.see(&format!("vit.block{index}"), &x);
+        let mut see = |index: usize, x: &Tensor| observer.see(&format!("vit.block{index}"), x);
+        match &self.blocks {
+            Blocks::AsRead(blocks) => {
+                for (index, block) in blocks.iter().enumerate() {
+                    x = block.forward(&x)?;
+                    see(index, &x);
+                }
+            }
+            Blocks::Frozen(blocks, left) => {
+                // Never locked while something is computed: a thread that waits for others may begin another call.
+                let mut scratch = std::mem::take(&mut *left.lock().unwrap_or_else(PoisonError::into_inner));
+                for (index, block) in blocks.iter().enumerate() {
+                    x = block.forward(&x, &mut scratch)?;
+                    see(index, &x);
+                }
+                *left.lock().unwrap_or_else(PoisonError::into_inner) = scratch;
+            }
         }
         Ok(x)
     }
@@ -95,11 +129,33 @@ impl Block {
         })
     }
 
+    fn frozen(self) -> Result<FrozenBlock> {
+        let (fc1, fc2) = (self.fc1.projection(), self.fc2.projection());
+        Ok(FrozenBlock {
+            attention: self.attn.frozen(&self.norm1)?,
+            feed_forward: FrozenFeedForward::new(self.norm2.norm(), fc1, fc2)?,
+        })
+    }
+
     fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let x = info_span!("attention").in_scope(|| self.attn.forward(x, &self.norm1))?;
         let norm = (self.norm2.norm(), NormPlace::Before);
         let _span = info_span!("feed forward").entered();
         gelu_block(&x, norm, self.fc1.projection(), self.fc2.projection())
+    }
+}
+
+/// A block whose weights were laid out for inference.
+#[derive(Debug)]
+struct FrozenBlock {
+    attention: FrozenAttention,
+    feed_forward: FrozenFeedForward,
+}
+
+impl FrozenBlock {
+    fn forward(&self, x: &Tensor, scratch: &mut FrozenScratch) -> Result<Tensor> {
+        let x = info_span!("attention").in_scope(|| self.attention.forward(x, scratch))?;
+        info_span!("feed forward").in_scope(|| self.feed_forward.forward(&x, scratch))
     }
 }
 
@@ -125,10 +181,20 @@ impl Attention {
         })
     }
 
+    /// Of queries, keys and values. Softmax would cancel a bias on the keys, so the file has none.
+    fn bias(&self) -> Result<Tensor> {
+        Tensor::cat(&[&self.query_bias, &self.query_bias.zeros_like()?, &self.value_bias], 0)
+    }
+
+    fn frozen(&self, norm: &LayerNorm) -> Result<FrozenAttention> {
+        let bias = self.bias()?;
+        let packed = Projection { weight: self.qkv.weight(), bias: Some(&bias) };
+        FrozenAttention::new(norm.norm(), packed, self.proj.projection(), self.heads)
+    }
+
     fn forward(&self, x: &Tensor, norm: &LayerNorm) -> Result<Tensor> {
         let (_frames, _rows, width) = x.dims3()?;
-        // Softmax would cancel a bias on the keys, so the file has none.
-        let bias = Tensor::cat(&[&self.query_bias, &self.query_bias.zeros_like()?, &self.value_bias], 0)?;
+        let bias = self.bias()?;
         let packed = Projection { weight: self.qkv.weight(), bias: Some(&bias) }; // (F, P+1, 3 V)
         let heads = Heads::new(self.heads, width / self.heads);
         let norm = (norm.norm(), NormPlace::Before);

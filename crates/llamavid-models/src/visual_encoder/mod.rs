@@ -90,11 +90,24 @@ impl VisualEncoder {
     /// # Errors
     /// [`Error::Config`] for sizes that do not go together, [`Error::Tensor`] for a missing weight or a wrong shape.
     pub fn new<'a>(config: &VisualEncoderConfig, vb: impl Into<WeightSource<'a>>) -> Result<Self> {
+        Self::build(config, vb.into(), false)
+    }
+
+    /// The same for inference only: where EVA ViT is computed in f32 on a CPU, its weights are laid out for that as they are
+    /// read, and no gradient flows through it. Weights in blocks have one scale for each output then, and what they are
+    /// multiplied with is rounded to 8 bits, row by row, where the processor multiplies whole numbers quicker.
+    ///
+    /// # Errors
+    /// As [`VisualEncoder::new`].
+    pub fn for_inference<'a>(config: &VisualEncoderConfig, vb: impl Into<WeightSource<'a>>) -> Result<Self> {
+        Self::build(config, vb.into(), true)
+    }
+
+    fn build(config: &VisualEncoderConfig, vb: WeightSource, frozen: bool) -> Result<Self> {
         config.check()?;
-        let vb = vb.into();
         let dtype = vb.dtype();
         let tower = match config {
-            VisualEncoderConfig::Eva(config) => Tower::Eva(EvaTower::new(config, vb)?),
+            VisualEncoderConfig::Eva(config) => Tower::Eva(EvaTower::new(config, vb, frozen)?),
             VisualEncoderConfig::Clip(config) => Tower::Clip(ClipTower::new(config, vb)?),
         };
         Ok(Self { config: config.clone(), dtype, tower })

@@ -17,6 +17,7 @@ use self::usage::{Steps, Usage, Work, feature_bytes, tokens_per_frame};
 use self::weights::{Format, Held, Weights};
 use crate::gpus::{Gpu, gpus};
 use crate::model_folder::ModelFolder;
+use crate::split::{Split, expect_shares};
 use crate::{DeviceKind, Dtype, Error, ErrorCode, Precision, Result};
 
 /// What is asked for, and what the process has already.
@@ -39,6 +40,9 @@ struct Request {
     kv_cache: String,
     /// `cpu`, `cuda:N`, or several with commas between.
     device: String,
+    /// How several devices share the language model.
+    #[serde(default)]
+    split: Split,
     /// Whether to tell what graphics processors there are, also for a run on the CPU.
     #[serde(default)]
     list_gpus: bool,
@@ -164,22 +168,32 @@ struct Planner<'a> {
 impl<'a> Planner<'a> {
     fn new(folder: &'a ModelFolder, request: &Request) -> Result<Self> {
         let config = folder.config();
-        let names: BTreeSet<&str> = request.device.split(',').collect();
+        let listed: Vec<&str> = request.device.split(',').collect();
+        let ranks = match request.split {
+            Split::Layers => 1,
+            Split::Tensor => {
+                expect_shares(&listed, &config.language)?;
+                listed.len()
+            }
+        };
+        let names: BTreeSet<&str> = listed.into_iter().collect();
         let kind = if request.device.starts_with("cuda") { DeviceKind::Cuda } else { DeviceKind::Cpu };
         let any_gpu = names.iter().any(|name| name.starts_with("cuda"));
         let gpus = if request.list_gpus || any_gpu { gpus() } else { Vec::new() };
-        // Several devices hold it together.
-        let memory = names
-            .iter()
-            .map(|name| match *name {
-                "cpu" => available::memory(),
-                name => gpus
-                    .iter()
-                    .find(|gpu| gpu.device == name)
-                    .map(|gpu| Memory::of_gpu(gpu.total, gpu.available)),
-            })
-            .reduce(|sum, each| Some(sum?.with(each?)))
-            .flatten();
+        let memories = names.iter().map(|name| match *name {
+            "cpu" => available::memory(),
+            name => {
+                gpus.iter().find(|gpu| gpu.device == name).map(|gpu| Memory::of_gpu(gpu.total, gpu.available))
+            }
+        });
+        // Several devices hold it together; when they share each layer, as much as the fullest of them has room for.
+        let memory = memories.collect::<Option<Vec<_>>>().and_then(|mut memories| {
+            if request.split == Split::Tensor {
+                let least = *memories.iter().min_by_key(|memory| memory.available)?;
+                memories.fill(least);
+            }
+            memories.into_iter().reduce(Memory::with)
+        });
         let query_tokens = match request.frames.is_empty() {
             true => 0,
             false => {
@@ -205,6 +219,7 @@ impl<'a> Planner<'a> {
                 stored: request.stored,
                 kv_cache,
                 loaded: request.loaded,
+                ranks,
             },
             kind,
             memory,
@@ -439,10 +454,38 @@ mod tests {
     }
 
     #[test]
+    fn devices_that_share_layers_have_what_cannot_be_shared_each() {
+        let alone = planned(json!({ "device": "cpu,cpu,cpu" }));
+        let shared = planned(json!({ "device": "cpu,cpu,cpu", "split": "tensor" }));
+        let of = |plan: &Value, key: &str| plan["options"][0][key].clone();
+        assert_eq!(of(&shared, "weights"), of(&alone, "weights"));
+        // Three heads of keys are one each.
+        assert_eq!(of(&shared, "kvCache"), of(&alone, "kvCache"));
+        let prefill = |plan: &Value| bytes(&plan["options"][0]["activations"]["prefill"]);
+        assert!(prefill(&shared) > prefill(&alone));
+    }
+
+    #[test]
+    fn layers_that_cannot_be_shared_are_refused_before_they_are_read() {
+        let folder = ModelFolder::open(&model()).unwrap();
+        for (device, problem) in [
+            ("cpu", "nothing to share"),
+            ("cpu,cpu", "3 heads"),
+            ("cuda:0,cpu,cpu", "side by side"),
+            ("cuda:0,cuda:1,cuda:0", "one share"),
+        ] {
+            let request = request(json!({ "device": device, "split": "tensor" }));
+            let error = plan(&folder, &request.to_string()).unwrap_err();
+            assert_eq!(error.code, ErrorCode::InvalidArgument, "{error}");
+            assert!(error.message.contains(problem) && error.hint.is_some(), "{error}");
+        }
+    }
+
+    #[test]
     fn a_request_that_makes_no_sense_is_refused() {
         let folder = ModelFolder::open(&model()).unwrap();
         assert_eq!(plan(&folder, "{").unwrap_err().code, ErrorCode::InvalidArgument);
-        for (key, wrong) in [("load", "3bit"), ("kvCache", "2bit"), ("dtype", "f8")] {
+        for (key, wrong) in [("load", "3bit"), ("kvCache", "2bit"), ("dtype", "f8"), ("split", "rows")] {
             let mut request = request(json!({}));
             request[key] = wrong.into();
             assert_eq!(

@@ -54,6 +54,8 @@ pub(super) struct Work {
     pub(super) kv_cache: CachePrecision,
     /// Whether the weights are in memory already.
     pub(super) loaded: bool,
+    /// Devices that share each layer of the language model.
+    pub(super) ranks: usize,
 }
 
 /// Sizes of the steps that work is done in.
@@ -191,7 +193,8 @@ pub(super) fn tokens_per_frame(config: &ModelConfig) -> u64 {
 /// Keys and values of the prompt and of the longest answer that the context has room for.
 fn kv_bytes(language: &LanguageModelConfig, work: &Work, precision: CachePrecision, dtype: DType) -> u64 {
     let positions = (work.prompt_tokens + work.max_new_tokens).min(language.max_positions);
-    let rows = 2 * language.layers * language.kv_heads * positions;
+    // Where there are more devices than key heads, several have the same.
+    let rows = 2 * language.layers * language.kv_heads.max(work.ranks) * positions;
     // `Planner` has refused what cannot be held so.
     (rows * precision.row_bytes(language.head_dim, dtype).unwrap_or(0)) as u64
 }
@@ -284,8 +287,10 @@ fn prefill(config: &ModelConfig, chunk: u64, work: &Work, element: u64, kind: De
         let halves = if element < 4 { 2 * element } else { 0 };
         rows * a_row * (3 * 4 + halves) + rows * positions * (3 * 4 + 1)
     };
-    let attention = chunk * (4 * width + 2 * projected) * element + scores;
-    let feed_forward = chunk * (4 * width + 3 * inner) * element;
+    // What is between the layers is whole on each of several devices.
+    let whole = 4 * width * work.ranks as u64;
+    let attention = chunk * (whole + 2 * projected) * element + scores;
+    let feed_forward = chunk * (whole + 3 * inner) * element;
     attention.max(feed_forward)
 }
 
@@ -352,6 +357,7 @@ mod tests {
                     stored: false,
                     kv_cache: precision,
                     loaded: false,
+                    ranks: 1,
                 };
                 let positions = (PROMPT + answer).min(config.max_positions);
                 assert_eq!(

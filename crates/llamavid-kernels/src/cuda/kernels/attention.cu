@@ -2,22 +2,8 @@
 //
 // References: T. Dao, "FlashAttention-2" (arXiv 2307.08691); M. Milakov and N. Gimelshein, "Online normalizer calculation for
 // softmax" (arXiv 1805.02867). Letters as in `attention.rs`: B batch, H query heads, Q query rows, K key rows, d head width.
+#include "attention_arguments.cuh"
 #include "tensor_core.cuh"
-
-// Equals `AttentionArguments` of `arguments.rs`. Strides are in numbers; those of the bias are 0 where it is repeated.
-struct AttentionArguments {
-    const void *queries, *keys, *values;
-    void *result;
-    // What is added to queries and values, (H * d) each, or nothing. One added to keys would change no share.
-    const void *query_bias, *value_bias;
-    // Added to the scaled scores, or nothing.
-    const float *bias;
-    int64_t query_strides[3], key_strides[3], value_strides[3]; // of batch, head and row
-    int64_t bias_strides[4];                                    // of batch, head, query and key
-    int32_t heads, group, query_count, key_count, width, causal;
-    float scale;
-    int32_t unused;
-};
 
 namespace {
 

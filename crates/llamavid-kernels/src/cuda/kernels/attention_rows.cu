@@ -2,22 +2,7 @@
 // and computed in f32. For decoding, where reading the cache is the work, and for what tensor cores do not take: f32, odd widths.
 //
 // The keys of a row are split among blocks; what each found is put together by `combine`. Letters as in `attention.cu`.
-#include "numbers.cuh"
-
-// Equals `RowsArguments` of `arguments.rs`. Strides are in numbers; those of keys and values in bytes where they are in blocks.
-struct RowsArguments {
-    const void *queries, *keys, *values;
-    void *result;
-    const void *query_bias, *value_bias; // (H * d), or nothing
-    const float *bias;                   // added to the scaled scores, or nothing
-    float *parts;                        // (B, H, Q, splits, d + 2): sums, the largest score and the sum of shares
-    int64_t query_strides[3], key_strides[3], value_strides[3]; // of batch, head and row
-    int64_t bias_strides[4];                                    // of batch, head, query and key
-    int32_t heads, group, query_count, key_count, width, causal;
-    int32_t splits, vectors; // whether rows of queries, keys, values and the result lie at multiples of 16 bytes
-    float scale;
-    int32_t unused;
-};
+#include "attention_arguments.cuh"
 
 namespace {
 
@@ -79,7 +64,7 @@ struct FourBit {
 
 // `ROWS` query rows, those of all query heads of a key head first, in one block; `AT_ONCE` keys of a group of lanes are on their way
 // together.
-template <class T, class Stored, int ROWS, int AT_ONCE> __device__ inline void attend(const RowsArguments &a) {
+template <class T, class Stored, int ROWS, int AT_ONCE> __device__ inline void attend(const AttentionArguments &a) {
     typedef typename Stored::Element Element;
     __shared__ float found[WARPS][ROWS][LANES * 8 + 2];
     const int lane = threadIdx.x % LANES, member = threadIdx.x / LANES, warp = threadIdx.x / 32;
@@ -219,7 +204,7 @@ template <class T, class Stored, int ROWS, int AT_ONCE> __device__ inline void a
 }
 
 // One block a row: what its splits found becomes its result.
-template <class T> __device__ inline void combine(const RowsArguments &a) {
+template <class T> __device__ inline void combine(const AttentionArguments &a) {
     const int64_t place = blockIdx.x;
     const int query = place % a.query_count, head = place / a.query_count % a.heads;
     const int64_t batch = place / a.query_count / a.heads;
@@ -243,8 +228,8 @@ template <class T> __device__ inline void combine(const RowsArguments &a) {
 } // namespace
 
 #define ROWS_KERNELS(NAME, TYPE, STORED)                                                                  \
-    KERNEL(attention_rows_##NAME##_1, RowsArguments, THREADS, (attend<TYPE, STORED, 1, 4>(a)))           \
-    KERNEL(attention_rows_##NAME##_4, RowsArguments, THREADS, (attend<TYPE, STORED, 4, 2>(a)))
+    KERNEL(attention_rows_##NAME##_1, AttentionArguments, THREADS, (attend<TYPE, STORED, 1, 4>(a)))           \
+    KERNEL(attention_rows_##NAME##_4, AttentionArguments, THREADS, (attend<TYPE, STORED, 4, 2>(a)))
 
 ROWS_KERNELS(f32_f32, float, Numbers<float>)
 ROWS_KERNELS(f32_f16, float, Numbers<__half>)
@@ -256,6 +241,6 @@ ROWS_KERNELS(f16_q4_0, __half, FourBit)
 ROWS_KERNELS(bf16_bf16, __nv_bfloat16, Numbers<__nv_bfloat16>)
 ROWS_KERNELS(bf16_q8_0, __nv_bfloat16, EightBit)
 ROWS_KERNELS(bf16_q4_0, __nv_bfloat16, FourBit)
-KERNEL(combine_f32, RowsArguments, THREADS, (combine<float>(a)))
-KERNEL(combine_f16, RowsArguments, THREADS, (combine<__half>(a)))
-KERNEL(combine_bf16, RowsArguments, THREADS, (combine<__nv_bfloat16>(a)))
+KERNEL(combine_f32, AttentionArguments, THREADS, (combine<float>(a)))
+KERNEL(combine_f16, AttentionArguments, THREADS, (combine<__half>(a)))
+KERNEL(combine_bf16, AttentionArguments, THREADS, (combine<__nv_bfloat16>(a)))

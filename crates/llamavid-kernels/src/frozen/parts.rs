@@ -1,0 +1,177 @@
+//! Rows between products, and places that tasks write.
+
+/// Numbers of a row that lie together: a panel's part of as many columns stays in the first cache.
+pub(super) const PART: usize = 256;
+/// Rows of weights of a panel: two vectors of the widest kind.
+pub(super) const PANEL: usize = 32;
+
+/// A number of each row of a panel, or of each of its sums.
+#[derive(Debug, Clone, Copy)]
+#[repr(C, align(64))]
+pub(super) struct Step(pub(super) [f32; PANEL]);
+
+impl Step {
+    pub(super) const ZERO: Self = Self([0.0; PANEL]);
+
+    /// The numbers of steps, one after the other.
+    pub(super) fn numbers(steps: &mut [Self]) -> &mut [f32] {
+        // SAFETY: a step is an array of numbers and nothing else.
+        unsafe { std::slice::from_raw_parts_mut(steps.as_mut_ptr().cast(), steps.len() * PANEL) }
+    }
+}
+
+/// Bytes that are read next. They are asked for while something else is computed, so that they are in the second cache then.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Ahead<'a> {
+    bytes: &'a [u8],
+    /// For each row of the work in between.
+    each: usize,
+}
+
+impl<'a> Ahead<'a> {
+    pub(super) const NOTHING: Self = Self { bytes: &[], each: 0 };
+
+    /// Numbers of any kind that has no places between them.
+    pub(super) fn new<T>(numbers: &'a [T]) -> Self {
+        // SAFETY: the bytes are never looked at.
+        let bytes = unsafe { std::slice::from_raw_parts(numbers.as_ptr().cast(), size_of_val(numbers)) };
+        Self { bytes, each: bytes.len() }
+    }
+
+    /// The same, spread over so many rows.
+    #[inline(always)]
+    pub(super) fn spread(self, rows: usize) -> Self {
+        Self { each: self.bytes.len().div_ceil(rows.max(1)), ..self }
+    }
+
+    /// Asks for the share of some rows.
+    #[inline(always)]
+    pub(super) fn read(&mut self, rows: usize) {
+        /// Bytes that caches read together.
+        const LINE: usize = 64;
+        let (now, later) =
+            self.bytes.split_at((rows * self.each).next_multiple_of(LINE).min(self.bytes.len()));
+        self.bytes = later;
+        #[cfg(target_arch = "x86_64")]
+        for line in now.chunks(LINE) {
+            use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+            // SAFETY: every x86-64 has the instruction, and it changes nothing.
+            unsafe { _mm_prefetch::<_MM_HINT_T1>(line.as_ptr().cast()) };
+        }
+        #[cfg(not(target_arch = "x86_64"))]
+        let _ = now;
+    }
+}
+
+/// Rows of numbers: the first ones of each row, then the next ones. Rows as they are would lie a power of two apart, and push
+/// each other out of the cache.
+#[derive(Debug, Default)]
+pub(super) struct Parts {
+    values: Vec<[f32; PART]>,
+    count: usize,
+    columns: usize,
+}
+
+impl Parts {
+    /// Makes room for other rows, whose numbers are any.
+    pub(super) fn reshape(&mut self, count: usize, columns: usize) {
+        self.values.resize(columns.div_ceil(PART) * count, [0.0; PART]);
+        (self.count, self.columns) = (count, columns);
+    }
+
+    pub(super) fn count(&self) -> usize {
+        self.count
+    }
+
+    pub(super) fn columns(&self) -> usize {
+        self.columns
+    }
+
+    /// Numbers of each row from a column on, a multiple of [`PART`]: row after row, of which as many are ones as there are
+    /// columns left.
+    pub(super) fn from(&self, column: usize) -> &[[f32; PART]] {
+        &self.values[column / PART * self.count..][..self.count]
+    }
+
+    /// Copies a row.
+    pub(super) fn read(&self, row: usize, into: &mut [f32]) {
+        for (into, first) in into.chunks_mut(PART).zip((0..self.columns).step_by(PART)) {
+            into.copy_from_slice(&self.from(first)[row][..into.len()]);
+        }
+    }
+
+    /// Where tasks write.
+    pub(super) fn target(&mut self) -> Target {
+        let values = self.values.as_flattened_mut();
+        Target { length: values.len(), values: values.as_mut_ptr(), count: self.count, part: PART }
+    }
+}
+
+/// Rows that tasks write side by side, each its own places.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Target {
+    values: *mut f32,
+    length: usize,
+    count: usize,
+    /// Numbers of a row that lie together.
+    part: usize,
+}
+
+// SAFETY: tasks write disjoint places, as the callers of `write` and `add` promise.
+unsafe impl Sync for Target {}
+// SAFETY: as above.
+unsafe impl Send for Target {}
+
+impl Target {
+    /// Rows of `width`, one after the other.
+    pub(super) fn rows(values: &mut [f32], width: usize) -> Self {
+        let count = values.len() / width.max(1);
+        Self { values: values.as_mut_ptr(), length: values.len(), count, part: width.max(1) }
+    }
+
+    /// Where numbers of a row lie from a column on, and how many of `length` lie there together.
+    #[inline(always)]
+    fn place(self, row: usize, column: usize, length: usize) -> (usize, usize) {
+        let (part, within) = (column / self.part, column % self.part);
+        let start = (part * self.count + row) * self.part + within;
+        let together = length.min(self.part - within);
+        assert!(row < self.count && start + together <= self.length, "a number beyond the rows");
+        (start, together)
+    }
+
+    /// Writes numbers of a row from a column on.
+    ///
+    /// # Safety
+    /// The rows live, and nobody else uses these places.
+    #[inline(always)]
+    pub(super) unsafe fn write(self, row: usize, mut column: usize, mut values: &[f32]) {
+        while !values.is_empty() {
+            let (start, together) = self.place(row, column, values.len());
+            let (first, later) = values.split_at(together);
+            // SAFETY: within the rows, and the caller has these places alone.
+            let into = unsafe { std::slice::from_raw_parts_mut(self.values.add(start), together) };
+            match (<&mut [f32; PANEL]>::try_from(&mut *into), <&[f32; PANEL]>::try_from(first)) {
+                // Of a known length it is no call.
+                (Ok(into), Ok(first)) => *into = *first,
+                _ => into.copy_from_slice(first),
+            }
+            (column, values) = (column + together, later);
+        }
+    }
+
+    /// Adds numbers to those of a row from a column on.
+    ///
+    /// # Safety
+    /// The rows live, and nobody else uses these places.
+    #[inline(always)]
+    pub(super) unsafe fn add(self, row: usize, mut column: usize, mut values: &[f32]) {
+        while !values.is_empty() {
+            let (start, together) = self.place(row, column, values.len());
+            let (first, later) = values.split_at(together);
+            // SAFETY: within the rows, and the caller has these places alone.
+            let into = unsafe { std::slice::from_raw_parts_mut(self.values.add(start), together) };
+            into.iter_mut().zip(first).for_each(|(into, value)| *into += value);
+            (column, values) = (column + together, later);
+        }
+    }
+}

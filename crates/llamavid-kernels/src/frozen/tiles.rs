@@ -1,0 +1,103 @@
+//! Sums of products of rows with a panel of weights, in f32: a tile of sums stays in the registers while a panel's part, which
+//! stays in the first cache, goes by. K. Goto and R. van de Geijn, "Anatomy of High-Performance Matrix Multiplication" (2008),
+//! with the roles of the matrices exchanged.
+
+use pulp::{Simd, WithSimd};
+
+use super::parts::{Ahead, PANEL, Step};
+
+/// Vectors of a panel that are multiplied together.
+const VECTORS: usize = 2;
+/// Rows of a tile at most: their sums, two vectors of the panel and one number are nearly all of 32 registers.
+pub(super) const TILE_ROWS: usize = 12;
+
+/// Rows, of which each starts `stride` numbers after the one before.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Rows<'a> {
+    pub(super) values: &'a [f32],
+    pub(super) stride: usize,
+}
+
+/// Adds the products of rows `x` with a panel's steps to `sums`, one for each row.
+pub(super) struct Tiles<'a> {
+    pub(super) panel: &'a [Step],
+    pub(super) x: Rows<'a>,
+    pub(super) sums: &'a mut [Step],
+    pub(super) ahead: Ahead<'a>,
+}
+
+impl WithSimd for Tiles<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let Self { panel, x: Rows { values, stride }, sums, ahead } = self;
+        let mut ahead = ahead.spread(sums.len());
+        let tile_rows = if S::REGISTER_COUNT >= 32 { TILE_ROWS } else { TILE_ROWS / 2 };
+        for lane in (0..PANEL).step_by(VECTORS * S::F32_LANES) {
+            for (index, sums) in sums.chunks_mut(tile_rows).enumerate() {
+                ahead.read(sums.len());
+                let x = Rows { values: &values[index * tile_rows * stride..], stride };
+                match sums.len() {
+                    1 => tile::<S, 1>(simd, panel, lane, x, sums),
+                    2 => tile::<S, 2>(simd, panel, lane, x, sums),
+                    3 => tile::<S, 3>(simd, panel, lane, x, sums),
+                    4 => tile::<S, 4>(simd, panel, lane, x, sums),
+                    5 => tile::<S, 5>(simd, panel, lane, x, sums),
+                    6 => tile::<S, 6>(simd, panel, lane, x, sums),
+                    7 => tile::<S, 7>(simd, panel, lane, x, sums),
+                    8 => tile::<S, 8>(simd, panel, lane, x, sums),
+                    9 => tile::<S, 9>(simd, panel, lane, x, sums),
+                    10 => tile::<S, 10>(simd, panel, lane, x, sums),
+                    11 => tile::<S, 11>(simd, panel, lane, x, sums),
+                    _ => tile::<S, 12>(simd, panel, lane, x, sums),
+                }
+            }
+        }
+    }
+}
+
+/// Adds the products of `X` rows with two vectors of each step, from `lane` on.
+#[inline(always)]
+fn tile<S: Simd, const X: usize>(simd: S, panel: &[Step], lane: usize, x: Rows, sums: &mut [Step]) {
+    let Rows { values, stride } = x;
+    assert!(sums.len() == X && lane + VECTORS * S::F32_LANES <= PANEL, "a tile of another size");
+    assert!((X - 1) * stride + panel.len() <= values.len(), "rows of another length");
+    let (weights, x): (*const Step, *const f32) = (panel.as_ptr(), values.as_ptr());
+    let mut found = [[simd.splat_f32s(0.0); VECTORS]; X];
+    for (found, sums) in found.iter_mut().zip(&*sums) {
+        // SAFETY: two vectors from `lane` on lie within a step.
+        *found = unsafe { two::<S>(&raw const *sums, lane) };
+    }
+    for step in 0..panel.len() {
+        // SAFETY: the panel has this step, and two vectors from `lane` on lie within it.
+        let weights = unsafe { two::<S>(weights.add(step), lane) };
+        for (row, sums) in found.iter_mut().enumerate() {
+            // SAFETY: as many numbers of this row are there as the panel has steps, see above.
+            let x = simd.splat_f32s(unsafe { *x.add(row * stride + step) });
+            sums[0] = simd.mul_add_e_f32s(weights[0], x, sums[0]);
+            sums[1] = simd.mul_add_e_f32s(weights[1], x, sums[1]);
+        }
+    }
+    for (sums, found) in sums.iter_mut().zip(found) {
+        let into: *mut S::f32s = (&raw mut *sums).cast::<f32>().wrapping_add(lane).cast();
+        // SAFETY: two vectors from `lane` on lie within a step.
+        unsafe {
+            into.write_unaligned(found[0]);
+            into.add(1).write_unaligned(found[1]);
+        }
+    }
+}
+
+/// Two vectors of a step.
+///
+/// # Safety
+/// The step can be read, and from `lane` on it holds as much.
+#[inline(always)]
+unsafe fn two<S: Simd>(step: *const Step, lane: usize) -> [S::f32s; VECTORS] {
+    // SAFETY: as the caller promises.
+    unsafe {
+        let first: *const S::f32s = step.cast::<f32>().add(lane).cast();
+        [first.read_unaligned(), first.add(1).read_unaligned()]
+    }
+}
