@@ -99,6 +99,7 @@ struct FoursOfAvx;
 
 impl Products for FoursOfAvx {
     const EIGHT_BITS: bool = true;
+    const SUMS: usize = 2;
 
     #[inline(always)]
     unsafe fn sums(weights: __m256i, x: __m256i) -> __m256i {
