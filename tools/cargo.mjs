@@ -71,7 +71,10 @@ if (task === 'lint') {
     'qemu-aarch64 -cpu max -L /usr/aarch64-linux-gnu';
   const folder = ['--target-dir', join(root, 'target', 'emulated')];
   const arm = ['--release', '--locked', '--target', 'aarch64-unknown-linux-gnu', ...folder];
-  const tests = ['--lib', ...['cached_attention', 'operations', 'quantised'].flatMap((name) => ['--test', name])];
+  const tests = [
+    '--lib',
+    ...['cached_attention', 'operations', 'quantised'].flatMap((name) => ['--test', name]),
+  ];
   // The emulated blocks of threads are nothing that depends on the processor.
   cargo('test', ...arm, '-p', 'llamavid-kernels', ...tests, '--', '--skip', 'cuda::', ...rest);
 } else if (task === 'parity') {
