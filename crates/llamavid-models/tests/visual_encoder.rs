@@ -238,7 +238,8 @@ fn eight_bits_point_where_thirty_two_do() {
             add(&format!("{norm}.weight"), &[width], 1.0, 0.2);
             add(&format!("{norm}.bias"), &[width], 0.0, 0.2);
         }
-        add("attn.qkv.weight", &[3 * width, width], 0.0, size(width));
+        // So that scores are some units apart and not tens: attention that picks one row jumps from one to another.
+        add("attn.qkv.weight", &[3 * width, width], 0.0, 0.5 * size(width));
         add("attn.q_bias", &[width], 0.0, 0.1);
         add("attn.v_bias", &[width], 0.0, 0.1);
         add("attn.proj.weight", &[width, width], 0.0, size(width));
@@ -261,10 +262,19 @@ fn eight_bits_point_where_thirty_two_do() {
         [exact, rounded].map(|encoder| values(&encoder.forward(&pixels, &mut Blind).unwrap()));
     let product =
         |a: &[f32], b: &[f32]| -> f64 { a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum() };
+    let others = |row: &[f32]| -> Vec<f32> {
+        row.iter().enumerate().filter(|(channel, _)| channel % 97 != 5).map(|(_, value)| *value).collect()
+    };
+    let cosine = |a: &[f32], b: &[f32]| product(a, b) / (product(a, a) * product(b, b)).sqrt();
+    let (mut least, mut least_of_others) = (1f64, 1f64);
     for (exact, rounded) in exact.chunks_exact(width).zip(rounded.chunks_exact(width)) {
-        let cosine = product(exact, rounded) / (product(exact, exact) * product(rounded, rounded)).sqrt();
-        assert!(cosine >= 0.999, "{cosine}");
+        least = least.min(cosine(exact, rounded));
+        least_of_others = least_of_others.min(cosine(&others(exact), &others(rounded)));
     }
+    assert!(
+        least >= 0.999 && least_of_others >= 0.999,
+        "{least}, {least_of_others} without the large channels"
+    );
 }
 
 #[test]

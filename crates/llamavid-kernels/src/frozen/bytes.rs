@@ -212,9 +212,9 @@ fn add_large_inline<const FUSED: bool>(
             let numbers = &numbers[column / TOGETHER].0;
             // The number at its place among four, as the upper bits.
             let shift = 8 * (TOGETHER - 1 - column % TOGETHER);
-            for place in 0..PANEL {
-                let four = i32::from_le_bytes(numbers[place].map(|number| number as u8));
-                sums.0[place] += (four << shift >> 24) as f32 * (scales.0[place] * value);
+            for ((sum, four), scale) in sums.0.iter_mut().zip(numbers).zip(&scales.0) {
+                let four = i32::from_le_bytes(four.map(|number| number as u8));
+                *sum += (four << shift >> 24) as f32 * (scale * value);
             }
         }
     }
@@ -244,11 +244,16 @@ pub(super) struct ByteRows {
 }
 
 /// Where tasks write the numbers of rows of their own.
-#[derive(Clone, Copy)]
 struct Places(*mut [u8; BYTES]);
 
 // SAFETY: each task writes rows of its own.
 unsafe impl Sync for Places {}
+
+impl Places {
+    fn at(&self, index: usize) -> *mut [u8; BYTES] {
+        self.0.wrapping_add(index)
+    }
+}
 
 impl ByteRows {
     /// Rounds rows; on all threads.
@@ -269,7 +274,6 @@ impl ByteRows {
             .zip(self.large.par_chunks_mut(task));
         let buffers = || (vec![0f32; columns], vec![0u8; columns]);
         tasks.enumerate().for_each_init(buffers, |(row, numbers), (index, ((scales, zeros), large))| {
-            let places = places;
             for (place, ((scale, zero), large)) in scales.iter_mut().zip(zeros).zip(large).enumerate() {
                 let at = index * task + place;
                 x.read(at, row);
@@ -277,7 +281,7 @@ impl ByteRows {
                 (*scale, *zero) = round(row, numbers);
                 for (part, numbers) in numbers.chunks(BYTES).enumerate() {
                     // SAFETY: there are as many parts of as many rows, and only this task writes this row.
-                    let into = unsafe { &mut *places.0.add(part * count + at) };
+                    let into = unsafe { &mut *places.at(part * count + at) };
                     into[..numbers.len()].copy_from_slice(numbers);
                 }
             }
@@ -303,7 +307,7 @@ fn limit_inline<const FUSED: bool>(row: &[f32]) -> f32 {
     /// Of the root of the mean square. As good as no number of a bell curve is that far from its middle.
     const TIMES: f32 = 5.0;
     /// Numbers of which one may be a large one.
-    const AMONG: usize = 64;
+    const AMONG: usize = 16;
     let beyond = |limit: f32| sum_of(row.len(), |place| f32::from(u8::from(row[place].abs() > limit)));
     let of_all = TIMES * (sum_of(row.len(), |place| row[place] * row[place]) / row.len() as f32).sqrt();
     let count = beyond(of_all);
@@ -565,7 +569,7 @@ mod tests {
         let taken = [(7, 3e3), (100, -2e4), (639, 900.0)];
         assert_eq!(large, taken.map(|(column, value)| Large { column, value }));
         assert!(large.iter().all(|large| row[large.column] == 0.0));
-        row.iter_mut().step_by(30).for_each(|value| *value = 1e5);
+        row.iter_mut().step_by(10).for_each(|value| *value = 1e5);
         take_large(&mut row, &mut large);
         assert!(large.is_empty());
         row[3] = f32::NAN;

@@ -230,7 +230,7 @@ const HALVES: f32 = 16_777_216.0;
 #[inline(always)]
 fn fits_half(value: f32) -> bool {
     let (bits, size) = (value.to_bits(), value.abs());
-    let large = size >= LEAST_HALF && size <= 65504.0 && bits & 0x1fff == 0;
+    let large = (LEAST_HALF..=65504.0).contains(&size) && bits & 0x1fff == 0;
     let count = (size * HALVES) as u32;
     let small = size < LEAST_HALF && count as f32 == size * HALVES;
     large || small
