@@ -9,7 +9,7 @@ use llamavid_models::language_model::{CachePrecision, SamplingOptions};
 use llamavid_models::prompt::conversation::{ImageTag, Template, question_with_media};
 use llamavid_runtime::{
     Cancellation, Device, Dtype, GenerateRequest, LanguageModel, Pixels, Precision, Preprocessing, RgbImage,
-    Session, SpliceKind, TokenGenerator, VisualEncoder, VisualFeatures,
+    Session, SpliceKind, Split, TokenGenerator, VisualEncoder, VisualFeatures,
 };
 use llamavid_weights::Quantisation;
 use llamavid_world::{MediaKind, Phrasing, Video, WorldOptions, questions, seeded_item};
@@ -117,7 +117,9 @@ fn nearly_all_answers_stay_the_same() {
         .wait()
         .unwrap();
     let language =
-        LanguageModel::load(model(), device, precision(None), Cancellation::default()).wait().unwrap();
+        LanguageModel::load(model(), device, precision(None), Split::Layers, Cancellation::default())
+            .wait()
+            .unwrap();
     let session = Session::new(Arc::new(language));
     let template = Template::by_name("vicuna_v1").unwrap();
     let answer = |features: &Arc<VisualFeatures>, question: &str| {
