@@ -98,15 +98,13 @@ fn patches_point_where_they_did() {
         .collect();
     let pictures = Arc::new(Pixels::from_rgb(&images, preprocessing).unwrap());
     let videos = videos().map(|(_, video, _)| rendered(&video, preprocessing));
-    let mut all: Vec<f64> = [pictures]
+    let all: Vec<f64> = [pictures]
         .into_iter()
         .chain(videos)
         .flat_map(|pixels| cosines(&encoders.each_ref().map(|encoder| encode(encoder, &pixels))))
         .collect();
-    all.sort_by(f64::total_cmp);
-    let [least, hundredth, median] = [0, all.len() / 100, all.len() / 2].map(|place| all[place]);
-    // A few patches of the embedded model, whose rows of 128 leave little to average over, turn a little further.
-    assert!(hundredth >= 0.999 && least >= 0.997, "{} patches: {least}, {hundredth}, {median}", all.len());
+    let least = all.iter().copied().min_by(f64::total_cmp).unwrap();
+    assert!(least >= 0.999, "{} patches: {least}", all.len());
 }
 
 #[test]

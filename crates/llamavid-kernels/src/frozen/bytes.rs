@@ -20,6 +20,8 @@ use crate::vector::{sum_of, widest};
 const TOGETHER: usize = 4;
 /// Numbers of a row that lie together, in as many bytes as those of [`Parts`].
 const BYTES: usize = 4 * PART;
+/// Numbers of a row of `x` up to which it is not rounded: little is gained, and patches of small encoders would turn too far.
+const SHORT: usize = 128;
 /// The largest whole number of a weight.
 const LARGEST: f32 = 127.0;
 /// The largest whole number of `x`.
@@ -72,11 +74,13 @@ impl BytePanels {
         Self { numbers, scales, totals, steps }
     }
 
-    /// Whether this processor multiplies whole numbers; else they are widened, and `x` is not rounded.
-    pub(super) fn multiplies(processor: Processor) -> bool {
+    /// Whether whole numbers are multiplied; else they are widened, and `x` is not rounded: where the processor does not, and for
+    /// short rows.
+    pub(super) fn multiplies(&self, processor: Processor) -> bool {
+        let long = self.steps * TOGETHER > SHORT;
         match processor {
             #[cfg(target_arch = "x86_64")]
-            Processor::Avx512(_, whole) | Processor::Avx2(_, whole) => whole != WholeNumbers::None,
+            Processor::Avx512(_, whole) | Processor::Avx2(_, whole) => long && whole != WholeNumbers::None,
             _ => false,
         }
     }

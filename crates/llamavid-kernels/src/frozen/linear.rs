@@ -117,7 +117,7 @@ impl FrozenLinear {
         assert_eq!(x.columns(), self.columns, "rows that do not go with the weights");
         let count = x.count();
         let whole = match &self.panels {
-            Panels::Bytes(panels) if BytePanels::multiplies(processor) => {
+            Panels::Bytes(panels) if panels.multiplies(processor) => {
                 rounded.fill(x);
                 Some((panels, &*rounded))
             }
