@@ -29,34 +29,31 @@ const STEP: usize = 4;
 /// Rows of weights that change places with as many vectors.
 const TOGETHER: usize = 8;
 
-/// Adds the products of all rows of `x`, in parts of [`PART`], with some rows of weights, the bytes of which are `rows`; their
-/// results are the columns from `column` on.
+/// Adds the products of all rows of `x`, in parts of [`PART`], with up to [`PANEL_ROWS`] rows of weights, the bytes of which are
+/// `rows`; their results are the columns from `column` on.
 ///
 /// # Safety
 /// The processor has the instructions; the result lives, and nobody else uses these columns.
-pub(crate) unsafe fn add_panels(
+pub(crate) unsafe fn add_panel(
     processor: Processor,
     x: &WholeRows,
     rows: &[u8],
     column: usize,
     output: Output,
 ) {
-    for (index, rows) in rows.chunks(PANEL_ROWS * x.row_bytes).enumerate() {
-        let column = column + index * PANEL_ROWS;
-        // SAFETY: as the caller promises.
-        unsafe {
-            match processor {
-                Processor::Avx512(..) => {
-                    with_block!(x.format, B => add_wide::<B>(x, rows, column, output), ());
-                }
-                _ => with_block!(x.format, B => add_narrow::<B>(x, rows, column, output), ()),
+    // SAFETY: as the caller promises.
+    unsafe {
+        match processor {
+            Processor::Avx512(..) => {
+                with_block!(x.format, B => add_wide::<B>(x, rows, column, output), ());
             }
+            _ => with_block!(x.format, B => add_narrow::<B>(x, rows, column, output), ()),
         }
     }
 }
 
 /// # Safety
-/// As [`add_panels`], and the processor has AVX-512 with VNNI.
+/// As [`add_panel`], and the processor has AVX-512 with VNNI.
 #[target_feature(enable = "avx512f,avx512vl,avx512bw,avx512dq,avx512vnni,avx2,fma,f16c")]
 unsafe fn add_wide<B: WholeBlock>(x: &WholeRows, rows: &[u8], column: usize, output: Output) {
     // SAFETY: as the caller promises.
@@ -64,17 +61,15 @@ unsafe fn add_wide<B: WholeBlock>(x: &WholeRows, rows: &[u8], column: usize, out
 }
 
 /// # Safety
-/// As [`add_panels`], and the processor has AVX2, FMA, F16C and AVX-VNNI.
+/// As [`add_panel`], and the processor has AVX2, FMA, F16C and AVX-VNNI.
 #[target_feature(enable = "avx2,fma,f16c,avxvnni")]
 unsafe fn add_narrow<B: WholeBlock>(x: &WholeRows, rows: &[u8], column: usize, output: Output) {
     // SAFETY: as the caller promises.
     unsafe { add::<B, Narrow>(x, rows, column, output) }
 }
 
-/// The same with up to [`PANEL_ROWS`] rows.
-///
 /// # Safety
-/// As [`add_panels`].
+/// As [`add_panel`].
 #[inline(always)]
 unsafe fn add<B: WholeBlock, V: Vectors>(x: &WholeRows, rows: &[u8], column: usize, output: Output) {
     let rows: Vec<Row> = rows.chunks_exact(x.row_bytes).map(Row::new::<B>).collect();

@@ -6,11 +6,11 @@
 
 use crate::block_format::BlockFormat;
 #[cfg(target_arch = "x86_64")]
-use crate::integer_panels::{PANEL_ROWS, PART, add_panels};
+use crate::integer_panels::{PANEL_ROWS, PART, add_panel};
 #[cfg(target_arch = "x86_64")]
 use crate::integer_rows::add_rows;
 #[cfg(target_arch = "aarch64")]
-use crate::neon_products::{PANEL_ROWS, PART, add_panels, add_rows};
+use crate::neon_products::{PANEL_ROWS, PART, add_panel, add_rows};
 use crate::processor::{Processor, WholeNumbers};
 use crate::products::Output;
 use crate::whole_rows::WholeRows;
@@ -55,12 +55,13 @@ impl IntegerProduct {
     /// # Safety
     /// The result lives, and nobody else uses these columns.
     pub(crate) unsafe fn add(&self, rows: &[u8], column: usize, output: Output) {
-        // SAFETY: `processor` had the instructions, and the caller promises the rest.
-        unsafe {
-            match self.laid_out {
-                true => add_panels(self.processor, &self.x, rows, column, output),
-                false => add_rows(self.processor, &self.x, rows, column, output),
-            }
+        if !self.laid_out {
+            // SAFETY: `processor` had the instructions, and the caller promises the rest.
+            return unsafe { add_rows(self.processor, &self.x, rows, column, output) };
+        }
+        for (index, rows) in rows.chunks(PANEL_ROWS * self.x.row_bytes).enumerate() {
+            // SAFETY: as above.
+            unsafe { add_panel(self.processor, &self.x, rows, column + index * PANEL_ROWS, output) };
         }
     }
 }

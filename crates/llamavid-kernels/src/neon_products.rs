@@ -139,32 +139,29 @@ impl Blocks {
     }
 }
 
-/// Adds the products of all rows of `x`, in parts of [`PART`], with some rows of weights, the bytes of which are `rows`; their
-/// results are the columns from `column` on.
+/// Adds the products of all rows of `x`, in parts of [`PART`], with up to [`PANEL_ROWS`] rows of weights, the bytes of which are
+/// `rows`; their results are the columns from `column` on.
 ///
 /// # Safety
 /// The processor has the instructions; the result lives, and nobody else uses these columns.
-pub(crate) unsafe fn add_panels(
+pub(crate) unsafe fn add_panel(
     processor: Processor,
     x: &WholeRows,
     rows: &[u8],
     column: usize,
     output: Output,
 ) {
-    for (index, rows) in rows.chunks(PANEL_ROWS * x.row_bytes).enumerate() {
-        let column = column + index * PANEL_ROWS;
-        // SAFETY: as the caller promises.
-        unsafe {
-            match processor.whole_numbers() {
-                WholeNumbers::Tiles => add_in_tiles(x, rows, column, output),
-                _ => add_in_fours(x, rows, column, output),
-            }
+    // SAFETY: as the caller promises.
+    unsafe {
+        match processor.whole_numbers() {
+            WholeNumbers::Tiles => add_in_tiles(x, rows, column, output),
+            _ => add_in_fours(x, rows, column, output),
         }
     }
 }
 
 /// # Safety
-/// As [`add_panels`], and the processor has products of matrices.
+/// As [`add_panel`], and the processor has products of matrices.
 #[target_feature(enable = "neon,dotprod,i8mm")]
 unsafe fn add_in_tiles(x: &WholeRows, rows: &[u8], column: usize, output: Output) {
     // SAFETY: as the caller promises.
@@ -172,17 +169,17 @@ unsafe fn add_in_tiles(x: &WholeRows, rows: &[u8], column: usize, output: Output
 }
 
 /// # Safety
-/// As [`add_panels`], and the processor has dot products.
+/// As [`add_panel`], and the processor has dot products.
 #[target_feature(enable = "neon,dotprod")]
 unsafe fn add_in_fours(x: &WholeRows, rows: &[u8], column: usize, output: Output) {
     // SAFETY: as the caller promises.
     unsafe { add::<false>(x, rows, column, output) }
 }
 
-/// The same with up to [`PANEL_ROWS`] rows; in products of matrices of two rows when `TILES`.
+/// The same, in products of matrices of two rows when `TILES`.
 ///
 /// # Safety
-/// As [`add_panels`].
+/// As [`add_panel`].
 #[inline(always)]
 unsafe fn add<const TILES: bool>(x: &WholeRows, rows: &[u8], column: usize, output: Output) {
     let mut panel = Panel::new(x.format);
