@@ -3,6 +3,8 @@
 use std::ops::Range;
 
 use candle_core::{Result, bail};
+use half::f16;
+use half::slice::HalfFloatSliceExt;
 use rayon::prelude::*;
 
 use super::bytes::{BytePanels, ByteRows, Sums};
@@ -40,7 +42,7 @@ enum Panels {
 
 #[derive(Debug, Clone, Copy)]
 #[repr(C, align(64))]
-struct HalfStep([u16; PANEL]);
+struct HalfStep([f16; PANEL]);
 
 /// What happens with the sums of a product.
 #[derive(Debug, Clone, Copy)]
@@ -212,56 +214,29 @@ impl Panels {
             steps.par_chunks_exact_mut(columns).enumerate().for_each(|(index, into)| panel(index, into));
             return Self::Numbers(steps);
         }
-        let mut steps = vec![HalfStep([0; PANEL]); panels * columns];
+        let mut steps = vec![HalfStep([f16::ZERO; PANEL]); panels * columns];
         let numbers = || vec![Step::ZERO; columns];
         steps.par_chunks_exact_mut(columns).enumerate().for_each_init(numbers, |numbers, (index, into)| {
             panel(index, numbers);
-            narrow(numbers, into);
+            for (into, step) in into.iter_mut().zip(numbers) {
+                into.0.convert_from_f32_slice(&step.0);
+            }
         });
         Self::Halves(steps)
     }
 }
 
-/// The smallest number with a leading 1 in 16 bits, and the one above it by which smaller ones are counted.
-const LEAST_HALF: f32 = 6.103_515_6e-5;
-const HALVES: f32 = 16_777_216.0;
-
-/// Whether 16 bits hold a number exactly.
-#[inline(always)]
-fn fits_half(value: f32) -> bool {
-    let (bits, size) = (value.to_bits(), value.abs());
-    let large = (LEAST_HALF..=65504.0).contains(&size) && bits & 0x1fff == 0;
-    let count = (size * HALVES) as u32;
-    let small = size < LEAST_HALF && count as f32 == size * HALVES;
-    large || small
+/// Whether 16 bits hold all of the numbers exactly.
+fn fit_halves(values: &[f32]) -> bool {
+    const TOGETHER: usize = 256;
+    let (mut halves, mut back) = ([f16::ZERO; TOGETHER], [0f32; TOGETHER]);
+    values.chunks(TOGETHER).all(|values| {
+        let (halves, back) = (&mut halves[..values.len()], &mut back[..values.len()]);
+        halves.convert_from_f32_slice(values);
+        halves.convert_to_f32_slice(back);
+        values.iter().zip(back).all(|(value, back)| value.is_finite() && value.to_bits() == back.to_bits())
+    })
 }
-
-#[inline(always)]
-fn fit_halves_inline<const FUSED: bool>(values: &[f32]) -> bool {
-    let mut fit = true;
-    for value in values {
-        fit &= fits_half(*value);
-    }
-    fit
-}
-widest!(fn fit_halves(values: &[f32]) -> bool = fit_halves_inline);
-
-#[inline(always)]
-fn narrow_inline<const FUSED: bool>(steps: &[Step], into: &mut [HalfStep]) {
-    for (step, into) in steps.iter().zip(into) {
-        for (value, into) in step.0.iter().zip(&mut into.0) {
-            let (bits, size) = (value.to_bits(), value.abs());
-            let large = (size.to_bits() >> 13).wrapping_sub(112 << 10);
-            let small = (size * HALVES) as u32;
-            let magnitude = if size < LEAST_HALF { small } else { large };
-            *into = (magnitude | bits >> 16 & 0x8000) as u16;
-        }
-    }
-}
-widest!(
-    /// Numbers that fit into 16 bits, in those.
-    fn narrow(steps: &[Step], into: &mut [HalfStep]) = narrow_inline
-);
 
 #[inline(always)]
 fn finish_inline<const FUSED: bool>(
@@ -302,18 +277,21 @@ widest!(
 mod tests {
     use super::*;
 
+    /// The smallest number with a leading 1 in 16 bits, and the one above it by which smaller ones are counted.
+    const LEAST_HALF: f32 = 6.103_515_6e-5;
+    const HALVES: f32 = 16_777_216.0;
+
     #[test]
     fn halves_come_back_as_they_were() {
-        let all: Vec<f32> = (0..=u16::MAX).map(|bits| half::f16::from_bits(bits).to_f32()).collect();
+        let all: Vec<f32> = (0..=u16::MAX).map(|bits| f16::from_bits(bits).to_f32()).collect();
         let finite: Vec<f32> = all.into_iter().filter(|value| value.is_finite()).collect();
         assert!(fit_halves(&finite));
-        let steps: Vec<Step> = finite.as_chunks().0.iter().map(|values| Step(*values)).collect();
+        // Rows of a number: a step has those of a panel.
+        let Panels::Halves(steps) = Panels::new(&finite, finite.len(), 1) else { panic!("not in 16 bits") };
         assert_eq!(steps.len() * PANEL, finite.len());
-        let mut halves = vec![HalfStep([0; PANEL]); steps.len()];
-        narrow(&steps, &mut halves);
-        for (step, halves) in steps.iter().zip(&halves) {
-            for (value, bits) in step.0.iter().zip(halves.0) {
-                assert_eq!(half::f16::from_bits(bits).to_f32().to_bits(), value.to_bits(), "{value}");
+        for (values, halves) in finite.chunks_exact(PANEL).zip(&steps) {
+            for (value, half) in values.iter().zip(halves.0) {
+                assert_eq!(half.to_f32().to_bits(), value.to_bits(), "{value}");
             }
         }
     }
@@ -322,10 +300,10 @@ mod tests {
     fn what_halves_do_not_hold_is_told_from_what_they_do() {
         for value in [0.1, 1.0 + f32::EPSILON, 65536.0, 1e-8, 2.5 / HALVES, f32::NAN, f32::INFINITY, f32::MIN]
         {
-            assert!(!fits_half(value), "{value}");
+            assert!(!fit_halves(&[value]), "{value}");
         }
         for value in [0.0, -0.0, 1.0, -0.5, 65504.0, LEAST_HALF, 1.0 / HALVES, -3.0 / HALVES] {
-            assert!(fits_half(value), "{value}");
+            assert!(fit_halves(&[value]), "{value}");
         }
     }
 }
