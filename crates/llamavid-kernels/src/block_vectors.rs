@@ -30,28 +30,23 @@ const GROUP: usize = 32;
 const X_ROWS: usize = 4;
 
 /// A few rows of numbers that rows in blocks are multiplied with, while those are read.
-pub(crate) struct Dots<'a> {
+pub(crate) struct Dots {
     format: BlockFormat,
     /// (count, columns).
-    x: &'a [f32],
+    x: Vec<f32>,
     columns: usize,
     /// The sum of each [`GROUP`] numbers of `x`, where the weights have least values.
     sums: Vec<f32>,
 }
 
-impl<'a> Dots<'a> {
+impl Dots {
     /// None where there are no such vectors.
-    pub(crate) fn new(
-        processor: Processor,
-        format: BlockFormat,
-        x: &'a [f32],
-        columns: usize,
-    ) -> Option<Self> {
+    pub(crate) fn new(processor: Processor, format: BlockFormat, x: &[f32], columns: usize) -> Option<Self> {
         let whole = columns.is_multiple_of(format.block_length().max(LANES));
         let least = matches!(format, BlockFormat::Q4K | BlockFormat::Q5K);
         (allowed(processor) && whole && format != BlockFormat::F32).then(|| Self {
             format,
-            x,
+            x: x.to_vec(),
             columns,
             // Groups are never of two rows: a row has whole blocks.
             sums: x.chunks(GROUP).filter(|_| least).map(|group| group.iter().sum()).collect(),

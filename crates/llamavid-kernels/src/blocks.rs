@@ -53,6 +53,19 @@ impl Projection<'_> {
     }
 }
 
+/// Queries, keys and values: what each of three linear layers makes of `x` (…, in), (…, out). On a CPU, those with weights in blocks
+/// and without bias read it together.
+pub fn linear_three(x: &Tensor, layers: [Projection; 3]) -> Result<[Tensor; 3]> {
+    if let [Weight::Blocks(q), Weight::Blocks(k), Weight::Blocks(v)] = layers.map(|layer| layer.weight)
+        && layers.iter().all(|layer| layer.bias.is_none())
+        && let Some(results) = QuantisedMatrix::linear_three([q, k, v], x)?
+    {
+        return Ok(results);
+    }
+    let [q, k, v] = layers.map(|layer| layer.forward(x));
+    Ok([q?, k?, v?])
+}
+
 /// Where the norm is.
 #[derive(Debug, Clone, Copy)]
 pub enum NormPlace {
@@ -417,6 +430,11 @@ impl<'a> Slices<'a> {
         self.layer(layer).forward(rows, part.rows, part.parallel)
     }
 
+    /// What several projections make of the same rows.
+    fn project_each<const N: usize>(&self, layers: [usize; N], part: Part, rows: &[f32]) -> [Vec<f32>; N] {
+        Layer::forward_each(layers.map(|layer| self.layer(layer)), rows, part.rows, part.parallel)
+    }
+
     /// Adds what a projection makes of rows to what is there.
     fn add_projected(&self, layer: usize, part: Part, rows: &[f32], result: &mut [f32]) {
         self.layer(layer).add_to(rows, result, part.parallel);
@@ -708,7 +726,7 @@ impl Inner for SwiGlu {
     type Saved = [Vec<f32>; 2];
 
     fn forward(&self, slices: &Slices, part: Part, rows: &[f32], result: &mut [f32]) -> Result<Self::Saved> {
-        let [gate, up] = [0, 1].map(|layer| slices.project(layer, part, rows));
+        let [gate, up] = slices.project_each([0, 1], part, rows);
         slices.add_projected(2, part, &crate::swiglu::activated(&gate, &up), result);
         Ok([gate, up])
     }

@@ -7,6 +7,8 @@
 
 mod attention;
 mod block_format;
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+mod block_products;
 mod block_quantiser;
 #[cfg(target_arch = "x86_64")]
 mod block_vectors;
@@ -53,7 +55,7 @@ mod whole_rows;
 
 pub use attention::{Heads, Mask, attention, multi_head_attention, packed_attention};
 pub use block_format::BlockFormat;
-pub use blocks::{Norm, NormPlace, Projection, attention_block, gelu_block, swiglu_block};
+pub use blocks::{Norm, NormPlace, Projection, attention_block, gelu_block, linear_three, swiglu_block};
 pub use cached_attention::{CachedRows, WIDEST_FUSED_HEAD, cached_attention, reads_cache, rotate_into};
 pub use cross_entropy::{IGNORED, cross_entropy, cross_entropy_sum};
 pub use device_rows::DeviceRows;

@@ -5,6 +5,7 @@
 //! cache, or, for few rows, as in decoding, multiplied as they are read: that is all the time it takes.
 
 use std::ops::Range;
+use std::sync::{Mutex, PoisonError};
 
 use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
@@ -14,10 +15,10 @@ use crate::panels::Panels;
 use crate::processor::{Processor, processor};
 use crate::rows::rows_of_a_task;
 
-#[cfg(target_arch = "x86_64")]
-use crate::block_vectors::{Dots, totals_of_eight, totals_of_sixteen};
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
-use crate::integer_products::IntegerProduct;
+use crate::block_products::{BlockProduct, few_rows_of_each};
+#[cfg(target_arch = "x86_64")]
+use crate::block_vectors::{totals_of_eight, totals_of_sixteen};
 
 /// Rows of weights of which a tile has sums.
 const TILE_ROWS: usize = 4;
@@ -26,12 +27,9 @@ const PART: usize = 1024;
 /// Rows of weights of a task at most.
 const TASK_ROWS: usize = 64;
 /// Multiplications below which a product is not worth a second thread.
-const PARALLEL: usize = 1 << 17;
+pub(crate) const PARALLEL: usize = 1 << 17;
 /// Rows of `x` from which it is worth it to lay out the weights. The parts of fewer stay in the second cache.
 const MANY: usize = 48;
-/// Rows of `x` up to which weights in blocks are multiplied as they are read, and not unpacked.
-#[cfg(target_arch = "x86_64")]
-const FEW: usize = 8;
 
 /// The weights of a linear layer, row after row.
 #[derive(Debug, Clone, Copy)]
@@ -65,6 +63,20 @@ impl Layer<'_> {
             result.set_len(length);
         }
         result
+    }
+
+    /// What each of some layers makes of the same rows.
+    pub(crate) fn forward_each<const N: usize>(
+        layers: [Self; N],
+        x: &[f32],
+        count: usize,
+        parallel: bool,
+    ) -> [Vec<f32>; N] {
+        #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+        if parallel && let Some(results) = few_rows_of_each(layers, x, count) {
+            return results;
+        }
+        layers.map(|layer| layer.forward(x, count, parallel))
     }
 
     /// Adds what it makes of rows to `result`. Runs on all threads when `parallel`.
@@ -107,28 +119,16 @@ impl Layer<'_> {
         #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
         if let Weights::Blocks(format, bytes) = weights
             && columns > 0
+            && let Some(product) = BlockProduct::new(processor, format, x, columns)
         {
+            // SAFETY: as the caller promises.
+            unsafe { output.begin(bias, add, parallel) };
             let row_bytes = bytes.len() / rows;
-            let bytes = |task: &Range<usize>| &bytes[task.start * row_bytes..task.end * row_bytes];
-            if let Some(product) = IntegerProduct::new(processor, format, x, columns) {
-                // SAFETY: as the caller promises.
-                unsafe { output.begin(bias, add, parallel) };
-                return in_tasks(rows, product.unit(), parallel, |task| {
-                    // SAFETY: each task has columns of its own.
-                    unsafe { product.add(bytes(&task), task.start, output) };
-                });
-            }
-            #[cfg(target_arch = "x86_64")]
-            if count <= FEW
-                && let Some(dots) = Dots::new(processor, format, x, columns)
-            {
-                // SAFETY: as the caller promises.
-                unsafe { output.begin(bias, add, parallel) };
-                return in_tasks(rows, 1, parallel, |task| {
-                    // SAFETY: each task has columns of its own.
-                    unsafe { dots.add(bytes(&task), task.start, output) };
-                });
-            }
+            return in_tasks(rows, product.unit(), parallel, |task| {
+                let bytes = &bytes[task.start * row_bytes..task.end * row_bytes];
+                // SAFETY: each task has columns of its own.
+                unsafe { product.add(bytes, task.start, output) };
+            });
         }
         if count >= MANY && columns > 0 {
             let panels = Panels { processor, layer: self, x, count, add };
@@ -156,14 +156,30 @@ impl Layer<'_> {
 }
 
 /// Runs `task` on all rows of the weights, a multiple of `unit` each time: on all threads when `parallel`.
-fn in_tasks(rows: usize, unit: usize, parallel: bool, task: impl Fn(Range<usize>) + Sync) {
+///
+/// Each thread has a share of the rows that it reads from the front to the back, which is how memory is quickest; when it is
+/// done it takes from the others' backs, so that nobody waits for a thread that came late.
+pub(crate) fn in_tasks(rows: usize, unit: usize, parallel: bool, task: impl Fn(Range<usize>) + Sync) {
     let threads = rayon::current_num_threads();
     if !parallel || threads < 2 {
         return task(0..rows);
     }
     let length = rows.div_ceil(8 * threads).min(TASK_ROWS).next_multiple_of(unit);
-    (0..rows.div_ceil(length)).into_par_iter().for_each(|index| {
-        task(index * length..rows.min((index + 1) * length));
+    let tasks = rows.div_ceil(length);
+    let shares: Vec<_> = (0..threads)
+        .map(|thread| Mutex::new(tasks * thread / threads..tasks * (thread + 1) / threads))
+        .collect();
+    (0..threads).into_par_iter().with_max_len(1).for_each(|own| {
+        for turn in 0..threads {
+            let share = &shares[(own + turn) % threads];
+            let next = || {
+                let mut left = share.lock().unwrap_or_else(PoisonError::into_inner);
+                if turn == 0 { left.next() } else { left.next_back() }
+            };
+            while let Some(index) = next() {
+                task(index * length..rows.min((index + 1) * length));
+            }
+        }
     });
 }
 
@@ -218,7 +234,7 @@ unsafe impl Sync for Output {}
 unsafe impl Send for Output {}
 
 impl Output {
-    fn new(values: &mut [f32], width: usize) -> Self {
+    pub(crate) fn new(values: &mut [f32], width: usize) -> Self {
         Self { values: values.as_mut_ptr(), length: values.len(), width }
     }
 

@@ -15,7 +15,7 @@ use rayon::prelude::*;
 use crate::block_format::BlockFormat;
 use crate::matrix::{Matrix, multiply};
 use crate::products::{Layer, Weights};
-use crate::rows::{rows_of_a_task, tensor, values, with_values};
+use crate::rows::{fusible, rows_of_a_task, tensor, values, with_values};
 
 /// Numbers of an unpacked panel: 8 MB, so that it stays in the last cache.
 const PANEL: usize = 1 << 21;
@@ -202,6 +202,25 @@ impl QuantisedMatrix {
         let dtype = x.dtype();
         let product = x.to_dtype(DType::F32)?.contiguous()?.apply_op1(Product(self.clone()))?;
         product.to_dtype(dtype)
+    }
+
+    /// The same for three matrices; none unless all are on a CPU and no gradient flows.
+    pub(crate) fn linear_three(matrices: [&Self; 3], x: &Tensor) -> Result<Option<[Tensor; 3]>> {
+        let mut shape = x.dims().to_vec();
+        let Some(width) = shape.pop() else { return Ok(None) };
+        let fits = |matrix: &&Self| matrix.is_on_cpu() && matrix.columns == width;
+        if !matrices.iter().all(fits) || !fusible(&[x]) || x.track_op() {
+            return Ok(None);
+        }
+        let count = shape.iter().product();
+        let results = with_values([x], |[x]| {
+            Ok(Layer::forward_each(matrices.map(|matrix| matrix.layer(None)), x, count, true))
+        })?;
+        let of = |values: Vec<f32>, matrix: &Self| {
+            Tensor::from_vec(values, [shape.as_slice(), &[matrix.rows]].concat(), &Device::Cpu)
+        };
+        let ([a, b, c], [q, k, v]) = (matrices, results);
+        Ok(Some([of(q, a)?, of(k, b)?, of(v, c)?]))
     }
 
     fn placed_linear(&self, placed: &QTensor, x: &Tensor) -> Result<Tensor> {

@@ -9,6 +9,7 @@ use std::arch::x86_64::{
     _mm256_set_m128i, _mm256_set1_epi8, _mm256_set1_ps, _mm256_slli_epi16, _mm256_srli_epi16,
     _mm256_xor_si256,
 };
+use std::mem::MaybeUninit;
 
 /// Numbers that are read at a time: those of a large block, or of eight small ones.
 pub(crate) const NUMBERS: usize = 256;
@@ -96,16 +97,18 @@ pub(crate) struct Row<'a> {
     bytes: &'a [u8],
     /// Bytes that whole ones take.
     whole: usize,
-    /// The last blocks, with zeros behind them, which stand for zeros.
-    rest: [u8; MOST_BYTES],
+    /// The last blocks where they are fewer, with zeros behind them, which stand for zeros.
+    rest: MaybeUninit<[u8; MOST_BYTES]>,
 }
 
 impl<'a> Row<'a> {
     #[inline(always)]
     pub(crate) fn new<B: WholeBlock>(bytes: &'a [u8]) -> Self {
         let whole = bytes.len() / B::BYTES * B::BYTES;
-        let mut rest = [0; MOST_BYTES];
-        rest[..bytes.len() - whole].copy_from_slice(&bytes[whole..]);
+        let mut rest = MaybeUninit::uninit();
+        if whole < bytes.len() {
+            rest.write([0; MOST_BYTES])[..bytes.len() - whole].copy_from_slice(&bytes[whole..]);
+        }
         Self { bytes, whole, rest }
     }
 
@@ -114,7 +117,7 @@ impl<'a> Row<'a> {
     pub(crate) fn at<B: WholeBlock>(&self, index: usize) -> *const u8 {
         match index * B::BYTES {
             first if first < self.whole => self.bytes[first..].as_ptr(),
-            _ => self.rest.as_ptr(),
+            _ => self.rest.as_ptr().cast(),
         }
     }
 
@@ -123,7 +126,7 @@ impl<'a> Row<'a> {
     pub(crate) fn blocks<B: WholeBlock>(&self, first: usize, most: usize) -> Option<(*const u8, usize)> {
         let start = first * B::BYTES;
         match self.whole.checked_sub(start) {
-            Some(0) | None => (start < self.bytes.len()).then_some((self.rest.as_ptr(), 1)),
+            Some(0) | None => (start < self.bytes.len()).then_some((self.rest.as_ptr().cast(), 1)),
             Some(left) => Some((self.bytes[start..].as_ptr(), most.min(left / B::BYTES))),
         }
     }

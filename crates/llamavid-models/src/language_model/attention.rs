@@ -7,7 +7,7 @@ use std::sync::OnceLock;
 
 use candle_core::{D, DType, Device, Tensor};
 use llamavid_kernels::{
-    Heads, Mask, NormPlace, attention_block, multi_head_attention, rotary_embedding, softmax,
+    Heads, Mask, NormPlace, attention_block, linear_three, multi_head_attention, rotary_embedding, softmax,
 };
 
 use super::adapted_linear::AdaptedLinear;
@@ -170,10 +170,15 @@ impl SelfAttention {
         let split = |projected: Tensor, heads: usize| {
             projected.reshape((batch, count, heads, self.head_dim))?.transpose(1, 2)
         };
-        let queries = split(self.q_proj.forward(x)?, self.heads)?;
-        let keys = split(self.k_proj.forward(x)?, self.kv_heads)?;
-        let values = split(self.v_proj.forward(x)?, self.kv_heads)?;
-        Ok([queries, keys, values])
+        let layers = [&self.q_proj, &self.k_proj, &self.v_proj];
+        let [queries, keys, values] = match layers.map(|layer| layer.projection()) {
+            [Some(q), Some(k), Some(v)] => linear_three(x, [q, k, v])?,
+            _ => {
+                let [q, k, v] = layers.map(|layer| layer.forward(x));
+                [q?, k?, v?]
+            }
+        };
+        Ok([split(queries, self.heads)?, split(keys, self.kv_heads)?, split(values, self.kv_heads)?])
     }
 
     /// The rows of one block over the positions they can see: (B, H, rows, head).

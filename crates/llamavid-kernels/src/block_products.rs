@@ -1,0 +1,105 @@
+//! Products with weights in blocks as they lie in memory: in whole numbers, or in f32 for a few rows.
+
+use crate::block_format::BlockFormat;
+#[cfg(target_arch = "x86_64")]
+use crate::block_vectors::Dots;
+use crate::integer_products::IntegerProduct;
+use crate::processor::{Processor, processor};
+use crate::products::{Layer, Output, PARALLEL, Weights, in_tasks};
+
+/// Rows of `x` up to which weights are multiplied in f32 as they are read, and not unpacked.
+#[cfg(target_arch = "x86_64")]
+const FEW: usize = 8;
+
+/// Rows of `x` that are to be multiplied with weights in blocks.
+pub(crate) enum BlockProduct {
+    WholeNumbers(IntegerProduct),
+    #[cfg(target_arch = "x86_64")]
+    Numbers(Dots),
+}
+
+impl BlockProduct {
+    /// `x` (count, columns) for weights in `format`; none where the weights are to be unpacked.
+    pub(crate) fn new(processor: Processor, format: BlockFormat, x: &[f32], columns: usize) -> Option<Self> {
+        if let Some(product) = IntegerProduct::new(processor, format, x, columns) {
+            return Some(Self::WholeNumbers(product));
+        }
+        #[cfg(target_arch = "x86_64")]
+        if x.len() <= FEW * columns {
+            return Dots::new(processor, format, x, columns).map(Self::Numbers);
+        }
+        None
+    }
+
+    /// Rows of weights that are multiplied together.
+    pub(crate) fn unit(&self) -> usize {
+        match self {
+            Self::WholeNumbers(product) => product.unit(),
+            #[cfg(target_arch = "x86_64")]
+            Self::Numbers(_) => 1,
+        }
+    }
+
+    /// Adds the products with some rows of weights, the bytes of which are `rows`; their results are the columns from `column`
+    /// on.
+    ///
+    /// # Safety
+    /// The result lives, and nobody else uses these columns.
+    pub(crate) unsafe fn add(&self, rows: &[u8], column: usize, output: Output) {
+        // SAFETY: as the caller promises.
+        unsafe {
+            match self {
+                Self::WholeNumbers(product) => product.add(rows, column, output),
+                #[cfg(target_arch = "x86_64")]
+                Self::Numbers(dots) => dots.add(rows, column, output),
+            }
+        }
+    }
+}
+
+/// What each of some layers without bias makes of a few rows. Rows are rounded once for all weights of one format, and threads
+/// wait for each other once. None where the rows are many, or the weights are not in blocks.
+pub(crate) fn few_rows_of_each<const N: usize>(
+    layers: [Layer; N],
+    x: &[f32],
+    count: usize,
+) -> Option<[Vec<f32>; N]> {
+    let mut products: Vec<(BlockFormat, BlockProduct)> = Vec::new();
+    for layer in layers {
+        let Weights::Blocks(format, _bytes) = layer.weights else { return None };
+        assert_eq!(x.len(), count * layer.columns, "rows that do not go with the weights");
+        if layer.bias.is_some() || x.is_empty() || layer.rows == 0 {
+            return None;
+        }
+        if products.iter().all(|(found, _product)| *found != format) {
+            let product = BlockProduct::new(processor(), format, x, layer.columns)?;
+            if product.unit() > 1 {
+                return None;
+            }
+            products.push((format, product));
+        }
+    }
+    let mut results = layers.map(|layer| vec![0f32; count * layer.rows]);
+    let mut rows = 0;
+    // Of each layer the number that its first row has among the rows of all.
+    let mut parts = Vec::with_capacity(N);
+    for (layer, result) in layers.iter().zip(&mut results) {
+        parts.push((rows, layer, Output::new(result, layer.rows)));
+        rows += layer.rows;
+    }
+    in_tasks(rows, 1, rows * x.len() >= PARALLEL, |task| {
+        for (before, layer, output) in &parts {
+            let first = task.start.max(*before) - before;
+            let last = task.end.saturating_sub(*before).min(layer.rows);
+            let Weights::Blocks(format, bytes) = layer.weights else { continue };
+            if first < last
+                && let Some((_format, product)) = products.iter().find(|(found, _)| *found == format)
+            {
+                let row_bytes = bytes.len() / layer.rows;
+                // SAFETY: each task has columns of its own.
+                unsafe { product.add(&bytes[first * row_bytes..last * row_bytes], first, *output) };
+            }
+        }
+    });
+    Some(results)
+}
