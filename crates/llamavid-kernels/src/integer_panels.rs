@@ -72,6 +72,7 @@ unsafe fn add_narrow<B: WholeBlock>(x: &WholeRows, rows: &[u8], column: usize, o
 /// As [`add_panel`].
 #[inline(always)]
 unsafe fn add<B: WholeBlock, V: Vectors>(x: &WholeRows, rows: &[u8], column: usize, output: Output) {
+    into_cache(rows);
     let rows: Vec<Row> = rows.chunks_exact(x.row_bytes).map(Row::new::<B>).collect();
     let mut panel = Panel::new(x.group);
     for first in (0..x.columns).step_by(PART) {
@@ -110,6 +111,16 @@ unsafe fn add<B: WholeBlock, V: Vectors>(x: &WholeRows, rows: &[u8], column: usi
             }
         }
     }
+}
+
+/// Reads rows in the order in which they lie. Memory gives them several times as quickly as a piece of each in turn, which is how
+/// they are laid out.
+fn into_cache(rows: &[u8]) {
+    /// Bytes of a line of the caches.
+    const LINE: usize = 64;
+    rows.iter().step_by(LINE).for_each(|byte| {
+        std::hint::black_box(*byte);
+    });
 }
 
 /// A part of some rows of weights: four numbers of each row, then the next four.
