@@ -7,7 +7,7 @@ use std::sync::Arc;
 use candle_core::{DType, Device, Tensor, Var};
 use llamavid_kernels::{
     BlockFormat, Heads, Norm, NormPlace, Projection, QuantisedMatrix, SharedBytes, Weight, attention_block,
-    embedding, gelu_block, instruction_set, linear, swiglu_block,
+    embedding, gelu_block, instruction_set, linear, linear_three, swiglu_block,
 };
 
 /// Numbers between -1 and 1 that follow no pattern.
@@ -54,6 +54,40 @@ fn columns(format: BlockFormat) -> usize {
     match format.block_length() {
         1 => 77,
         length => 3 * length,
+    }
+}
+
+/// Three matrices of one number of columns: together they give what each gives alone, to the bit, whatever the formats are and
+/// wherever a thread's share of all their rows ends.
+#[test]
+fn three_products_together_are_the_same_three_products() {
+    let formats = [
+        [BlockFormat::Q4K, BlockFormat::Q4K, BlockFormat::Q6K],
+        [BlockFormat::Q8_0, BlockFormat::Q4_0, BlockFormat::Q8_0],
+        [BlockFormat::F16, BlockFormat::BF16, BlockFormat::F16],
+    ];
+    for (formats, outputs) in formats.iter().zip([[321, 33, 1], [64, 1000, 7], [5, 400, 33]]) {
+        let matrices: Vec<_> = formats
+            .iter()
+            .zip(outputs)
+            .map(|(format, rows)| {
+                QuantisedMatrix::quantise(&noise(&[rows, 768], rows as u32), *format).unwrap()
+            })
+            .collect();
+        for rows in [1, 2, 5, 9, 70] {
+            let x = noise(&[1, rows, 768], rows as u32);
+            let layers = std::array::from_fn(|layer| Projection {
+                weight: Weight::Blocks(&matrices[layer]),
+                bias: None,
+            });
+            let together = linear_three(&x, layers).unwrap();
+            for ((together, matrix), outputs) in together.iter().zip(&matrices).zip(outputs) {
+                assert_eq!(together.dims(), [1, rows, outputs]);
+                assert_eq!(values(together), values(&matrix.linear(&x).unwrap()), "{formats:?}, {rows} rows");
+            }
+            let narrow = x.narrow(2, 0, 767).unwrap();
+            assert!(linear_three(&narrow, layers).is_err());
+        }
     }
 }
 
