@@ -181,17 +181,23 @@ describe.runIf(onLinux)('the choice of an addon', () => {
 });
 
 describe.runIf(onLinux)('the addon with CUDA', () => {
-  const notBuilt = existsSync(cuda) ? '' : 'it was not built: pnpm build:cuda';
+  const missing = (addon: string) => (existsSync(addon) ? '' : 'it was not built: pnpm build:cuda');
+  const notBuilt = missing(cuda);
+  // Of each architecture that there are builds for.
+  const all = ['cuda', 'cuda-sm89', 'cuda-sm80'].map((suffix) => {
+    const name = `${platform}-${suffix}`;
+    return { name, addon: join(packages, name, `llamavid.${name}.node`) };
+  });
 
-  it('asks the system for nothing of CUDA', ({ skip }) => {
-    skip(notBuilt !== '', notBuilt);
-    const { needed } = linkage(cuda);
+  it.for(all)('asks the system for nothing of CUDA: $name', ({ addon }, { skip }) => {
+    skip(!existsSync(addon), missing(addon));
+    const { needed } = linkage(addon);
     expect(needed).toContain('libc.so.6');
     expect(needed.filter((name) => /cu(da|blas|rand|dnn)|nv/.test(name))).toEqual([]);
   });
 
-  it('answers on a machine without a driver as the CPU’s does', ({ skip }) => {
-    skip(notBuilt !== '', notBuilt);
+  it.for(all)('answers on a machine without a driver as the CPU’s does: $name', ({ addon }, { skip }) => {
+    skip(!existsSync(addon), missing(addon));
     const script = `
       const folder = ${JSON.stringify(join(root, 'fixtures/random-model'))};
       const device = native.Device.open('auto');
@@ -211,7 +217,7 @@ describe.runIf(onLinux)('the addon with CUDA', () => {
       }
       console.log(JSON.stringify({ device: device.name, ids, cuda: tried('cuda') }));`;
     const expected = run(script, { LLAMAVID_NATIVE_PATH: cpu });
-    const actual = run(script, { LLAMAVID_NATIVE_PATH: cuda });
+    const actual = run(script, { LLAMAVID_NATIVE_PATH: addon });
     expect(actual.ids).toEqual(expected.ids);
     expect(actual.ids.length).toBeGreaterThan(3);
     expect(actual.device).toBe('cpu');
