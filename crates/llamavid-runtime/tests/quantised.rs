@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
+mod shared;
+
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -10,17 +12,19 @@ use std::sync::Arc;
 use candle_core::quantized::gguf_file::{self, Value};
 use candle_core::quantized::{GgmlDType, QTensor};
 use candle_core::{DType, Device as TensorDevice, Tensor};
-use llamavid_models::language_model::{CachePrecision, SamplingOptions};
+use llamavid_models::language_model::CachePrecision;
 use llamavid_models::observer::Blind;
 use llamavid_models::tokenizer::LlamaTokenizer;
 use llamavid_runtime::model_folder::ModelFolder;
 use llamavid_runtime::{
-    Cancellation, Device, Dtype, ErrorCode, GenerateRequest, LanguageModel, Precision, Result, Session,
-    SpliceKind, Split, TokenGenerator, VisualEncoder,
+    Cancellation, Device, Dtype, ErrorCode, LanguageModel, Precision, Result, Session, Split, TokenGenerator,
+    VisualEncoder,
 };
 use llamavid_weights::{Checkpoint, Quantisation};
 use sentencepiece_model::{SentencePieceModel, Type};
 use tempfile::TempDir;
+
+use shared::request;
 
 /// The embedded model: 128 wide, so that blocks of 32 fill its rows.
 fn embedded() -> PathBuf {
@@ -57,17 +61,7 @@ fn answer(model: LanguageModel, cache: CachePrecision) -> Vec<u32> {
 
 fn answer_to(prompt: &str, model: &Arc<LanguageModel>, cache: CachePrecision) -> Vec<u32> {
     let session = Session::new(model.clone());
-    let request = GenerateRequest {
-        prompt: prompt.to_owned(),
-        visual_tokens: Vec::new(),
-        layout: SpliceKind::PerPlaceholder,
-        max_new_tokens: 24,
-        sampling: SamplingOptions::default(),
-        cache,
-        keep: false,
-        stop: Vec::new(),
-    };
-    session.start(request, &Cancellation::default()).unwrap().wait().unwrap();
+    session.start(request(prompt, 24, cache), &Cancellation::default()).unwrap().wait().unwrap();
     let mut ids = Vec::new();
     while let Some(piece) = session.next(&Cancellation::default()).unwrap().wait().unwrap() {
         ids.extend(piece.token_ids);

@@ -2,15 +2,18 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
+mod shared;
+
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use llamavid_models::language_model::{CachePrecision, FinishReason, SamplingOptions};
 use llamavid_runtime::{
-    Cancellation, Device, Dtype, Error, ErrorCode, GenerateRequest, LanguageModel, Precision, Session,
-    SpliceKind, Split,
+    Cancellation, Device, Dtype, Error, ErrorCode, GenerateRequest, LanguageModel, Precision, Session, Split,
 };
 use llamavid_weights::Quantisation;
+
+use shared::request;
 
 /// The embedded model.
 fn load(dtype: Dtype, quantisation: Option<Quantisation>) -> Arc<LanguageModel> {
@@ -22,19 +25,6 @@ fn load(dtype: Dtype, quantisation: Option<Quantisation>) -> Arc<LanguageModel> 
             .wait()
             .unwrap(),
     )
-}
-
-fn request(prompt: &str, max_new_tokens: usize, cache: CachePrecision) -> GenerateRequest {
-    GenerateRequest {
-        prompt: prompt.to_owned(),
-        visual_tokens: Vec::new(),
-        layout: SpliceKind::PerPlaceholder,
-        max_new_tokens,
-        sampling: SamplingOptions::default(),
-        cache,
-        keep: false,
-        stop: Vec::new(),
-    }
 }
 
 /// Questions that the embedded model answers at different lengths, about nothing.

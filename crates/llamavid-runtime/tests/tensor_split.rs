@@ -2,15 +2,18 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
+mod shared;
+
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use llamavid_models::language_model::{CachePrecision, SamplingOptions};
+use llamavid_models::language_model::CachePrecision;
 use llamavid_runtime::{
-    Cancellation, Device, Dtype, ErrorCode, GenerateRequest, LanguageModel, Precision, Result, Session,
-    SpliceKind, Split,
+    Cancellation, Device, Dtype, ErrorCode, LanguageModel, Precision, Result, Session, Split,
 };
 use llamavid_weights::Quantisation;
+
+use shared::request;
 
 fn folder(path: &str) -> PathBuf {
     PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../..")).join(path)
@@ -22,19 +25,6 @@ fn load(path: &str, device: &str, precision: Precision, split: Split) -> Result<
 }
 
 const EMBEDDED: &str = "packages/tiny/model";
-
-fn request(prompt: &str, max_new_tokens: usize, cache: CachePrecision) -> GenerateRequest {
-    GenerateRequest {
-        prompt: prompt.to_owned(),
-        visual_tokens: Vec::new(),
-        layout: SpliceKind::PerPlaceholder,
-        max_new_tokens,
-        sampling: SamplingOptions::default(),
-        cache,
-        keep: false,
-        stop: Vec::new(),
-    }
-}
 
 /// Answers to questions about nothing, which are read side by side.
 fn answers(model: &Arc<LanguageModel>, cache: CachePrecision) -> Vec<Vec<u32>> {

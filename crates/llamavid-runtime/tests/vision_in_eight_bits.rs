@@ -2,17 +2,21 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
+mod shared;
+
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use llamavid_models::language_model::{CachePrecision, SamplingOptions};
+use llamavid_models::language_model::CachePrecision;
 use llamavid_models::prompt::conversation::{ImageTag, Template, question_with_media};
 use llamavid_runtime::{
     Cancellation, Device, Dtype, GenerateRequest, LanguageModel, Pixels, Precision, Preprocessing, RgbImage,
-    Session, SpliceKind, Split, TokenGenerator, VisualEncoder, VisualFeatures,
+    Session, Split, TokenGenerator, VisualEncoder, VisualFeatures,
 };
 use llamavid_weights::Quantisation;
 use llamavid_world::{MediaKind, Phrasing, Video, WorldOptions, questions, seeded_item};
+
+use shared::request;
 
 /// Videos that no training has seen: it draws from other seeds.
 const SEED: u64 = 7_2026;
@@ -123,15 +127,11 @@ fn nearly_all_answers_stay_the_same() {
     let answer = |features: &Arc<VisualFeatures>, question: &str| {
         let texts = vec![question.to_owned()];
         let tokens = generator.generate(features.clone(), texts, None, &Cancellation::default());
+        let prompt = template.render(&[(question_with_media(question, ImageTag::Bare), None)]).unwrap();
         let request = GenerateRequest {
-            prompt: template.render(&[(question_with_media(question, ImageTag::Bare), None)]).unwrap(),
             visual_tokens: tokens.wait().unwrap().into_iter().map(Arc::new).collect(),
-            layout: SpliceKind::PerPlaceholder,
-            max_new_tokens: 100,
-            sampling: SamplingOptions::default(),
-            cache: CachePrecision::Full,
-            keep: false,
             stop: vec![template.stop().to_owned()],
+            ..request(&prompt, 100, CachePrecision::Full)
         };
         session.start(request, &Cancellation::default()).unwrap().wait().unwrap();
         let mut text = String::new();
