@@ -234,7 +234,7 @@ impl Inputs {
             tensors.extend(projection.bias.cloned());
         }
         let fusible = tensors.iter().all(|tensor| fusible(&[tensor]) && tensor.rank() > 0);
-        let on_cpu = blocks.iter().flatten().all(QuantisedMatrix::is_on_cpu);
+        let on_cpu = blocks.iter().flatten().all(|blocks| blocks.is_on_cpu() && blocks.is_in_order());
         let differentiable = blocks.iter().all(Option::is_none);
         let fusible = fusible && on_cpu && (differentiable || !tensors.iter().any(Tensor::track_op));
         (fusible && crate::rows::width(x.shape()) > 0).then_some(Self { tensors, blocks, form })

@@ -61,6 +61,8 @@ pub struct QuantisedMatrix {
     columns: usize,
     row_bytes: usize,
     bytes: SharedBytes,
+    /// Rows of a head, where the bytes hold its two halves' rows in turn.
+    turned: Option<usize>,
     /// The bytes on another device than the CPU, which holds none then.
     placed: Option<Arc<QTensor>>,
 }
@@ -82,7 +84,20 @@ impl QuantisedMatrix {
                 bytes.range.len()
             );
         }
-        Ok(Self { format, rows, columns, row_bytes, bytes, placed: None })
+        Ok(Self { format, rows, columns, row_bytes, bytes, turned: None, placed: None })
+    }
+
+    /// Takes rows that are stored already, of queries or keys as llama.cpp orders them: of each head of `head` rows the first row,
+    /// the first of its second half, and so on. Its products are in the order of the halves, like all else that it gives.
+    ///
+    /// # Errors
+    /// Rows that are no whole heads, and a matrix that is not on the CPU or not in the order of its bytes.
+    pub fn with_turned_heads(self, head: usize) -> Result<Self> {
+        self.expect_bytes()?;
+        if self.turned.is_some() || head == 0 || !head.is_multiple_of(2) || !self.rows.is_multiple_of(head) {
+            bail!("{} rows are no heads of {head} rows, two halves in turn", self.rows);
+        }
+        Ok(Self { turned: Some(head), ..self })
     }
 
     /// The same matrix on `device`, for products: they are candle's there, which round what the matrix is multiplied with to 8 bits,
@@ -98,7 +113,8 @@ impl QuantisedMatrix {
         if self.format.block_length() == 1 {
             bail!("a matrix of {} is no matrix in blocks", self.format.name());
         }
-        let bytes = self.bytes();
+        let ordered = self.in_order();
+        let bytes = ordered.bytes();
         // candle reads the blocks as structs of numbers of two bytes.
         let bytes = match bytes.as_ptr().addr().is_multiple_of(2) {
             true => Cow::Borrowed(bytes),
@@ -106,7 +122,7 @@ impl QuantisedMatrix {
         };
         let storage = QStorage::from_data(bytes, device, self.format.of_candle())?;
         let placed = QTensor::new(storage, (self.rows, self.columns))?;
-        Ok(Self { placed: Some(Arc::new(placed)), bytes: Vec::new().into(), ..self.clone() })
+        Ok(Self { placed: Some(Arc::new(placed)), bytes: Vec::new().into(), turned: None, ..self.clone() })
     }
 
     /// Stores a matrix (rows, columns) of finite numbers in `format`.
@@ -135,25 +151,12 @@ impl QuantisedMatrix {
         self.rows * self.row_bytes
     }
 
-    /// Its bytes, row after row; none of one on a device.
+    /// Its bytes as they are stored, row after row; none of one on a device.
     pub fn bytes(&self) -> &[u8] {
         self.bytes.as_slice()
     }
 
-    /// The same matrix with its rows in another order, as a copy: row r is row `order(r)` of this one.
-    pub fn with_rows(&self, order: impl Fn(usize) -> usize) -> Result<Self> {
-        self.expect_bytes()?;
-        let mut bytes = Vec::with_capacity(self.size_in_bytes());
-        for row in (0..self.rows).map(order) {
-            if row >= self.rows {
-                bail!("row {row} of a matrix of {}", self.rows);
-            }
-            bytes.extend_from_slice(self.row(row));
-        }
-        Self::new(self.format, self.rows, self.columns, bytes.into())
-    }
-
-    /// Some of its rows and columns: a view where all columns are taken, else a copy.
+    /// Some of its rows and columns: a view where all columns are taken, of whole heads where halves lie in turn, else a copy.
     ///
     /// # Errors
     /// A part outside the matrix, columns that do not begin and end with blocks, a matrix that is not on the CPU.
@@ -168,15 +171,14 @@ impl QuantisedMatrix {
         let Some((start, taken)) = bounds else {
             bail!("columns {columns:?} do not begin and end with blocks of {length} ({name})");
         };
-        let range = rows.start * self.row_bytes..rows.end * self.row_bytes;
-        let bytes = if taken == self.row_bytes {
-            let start = self.bytes.range.start;
-            SharedBytes { range: start + range.start..start + range.end, ..self.bytes.clone() }
-        } else {
-            let rows = self.bytes()[range].chunks_exact(self.row_bytes);
-            rows.flat_map(|row| &row[start..start + taken]).copied().collect::<Vec<_>>().into()
-        };
-        Self::new(self.format, rows.len(), width, bytes)
+        let whole = |head| rows.start.is_multiple_of(head) && rows.end.is_multiple_of(head);
+        if taken == self.row_bytes && self.turned.is_none_or(whole) {
+            let first = self.bytes.range.start + rows.start * self.row_bytes;
+            let bytes = SharedBytes { range: first..first + rows.len() * taken, ..self.bytes.clone() };
+            return Ok(Self { rows: rows.len(), bytes, ..self.clone() });
+        }
+        let bytes = rows.clone().flat_map(|row| &self.row(row)[start..start + taken]).copied();
+        Self::new(self.format, rows.len(), width, bytes.collect::<Vec<_>>().into())
     }
 
     /// All of it in f32, (rows, columns).
@@ -216,7 +218,8 @@ impl QuantisedMatrix {
         let results = with_values([x], |[x]| {
             Ok(Layer::forward_each(matrices.map(|matrix| matrix.layer(None)), x, count, true))
         })?;
-        let of = |values: Vec<f32>, matrix: &Self| {
+        let of = |mut values: Vec<f32>, matrix: &Self| {
+            matrix.order(&mut values);
             Tensor::from_vec(values, [shape.as_slice(), &[matrix.rows]].concat(), &Device::Cpu)
         };
         let ([a, b, c], [q, k, v]) = (matrices, results);
@@ -269,17 +272,47 @@ impl QuantisedMatrix {
     }
 
     fn row(&self, row: usize) -> &[u8] {
-        &self.bytes()[row * self.row_bytes..(row + 1) * self.row_bytes]
+        let place = match self.turned {
+            Some(head) => {
+                let (first, within) = (row / head * head, row % head);
+                first + within % (head / 2) * 2 + within / (head / 2)
+            }
+            None => row,
+        };
+        &self.bytes()[place * self.row_bytes..(place + 1) * self.row_bytes]
+    }
+
+    /// The same with its bytes in the order of its rows.
+    fn in_order(&self) -> Cow<'_, Self> {
+        if self.turned.is_none() {
+            return Cow::Borrowed(self);
+        }
+        let bytes: Vec<u8> = (0..self.rows).flat_map(|row| self.row(row)).copied().collect();
+        Cow::Owned(Self { bytes: bytes.into(), turned: None, ..self.clone() })
+    }
+
+    /// Brings what the matrix' bytes make of rows into the order of its rows.
+    fn order(&self, result: &mut [f32]) {
+        let Some(head) = self.turned else { return };
+        result.par_chunks_exact_mut(self.rows).with_min_len(rows_of_a_task(self.rows)).for_each(|row| {
+            let mut turned = vec![0f32; head];
+            for numbers in row.chunks_exact_mut(head) {
+                turned.copy_from_slice(numbers);
+                let (first, second) = numbers.split_at_mut(head / 2);
+                for (index, pair) in turned.chunks_exact(2).enumerate() {
+                    (first[index], second[index]) = (pair[0], pair[1]);
+                }
+            }
+        });
     }
 
     /// Unpacks as many rows from `first` on as `result` has room for.
     fn unpack(&self, first: usize, result: &mut [f32]) {
-        let part = rows_of_a_task(self.columns);
-        let bytes = &self.bytes()[first * self.row_bytes..];
         result
-            .par_chunks_mut((part * self.columns).max(1))
-            .zip(bytes.par_chunks((part * self.row_bytes).max(1)))
-            .for_each(|(values, bytes)| self.format.decode(bytes, values));
+            .par_chunks_exact_mut(self.columns.max(1))
+            .enumerate()
+            .with_min_len(rows_of_a_task(self.columns))
+            .for_each(|(index, values)| self.format.decode(self.row(first + index), values));
     }
 
     /// Unpacks rows panel by panel: the number of the first one, and the panel.
@@ -294,7 +327,12 @@ impl QuantisedMatrix {
         }
     }
 
-    /// Itself as a layer, with a bias (rows).
+    /// Whether its bytes lie in the order of its rows.
+    pub(crate) fn is_in_order(&self) -> bool {
+        self.turned.is_none()
+    }
+
+    /// Its bytes as a layer, with a bias (rows).
     pub(crate) fn layer<'a>(&'a self, bias: Option<&'a [f32]>) -> Layer<'a> {
         let weights = Weights::Blocks(self.format, self.bytes());
         Layer { weights, rows: self.rows, columns: self.columns, bias }
@@ -316,7 +354,8 @@ impl CustomOp1 for Product {
             _ => bail!("a matrix of {rows} x {columns} does not go with rows of shape {:?}", layout.dims()),
         }
         let count = layout.dims().iter().rev().skip(1).product();
-        let result = self.0.layer(None).forward(values(x, layout)?, count, true);
+        let mut result = self.0.layer(None).forward(values(x, layout)?, count, true);
+        self.0.order(&mut result);
         Ok((CpuStorage::F32(result), shape.into()))
     }
 

@@ -236,7 +236,7 @@ impl Checkpoint {
         located.file.is_compact(&located.key)
     }
 
-    /// A matrix as it is stored, in its mapped file where its rows lie in order; none where [`Checkpoint::format`] gives none.
+    /// A matrix as it is stored, in its mapped file; none where [`Checkpoint::format`] gives none.
     /// Its numbers are not looked at.
     ///
     /// # Errors
@@ -246,9 +246,7 @@ impl Checkpoint {
         let matrix = located.file.matrix(&located.key)?;
         let Some((matrix, width)) = matrix.as_ref().zip(located.turned) else { return Ok(matrix) };
         located.rows(width)?;
-        let copied = matrix.with_rows(|row| turned_row(row, width))?;
-        located.file.release(&located.key);
-        Ok(Some(copied))
+        Ok(Some(matrix.clone().with_turned_heads(width)?))
     }
 
     /// The tensors whose names begin with `prefix`, without it. `prefix` is taken as it is, so mind its last dot.

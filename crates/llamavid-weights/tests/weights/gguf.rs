@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use candle_core::{DType, Device, Tensor};
-use llamavid_kernels::BlockFormat;
+use llamavid_kernels::{BlockFormat, QuantisedMatrix};
 use llamavid_weights::gguf::{GgufFile, Value};
 use llamavid_weights::key_table::{LANGUAGE, TOKENS};
 use llamavid_weights::{Checkpoint, Error, ErrorKind, Loader, Quantisation};
@@ -223,7 +223,10 @@ fn llamas_have_published_names_and_queries_and_keys_in_their_order() {
             ] {
                 let matrix = checkpoint.matrix(name).unwrap().unwrap();
                 assert_eq!(matrix.shape(), (rows, WIDTH));
-                assert_eq!(matrix.bytes(), format.encode(expected, WIDTH).unwrap(), "{architecture} {name}");
+                let bytes = format.encode(expected, WIDTH).unwrap().into();
+                let expected =
+                    QuantisedMatrix::new(format, rows, WIDTH, bytes).unwrap().dequantise().unwrap();
+                assert_eq!(values(&matrix.dequantise().unwrap()), values(&expected), "{architecture} {name}");
                 let read = checkpoint.read(name, &Device::Cpu).unwrap();
                 assert_eq!(values(&read), values(&matrix.dequantise().unwrap()), "{architecture} {name}");
             }
