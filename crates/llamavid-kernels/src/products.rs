@@ -663,8 +663,7 @@ mod tests {
                     let what = format!("{processor:?} {} {what}", format.name());
                     assert_close(&result, &exact, 0.0, &what);
                     let relative = error(&result, &exact);
-                    println!("{what}: {relative:.2e}, in half precision {in_halves:.2e}");
-                    assert!(relative < in_halves, "{what}: {relative}, in half precision {in_halves}");
+                    assert!(relative < 0.7 * in_halves, "{what}: {relative}, in half precision {in_halves}");
                 }
             }
         }

@@ -30,7 +30,7 @@ const LARGEST: f32 = 32767.0;
 /// The root of the sum of a part's squares at most, before its numbers are rounded. That adds up to half the root of [`PART`], 5.7:
 /// the product of two such roots stays below 2^31, with room for the error of the root itself (4e-6 of it).
 const ROOT: f32 = 46334.0;
-/// What a whole number may stand for: sums of squares and products of scales stay within f32, whatever they are multiplied with.
+/// What a whole number may stand for, from 2^-64 to 2^40: sums of squares and products of scales stay within f32, whatever they are multiplied with.
 const SCALES: RangeInclusive<f32> = 5.421_010_9e-20..=1.099_511_6e12;
 
 /// 1.5 · 2^23: added to a small number, it leaves the number's nearest integer in the lowest bits.
@@ -94,6 +94,12 @@ impl Part {
     }
 }
 
+/// The whole numbers nearest to products, in the lower 16 bits.
+#[inline(always)]
+fn nearest<S: Simd>(simd: S, values: S::f32s, inverses: S::f32s) -> S::u32s {
+    simd.transmute_u32s_f32s(simd.mul_add_e_f32s(values, inverses, simd.splat_f32s(NEAREST)))
+}
+
 /// Rounds a part of a panel of numbers, a row in each place of a step, to pairs of whole numbers, and finds what those of each row stand
 /// for; false where they stand for nothing.
 #[inline(always)]
@@ -124,13 +130,12 @@ fn round_part<S: Simd>(
             inverses[place] = inverse_of(scales[place]);
         }
     }
-    let (nearest, lower, sixteen) = (simd.splat_f32s(NEAREST), simd.splat_u32s(0xffff), simd.splat_u32s(16));
+    let (lower, sixteen) = (simd.splat_u32s(0xffff), simd.splat_u32s(16));
     for (steps, pair) in steps.chunks(PAIR).zip(pairs) {
         let second = if steps.len() == PAIR { steps[1] } else { zeros };
         for vector in 0..VECTORS {
-            let [first, second] = [steps[0], second].map(|step| {
-                simd.transmute_u32s_f32s(simd.mul_add_e_f32s(step[vector], inverses[vector], nearest))
-            });
+            let first = nearest(simd, steps[0][vector], inverses[vector]);
+            let second = nearest(simd, second[vector], inverses[vector]);
             let upper = simd.wrapping_dyn_shl_u32s(second, sixteen);
             pair[vector] = simd.transmute_f32s_u32s(simd.or_u32s(simd.and_u32s(first, lower), upper));
         }
