@@ -10,9 +10,11 @@ use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_m
 use llamavid_kernels::{BlockFormat, QuantisedMatrix, instruction_set, linear};
 
 /// What a layer is, its outputs and inputs, and the numbers of rows that go through it.
-const LAYERS: [(&str, usize, usize, &[usize]); 3] = [
-    ("7B up", 11008, 4096, &[1, 2, 4, 16, 512]),
+const LAYERS: [(&str, usize, usize, &[usize]); 5] = [
+    ("7B up", 11008, 4096, &[1, 2, 4, 16, 32, 64, 512]),
     ("7B down", 4096, 11008, &[1, 512]),
+    ("7B attention", 4096, 4096, &[64, 512]),
+    ("1B down", 2048, 5632, &[16, 64, 512]),
     ("ViT-g up", 6144, 1408, &[257]),
 ];
 

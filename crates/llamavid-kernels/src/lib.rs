@@ -44,6 +44,8 @@ mod ranks;
 mod rms_norm;
 mod rotary;
 mod rows;
+#[cfg(target_arch = "x86_64")]
+mod sixteen_bits;
 mod softmax;
 mod swiglu;
 mod vector;

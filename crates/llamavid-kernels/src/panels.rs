@@ -3,32 +3,77 @@
 //! Rows of weights are laid out as panels once for all rows of `x`: a number of each row, then the next number of each. A tile
 //! of sums stays in the registers while two vectors of a panel meet a number of each row of `x`; a panel's part stays in the
 //! first cache. K. Goto and R. van de Geijn, "Anatomy of High-Performance Matrix Multiplication" (2008), with the roles of
-//! the matrices exchanged.
+//! the matrices exchanged. Weights that are not stored in f32 are multiplied in whole numbers of 16 bits where that is quicker
+//! ([`crate::sixteen_bits`]): in the same panels, of another [`Kind`] of numbers.
 
 use std::ops::Range;
+use std::sync::OnceLock;
 
 use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 
+#[cfg(target_arch = "x86_64")]
+use crate::block_format::BlockFormat;
 use crate::block_format::decode;
 use crate::processor::Processor;
+#[cfg(target_arch = "x86_64")]
+use crate::processor::WholeNumbers;
 use crate::products::{Layer, Output, Weights};
+#[cfg(target_arch = "x86_64")]
+use crate::sixteen_bits::{Narrow, Pairs, Wide};
 
 /// Numbers of a row that are laid out at a time: enough that memory is read in long runs, and a whole number of parts and of
 /// blocks of every format.
 const LAID_OUT: usize = 1024;
 /// Numbers of a row that are multiplied at a time: their part of a panel stays in the first cache.
-const PART: usize = 128;
+pub(crate) const PART: usize = 128;
 /// Rows of weights that are given to a task together: whole panels of every processor.
 const UNIT: usize = 32;
 /// Units of a task at most: each part of `x` is read for all of them, and they stay in the second cache.
 const TASK_UNITS: usize = 4;
 /// Vectors of a panel's step.
-const VECTORS: usize = 2;
+pub(crate) const VECTORS: usize = 2;
 /// Rows of `x` of a tile at most: its sums, a step of the panel and one number are nearly all of 32 registers.
 const X_ROWS: usize = 12;
+/// Rows of `x` from which it is worth it to lay out the weights: as they are, the parts of fewer stay in the second cache.
+const MANY: usize = 48;
+/// The same for weights that are rounded as well, which takes as long as the products of fifty rows.
+#[cfg(target_arch = "x86_64")]
+const MANY_ROUNDED: usize = 24;
 /// Rows that are laid out at a time.
 pub(crate) const TOGETHER: usize = 4;
+
+/// A kind of numbers that panels are made of, in words of 32 bits.
+pub(crate) trait Kind {
+    /// Numbers of a word.
+    const OF_A_WORD: usize;
+    /// [`PART`] numbers of a row of `x`.
+    type Part: Copy + Send + Sync;
+    const ZEROS: Self::Part;
+
+    /// Up to [`PART`] numbers of a row of `x`; none if this kind cannot stand for them.
+    fn part(x: &[f32]) -> Option<Self::Part>;
+
+    /// Makes words of a part of a panel of f32, a row in each place of a step, and finds what those of each row are to be multiplied
+    /// with; false if this kind cannot stand for them. Not for a kind of which a word is a number.
+    fn convert<S: Simd>(
+        simd: S,
+        steps: &[[S::f32s; VECTORS]],
+        words: &mut [[S::f32s; VECTORS]],
+        scales: &mut [S::f32s; VECTORS],
+    ) -> bool;
+
+    /// Adds the products of `X` rows of `x` with a part of a panel, which has these scales, to their sums.
+    ///
+    /// # Safety
+    /// The processor has the instructions.
+    unsafe fn tile<S: Simd, const X: usize>(
+        simd: S,
+        panel: (&[[S::f32s; VECTORS]], &[S::f32s; VECTORS]),
+        x: &[Self::Part],
+        sums: &mut [[S::f32s; VECTORS]],
+    );
+}
 
 /// What a layer makes of rows `x` (count, columns).
 #[derive(Clone, Copy)]
@@ -42,18 +87,66 @@ pub(crate) struct Panels<'a> {
 }
 
 impl Panels<'_> {
+    /// Whether the rows are worth laying out the weights for.
+    pub(crate) fn pay(&self) -> bool {
+        #[cfg(target_arch = "x86_64")]
+        if self.rounds() {
+            return self.count >= MANY_ROUNDED;
+        }
+        self.count >= MANY
+    }
+
+    /// Whether weights and rows are multiplied in whole numbers of 16 bits. Vectors of AVX-512 without VNNI take as long for that as
+    /// for f32: products of pairs are to be added, and both are done by the same two units.
+    #[cfg(target_arch = "x86_64")]
+    pub(crate) fn rounds(&self) -> bool {
+        let quicker = match self.processor {
+            Processor::Avx512(_, whole) => whole == WholeNumbers::Fours,
+            Processor::Avx2(_, whole) => whole != WholeNumbers::None,
+            Processor::Portable => false,
+        };
+        quicker && matches!(self.layer.weights, Weights::Blocks(format, _) if format != BlockFormat::F32)
+    }
+
     /// Writes the result, all of it, or adds to it; on all threads when `parallel`.
     ///
     /// # Safety
     /// The result must live, and nobody else may use it.
     pub(crate) unsafe fn multiply(self, output: Output, parallel: bool) {
-        let x = &self.parts_of_x(parallel);
+        // SAFETY: as the caller promises; the processor has the instructions of its kind of numbers.
+        unsafe {
+            #[cfg(target_arch = "x86_64")]
+            match self.processor {
+                Processor::Avx512(..) if self.rounds() => return self.multiply_as::<Wide>(output, parallel),
+                Processor::Avx2(_, WholeNumbers::Fours) if self.rounds() => {
+                    return self.multiply_as::<Narrow>(output, parallel);
+                }
+                Processor::Avx2(..) if self.rounds() => return self.multiply_as::<Pairs>(output, parallel),
+                _ => {}
+            }
+            self.multiply_as::<Singles>(output, parallel);
+        }
+    }
+
+    /// The same in a kind of numbers, and in f32 what this kind cannot stand for.
+    ///
+    /// # Safety
+    /// As [`Self::multiply`], and the processor has the kind's instructions.
+    unsafe fn multiply_as<K: Kind>(self, output: Output, parallel: bool) {
+        let x = self.parts_of_x::<K>(parallel);
+        let singles = OnceLock::new();
         let units = self.layer.rows.div_ceil(UNIT);
         let tasks = units.div_ceil(TASK_UNITS).next_multiple_of(rayon::current_num_threads());
         let task = |index: usize| {
             let [first, last] =
                 [index, index + 1].map(|index| (index * units / tasks * UNIT).min(self.layer.rows));
-            self.processor.run(Task { panels: self, x, first, last, output });
+            let done = x
+                .as_ref()
+                .is_some_and(|x| self.processor.run(Task::<K> { panels: self, x, first, last, output }));
+            if !done {
+                let x = singles.get_or_init(|| self.parts_of_x::<Singles>(false).unwrap_or_default());
+                self.processor.run(Task::<Singles> { panels: self, x, first, last, output });
+            }
         };
         match parallel {
             true => (0..tasks).into_par_iter().for_each(task),
@@ -61,22 +154,22 @@ impl Panels<'_> {
         }
     }
 
-    /// The first numbers of each row of `x`, then the next ones. Rows as they are would lie a power of two apart, and push each
-    /// other out of the cache.
-    fn parts_of_x(self, parallel: bool) -> Vec<[f32; PART]> {
+    /// The first numbers of each row of `x`, then the next ones; none if the kind cannot stand for them. Rows as they are would lie a
+    /// power of two apart, and push each other out of the cache.
+    fn parts_of_x<K: Kind>(self, parallel: bool) -> Option<Vec<K::Part>> {
         let Self { layer: Layer { columns, .. }, x, count, .. } = self;
-        let mut parts = vec![[0f32; PART]; columns.div_ceil(PART) * count];
-        let fill = |(index, into): (usize, &mut [[f32; PART]])| {
-            for (into, x) in into.iter_mut().zip(x.chunks_exact(columns)) {
-                let part = &x[index * PART..columns.min((index + 1) * PART)];
-                into[..part.len()].copy_from_slice(part);
-            }
+        let mut parts = vec![K::ZEROS; columns.div_ceil(PART) * count];
+        let fill = |(index, into): (usize, &mut [K::Part])| {
+            into.iter_mut().zip(x.chunks_exact(columns)).try_for_each(|(into, x)| {
+                *into = K::part(&x[index * PART..columns.min((index + 1) * PART)])?;
+                Some(())
+            })
         };
         match parallel {
-            true => parts.par_chunks_exact_mut(count).enumerate().for_each(fill),
-            false => parts.chunks_exact_mut(count).enumerate().for_each(fill),
-        }
-        parts
+            true => parts.par_chunks_exact_mut(count).enumerate().try_for_each(fill),
+            false => parts.chunks_exact_mut(count).enumerate().try_for_each(fill),
+        }?;
+        Some(parts)
     }
 }
 
@@ -97,33 +190,36 @@ fn transposed(rows: [[f32; TOGETHER]; TOGETHER]) -> [[f32; TOGETHER]; TOGETHER] 
     std::array::from_fn(|column| std::array::from_fn(|row| rows[row][column]))
 }
 
-/// The products with some rows of the weights. Whoever makes one promises that nobody else uses their columns of the
-/// result.
-struct Task<'a> {
+/// The products with some rows of the weights; false, and nothing is written, if the kind cannot stand for those. Whoever makes
+/// one promises that nobody else uses their columns of the result, and that the processor has the kind's instructions.
+struct Task<'a, K: Kind> {
     panels: Panels<'a>,
-    x: &'a [[f32; PART]],
+    x: &'a [K::Part],
     first: usize,
     last: usize,
     output: Output,
 }
 
-impl WithSimd for Task<'_> {
-    type Output = ();
+impl<K: Kind> WithSimd for Task<'_, K> {
+    type Output = bool;
 
     #[inline(always)]
-    fn with_simd<S: Simd>(self, simd: S) {
+    fn with_simd<S: Simd>(self, simd: S) -> bool {
         let Panels { layer: Layer { columns, bias, .. }, count, add, .. } = self.panels;
+        let zeros = [simd.splat_f32s(0.0); VECTORS];
         let panel_rows = VECTORS * S::F32_LANES;
-        let length = LAID_OUT.min(columns);
         let rows = |first: usize| first..self.last.min(first + panel_rows);
         let firsts = (self.first..self.last).step_by(panel_rows);
-        let mut panels = vec![[simd.splat_f32s(0.0); VECTORS]; firsts.len() * length];
+        let [words, parts] = [K::OF_A_WORD, PART].map(|unit| LAID_OUT.min(columns).div_ceil(unit));
+        let mut panels = vec![zeros; firsts.len() * words];
+        let mut scales = vec![zeros; firsts.len() * parts];
+        let mut steps = vec![zeros; if K::OF_A_WORD == 1 { 0 } else { LAID_OUT.min(columns) }];
         let mut unpacked = [[0f32; LAID_OUT]; TOGETHER];
         // Of one panel after the other: in the result they lie a power of two apart, and would push each other out of the cache.
-        let mut sums = vec![[simd.splat_f32s(0.0); VECTORS]; firsts.len() * count];
+        let mut sums = vec![zeros; firsts.len() * count];
         if let Some(bias) = bias {
             for (first, sums) in firsts.clone().zip(sums.chunks_exact_mut(count)) {
-                let mut begin = [simd.splat_f32s(0.0); VECTORS];
+                let mut begin = zeros;
                 let numbers: &mut [f32] = pulp::bytemuck::cast_slice_mut(&mut begin);
                 numbers[..rows(first).len()].copy_from_slice(&bias[rows(first)]);
                 sums.fill(begin);
@@ -131,13 +227,31 @@ impl WithSimd for Task<'_> {
         }
         for from in (0..columns).step_by(LAID_OUT) {
             let length = LAID_OUT.min(columns - from);
-            for (first, panel) in firsts.clone().zip(panels.chunks_exact_mut(length)) {
-                self.lay_out_panel::<S>(rows(first), from, panel, &mut unpacked);
+            let [words, parts] = [K::OF_A_WORD, PART].map(|unit| length.div_ceil(unit));
+            let panels_and_scales = panels.chunks_exact_mut(words).zip(scales.chunks_exact_mut(parts));
+            for (first, (panel, scales)) in firsts.clone().zip(panels_and_scales) {
+                if K::OF_A_WORD == 1 {
+                    self.lay_out_panel::<S>(rows(first), from, panel, &mut unpacked);
+                    continue;
+                }
+                let steps = &mut steps[..length];
+                self.lay_out_panel::<S>(rows(first), from, steps, &mut unpacked);
+                let words = panel.chunks_mut(PART / K::OF_A_WORD);
+                for ((steps, words), scales) in steps.chunks(PART).zip(words).zip(scales) {
+                    if !K::convert(simd, steps, words, scales) {
+                        return false;
+                    }
+                }
             }
-            for start in (0..length).step_by(PART) {
-                let x = &self.x[(from + start) / PART * count..][..count];
-                for (panel, sums) in panels.chunks_exact(length).zip(sums.chunks_exact_mut(count)) {
-                    multiply(simd, &panel[start..length.min(start + PART)], x, sums);
+            for part in 0..parts {
+                let x = &self.x[(from / PART + part) * count..][..count];
+                let [start, end] = [part, part + 1].map(|part| (part * PART / K::OF_A_WORD).min(words));
+                for ((panel, scales), sums) in panels
+                    .chunks_exact(words)
+                    .zip(scales.chunks_exact(parts))
+                    .zip(sums.chunks_exact_mut(count))
+                {
+                    multiply::<S, K>(simd, (&panel[start..end], &scales[part]), x, sums);
                 }
             }
         }
@@ -148,10 +262,11 @@ impl WithSimd for Task<'_> {
                 unsafe { self.output.write(row, first, sums, add) };
             }
         }
+        true
     }
 }
 
-impl Task<'_> {
+impl<K: Kind> Task<'_, K> {
     /// Lays out numbers of some rows of weights from a column on. What stands for rows that are missing stays: nobody reads its
     /// sums.
     #[inline(always)]
@@ -212,52 +327,79 @@ pub(crate) fn lay_out(rows: [&[f32]; TOGETHER], first: usize, into: &mut [f32], 
 
 /// Adds the products of rows of `x` with a part of a panel to their sums.
 #[inline(always)]
-fn multiply<S: Simd>(
+fn multiply<S: Simd, K: Kind>(
     simd: S,
-    panel: &[[S::f32s; VECTORS]],
-    x: &[[f32; PART]],
+    panel: (&[[S::f32s; VECTORS]], &[S::f32s; VECTORS]),
+    x: &[K::Part],
     sums: &mut [[S::f32s; VECTORS]],
 ) {
     let tile_rows = if S::REGISTER_COUNT >= 32 { X_ROWS } else { X_ROWS / 2 };
     for (x, sums) in x.chunks(tile_rows).zip(sums.chunks_mut(tile_rows)) {
-        match x.len() {
-            1 => tile::<S, 1>(simd, panel, x, sums),
-            2 => tile::<S, 2>(simd, panel, x, sums),
-            3 => tile::<S, 3>(simd, panel, x, sums),
-            4 => tile::<S, 4>(simd, panel, x, sums),
-            5 => tile::<S, 5>(simd, panel, x, sums),
-            6 => tile::<S, 6>(simd, panel, x, sums),
-            7 => tile::<S, 7>(simd, panel, x, sums),
-            8 => tile::<S, 8>(simd, panel, x, sums),
-            9 => tile::<S, 9>(simd, panel, x, sums),
-            10 => tile::<S, 10>(simd, panel, x, sums),
-            11 => tile::<S, 11>(simd, panel, x, sums),
-            _ => tile::<S, 12>(simd, panel, x, sums),
+        // SAFETY: the processor has the instructions, as whoever made the task promised.
+        unsafe {
+            match x.len() {
+                1 => K::tile::<S, 1>(simd, panel, x, sums),
+                2 => K::tile::<S, 2>(simd, panel, x, sums),
+                3 => K::tile::<S, 3>(simd, panel, x, sums),
+                4 => K::tile::<S, 4>(simd, panel, x, sums),
+                5 => K::tile::<S, 5>(simd, panel, x, sums),
+                6 => K::tile::<S, 6>(simd, panel, x, sums),
+                7 => K::tile::<S, 7>(simd, panel, x, sums),
+                8 => K::tile::<S, 8>(simd, panel, x, sums),
+                9 => K::tile::<S, 9>(simd, panel, x, sums),
+                10 => K::tile::<S, 10>(simd, panel, x, sums),
+                11 => K::tile::<S, 11>(simd, panel, x, sums),
+                _ => K::tile::<S, 12>(simd, panel, x, sums),
+            }
         }
     }
 }
 
-/// Adds the products of `X` rows.
-#[inline(always)]
-fn tile<S: Simd, const X: usize>(
-    simd: S,
-    panel: &[[S::f32s; VECTORS]],
-    x: &[[f32; PART]],
-    sums: &mut [[S::f32s; VECTORS]],
-) {
-    assert!(x.len() == X && sums.len() == X && panel.len() <= PART, "a tile of another size");
-    let mut found = [[simd.splat_f32s(0.0); VECTORS]; X];
-    for (step, weights) in panel.iter().enumerate() {
-        for (sums, x) in found.iter_mut().zip(x) {
-            let x = simd.splat_f32s(x[step]);
-            for (sum, weights) in sums.iter_mut().zip(weights) {
-                *sum = simd.mul_add_e_f32s(*weights, x, *sum);
+/// Numbers as they are.
+struct Singles;
+
+impl Kind for Singles {
+    const OF_A_WORD: usize = 1;
+    type Part = [f32; PART];
+    const ZEROS: Self::Part = [0.0; PART];
+
+    fn part(x: &[f32]) -> Option<Self::Part> {
+        let mut part = Self::ZEROS;
+        part[..x.len()].copy_from_slice(x);
+        Some(part)
+    }
+
+    #[inline(always)]
+    fn convert<S: Simd>(
+        _simd: S,
+        _steps: &[[S::f32s; VECTORS]],
+        _words: &mut [[S::f32s; VECTORS]],
+        _scales: &mut [S::f32s; VECTORS],
+    ) -> bool {
+        true
+    }
+
+    #[inline(always)]
+    unsafe fn tile<S: Simd, const X: usize>(
+        simd: S,
+        (panel, _): (&[[S::f32s; VECTORS]], &[S::f32s; VECTORS]),
+        x: &[Self::Part],
+        sums: &mut [[S::f32s; VECTORS]],
+    ) {
+        assert!(x.len() == X && sums.len() == X && panel.len() <= PART, "a tile of another size");
+        let mut found = [[simd.splat_f32s(0.0); VECTORS]; X];
+        for (step, weights) in panel.iter().enumerate() {
+            for (sums, x) in found.iter_mut().zip(x) {
+                let x = simd.splat_f32s(x[step]);
+                for (sum, weights) in sums.iter_mut().zip(weights) {
+                    *sum = simd.mul_add_e_f32s(*weights, x, *sum);
+                }
             }
         }
-    }
-    for (sums, found) in sums.iter_mut().zip(found) {
-        for (sum, found) in sums.iter_mut().zip(found) {
-            *sum = simd.add_f32s(*sum, found);
+        for (sums, found) in sums.iter_mut().zip(found) {
+            for (sum, found) in sums.iter_mut().zip(found) {
+                *sum = simd.add_f32s(*sum, found);
+            }
         }
     }
 }

@@ -22,7 +22,8 @@ pub(crate) enum Processor {
     Portable,
 }
 
-/// How rows are multiplied with weights in blocks.
+/// How rows are multiplied with weights in blocks. Many rows beside weights in 16 bits are rounded to 16 bits as well, where
+/// [`crate::sixteen_bits`] is quicker than f32.
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum WholeNumbers {
@@ -141,8 +142,8 @@ pub(crate) fn processor() -> Processor {
 }
 
 /// The name of the instructions that the kernels of this process use: `avx512vnni`, `avx512`, `avxvnni`, `avx2`, `neon-i8mm`,
-/// `neon-dotprod` or `portable`. All but the last round what is multiplied with weights in blocks to 8 bits; `avx512-f32`, `avx2-f32`
-/// and `neon` are the same without that.
+/// `neon-dotprod` or `portable`. All but the last round what is multiplied with weights in blocks to 8 bits, and `avx512vnni`, `avxvnni`
+/// and `avx2` many rows beside weights in 16 bits to 16; `avx512-f32`, `avx2-f32` and `neon` are the same without that.
 ///
 /// # Errors
 /// `LLAMAVID_CPU` names none that this processor has; the kernels run without vectors then.

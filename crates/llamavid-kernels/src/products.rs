@@ -28,8 +28,6 @@ const PART: usize = 1024;
 const TASK_ROWS: usize = 64;
 /// Multiplications below which a product is not worth a second thread.
 pub(crate) const PARALLEL: usize = 1 << 17;
-/// Rows of `x` from which it is worth it to lay out the weights. The parts of fewer stay in the second cache.
-const MANY: usize = 48;
 
 /// The weights of a linear layer, row after row.
 #[derive(Debug, Clone, Copy)]
@@ -54,12 +52,21 @@ pub(crate) struct Layer<'a> {
 impl Layer<'_> {
     /// What it makes of `count` rows. Runs on all threads when `parallel`.
     pub(crate) fn forward(self, x: &[f32], count: usize, parallel: bool) -> Vec<f32> {
+        self.forward_on(processor(), x, count, parallel)
+    }
+
+    /// What it makes of `count` rows that are never rounded, on all threads.
+    pub(crate) fn forward_exactly(self, x: &[f32], count: usize) -> Vec<f32> {
+        self.forward_on(processor().without_whole_numbers(), x, count, true)
+    }
+
+    fn forward_on(self, processor: Processor, x: &[f32], count: usize, parallel: bool) -> Vec<f32> {
         let length = count * self.rows;
         let mut result = Vec::with_capacity(length);
         let output = Output { values: result.as_mut_ptr(), length, width: self.rows };
         // SAFETY: the vector has room for the result, all of which is written.
         unsafe {
-            self.compute(processor(), x, count, output, false, parallel);
+            self.compute(processor, x, count, output, false, parallel);
             result.set_len(length);
         }
         result
@@ -130,8 +137,8 @@ impl Layer<'_> {
                 unsafe { product.add(bytes, task.start, output) };
             });
         }
-        if count >= MANY && columns > 0 {
-            let panels = Panels { processor, layer: self, x, count, add };
+        let panels = Panels { processor, layer: self, x, count, add };
+        if columns > 0 && panels.pay() {
             // SAFETY: nobody else has the result.
             return unsafe { panels.multiply(output, parallel) };
         }
@@ -491,23 +498,58 @@ mod tests {
             .collect()
     }
 
-    /// Sums in f64, and what their products are without signs: rounding errors grow with those.
-    fn exactly(numbers: &[f32], columns: usize, x: &[f32]) -> Vec<(f64, f64)> {
+    /// Sums in f64, and how far from them a result may be: rounding errors grow with the products without signs. Rows that are
+    /// `rounded` to 16 bits err by up to half of what a whole number stands for.
+    fn exactly(numbers: &[f32], columns: usize, x: &[f32], rounded: bool) -> Vec<(f64, f64)> {
+        let size = |part: &[f32]| part.iter().map(|value| f64::from(value.abs())).sum::<f64>();
+        let half = |part: &[f32]| {
+            let squares: f64 = part.iter().map(|value| f64::from(*value).powi(2)).sum();
+            let largest = part.iter().fold(0f32, |largest, value| largest.max(value.abs()));
+            0.5 * (squares.sqrt() / 46334.0).max(f64::from(largest) / 32767.0)
+        };
         let of = |x: &[f32], row: &[f32]| {
             let products = x.iter().zip(row).map(|(x, weight)| f64::from(*x) * f64::from(*weight));
-            products.fold((0.0, 0.0), |(sum, size), product| (sum + product, size + product.abs()))
+            let (sum, all) =
+                products.fold((0.0, 0.0), |(sum, all), product| (sum + product, all + product.abs()));
+            let parts = x
+                .chunks(128)
+                .zip(row.chunks(128))
+                .map(|(x, row)| half(x) * size(row) + half(row) * size(x) + 128.0 * half(x) * half(row));
+            (sum, 1e-6 * all + if rounded { parts.sum() } else { 0.0 })
         };
         x.chunks_exact(columns)
             .flat_map(|x| numbers.chunks_exact(columns).map(move |row| of(x, row)))
             .collect()
     }
 
+    /// Whether rows are rounded to 16 bits.
+    fn rounds(processor: Processor, layer: Layer, x: &[f32]) -> bool {
+        #[cfg(target_arch = "x86_64")]
+        {
+            let panels = Panels { processor, layer, x, count: x.len() / layer.columns, add: false };
+            let others = match layer.weights {
+                Weights::Blocks(format, _) => {
+                    BlockProduct::new(processor, format, x, layer.columns).is_some()
+                }
+                Weights::Numbers(_) => false,
+            };
+            panels.rounds() && panels.pay() && !others
+        }
+        #[cfg(not(target_arch = "x86_64"))]
+        false
+    }
+
+    /// What a layer makes of rows on a processor.
+    fn computed(processor: Processor, layer: Layer, x: &[f32]) -> Vec<f32> {
+        layer.forward_on(processor, x, x.len() / layer.columns, true)
+    }
+
     #[track_caller]
     fn assert_close(result: &[f32], exact: &[(f64, f64)], already: f32, what: &str) {
-        for (value, (sum, size)) in result.iter().zip(exact) {
+        for (value, (sum, allowed)) in result.iter().zip(exact) {
             // Written so that not-a-number fails.
             let error = (f64::from(value - already) - sum).abs();
-            assert!(error <= 1e-6 * size + 1e-6 * f64::from(already), "{what}: {value} instead of {sum}");
+            assert!(error <= allowed + 1e-6 * f64::from(already), "{what}: {value} instead of {sum}");
         }
     }
 
@@ -542,7 +584,7 @@ mod tests {
                     x.iter_mut().step_by(16).for_each(|x| *x = 127.0);
                     let places = x.iter_mut().enumerate();
                     places.for_each(|(place, x)| *x *= [1.0, 0.25, 8.0][place / 32 % 3]);
-                    let exact = exactly(&numbers, columns, &x);
+                    let exact = [false, true].map(|rounded| exactly(&numbers, columns, &x, rounded));
                     let bias = noise(rows, 5);
                     for (add, parallel, bias) in [
                         (false, true, None),
@@ -550,13 +592,15 @@ mod tests {
                         (false, false, Some(&bias)),
                         (true, true, None),
                     ] {
-                        let mut exact = exact.clone();
-                        for ((sum, size), bias) in exact.iter_mut().zip(bias.unwrap_or(&[]).iter().cycle()) {
-                            (*sum, *size) = (*sum + f64::from(*bias), *size + f64::from(bias.abs()));
-                        }
                         let already = if add { 2.0 } else { 0.0 };
                         for weights in [Weights::Blocks(format, &bytes), Weights::Numbers(&numbers)] {
                             let layer = Layer { weights, rows, columns, bias };
+                            let mut exact = exact[usize::from(rounds(processor, layer, &x))].clone();
+                            let biases = bias.unwrap_or(&[]).iter().cycle();
+                            for ((sum, allowed), bias) in exact.iter_mut().zip(biases) {
+                                *sum += f64::from(*bias);
+                                *allowed += 1e-6 * f64::from(bias.abs());
+                            }
                             // What is not added to does not count.
                             let mut result = vec![if add { already } else { f32::NAN }; rows * count];
                             let output = Output::new(&mut result, rows);
@@ -580,19 +624,123 @@ mod tests {
                 decode(Processor::Portable, format, &bytes, &mut numbers);
                 for count in [1, 6, 63] {
                     let x = noise(count * columns, 6);
-                    let exact = exactly(&numbers, columns, &x);
-                    let mut result = vec![0f32; rows * count];
+                    let exact = exactly(&numbers, columns, &x, false);
                     let layer = Layer { weights: Weights::Blocks(format, &bytes), rows, columns, bias: None };
-                    let output = Output::new(&mut result, rows);
-                    // SAFETY: nobody else has the result.
-                    unsafe { layer.compute(processor, &x, count, output, false, true) };
-                    let (mut error, mut all) = (0.0, 0.0);
-                    for (value, (sum, _)) in result.iter().zip(&exact) {
-                        error += (f64::from(*value) - sum).powi(2);
-                        all += sum.powi(2);
-                    }
-                    let relative = (error / all).sqrt();
+                    let relative = error(&computed(processor, layer, &x), &exact);
                     assert!(relative < 6e-3, "{processor:?} {} {count}: {relative}", format.name());
+                }
+            }
+        }
+    }
+
+    /// The root of the mean square of errors, against that of the sums.
+    fn error(result: &[f32], exact: &[(f64, f64)]) -> f64 {
+        let (mut error, mut all) = (0.0, 0.0);
+        for (value, (sum, _)) in result.iter().zip(exact) {
+            error += (f64::from(*value) - sum).powi(2);
+            all += sum.powi(2);
+        }
+        (error / all).sqrt()
+    }
+
+    /// Makes one number of each part far larger than the others.
+    fn with_large(mut values: Vec<f32>, times: f32) -> Vec<f32> {
+        values.iter_mut().skip(77).step_by(128).for_each(|value| *value *= times);
+        values
+    }
+
+    #[test]
+    fn rows_that_are_rounded_to_sixteen_bits_err_less_than_in_half_precision() {
+        let (rows, columns, count) = (70, 1024, 61);
+        // A bell curve: sums of noise.
+        let bell = |count: usize, seed: u32| -> Vec<f32> {
+            noise(8 * count, seed).chunks(8).map(|numbers| numbers.iter().sum()).collect()
+        };
+        for (what, weights, x) in [
+            ("noise", noise(rows * columns, 11), noise(count * columns, 12)),
+            ("bell curves", bell(rows * columns, 13), bell(count * columns, 14)),
+            ("large numbers", bell(rows * columns, 15), with_large(bell(count * columns, 16), 1000.0)),
+            ("very large numbers", bell(rows * columns, 17), with_large(bell(count * columns, 18), 1e4)),
+            ("large weights", with_large(bell(rows * columns, 19), 20.0), bell(count * columns, 20)),
+        ] {
+            for format in [BlockFormat::F16, BlockFormat::BF16] {
+                let bytes = format.encode(&weights, columns).unwrap();
+                let mut numbers = vec![0f32; rows * columns];
+                decode(Processor::Portable, format, &bytes, &mut numbers);
+                let exact = exactly(&numbers, columns, &x, true);
+                let mut halves = vec![0f32; x.len()];
+                let bytes_of_x = BlockFormat::F16.encode(&x, columns).unwrap();
+                decode(Processor::Portable, BlockFormat::F16, &bytes_of_x, &mut halves);
+                let layer = Layer { weights: Weights::Numbers(&numbers), rows, columns, bias: None };
+                let in_halves = error(&computed(Processor::Portable, layer, &halves), &exact);
+                for processor in Processor::available() {
+                    let layer = Layer { weights: Weights::Blocks(format, &bytes), ..layer };
+                    let result = computed(processor, layer, &x);
+                    let what = format!("{processor:?} {} {what}", format.name());
+                    assert_close(&result, &exact, 0.0, &what);
+                    let relative = error(&result, &exact);
+                    assert!(relative < 0.7 * in_halves, "{what}: {relative}, in half precision {in_halves}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_rounded_to_sixteen_bits_is_multiplied_as_it_is() {
+        let (rows, columns, count) = (300, 300, 50);
+        let bf16 = |mut values: Vec<f32>, changes: &[(usize, f32)]| {
+            changes.iter().for_each(|(place, value)| values[*place] = *value);
+            values
+                .iter()
+                .flat_map(|value| ((value.to_bits() >> 16) as u16).to_le_bytes())
+                .collect::<Vec<u8>>()
+        };
+        let of = |row: usize, column: usize| row * columns + column;
+        let plain = bf16(noise(rows * columns, 21), &[]);
+        let mut zeros = plain.clone();
+        zeros[2 * of(4, 128)..2 * of(5, 0)].fill(0);
+        let all: Vec<usize> = (0..rows).collect();
+        for (what, as_they_are, bytes, x) in [
+            (
+                "weights that are not finite",
+                vec![3, 9, 299],
+                bf16(
+                    noise(rows * columns, 22),
+                    &[(of(3, 5), f32::INFINITY), (of(9, 299), f32::NEG_INFINITY), (of(299, 130), f32::NAN)],
+                ),
+                noise(count * columns, 23),
+            ),
+            (
+                "weights beyond what is squared",
+                vec![0, 250],
+                bf16(noise(rows * columns, 24), &[(of(0, 0), 3e38), (of(250, 200), -1e30)]),
+                noise(count * columns, 25),
+            ),
+            (
+                "subnormal weights",
+                all.clone(),
+                bf16(vec![1e-40; rows * columns], &[]),
+                noise(count * columns, 26),
+            ),
+            ("subnormal rows", all.clone(), plain.clone(), vec![1e-40; count * columns]),
+            ("large rows", all.clone(), plain, vec![1e30; count * columns]),
+            ("weights that are zeros", Vec::new(), zeros.clone(), noise(count * columns, 27)),
+            ("rows that are zeros", all, zeros, vec![0.0; count * columns]),
+        ] {
+            let layer =
+                Layer { weights: Weights::Blocks(BlockFormat::BF16, &bytes), rows, columns, bias: None };
+            let mut numbers = vec![0f32; rows * columns];
+            decode(Processor::Portable, BlockFormat::BF16, &bytes, &mut numbers);
+            let exact = exactly(&numbers, columns, &x, true);
+            for processor in Processor::available() {
+                let result = computed(processor, layer, &x);
+                let plain = computed(processor.without_whole_numbers(), layer, &x);
+                for (index, (value, expected)) in result.iter().zip(plain).enumerate() {
+                    let (sum, allowed) = exact[index];
+                    let same = *value == expected || value.is_nan() && expected.is_nan();
+                    let close =
+                        !as_they_are.contains(&(index % rows)) && (f64::from(*value) - sum).abs() <= allowed;
+                    assert!(same || close, "{processor:?} {what} {index}: {value} instead of {expected}");
                 }
             }
         }
@@ -607,11 +755,8 @@ mod tests {
                 for (count, wrong) in [(1, f32::NAN), (3, f32::INFINITY), (70, f32::NEG_INFINITY)] {
                     let mut x = noise(count * columns, 8);
                     x[columns / 2 + 3] = wrong;
-                    let mut result = vec![0f32; rows * count];
                     let layer = Layer { weights: Weights::Blocks(format, &bytes), rows, columns, bias: None };
-                    let output = Output::new(&mut result, rows);
-                    // SAFETY: nobody else has the result.
-                    unsafe { layer.compute(processor, &x, count, output, false, true) };
+                    let result = computed(processor, layer, &x);
                     let (first, others) = result.split_at(rows);
                     let what = format!("{processor:?} {} {wrong}", format.name());
                     assert!(first.iter().all(|value| !value.is_finite()), "{what}: {first:?}");

@@ -1,7 +1,7 @@
-//! Matrices of weights in blocks: the products are computed in f32, the weights stay as they are stored.
+//! Matrices of weights in blocks: the weights stay as they are stored.
 //!
-//! What a product gives is what it gives with the unpacked weights, up to the order of sums: only the weights are
-//! rounded, never what they are multiplied with. Gradients take whole panels of unpacked rows.
+//! Where a gradient flows, a product gives what it gives with the unpacked weights, up to the order of sums. Elsewhere what they are
+//! multiplied with is rounded as the processor likes it. Gradients take whole panels of unpacked rows.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -202,7 +202,10 @@ impl QuantisedMatrix {
             bail!("weights in blocks are on the CPU, the rows are on {:?}", x.device());
         }
         let dtype = x.dtype();
-        let product = x.to_dtype(DType::F32)?.contiguous()?.apply_op1(Product(self.clone()))?;
+        let product = x
+            .to_dtype(DType::F32)?
+            .contiguous()?
+            .apply_op1(Product { matrix: self.clone(), exactly: x.track_op() })?;
         product.to_dtype(dtype)
     }
 
@@ -339,7 +342,11 @@ impl QuantisedMatrix {
     }
 }
 
-struct Product(QuantisedMatrix);
+struct Product {
+    matrix: QuantisedMatrix,
+    /// Whether the rows are never rounded, so that the gradient is that of the product.
+    exactly: bool,
+}
 
 impl CustomOp1 for Product {
     fn name(&self) -> &'static str {
@@ -348,23 +355,25 @@ impl CustomOp1 for Product {
 
     fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
         let mut shape = layout.dims().to_vec();
-        let (rows, columns) = self.0.shape();
+        let (rows, columns) = self.matrix.shape();
         match shape.last_mut() {
             Some(last) if *last == columns => *last = rows,
             _ => bail!("a matrix of {rows} x {columns} does not go with rows of shape {:?}", layout.dims()),
         }
         let count = layout.dims().iter().rev().skip(1).product();
-        let mut result = self.0.layer(None).forward(values(x, layout)?, count, true);
-        self.0.order(&mut result);
+        let (layer, x) = (self.matrix.layer(None), values(x, layout)?);
+        let mut result =
+            if self.exactly { layer.forward_exactly(x, count) } else { layer.forward(x, count, true) };
+        self.matrix.order(&mut result);
         Ok((CpuStorage::F32(result), shape.into()))
     }
 
     fn bwd(&self, x: &Tensor, _result: &Tensor, gradient: &Tensor) -> Result<Option<Tensor>> {
-        let (rows, columns) = self.0.shape();
+        let (rows, columns) = self.matrix.shape();
         let count = x.elem_count() / columns.max(1);
         let of_x = with_values([gradient], |[gradient]| {
             let mut of_x = vec![0f32; count * columns];
-            self.0.panels(|first, panel| {
+            self.matrix.panels(|first, panel| {
                 let gradient = &gradient[first.min(gradient.len())..];
                 let gradient = Matrix::strided(gradient, count, panel.rows(), rows);
                 multiply(gradient, panel, &mut of_x, first > 0, true);

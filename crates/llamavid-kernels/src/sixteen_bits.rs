@@ -1,0 +1,292 @@
+//! Products of many rows with weights in 16 bits or fewer, in whole numbers of 16 bits: two multiplications and additions for each that
+//! f32 does in the same time.
+//!
+//! Rows of weights and of `x` are rounded alike, [`PART`] numbers at a time: a part is whole numbers times a scale, which is as small
+//! as it can be while sums of products stay within 32 bits. By Cauchy and Schwarz no sum is larger than the product of two parts'
+//! roots of sums of squares: those are bounded, and not the largest number, so that one that is far larger than the others of its part
+//! leaves them steps. Together, the squares of a part's steps are at most 2^-24 of its sum of squares, or 2^-23 of the square of its
+//! largest number; in half precision, which llama.cpp rounds `x` to beside such weights, they are 2^-22 to 2^-20 of the sum of squares.
+//! Here weights err as well, and still both less than that.
+
+use std::arch::x86_64::{
+    _mm256_add_epi32, _mm256_cvtepi32_ps, _mm256_dpwssd_avx_epi32, _mm256_fmadd_ps, _mm256_loadu_ps,
+    _mm256_loadu_si256, _mm256_madd_epi16, _mm256_mul_ps, _mm256_set1_epi32, _mm256_set1_ps,
+    _mm256_setzero_si256, _mm256_storeu_ps, _mm512_cvtepi32_ps, _mm512_dpwssd_epi32, _mm512_fmadd_ps,
+    _mm512_loadu_ps, _mm512_loadu_si512, _mm512_mul_ps, _mm512_set1_epi32, _mm512_set1_ps,
+    _mm512_setzero_si512, _mm512_storeu_ps,
+};
+use std::ops::RangeInclusive;
+
+use pulp::Simd;
+use pulp::bytemuck::{cast_slice, cast_slice_mut};
+
+use crate::panels::{Kind, PART, VECTORS};
+use crate::vector::{multiply_add, sum_of, widest};
+
+/// Numbers that one instruction multiplies and adds up in a lane.
+const PAIR: usize = 2;
+/// The largest whole number.
+const LARGEST: f32 = 32767.0;
+/// The root of the sum of a part's squares at most, before its numbers are rounded. That adds up to half the root of [`PART`], 5.7:
+/// the product of two such roots stays below 2^31, with room for the error of the root itself (4e-6 of it).
+const ROOT: f32 = 46334.0;
+/// What a whole number may stand for, from 2^-64 to 2^40: sums of squares and products of scales stay within f32, whatever they are multiplied with.
+const SCALES: RangeInclusive<f32> = 5.421_010_9e-20..=1.099_511_6e12;
+
+/// 1.5 · 2^23: added to a small number, it leaves the number's nearest integer in the lowest bits.
+const NEAREST: f32 = 12_582_912.0;
+
+/// What whole numbers of a part stand for, from its sum of squares and its largest number without a sign; none where that is not among
+/// [`SCALES`], or the numbers are not finite.
+#[inline(always)]
+fn scale_of(squares: f32, largest: f32) -> Option<f32> {
+    let (of_root, of_largest) = (squares.sqrt() / ROOT, largest / LARGEST);
+    let scale = if of_largest > of_root { of_largest } else { of_root };
+    (SCALES.contains(&scale) || squares + largest == 0.0).then_some(scale)
+}
+
+/// What a part is to be multiplied with to become whole numbers.
+#[inline(always)]
+fn inverse_of(scale: f32) -> f32 {
+    if scale > 0.0 { scale.recip() } else { 0.0 }
+}
+
+/// Rounds a part of a row to whole numbers, and gives what they stand for.
+#[inline(always)]
+fn round_inline<const FUSED: bool>(values: &[f32; PART], numbers: &mut [i16; PART]) -> Option<f32> {
+    let squares = sum_of(PART, |place| values[place] * values[place]);
+    let (mut least, mut most) = (0f32, 0f32);
+    for value in values {
+        least = if *value < least { *value } else { least };
+        most = if *value > most { *value } else { most };
+    }
+    let scale = scale_of(squares, most.max(-least))?;
+    let inverse = inverse_of(scale);
+    for (number, value) in numbers.iter_mut().zip(values) {
+        *number = multiply_add::<FUSED>(*value, inverse, NEAREST).to_bits() as i16;
+    }
+    Some(scale)
+}
+widest!(fn round(values: &[f32; PART], numbers: &mut [i16; PART]) -> Option<f32> = round_inline);
+
+/// A part of a row of `x`, rounded.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Part {
+    pairs: [[i16; PAIR]; PART / PAIR],
+    scale: f32,
+}
+
+impl Part {
+    const ZEROS: Self = Self { pairs: [[0; PAIR]; PART / PAIR], scale: 0.0 };
+
+    /// Up to [`PART`] numbers; none where they cannot be rounded.
+    fn new(x: &[f32]) -> Option<Self> {
+        let (mut values, mut numbers) = ([0f32; PART], [0i16; PART]);
+        values[..x.len()].copy_from_slice(x);
+        let scale = round(&values, &mut numbers)?;
+        Some(Self { pairs: pulp::bytemuck::cast(numbers), scale })
+    }
+
+    #[inline(always)]
+    fn pair(&self, index: usize) -> i32 {
+        let [first, second] = self.pairs[index];
+        i32::from(first as u16) | i32::from(second) << 16
+    }
+}
+
+/// The whole numbers nearest to products, in the lower 16 bits.
+#[inline(always)]
+fn nearest<S: Simd>(simd: S, values: S::f32s, inverses: S::f32s) -> S::u32s {
+    simd.transmute_u32s_f32s(simd.mul_add_e_f32s(values, inverses, simd.splat_f32s(NEAREST)))
+}
+
+/// Rounds a part of a panel of numbers, a row in each place of a step, to pairs of whole numbers, and finds what those of each row stand
+/// for; false where they stand for nothing.
+#[inline(always)]
+fn round_part<S: Simd>(
+    simd: S,
+    steps: &[[S::f32s; VECTORS]],
+    pairs: &mut [[S::f32s; VECTORS]],
+    scales: &mut [S::f32s; VECTORS],
+) -> bool {
+    let zeros = [simd.splat_f32s(0.0); VECTORS];
+    let (mut squares, mut largest, mut inverses) = (zeros, zeros, zeros);
+    for step in steps {
+        for vector in 0..VECTORS {
+            let values = step[vector];
+            squares[vector] = simd.mul_add_e_f32s(values, values, squares[vector]);
+            largest[vector] = simd.max_f32s(simd.abs_f32s(values), largest[vector]);
+        }
+    }
+    let mut possible = true;
+    {
+        let [squares, largest]: [&[f32]; 2] = [&squares, &largest].map(|vectors| cast_slice(vectors));
+        let [scales, inverses]: [&mut [f32]; 2] =
+            [scales, &mut inverses].map(|vectors| cast_slice_mut(vectors));
+        for place in 0..squares.len() {
+            let scale = scale_of(squares[place], largest[place]);
+            possible &= scale.is_some();
+            scales[place] = scale.unwrap_or_default();
+            inverses[place] = inverse_of(scales[place]);
+        }
+    }
+    let (lower, sixteen) = (simd.splat_u32s(0xffff), simd.splat_u32s(16));
+    for (steps, pair) in steps.chunks(PAIR).zip(pairs) {
+        let second = if steps.len() == PAIR { steps[1] } else { zeros };
+        for vector in 0..VECTORS {
+            let first = nearest(simd, steps[0][vector], inverses[vector]);
+            let second = nearest(simd, second[vector], inverses[vector]);
+            let upper = simd.wrapping_dyn_shl_u32s(second, sixteen);
+            pair[vector] = simd.transmute_f32s_u32s(simd.or_u32s(simd.and_u32s(first, lower), upper));
+        }
+    }
+    possible
+}
+
+/// Defines a kind of panels for the instructions of `$features`, the vectors of which hold `$lanes` numbers. `$add` adds the
+/// products of pairs to sums.
+macro_rules! kind {
+    ($(#[$meta:meta])* $name:ident, $features:literal, $lanes:literal, $zero:ident, $load_whole:ident, $splat_whole:ident,
+        $load:ident, $store:ident, $splat:ident, $converted:ident, $multiply:ident, $multiply_add:ident,
+        |$sum:ident, $weights:ident, $x:ident| $add:expr) => {
+        $(#[$meta])*
+        pub(crate) struct $name;
+
+        impl $name {
+            #[target_feature(enable = $features)]
+            fn tile<const X: usize>(
+                panel: &[[[f32; $lanes]; VECTORS]],
+                scales: &[[f32; $lanes]; VECTORS],
+                x: &[Part],
+                sums: &mut [[[f32; $lanes]; VECTORS]],
+            ) {
+                assert!(x.len() == X && sums.len() == X && panel.len() <= PART / PAIR, "a tile of another size");
+                let mut found = [[$zero(); VECTORS]; X];
+                for (step, weights) in panel.iter().enumerate() {
+                    for (found, x) in found.iter_mut().zip(x) {
+                        let $x = $splat_whole(x.pair(step));
+                        for (found, weights) in found.iter_mut().zip(weights) {
+                            // SAFETY: as many words are a vector.
+                            let ($sum, $weights) = (*found, unsafe { $load_whole(weights.as_ptr().cast()) });
+                            *found = $add;
+                        }
+                    }
+                }
+                for ((sums, found), x) in sums.iter_mut().zip(found).zip(x) {
+                    let of_x = $splat(x.scale);
+                    for ((sum, found), scale) in sums.iter_mut().zip(found).zip(scales) {
+                        // SAFETY: as many numbers are a vector.
+                        unsafe {
+                            let found = $multiply($converted(found), $load(scale.as_ptr()));
+                            $store(sum.as_mut_ptr(), $multiply_add(found, of_x, $load(sum.as_ptr())));
+                        }
+                    }
+                }
+            }
+        }
+
+        impl Kind for $name {
+            const OF_A_WORD: usize = PAIR;
+            type Part = Part;
+            const ZEROS: Part = Part::ZEROS;
+
+            fn part(x: &[f32]) -> Option<Part> {
+                Part::new(x)
+            }
+
+            #[inline(always)]
+            fn convert<S: Simd>(
+                simd: S,
+                steps: &[[S::f32s; VECTORS]],
+                words: &mut [[S::f32s; VECTORS]],
+                scales: &mut [S::f32s; VECTORS],
+            ) -> bool {
+                round_part(simd, steps, words, scales)
+            }
+
+            #[inline(always)]
+            unsafe fn tile<S: Simd, const X: usize>(
+                _simd: S,
+                (panel, scales): (&[[S::f32s; VECTORS]], &[S::f32s; VECTORS]),
+                x: &[Part],
+                sums: &mut [[S::f32s; VECTORS]],
+            ) {
+                assert_eq!(S::F32_LANES, $lanes, "vectors of another size");
+                // SAFETY: vectors of as many words are these, and the processor has the instructions, as the caller promises.
+                unsafe {
+                    Self::tile::<X>(
+                        std::slice::from_raw_parts(panel.as_ptr().cast(), panel.len()),
+                        &*std::ptr::from_ref(scales).cast(),
+                        x,
+                        std::slice::from_raw_parts_mut(sums.as_mut_ptr().cast(), sums.len()),
+                    );
+                }
+            }
+        }
+    };
+}
+
+kind!(
+    /// AVX-512 with VNNI.
+    Wide, "avx512f,avx512vnni", 16, _mm512_setzero_si512, _mm512_loadu_si512, _mm512_set1_epi32,
+    _mm512_loadu_ps, _mm512_storeu_ps, _mm512_set1_ps, _mm512_cvtepi32_ps, _mm512_mul_ps, _mm512_fmadd_ps,
+    |sum, weights, x| _mm512_dpwssd_epi32(sum, weights, x)
+);
+kind!(
+    /// AVX2 with AVX-VNNI.
+    Narrow, "avx2,fma,avxvnni", 8, _mm256_setzero_si256, _mm256_loadu_si256, _mm256_set1_epi32,
+    _mm256_loadu_ps, _mm256_storeu_ps, _mm256_set1_ps, _mm256_cvtepi32_ps, _mm256_mul_ps, _mm256_fmadd_ps,
+    |sum, weights, x| _mm256_dpwssd_avx_epi32(sum, weights, x)
+);
+kind!(
+    /// AVX2: products of pairs are added in an instruction of their own.
+    Pairs, "avx2,fma", 8, _mm256_setzero_si256, _mm256_loadu_si256, _mm256_set1_epi32,
+    _mm256_loadu_ps, _mm256_storeu_ps, _mm256_set1_ps, _mm256_cvtepi32_ps, _mm256_mul_ps, _mm256_fmadd_ps,
+    |sum, weights, x| _mm256_add_epi32(sum, _mm256_madd_epi16(weights, x))
+);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_of_a_part_are_as_small_as_sums_of_their_products_must_be() {
+        let noise = |place: usize| (place as f32 * 12.9898).sin() * 43758.547 % 1.0;
+        let mut alone = [0f32; PART];
+        alone[5] = -3e-4;
+        let mut large: [f32; PART] = std::array::from_fn(noise);
+        large[77] = 1000.0;
+        for part in [
+            std::array::from_fn(noise),
+            std::array::from_fn(|place| 7.7e9 * noise(place + PART)),
+            [0.1; PART],
+            // Halves are rounded away from their sum of squares at most.
+            std::array::from_fn(|place| if place % 2 == 0 { 4095.5 } else { -4095.5 }),
+            alone,
+            large,
+            [0.0; PART],
+        ] {
+            let rounded = Part::new(&part).unwrap();
+            let numbers = rounded.pairs.as_flattened();
+            let squares: i64 = numbers.iter().map(|number| i64::from(*number).pow(2)).sum();
+            assert!(squares <= i64::from(i32::MAX), "{squares}");
+            let most = numbers.iter().map(|number| number.unsigned_abs()).max();
+            // As many steps as there may be, nearly.
+            assert!(
+                part == [0.0; PART] || squares > 2_146_000_000 || most == Some(32767),
+                "{squares}, {most:?}"
+            );
+            for (number, value) in numbers.iter().zip(part) {
+                let error = (f32::from(*number) * rounded.scale - value).abs();
+                assert!(error <= 0.51 * rounded.scale, "{number} times {} for {value}", rounded.scale);
+            }
+        }
+    }
+
+    #[test]
+    fn parts_without_such_numbers_are_refused() {
+        for wrong in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY, 3e38, 1e-40] {
+            assert!(Part::new(&[0.0, wrong, 0.0]).is_none(), "{wrong}");
+        }
+    }
+}
