@@ -150,6 +150,34 @@ pub fn gelu_block(
     place.compose(x, norm, |rows| second.forward(&gelu(&first.forward(rows)?)?))
 }
 
+/// Three projections of the norm of `x` (…, D): (…, out) of each.
+///
+/// # Errors
+/// Shapes that do not go together.
+pub fn normed_projections(x: &Tensor, norm: Norm, projections: [Projection; 3]) -> Result<[Tensor; 3]> {
+    #[cfg(feature = "cuda")]
+    if let Some(products) = crate::cuda::row_products(x, Some(norm), &projections, None, false)?
+        && let Ok(products) = products.try_into()
+    {
+        return Ok(products);
+    }
+    let rows = norm.forward(x)?;
+    let [first, second, third] = projections.map(|projection| projection.forward(&rows));
+    Ok([first?, second?, third?])
+}
+
+/// `x` (…, D) plus a projection of `inner` (…, in).
+///
+/// # Errors
+/// Shapes that do not go together.
+pub fn added_projection(x: &Tensor, projection: Projection, inner: &Tensor) -> Result<Tensor> {
+    #[cfg(feature = "cuda")]
+    if let Some(sum) = crate::cuda::added_projection(x, projection, inner)? {
+        return Ok(sum);
+    }
+    x + projection.forward(inner)?
+}
+
 /// What the projections are for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Kind {
