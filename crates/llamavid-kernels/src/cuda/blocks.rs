@@ -43,7 +43,7 @@ fn block(
 /// x plus a projection of `inner`.
 fn added(x: &Tensor, projection: Projection, inner: &Tensor) -> Result<Tensor> {
     if let Some(mut sums) = row_products(inner, None, &[projection], Some(x), false)? {
-        return Ok(sums.swap_remove(0).reshape(x.shape())?);
+        return sums.swap_remove(0).reshape(x.shape());
     }
     let y = projection.weight.linear(inner, None)?;
     // The bias goes to the rows of the first input.

@@ -177,6 +177,8 @@ inline int run(void (*kernel)(const void *), const void *arguments, const unsign
         return threads > THREADS ? 3 : emulation::run(kernel, arguments, grid, threads, shared);                       \
     }
 
+#define LOADING_KERNEL(NAME, ARGUMENTS, THREADS, BLOCKS, ...) KERNEL(NAME, ARGUMENTS, THREADS, __VA_ARGS__)
+
 #define threadIdx (emulation::block->current->thread)
 #define blockIdx (emulation::block->index)
 #define blockDim (emulation::block->block)

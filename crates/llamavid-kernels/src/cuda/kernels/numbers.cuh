@@ -12,6 +12,9 @@
 // A kernel whose one argument is `a`.
 #define KERNEL(NAME, ARGUMENTS, THREADS, ...) \
     extern "C" __global__ void __launch_bounds__(THREADS) NAME(const __grid_constant__ ARGUMENTS a) { __VA_ARGS__; }
+// One whose threads have much on their way each: they get as many registers as leave room for `BLOCKS` blocks on a multiprocessor.
+#define LOADING_KERNEL(NAME, ARGUMENTS, THREADS, BLOCKS, ...) \
+    extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) NAME(const __grid_constant__ ARGUMENTS a) { __VA_ARGS__; }
 #else
 #include "../emulation.hpp"
 #endif

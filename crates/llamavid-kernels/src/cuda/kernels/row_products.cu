@@ -285,11 +285,11 @@ template <class T, class Row, bool GATED> __device__ inline void multiply(const 
 
 } // namespace
 
-#define OF_TYPE(NAME, TYPE)                                                                         \
-    KERNEL(product_##NAME, ProductArguments, THREADS, (multiply<TYPE, Numbers<TYPE>, false>(a)))    \
-    KERNEL(product_gated_##NAME, ProductArguments, THREADS, (multiply<TYPE, Numbers<TYPE>, true>(a))) \
-    KERNEL(product_blocks_##NAME, ProductArguments, THREADS, (multiply<TYPE, Rounded, false>(a)))   \
-    KERNEL(product_blocks_gated_##NAME, ProductArguments, THREADS, (multiply<TYPE, Rounded, true>(a)))
+#define OF_TYPE(NAME, TYPE)                                                                                     \
+    LOADING_KERNEL(product_##NAME, ProductArguments, THREADS, 3, (multiply<TYPE, Numbers<TYPE>, false>(a)))       \
+    LOADING_KERNEL(product_gated_##NAME, ProductArguments, THREADS, 3, (multiply<TYPE, Numbers<TYPE>, true>(a)))  \
+    LOADING_KERNEL(product_blocks_##NAME, ProductArguments, THREADS, 3, (multiply<TYPE, Rounded, false>(a)))      \
+    LOADING_KERNEL(product_blocks_gated_##NAME, ProductArguments, THREADS, 3, (multiply<TYPE, Rounded, true>(a)))
 
 OF_TYPE(f16, __half)
 OF_TYPE(bf16, __nv_bfloat16)
