@@ -81,9 +81,9 @@ async function measure(part: Part): Promise<void> {
       writeReport(output, all, preface(all.some(({ machine }) => machine.startsWith('cuda'))));
     }
   } catch (error) {
-    if (!LlamaVidError.is(error)) throw error;
-    // What a device cannot do is a finding like another; a lack of memory among it.
-    console.log(`FAILED: ${error.code}: ${error.message}`);
+    // What a device or PyTorch cannot do is a finding like another, a lack of memory among it; what comes behind is measured all the same.
+    const { message } = error as Error;
+    console.log(`FAILED: ${LlamaVidError.is(error) ? `${error.code}: ` : ''}${message}`);
     failed = true;
   }
 }

@@ -183,7 +183,8 @@ export function decoder(format: 'f16' | 'q4_k', shared?: string): Part {
         return all;
       },
     });
-    await ours(16);
+    // Also translates the kernels and fills the device's pool of memory.
+    await ours(shape.prompts[0]);
     return {
       comparison: {
         lines,

@@ -81,6 +81,10 @@ function records(dtype: string): boolean {
   }
   const { folders }: Report = JSON.parse(stdout);
   const checks = folders.flatMap(({ folder, checks }) => checks.map((check) => ({ folder, ...check })));
+  if (checks.length === 0) {
+    console.log(`FAILED: records in ${dtype}: there are none in ${values.cases}`);
+    return false;
+  }
   const failed = checks.filter(({ passed }) => !passed);
   const furthest = Math.max(...checks.map(({ maxRelative }) => maxRelative ?? 0));
   const verdict = failed.length === 0 ? 'passed' : 'FAILED';

@@ -161,18 +161,28 @@ fn decomposed(q: &Tensor, k: &Tensor, v: &Tensor, options: &Heads) -> Result<Ten
 
 /// 0 where a row may look, the smallest f32 elsewhere: (1 or B, 1, Q, K).
 fn causal_bias(scores: &Tensor, padding: Option<&Tensor>) -> Result<Tensor> {
-    let (batch, _heads, rows, keys) = scores.dims4()?;
+    let (_batch, _heads, rows, keys) = scores.dims4()?;
     let device = scores.device();
     let places = Tensor::arange(0, keys as u32, device)?.reshape((1, keys))?;
     let first = keys.saturating_sub(rows) as u32;
     let own = Tensor::arange(first, first + rows as u32, device)?.reshape((rows, 1))?;
     let mut seen = places.broadcast_le(&own)?.reshape((1, 1, rows, keys))?;
     if let Some(padding) = padding {
-        let padding = padding.to_dtype(DType::U8)?.ne(0u8)?.reshape((batch, 1, 1, keys))?;
-        seen = seen.broadcast_mul(&padding)?;
+        seen = seen.broadcast_mul(&not_padding(padding)?)?;
     }
-    let zero = Tensor::zeros(seen.shape(), DType::F32, device)?;
-    let hidden = Tensor::full(f32::MIN, seen.shape(), device)?;
+    hiding(&seen)
+}
+
+/// Whether keys may be seen at all, of `padding` (B, K): u8 (B, 1, 1, K).
+pub(crate) fn not_padding(padding: &Tensor) -> Result<Tensor> {
+    let (batch, keys) = padding.dims2()?;
+    padding.to_dtype(DType::U8)?.ne(0u8)?.reshape((batch, 1, 1, keys))
+}
+
+/// 0 where a key is `seen` (u8), the smallest f32 elsewhere.
+pub(crate) fn hiding(seen: &Tensor) -> Result<Tensor> {
+    let zero = Tensor::zeros(seen.shape(), DType::F32, seen.device())?;
+    let hidden = Tensor::full(f32::MIN, seen.shape(), seen.device())?;
     seen.where_cond(&zero, &hidden)
 }
 

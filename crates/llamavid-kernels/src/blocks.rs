@@ -53,19 +53,6 @@ impl Projection<'_> {
     }
 }
 
-/// Queries, keys and values: what each of three linear layers makes of `x` (…, in), (…, out). On a CPU, those with weights in blocks
-/// and without bias read it together.
-pub fn linear_three(x: &Tensor, layers: [Projection; 3]) -> Result<[Tensor; 3]> {
-    if let [Weight::Blocks(q), Weight::Blocks(k), Weight::Blocks(v)] = layers.map(|layer| layer.weight)
-        && layers.iter().all(|layer| layer.bias.is_none())
-        && let Some(results) = QuantisedMatrix::linear_three([q, k, v], x)?
-    {
-        return Ok(results);
-    }
-    let [q, k, v] = layers.map(|layer| layer.forward(x));
-    Ok([q?, k?, v?])
-}
-
 /// Where the norm is.
 #[derive(Debug, Clone, Copy)]
 pub enum NormPlace {
@@ -161,6 +148,42 @@ pub fn gelu_block(
         return inputs.compute(Gelu, 1);
     }
     place.compose(x, norm, |rows| second.forward(&gelu(&first.forward(rows)?)?))
+}
+
+/// Three projections of the norm of `x` (…, D): (…, out) of each. On a CPU, those with weights in blocks and without bias are one
+/// product.
+///
+/// # Errors
+/// Shapes that do not go together.
+pub fn normed_projections(x: &Tensor, norm: Norm, projections: [Projection; 3]) -> Result<[Tensor; 3]> {
+    #[cfg(feature = "cuda")]
+    if let Some(products) = crate::cuda::row_products(x, Some(norm), &projections, None, false)?
+        && let Ok(products) = products.try_into()
+    {
+        return Ok(products);
+    }
+    let rows = norm.forward(x)?;
+    if let [Weight::Blocks(first), Weight::Blocks(second), Weight::Blocks(third)] =
+        projections.map(|projection| projection.weight)
+        && projections.iter().all(|projection| projection.bias.is_none())
+        && let Some(products) = QuantisedMatrix::linear_three([first, second, third], &rows)?
+    {
+        return Ok(products);
+    }
+    let [first, second, third] = projections.map(|projection| projection.forward(&rows));
+    Ok([first?, second?, third?])
+}
+
+/// `x` (…, D) plus a projection of `inner` (…, in).
+///
+/// # Errors
+/// Shapes that do not go together.
+pub fn added_projection(x: &Tensor, projection: Projection, inner: &Tensor) -> Result<Tensor> {
+    #[cfg(feature = "cuda")]
+    if let Some(sum) = crate::cuda::added_projection(x, projection, inner)? {
+        return Ok(sum);
+    }
+    x + projection.forward(inner)?
 }
 
 /// What the projections are for.

@@ -138,16 +138,24 @@ pub fn reads_cache(q: &Tensor) -> bool {
     fusible(&[q])
 }
 
-/// Writes `x` (B, heads, S, d), rotated by (S, d / 2) cosines and sines, to positions `at` and on of `cache` (B, heads, capacity, d).
+/// Queries (B, H, S, d), rotated by (S, d / 2) cosines and sines. Keys (B, key heads, S, d), rotated likewise, and values are written to
+/// positions `at` and on of their caches (B, key heads, capacity, d).
 ///
 /// # Errors
 /// Shapes that do not go together.
-pub fn rotate_into(x: &Tensor, cos: &Tensor, sin: &Tensor, cache: &Tensor, at: usize) -> Result<()> {
+pub fn rotate_into(
+    [queries, keys, values]: [&Tensor; 3],
+    (cos, sin): (&Tensor, &Tensor),
+    caches: [&Tensor; 2],
+    at: usize,
+) -> Result<Tensor> {
     #[cfg(feature = "cuda")]
-    if crate::cuda::takes(&[x, cos, sin, cache]) {
-        return crate::cuda::rotate_into(x, cos, sin, cache, at);
+    if crate::cuda::takes(&[queries, keys, values, cos, sin, caches[0], caches[1]]) {
+        return crate::cuda::rotate_into([queries, keys, values], (cos, sin), caches, at);
     }
-    cache.slice_set(&rotary_embedding(x, cos, sin)?.contiguous()?, 2, at)
+    caches[0].slice_set(&rotary_embedding(keys, cos, sin)?.contiguous()?, 2, at)?;
+    caches[1].slice_set(&values.contiguous()?, 2, at)?;
+    rotary_embedding(queries, cos, sin)
 }
 
 /// One call, as its tasks see it.

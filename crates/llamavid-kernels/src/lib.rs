@@ -47,6 +47,7 @@ mod rows;
 #[cfg(target_arch = "x86_64")]
 mod sixteen_bits;
 mod softmax;
+mod staging;
 mod swiglu;
 mod vector;
 mod weight;
@@ -57,7 +58,10 @@ mod whole_rows;
 
 pub use attention::{Heads, Mask, attention, multi_head_attention, packed_attention};
 pub use block_format::BlockFormat;
-pub use blocks::{Norm, NormPlace, Projection, attention_block, gelu_block, linear_three, swiglu_block};
+pub use blocks::{
+    Norm, NormPlace, Projection, added_projection, attention_block, gelu_block, normed_projections,
+    swiglu_block,
+};
 pub use cached_attention::{CachedRows, WIDEST_FUSED_HEAD, cached_attention, reads_cache, rotate_into};
 pub use cross_entropy::{IGNORED, cross_entropy, cross_entropy_sum};
 pub use device_rows::DeviceRows;
@@ -75,5 +79,6 @@ pub use ranks::Ranks;
 pub use rms_norm::rms_norm;
 pub use rotary::rotary_embedding;
 pub use softmax::softmax;
+pub use staging::Staging;
 pub use swiglu::swiglu;
 pub use weight::Weight;

@@ -263,6 +263,17 @@ impl QuantisedMatrix {
         Tensor::from_vec(result, shape, &Device::Cpu)
     }
 
+    /// Where its bytes lie on a CUDA device; none where they are elsewhere.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn address(&self, device: &Device) -> Result<Option<u64>> {
+        match &self.placed {
+            Some(placed) if placed.device().same_device(device) => {
+                Ok(Some(placed.device_ptr()?.addr() as u64))
+            }
+            _ => Ok(None),
+        }
+    }
+
     pub(crate) fn is_on_cpu(&self) -> bool {
         self.placed.is_none()
     }

@@ -16,6 +16,12 @@ pub enum Weight<'a> {
 impl Weight<'_> {
     /// `x` (…, in) times the transpose of the weights, plus `bias` (out): (…, out).
     pub fn linear(self, x: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
+        #[cfg(feature = "cuda")]
+        if let Some(mut products) =
+            crate::cuda::row_products(x, None, &[crate::Projection { weight: self, bias }], None, false)?
+        {
+            return Ok(products.swap_remove(0));
+        }
         match (self, bias) {
             (Self::Dense(weight), bias) => linear(x, weight, bias),
             (Self::Blocks(weight), None) => weight.linear(x),

@@ -209,6 +209,19 @@ impl Device {
         }));
     }
 
+    /// Lets others have the memory of graphics processors that is free once the jobs before have ended.
+    #[cfg(feature = "cuda")]
+    fn give_back(&self) {
+        let stages = self.stages.clone();
+        self.enqueue(Box::new(move |_| {
+            for stage in &stages {
+                // A device that failed says so to those who compute on it.
+                let _ = give_back(&stage.tensors);
+            }
+            ControlFlow::Break(())
+        }));
+    }
+
     /// Runs a job that tells its callers itself how it ended.
     pub(crate) fn enqueue(&self, turn: Turn) {
         // Fails only when the thread is gone; the job is dropped then, and its reply says so.
@@ -243,6 +256,8 @@ impl<M: Send + Sync + 'static> Drop for Weights<M> {
         // SAFETY: `drop` runs once and nothing reads the field after it.
         let model = unsafe { ManuallyDrop::take(&mut self.model) };
         self.device.discard(model);
+        #[cfg(feature = "cuda")]
+        self.device.give_back();
     }
 }
 
@@ -304,15 +319,67 @@ fn open_cuda(index: usize) -> Result<TensorDevice> {
         let reason = format!("{device} does not run a build for {built}");
         return Err(cuda::unavailable(because(&reason), device.advice()));
     }
-    // A stream of its own: with the default one each thread has another, and what a loading thread copies would not be ordered
-    // before the device thread's work.
-    TensorDevice::new_cuda_with_stream(index).map_err(|error| match Error::from(error) {
+    open_stream(index).map_err(|error| match Error::from(error) {
         full if full.code == ErrorCode::OutOfMemory => Error { message: because(&full.message), ..full },
         error => cuda::unavailable(
             because(&error.message),
             "Check the driver with nvidia-smi, or take the device cpu.",
         ),
     })
+}
+
+/// A CUDA device with a stream of its own: with the default one each thread has another, and what a loading thread copies would not be
+/// ordered before the device thread's work.
+#[cfg(feature = "cuda")]
+fn open_stream(index: usize) -> candle_core::Result<TensorDevice> {
+    use candle_core::cuda_backend::WrapErr;
+    use candle_core::cuda_backend::cudarc::driver::result::mem_pool;
+    use candle_core::cuda_backend::cudarc::driver::sys::CUmemPool_attribute_enum::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD;
+
+    let device = TensorDevice::new_cuda_with_stream(index)?;
+    let cuda = device.as_cuda_device()?;
+    // SAFETY: its tensors are made, used and freed on its one stream, in that order; `Stage::take`, which copies from one device to
+    // another, waits for both.
+    // Otherwise each tensor has two events, which every operation waits for and records: several times the cost of its launch.
+    unsafe { cuda.disable_event_tracking() };
+    if let Some(pool) = memory_pool(&device)? {
+        let mut threshold = u64::MAX;
+        // SAFETY: the driver's own pool, and a number as large as this attribute is.
+        // Otherwise what a token freed goes back to the system whenever the host waits, and is mapped anew for the next one.
+        unsafe {
+            mem_pool::set_attribute(pool, CU_MEMPOOL_ATTR_RELEASE_THRESHOLD, (&raw mut threshold).cast())
+        }
+        .w()?;
+    }
+    Ok(device)
+}
+
+/// Where the driver takes a device's memory from; none where each allocation is one of the system's.
+#[cfg(feature = "cuda")]
+fn memory_pool(
+    device: &TensorDevice,
+) -> candle_core::Result<Option<candle_core::cuda_backend::cudarc::driver::sys::CUmemoryPool>> {
+    use candle_core::cuda_backend::WrapErr;
+    use candle_core::cuda_backend::cudarc::driver::result::device::get_mem_pool;
+
+    let TensorDevice::Cuda(cuda) = device else { return Ok(None) };
+    let stream = cuda.cuda_stream();
+    let context = stream.context();
+    // SAFETY: the context's own device.
+    context.has_async_alloc().then(|| unsafe { get_mem_pool(context.cu_device()) }.w()).transpose()
+}
+
+/// Gives memory that nothing uses any more back to the system.
+#[cfg(feature = "cuda")]
+fn give_back(device: &TensorDevice) -> candle_core::Result<()> {
+    use candle_core::cuda_backend::WrapErr;
+    use candle_core::cuda_backend::cudarc::driver::result::mem_pool::trim_to;
+
+    let Some(pool) = memory_pool(device)? else { return Ok(()) };
+    // What was freed is free behind the work before it.
+    device.synchronize()?;
+    // SAFETY: the driver's own pool; it keeps what is in use.
+    unsafe { trim_to(pool, 0) }.w()
 }
 
 #[cfg(not(feature = "cuda"))]

@@ -3,9 +3,10 @@
 use std::io::{BufWriter, Write};
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use candle_core::{DType, Device as TensorDevice, Tensor};
+use llamavid_kernels::Staging;
 use llamavid_models::observer::Blind;
 use llamavid_models::preprocess::Preprocessing;
 use llamavid_models::token_generation::FeatureKind;
@@ -35,6 +36,8 @@ pub struct VisualEncoder {
     dtype: DType,
     preprocessing: Preprocessing,
     sizes: Sizes,
+    /// Pixels on their way to the device.
+    staging: Arc<Mutex<Staging>>,
     folder: ModelFolder,
     digest: OnceLock<String>,
 }
@@ -66,7 +69,8 @@ impl VisualEncoder {
             let sizes = Sizes::new(&folder.config().visual, device.kind());
             let preprocessing = folder.preprocessing().clone();
             let model = Weights::new(model, device.clone());
-            Ok(Self { model, device, dtype, preprocessing, sizes, folder, digest: OnceLock::new() })
+            let (staging, digest) = (Arc::default(), OnceLock::new());
+            Ok(Self { model, device, dtype, preprocessing, sizes, staging, folder, digest })
         })
     }
 
@@ -133,6 +137,7 @@ impl VisualEncoder {
     pub fn encode(&self, pixels: Arc<Pixels>, cancellation: &Cancellation) -> Reply<VisualFeatures> {
         let (model, device, dtype) = (Arc::clone(&self.model), self.device.clone(), self.dtype);
         let (size, frames_a_step) = (self.preprocessing.size, self.sizes.frames_a_step);
+        let staging = Arc::clone(&self.staging);
         let mut parts = Vec::new();
         let mut done = 0;
         let (distinct, places) = distinct_frames(&pixels);
@@ -145,9 +150,10 @@ impl VisualEncoder {
             }
             let step = &distinct[done..distinct.len().min(done + frames_a_step)];
             let _span = info_span!("encode", frames = step.len()).entered();
-            let values =
-                step.iter().flat_map(|frame| pixels.frames(*frame, 1)).copied().collect::<Vec<f32>>();
-            let batch = Tensor::from_vec(values, (step.len(), 3, size, size), on)?;
+            let frames: Vec<_> = step.iter().map(|frame| pixels.frames(*frame, 1)).collect();
+            let mut staging = staging.lock().unwrap_or_else(PoisonError::into_inner);
+            let batch = staging.upload(&frames, (step.len(), 3, size, size), on)?;
+            drop(staging);
             parts.push(model.forward(&batch.to_dtype(dtype)?, &mut Blind)?); // (frames of the step, rows, V)
             done += step.len();
             if done < distinct.len() {

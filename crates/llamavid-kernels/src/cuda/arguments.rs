@@ -331,6 +331,57 @@ fn in_vectors(width: usize, pointers: &[u64]) -> bool {
 }
 
 #[repr(C)]
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct ProductArguments {
+    /// The row.
+    pub(crate) x: u64,
+    /// The weights of its norm of root mean squares, 0 for none.
+    pub(crate) norm: u64,
+    /// Added to the first result, 0 for none.
+    pub(crate) residual: u64,
+    /// Of up to three matrices.
+    pub(crate) weights: [u64; 3],
+    /// 0 for none.
+    pub(crate) biases: [u64; 3],
+    pub(crate) results: [u64; 3],
+    /// 0 of a matrix that is not there.
+    pub(crate) rows: [i32; 3],
+    /// Whether blocks are those of Q6_K, and not of Q4_K.
+    pub(crate) six_bits: [i32; 3],
+    pub(crate) columns: i32,
+    pub(crate) eps: f32,
+}
+
+/// Shared memory that each architecture since 8.0 has for a block.
+const MOST_SHARED: usize = 96 << 10;
+
+/// Matrices times one row: numbers of `dtype`, or `blocks`. When `gated`, the first of two makes the gate of the second, and that is the one
+/// result. None for what the kernels do not take.
+pub(crate) fn product(
+    dtype: DType,
+    blocks: bool,
+    gated: bool,
+    arguments: &ProductArguments,
+) -> Result<Option<Launch>> {
+    let ProductArguments { x, norm, weights, rows, columns, .. } = *arguments;
+    let (columns, rows) = (columns as usize, rows.map(|rows| rows as usize));
+    // The row has zeros up to whole turns of a warp: in 8 bits with a scale for each 32, or in f32.
+    let padded = columns.next_multiple_of(if blocks { 2048 } else { 1024 });
+    let (unit, shared) = if blocks { (256, padded + padded / 8) } else { (8, 4 * padded) };
+    let lies_well = [x, norm].into_iter().chain(weights).all(|pointer| pointer.is_multiple_of(16));
+    if dtype == DType::F32 || !lies_well || !columns.is_multiple_of(unit) || shared > MOST_SHARED {
+        return Ok(None);
+    }
+    let pairs = if gated { rows[0] } else { rows.iter().map(|rows| rows.div_ceil(2)).sum() };
+    let needed = pairs.div_ceil(THREADS / 32);
+    // Each takes as many turns as all others.
+    let blocks_at_once = needed.div_ceil(needed.div_ceil(BLOCKS).max(1));
+    let kind = [if blocks { "_blocks" } else { "" }, if gated { "_gated" } else { "" }].concat();
+    let kernel = format!("product{kind}_{}", name_of(dtype)?);
+    Ok(Some(Launch { shared: shared as u32, ..launch(Source::RowProducts, kernel, blocks_at_once) }))
+}
+
+#[repr(C)]
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct LargestArguments {
     pub(crate) x: u64,
@@ -347,22 +398,30 @@ pub(crate) fn largest(rows: usize) -> Launch {
 }
 
 #[repr(C)]
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct RotateArguments {
-    pub(crate) x: u64,
-    pub(crate) result: u64,
+    pub(crate) queries: u64,
+    pub(crate) keys: u64,
+    pub(crate) values: u64,
+    /// Queries, one after the other.
+    pub(crate) rotated: u64,
+    pub(crate) key_cache: u64,
+    pub(crate) value_cache: u64,
     pub(crate) cosines: u64,
     pub(crate) sines: u64,
-    pub(crate) from_strides: [i64; 3],
-    pub(crate) to_strides: [i64; 3],
-    /// B, heads, rows and d.
-    pub(crate) sizes: [i32; 4],
+    pub(crate) query_strides: [i64; 3],
+    pub(crate) key_strides: [i64; 3],
+    pub(crate) value_strides: [i64; 3],
+    pub(crate) cache_strides: [i64; 3],
+    /// B, heads, key heads, rows and d. No key heads where there are queries alone.
+    pub(crate) sizes: [i32; 5],
+    pub(crate) unused: i32,
 }
 
-/// The rotation of rows by their positions.
+/// The rotation of rows by their positions, keys and values into their caches.
 pub(crate) fn rotate(dtype: DType, arguments: &RotateArguments) -> Result<Launch> {
-    let [batch, heads, rows, width] = arguments.sizes.map(|size| size as usize);
-    let pairs = batch * heads * rows * (width / 2);
+    let [batch, heads, key_heads, rows, width] = arguments.sizes.map(|size| size as usize);
+    let pairs = batch * (heads + 2 * key_heads) * rows * (width / 2);
     Ok(launch(Source::Cache, format!("rotate_{}", name_of(dtype)?), pairs.div_ceil(THREADS)))
 }
 

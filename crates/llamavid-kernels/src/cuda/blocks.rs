@@ -7,6 +7,7 @@ use super::device::takes;
 use super::operations::{
     attention, function, norm, norm_of_sum, split_heads, split_packed, swiglu, takes_heads,
 };
+use super::row_products::row_products;
 use crate::{Heads, Norm, NormPlace, Projection, Weight};
 
 /// Whether the kernels take a sub-layer of these: everything on one device in one dtype, no gradient, no dropout.
@@ -31,16 +32,32 @@ fn block(
     inner: impl FnOnce(&Tensor) -> Result<Tensor>,
 ) -> Result<Tensor> {
     match place {
-        NormPlace::Before => {
-            let y = output.weight.linear(&inner(&norm(x, of_block)?)?, None)?;
-            // The bias goes to the rows of the first input.
-            function(Each::Sum, &y, output.bias, Some(x))
-        }
+        NormPlace::Before => added(x, output, &inner(&norm(x, of_block)?)?),
         NormPlace::After(_) => {
             let y = output.weight.linear(&inner(x)?, None)?;
             norm_of_sum(x, &y, output.bias, of_block)
         }
     }
+}
+
+/// x plus a projection of `inner`.
+fn added(x: &Tensor, projection: Projection, inner: &Tensor) -> Result<Tensor> {
+    if let Some(mut sums) = row_products(inner, None, &[projection], Some(x), false)? {
+        return sums.swap_remove(0).reshape(x.shape());
+    }
+    let y = projection.weight.linear(inner, None)?;
+    // The bias goes to the rows of the first input.
+    function(Each::Sum, &y, projection.bias, Some(x))
+}
+
+/// The operation [`crate::added_projection`], where the kernels take it.
+pub(crate) fn added_projection(x: &Tensor, projection: Projection, inner: &Tensor) -> Result<Option<Tensor>> {
+    let mut inputs = vec![x, inner];
+    inputs.extend(projection.bias);
+    if let Weight::Dense(weight) = projection.weight {
+        inputs.push(weight);
+    }
+    takes(&inputs).then(|| added(x, projection, inner)).transpose()
 }
 
 /// The operation [`crate::attention_block`], where the kernels take it.
@@ -102,6 +119,11 @@ pub(crate) fn swiglu_block(
 ) -> Result<Option<Tensor>> {
     if !takes_block(x, norm, &[gate, up, down]) {
         return Ok(None);
+    }
+    if let NormPlace::Before = norm.1
+        && let Some(inner) = row_products(x, Some(norm.0), &[gate, up], None, true)?
+    {
+        return added(x, down, &inner[0]).map(Some);
     }
     let inner = |rows: &Tensor| swiglu(&source(&gate, rows, false)?, &source(&up, rows, false)?);
     block(x, norm, down, inner).map(Some)

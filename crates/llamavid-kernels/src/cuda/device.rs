@@ -10,8 +10,8 @@ use half::{bf16, f16};
 
 use super::Source;
 use super::arguments::{
-    AttentionArguments, EachArguments, LargestArguments, Launch, NormArguments, RotateArguments,
-    StoreArguments,
+    AttentionArguments, EachArguments, LargestArguments, Launch, NormArguments, ProductArguments,
+    RotateArguments, StoreArguments,
 };
 
 // SAFETY: plain numbers in the order and sizes of C, as the kernels' own structs are.
@@ -26,6 +26,8 @@ unsafe impl DeviceRepr for LargestArguments {}
 unsafe impl DeviceRepr for RotateArguments {}
 // SAFETY: as above.
 unsafe impl DeviceRepr for StoreArguments {}
+// SAFETY: as above.
+unsafe impl DeviceRepr for ProductArguments {}
 
 /// Shared memory that a block gets without asking for it.
 const USUAL_SHARED: u32 = 48 << 10;
@@ -38,6 +40,7 @@ impl Source {
             Self::AttentionRows => include_str!(concat!(env!("OUT_DIR"), "/attention_rows.ptx")),
             Self::Rows => include_str!(concat!(env!("OUT_DIR"), "/rows.ptx")),
             Self::Cache => include_str!(concat!(env!("OUT_DIR"), "/cache.ptx")),
+            Self::RowProducts => include_str!(concat!(env!("OUT_DIR"), "/row_products.ptx")),
         }
     }
 }
@@ -94,7 +97,7 @@ pub(super) fn with_pointers<const N: usize, T>(
     let stream = device.cuda_stream();
     let held = tensors.map(|tensor| tensor.map(Tensor::storage_and_layout));
     let mut pointers = [0; N];
-    // Kept until the launch: they mark what is read for other streams.
+    // Kept until the launch, which is what they are for where a device has several streams.
     let mut in_use = Vec::with_capacity(N);
     for (place, held) in pointers.iter_mut().zip(&held) {
         let Some((storage, layout)) = held else { continue };

@@ -23,6 +23,10 @@ struct alignas(16) uint4 {
     uint32_t x, y, z, w;
 };
 
+struct uint2 {
+    uint32_t x, y;
+};
+
 struct dim3 {
     unsigned x, y, z;
 };
@@ -173,6 +177,8 @@ inline int run(void (*kernel)(const void *), const void *arguments, const unsign
         return threads > THREADS ? 3 : emulation::run(kernel, arguments, grid, threads, shared);                       \
     }
 
+#define LOADING_KERNEL(NAME, ARGUMENTS, THREADS, BLOCKS, ...) KERNEL(NAME, ARGUMENTS, THREADS, __VA_ARGS__)
+
 #define threadIdx (emulation::block->current->thread)
 #define blockIdx (emulation::block->index)
 #define blockDim (emulation::block->block)
@@ -185,6 +191,11 @@ template <class T> inline T __shfl_xor_sync(unsigned, T value, int distance) {
     T other;
     std::memcpy(&other, given[(threadIdx.x % 32) ^ unsigned(distance)], sizeof other);
     return other;
+}
+
+inline int __dp4a(int left, int right, int sum) {
+    for (int place = 0; place < 32; place += 8) sum += int8_t(left >> place) * int8_t(right >> place);
+    return sum;
 }
 
 template <class T> inline T min(T a, T b) { return b < a ? b : a; }

@@ -14,7 +14,8 @@ use libloading::{Library, Symbol};
 use super::Source;
 use super::arguments::{
     AttentionCall, AttentionPlan, Each, EachArguments, HeadRows, LargestArguments, Launch, NOT_FINITE,
-    NormArguments, RotateArguments, StoreArguments, Stored, each, largest, norm, rotate, store,
+    NormArguments, ProductArguments, RotateArguments, StoreArguments, Stored, each, largest, norm, product,
+    rotate, store,
 };
 use crate::BlockFormat;
 
@@ -581,46 +582,218 @@ fn the_largest_number_of_a_row() {
     assert_eq!(found, [17, 999, 0, NOT_FINITE, NOT_FINITE]);
 }
 
+/// A row of a head, its halves turned against each other.
+fn turned(row: &[f64], cosines: &[f64], sines: &[f64]) -> Vec<f64> {
+    let (low, high) = row.split_at(row.len() / 2);
+    let pairs = || low.iter().zip(high).zip(cosines.iter().zip(sines));
+    let first = pairs().map(|((low, high), (cosine, sine))| low * cosine - high * sine);
+    first.chain(pairs().map(|((low, high), (cosine, sine))| low * sine + high * cosine)).collect()
+}
+
 #[test]
-fn rows_are_rotated() {
+fn rows_are_rotated_and_written_to_their_caches() {
     if libraries().is_none() {
         return;
     }
     let mut noise = Noise(6);
     for (dtype, width) in DTYPES.into_iter().flat_map(|dtype| [2, 88, 128].map(|width| (dtype, width))) {
-        let [batch, heads, rows] = [noise.choose(&[1, 2]), noise.choose(&[1, 3]), noise.choose(&[1, 9])];
-        let x = noise.numbers(batch * rows * heads * width, dtype);
-        let [cosines, sines] = [(); 2].map(|()| noise.numbers(rows * width / 2, dtype));
-        let [from, cosine, sine] = [&x, &cosines, &sines].map(|numbers| Memory::of(dtype, numbers));
-        // From (B, rows, heads, d) to (B, heads, capacity, d), from the third row on.
-        let capacity = rows + 5;
-        let result = Memory::of(dtype, &vec![7.0; batch * heads * capacity * width]);
-        let sizes = [batch, heads, rows, width].map(|size| size as i32);
-        let [w, h, r, c] = [width, heads, rows, capacity].map(|size| size as i64);
-        let arguments = RotateArguments {
-            x: from.pointer(),
-            result: result.pointer() + (3 * width * dtype.size_in_bytes()) as u64,
-            cosines: cosine.pointer(),
-            sines: sine.pointer(),
-            from_strides: [r * h * w, w, h * w],
-            to_strides: [h * c * w, c * w, w],
-            sizes,
-        };
-        run(&rotate(dtype, &arguments).unwrap(), &arguments);
-        let mut expected = vec![7.0; batch * heads * capacity * width];
-        for (place, pair) in
-            (0..batch * heads * rows).flat_map(|row| (0..width / 2).map(move |pair| (row, pair)))
-        {
-            let (sequence, head, row) = (place / rows / heads, place / rows % heads, place % rows);
-            let from = ((sequence * rows + row) * heads + head) * width + pair;
-            let to = ((sequence * heads + head) * capacity + row + 3) * width + pair;
-            let (low, high) = (x[from], x[from + width / 2]);
-            let (cosine, sine) = (cosines[row * width / 2 + pair], sines[row * width / 2 + pair]);
-            expected[to] = low * cosine - high * sine;
-            expected[to + width / 2] = low * sine + high * cosine;
+        for key_heads in [0, 1, 2] {
+            let [batch, rows] = [noise.choose(&[1, 2]), noise.choose(&[1, 9])];
+            let heads = key_heads.max(1) * noise.choose(&[1, 3]);
+            // From (B, rows, heads, d) to (B, heads, rows, d), or to (B, key heads, capacity, d) from the third row on.
+            let [q, k, v] =
+                [heads, key_heads, key_heads].map(|heads| noise.numbers(batch * rows * heads * width, dtype));
+            let [cosines, sines] = [(); 2].map(|()| noise.numbers(rows * width / 2, dtype));
+            let [queries, keys, values, cosine, sine] =
+                [&q, &k, &v, &cosines, &sines].map(|numbers| Memory::of(dtype, numbers));
+            let capacity = rows + 5;
+            let rotated = Memory::of(dtype, &vec![f64::NAN; q.len()]);
+            let caches =
+                [(); 2].map(|()| Memory::of(dtype, &vec![7.0; batch * key_heads * capacity * width]));
+            let third = (3 * width * dtype.size_in_bytes()) as u64;
+            let strides = |heads: usize| [rows * heads * width, width, heads * width].map(|size| size as i64);
+            let arguments = RotateArguments {
+                queries: queries.pointer(),
+                keys: keys.pointer(),
+                values: values.pointer(),
+                rotated: rotated.pointer(),
+                key_cache: caches[0].pointer() + third,
+                value_cache: caches[1].pointer() + third,
+                cosines: cosine.pointer(),
+                sines: sine.pointer(),
+                query_strides: strides(heads),
+                key_strides: strides(key_heads),
+                value_strides: strides(key_heads),
+                cache_strides: [key_heads * capacity * width, capacity * width, width]
+                    .map(|size| size as i64),
+                sizes: [batch, heads, key_heads, rows, width].map(|size| size as i32),
+                unused: 0,
+            };
+            run(&rotate(dtype, &arguments).unwrap(), &arguments);
+            let row_of = |numbers: &[f64], heads: usize, [sequence, head, row]: [usize; 3]| {
+                numbers[((sequence * rows + row) * heads + head) * width..][..width].to_vec()
+            };
+            let half = |numbers: &[f64], row: usize| numbers[row * width / 2..(row + 1) * width / 2].to_vec();
+            let places = |heads: usize| {
+                (0..batch * heads * rows).map(move |row| [row / rows / heads, row / rows % heads, row % rows])
+            };
+            let mut expected = Vec::new();
+            for place in places(heads) {
+                expected.extend(turned(
+                    &row_of(&q, heads, place),
+                    &half(&cosines, place[2]),
+                    &half(&sines, place[2]),
+                ));
+            }
+            let what = format!("{dtype:?}, {heads} and {key_heads} heads, {width} wide");
+            assert_close(&rotated.values(dtype), &expected, tolerance(dtype), &what);
+            for (cache, numbers, is_key) in [(&caches[0], &k, true), (&caches[1], &v, false)] {
+                let mut expected = vec![7.0; batch * key_heads * capacity * width];
+                for place @ [sequence, head, row] in places(key_heads) {
+                    let mut numbers = row_of(numbers, key_heads, place);
+                    if is_key {
+                        numbers = turned(&numbers, &half(&cosines, row), &half(&sines, row));
+                    }
+                    let to = ((sequence * key_heads + head) * capacity + row + 3) * width;
+                    expected[to..to + width].copy_from_slice(&numbers);
+                }
+                assert_close(&cache.values(dtype), &expected, tolerance(dtype), &what);
+            }
         }
-        assert_close(&result.values(dtype), &expected, tolerance(dtype), &format!("{dtype:?}, {width} wide"));
     }
+}
+
+/// Rounds each 32 numbers to 8 bits of the largest of them.
+fn rounded(row: &[f64]) -> Vec<f64> {
+    by_rows(row, 32, |block| {
+        let most = block.iter().fold(0f64, |most, value| most.max(value.abs()));
+        block.iter().map(|value| (value * 127.0 / most).round_ties_even() * most / 127.0).collect()
+    })
+}
+
+/// Weights of a matrix as they are stored, and what they stand for.
+fn matrix(
+    noise: &mut Noise,
+    format: Option<BlockFormat>,
+    dtype: DType,
+    rows: usize,
+    columns: usize,
+) -> (Memory, Vec<f64>) {
+    let Some(format) = format else {
+        let numbers = noise.numbers(rows * columns, dtype);
+        return (Memory::of(dtype, &numbers), numbers);
+    };
+    let singles: Vec<f32> = noise.numbers(rows * columns, DType::F32).iter().map(|x| *x as f32).collect();
+    let bytes = format.encode(&singles, columns).unwrap();
+    let mut memory = Memory::new(bytes.len());
+    memory.bytes_mut().copy_from_slice(&bytes);
+    let mut numbers = vec![0f32; singles.len()];
+    format.decode(&bytes, &mut numbers);
+    (memory, numbers.into_iter().map(f64::from).collect())
+}
+
+#[test]
+fn products_of_a_row() {
+    if libraries().is_none() {
+        return;
+    }
+    let mut noise = Noise(8);
+    let (four, six) = (Some(BlockFormat::Q4K), Some(BlockFormat::Q6K));
+    let kinds: [[Option<BlockFormat>; 3]; 4] = [[None; 3], [four; 3], [six; 3], [four, four, six]];
+    for (dtype, kind) in
+        [DType::F16, DType::BF16].into_iter().flat_map(|dtype| kinds.map(|kind| (dtype, kind)))
+    {
+        let blocks = kind[0].is_some();
+        for columns in if blocks { [256, 2048, 2816] } else { [8, 1024, 1368] } {
+            for gated in [false, true] {
+                let count = if gated { 2 } else { noise.choose(&[1, 3]) };
+                let inner = noise.choose(&[1, 7, 40]);
+                let rows: Vec<usize> =
+                    (0..count).map(|_| if gated { inner } else { noise.choose(&[1, 6, 33]) }).collect();
+                let kind = if gated { [kind[0]; 3] } else { kind };
+                let (normed, added) = (noise.choose(&[true, false]), !gated && noise.choose(&[true, false]));
+                let x = noise.numbers(columns, dtype);
+                let weight: Vec<f64> = noise.numbers(columns, dtype);
+                let residual = noise.numbers(rows[0], dtype);
+                let of = |numbers: &[f64]| Memory::of(dtype, numbers);
+                let (x_memory, norm_memory, residual_memory) = (of(&x), of(&weight), of(&residual));
+                let matrices: Vec<_> = (0..count)
+                    .map(|place| matrix(&mut noise, kind[place], dtype, rows[place], columns))
+                    .collect();
+                let biases: Vec<_> = rows.iter().map(|rows| noise.numbers(*rows, dtype)).collect();
+                let bias_memories: Vec<_> = biases.iter().map(|bias| of(bias)).collect();
+                let results: Vec<_> = rows.iter().map(|rows| of(&vec![f64::NAN; *rows])).collect();
+                let each = |pointer: &dyn Fn(usize) -> u64| {
+                    std::array::from_fn(|place| if place < count { pointer(place) } else { 0 })
+                };
+                let eps = 1e-5f32;
+                let arguments = ProductArguments {
+                    x: x_memory.pointer(),
+                    norm: if normed { norm_memory.pointer() } else { 0 },
+                    residual: if added { residual_memory.pointer() } else { 0 },
+                    weights: each(&|place| matrices[place].0.pointer()),
+                    biases: each(&|place| bias_memories[place].pointer()),
+                    results: each(&|place| results[place].pointer()),
+                    rows: std::array::from_fn(|place| rows.get(place).map_or(0, |rows| *rows as i32)),
+                    six_bits: kind.map(|kind| (kind == six).into()),
+                    columns: columns as i32,
+                    eps,
+                };
+                let launch = product(dtype, blocks, gated, &arguments).unwrap().unwrap();
+                run(&launch, &arguments);
+
+                let mut row = x.clone();
+                if normed {
+                    row.iter_mut().zip(&weight).for_each(|(x, weight)| *x *= weight);
+                }
+                let row = if blocks { rounded(&row) } else { row };
+                let mean = x.iter().map(|x| x * x).sum::<f64>() / columns as f64;
+                let scale = if normed { (mean + f64::from(eps)).sqrt().recip() } else { 1.0 };
+                let sums: Vec<Vec<f64>> = matrices
+                    .iter()
+                    .zip(&biases)
+                    .map(|((_, numbers), bias)| {
+                        let product =
+                            |weights: &[f64]| row.iter().zip(weights).map(|(x, w)| x * w).sum::<f64>();
+                        numbers
+                            .chunks_exact(columns)
+                            .zip(bias)
+                            .map(|(w, bias)| product(w) * scale + bias)
+                            .collect()
+                    })
+                    .collect();
+                let what =
+                    format!("{} of {rows:?} x {columns}, norm {normed}, residual {added}", launch.kernel);
+                let close = |found: &Memory, expected: &[f64]| {
+                    assert_close(&found.values(dtype), expected, tolerance(dtype), &what);
+                };
+                if gated {
+                    let gate = |(gate, up): (&f64, &f64)| gate / (1.0 + (-gate).exp()) * up;
+                    close(&results[0], &sums[0].iter().zip(&sums[1]).map(gate).collect::<Vec<_>>());
+                    continue;
+                }
+                for (place, (found, sums)) in results.iter().zip(&sums).enumerate() {
+                    let more = |row: usize| if added && place == 0 { residual[row] } else { 0.0 };
+                    let expected: Vec<f64> =
+                        sums.iter().enumerate().map(|(row, sum)| sum + more(row)).collect();
+                    close(found, &expected);
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn what_the_products_of_a_row_leave_to_others() {
+    let good = ProductArguments { rows: [4, 0, 0], columns: 512, ..Default::default() };
+    let takes = |dtype, blocks, arguments| product(dtype, blocks, false, &arguments).unwrap().is_some();
+    assert!(takes(DType::F16, false, good) && takes(DType::BF16, true, good));
+    assert!(!takes(DType::F32, false, good));
+    assert!(!takes(DType::F16, false, ProductArguments { x: 8, ..good }));
+    assert!(!takes(DType::F16, false, ProductArguments { weights: [0, 2, 0], ..good }));
+    assert!(!takes(DType::F16, false, ProductArguments { columns: 516, ..good }));
+    assert!(!takes(DType::F16, true, ProductArguments { columns: 640, ..good }));
+    assert!(!takes(DType::F16, false, ProductArguments { columns: 1 << 16, ..good }));
 }
 
 #[test]

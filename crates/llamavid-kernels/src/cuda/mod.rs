@@ -16,9 +16,13 @@ mod emulation;
 mod nccl;
 #[cfg(feature = "cuda")]
 mod operations;
+#[cfg(feature = "cuda")]
+mod row_products;
+#[cfg(feature = "cuda")]
+mod staging;
 
 #[cfg(feature = "cuda")]
-pub(crate) use self::blocks::{attention_block, gelu_block, swiglu_block};
+pub(crate) use self::blocks::{added_projection, attention_block, gelu_block, swiglu_block};
 #[cfg(feature = "cuda")]
 pub(crate) use self::device::takes;
 #[cfg(feature = "cuda")]
@@ -28,6 +32,10 @@ pub(crate) use self::operations::{
     attention, cached_attention, gelu, largest, multi_head_attention, norm, packed_attention, quick_gelu,
     read_rows, rotate_heads, rotate_into, store_rows, swiglu, takes_heads,
 };
+#[cfg(feature = "cuda")]
+pub(crate) use self::row_products::row_products;
+#[cfg(feature = "cuda")]
+pub(crate) use self::staging::{Pinned, upload};
 
 /// A source of kernels.
 #[cfg(any(feature = "cuda", test))]
@@ -37,12 +45,13 @@ pub(crate) enum Source {
     AttentionRows,
     Rows,
     Cache,
+    RowProducts,
 }
 
 #[cfg(any(feature = "cuda", test))]
 impl Source {
     #[cfg(test)]
-    const ALL: [Self; 4] = [Self::Attention, Self::AttentionRows, Self::Rows, Self::Cache];
+    const ALL: [Self; 5] = [Self::Attention, Self::AttentionRows, Self::Rows, Self::Cache, Self::RowProducts];
 
     /// The file's, in `kernels/`.
     fn name(self) -> &'static str {
@@ -51,6 +60,7 @@ impl Source {
             Self::AttentionRows => "attention_rows",
             Self::Rows => "rows",
             Self::Cache => "cache",
+            Self::RowProducts => "row_products",
         }
     }
 }

@@ -8,6 +8,7 @@ use super::arguments::{
     norm as norm_launch, rotate, store,
 };
 use super::device::{device_of, run, takes, unwritten, with_pointers};
+use crate::attention::{hiding, not_padding};
 use crate::{BlockFormat, CachedRows, Heads, Mask, Norm, WIDEST_FUSED_HEAD};
 
 /// Layer norm with a bias, that of root mean squares without one.
@@ -238,15 +239,6 @@ pub(crate) fn takes_heads(inputs: &[&Tensor], head_width: usize, options: &Heads
         && options.heads.is_multiple_of(options.key_heads)
 }
 
-/// 0 where `padding` (B, K) lets a key be seen, the smallest f32 where it is 0: (B, 1, 1, K).
-fn hidden(padding: &Tensor) -> Result<Tensor> {
-    let (batch, keys) = padding.dims2()?;
-    let seen = padding.to_dtype(DType::U8)?.ne(0u8)?;
-    let zero = Tensor::zeros((batch, keys), DType::F32, padding.device())?;
-    let hidden = Tensor::full(f32::MIN, (batch, keys), padding.device())?;
-    seen.where_cond(&zero, &hidden)?.reshape((batch, 1, 1, keys))
-}
-
 /// The operation [`crate::attention()`] of heads (B, H, rows, d), or of rows that are split already: (B, Q, H · d).
 pub(crate) fn attention(
     q: &Tensor,
@@ -266,7 +258,7 @@ pub(crate) fn attention(
         Mask::Bias(bias) => (false, Some(bias)),
         Mask::Causal { padding: None } => (true, None),
         Mask::Causal { padding: Some(padding) } => {
-            padded = hidden(padding)?;
+            padded = hiding(&not_padding(padding)?)?;
             (true, Some(&padded))
         }
     };
@@ -292,32 +284,64 @@ pub(super) fn split_packed(packed: &Tensor, heads: usize) -> Result<[Tensor; 3]>
 
 /// The operation [`crate::rotary_embedding`] of `x` (B, heads, S, d), strided as it may be.
 pub(crate) fn rotate_heads(x: &Tensor, cos: &Tensor, sin: &Tensor) -> Result<Tensor> {
-    let (device, shape) = (device_of(x)?, x.dims4()?);
-    let (x, from_strides) = in_rows(x)?;
-    let result = unwritten(&device, x.dtype(), shape)?;
-    let Some(to_strides) = strides_of(&result) else { bail!("rows of no width cannot be rotated") };
-    rotate_between((&x, from_strides), (&result, to_strides), cos, sin)?;
-    Ok(result)
+    rotate_all(x, None, (cos, sin))
 }
 
-fn rotate_between(
-    (x, from_strides): (&Tensor, [i64; 3]),
-    (result, to_strides): (&Tensor, [i64; 3]),
-    cos: &Tensor,
-    sin: &Tensor,
-) -> Result<()> {
-    let (batch, heads, rows, width) = x.dims4()?;
-    let (device, dtype) = (device_of(x)?, x.dtype());
+/// Keys and values (B, key heads, S, d), and where they are to be in their caches.
+struct Cached<'a> {
+    keys: &'a Tensor,
+    values: &'a Tensor,
+    places: [Tensor; 2],
+}
+
+/// Queries (B, heads, S, d) rotated; keys too, with their values into their places.
+fn rotate_all(queries: &Tensor, cached: Option<Cached>, (cos, sin): (&Tensor, &Tensor)) -> Result<Tensor> {
+    let (batch, heads, rows, width) = queries.dims4()?;
+    let (device, dtype) = (device_of(queries)?, queries.dtype());
     let angles = [rows, width / 2];
     if cos.dims() != angles || sin.dims() != angles || !width.is_multiple_of(2) {
-        bail!("rotary-embedding of {:?} needs angles {angles:?}, not {:?}", x.shape(), cos.shape());
+        bail!("rotary-embedding of {:?} needs angles {angles:?}, not {:?}", queries.shape(), cos.shape());
     }
+    let (queries, query_strides) = in_rows(queries)?;
     let (cos, sin) = (cos.contiguous()?, sin.contiguous()?);
-    with_pointers(&device, [Some(x), Some(result), Some(&cos), Some(&sin)], |[x, result, cosines, sines]| {
-        let sizes = [batch, heads, rows, width].map(|size| size as i32);
-        let arguments = RotateArguments { x, result, cosines, sines, from_strides, to_strides, sizes };
-        run(&device, &rotate(dtype, &arguments)?, &arguments)
-    })
+    let result = unwritten(&device, dtype, (batch, heads, rows, width))?;
+    let mut arguments = RotateArguments { query_strides, ..Default::default() };
+    let mut key_heads = 0;
+    let cached = match cached {
+        Some(Cached { keys, values, places: [key_places, value_places] }) => {
+            let ((keys, key_strides), (values, value_strides)) = (in_rows(keys)?, in_rows(values)?);
+            let Some(cache_strides) = strides_of(&key_places) else {
+                bail!("a cache without rows in one piece")
+            };
+            key_heads = keys.dim(1)?;
+            arguments = RotateArguments { key_strides, value_strides, cache_strides, ..arguments };
+            [Some(keys), Some(values), Some(key_places), Some(value_places)]
+        }
+        None => [const { None }; 4],
+    };
+    arguments.sizes = [batch, heads, key_heads, rows, width].map(|size| size as i32);
+    let [keys, values, key_places, value_places] = cached.each_ref().map(Option::as_ref);
+    let tensors =
+        [Some(&queries), keys, values, Some(&result), key_places, value_places, Some(&cos), Some(&sin)];
+    with_pointers(
+        &device,
+        tensors,
+        |[queries, keys, values, rotated, key_cache, value_cache, cosines, sines]| {
+            let pointers = RotateArguments {
+                queries,
+                keys,
+                values,
+                rotated,
+                key_cache,
+                value_cache,
+                cosines,
+                sines,
+                ..arguments
+            };
+            run(&device, &rotate(dtype, &pointers)?, &pointers)
+        },
+    )?;
+    Ok(result)
 }
 
 /// Rows of heads in a cache, of which `shape` is (B, key heads, capacity, d): tensors of numbers, or of bytes in blocks.
@@ -359,7 +383,7 @@ pub(crate) fn cached_attention(
 ) -> Result<Tensor> {
     let (_batch, heads, queries, width) = q.dims4()?;
     let [_, key_heads, _, _] = keys.shape()?;
-    let bias = padding.map(hidden).transpose()?;
+    let bias = padding.map(|padding| hiding(&not_padding(padding)?)).transpose()?;
     let scale = (width as f64).sqrt().recip();
     let options = Options { scale, causal: true, bias: bias.as_ref(), biases: None };
     if let (CachedRows::Device(keys), CachedRows::Device(values)) = (keys, values)
@@ -373,17 +397,31 @@ pub(crate) fn cached_attention(
     attend(q, [held(&keys, q.dtype())?, held(&values, q.dtype())?], (key_heads, length), options)
 }
 
-/// Rotates `x` (B, heads, S, d) into positions `at` and on of a cache (B, heads, capacity, d) of the same dtype.
-pub(crate) fn rotate_into(x: &Tensor, cos: &Tensor, sin: &Tensor, cache: &Tensor, at: usize) -> Result<()> {
-    let (x, from_strides) = in_rows(x)?;
-    let (batch, heads, count, width) = x.dims4()?;
-    let (to_batch, to_heads, _, to_width) = cache.dims4()?;
-    if (to_batch, to_heads, to_width) != (batch, heads, width) || !takes(&[&x, cache]) {
-        bail!("{:?} cannot be rotated into a cache {:?}", x.shape(), cache.shape());
+/// The operation [`crate::rotate_into`].
+pub(crate) fn rotate_into(
+    [queries, keys, values]: [&Tensor; 3],
+    angles: (&Tensor, &Tensor),
+    caches: [&Tensor; 2],
+    at: usize,
+) -> Result<Tensor> {
+    let (batch, _heads, rows, width) = queries.dims4()?;
+    let (_, key_heads, capacity, _) = caches[0].dims4()?;
+    let fits = keys.dims() == [batch, key_heads, rows, width]
+        && caches[0].dims() == [batch, key_heads, capacity, width];
+    if !fits
+        || values.dims() != keys.dims()
+        || caches[1].dims() != caches[0].dims()
+        || !caches[1].is_contiguous()
+    {
+        bail!(
+            "{:?} and {:?} cannot be written to a cache {:?}",
+            keys.shape(),
+            values.shape(),
+            caches[0].shape()
+        );
     }
-    let places = cache.narrow(2, at, count)?;
-    let Some(to_strides) = strides_of(&places) else { bail!("a cache without rows in one piece") };
-    rotate_between((&x, from_strides), (&places, to_strides), cos, sin)
+    let places = [caches[0].narrow(2, at, rows)?, caches[1].narrow(2, at, rows)?];
+    rotate_all(queries, Some(Cached { keys, values, places }), angles)
 }
 
 /// Writes numbers (B, heads, S, d) into bytes (B, heads, capacity, bytes of a row) from position `at` on, or reads them `back`.

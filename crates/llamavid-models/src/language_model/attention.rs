@@ -7,7 +7,8 @@ use std::sync::OnceLock;
 
 use candle_core::{D, DType, Device, Tensor};
 use llamavid_kernels::{
-    Heads, Mask, NormPlace, attention_block, linear_three, multi_head_attention, rotary_embedding, softmax,
+    Heads, Mask, NormPlace, added_projection, attention_block, multi_head_attention, normed_projections,
+    rotary_embedding, softmax,
 };
 
 use super::adapted_linear::AdaptedLinear;
@@ -82,7 +83,7 @@ impl SelfAttention {
         if let [Some(q), Some(k), Some(v), Some(output)] = layers.map(|layer| layer.projection()) {
             return Ok(attention_block(x, (norm.norm(), NormPlace::Before), &[q, k, v], output, &options)?);
         }
-        Ok((x + self.attend_whole(&norm.forward(x)?, &options)?)?)
+        self.attend_whole(&norm.forward(x)?, &options, Some(x))
     }
 
     fn options<'a>(&self, angles: (&'a Tensor, &'a Tensor), padding: Option<&'a Tensor>) -> Heads<'a> {
@@ -94,36 +95,38 @@ impl SelfAttention {
         }
     }
 
-    /// Whole sequences `x` (B, S, D) give (B, S, D).
-    fn attend_whole(&self, x: &Tensor, options: &Heads) -> Result<Tensor> {
+    /// Whole sequences `x` (B, S, D), normalised, give (B, S, D).
+    fn attend_whole(&self, x: &Tensor, options: &Heads, residual: Option<&Tensor>) -> Result<Tensor> {
         let [q, k, v] = [&self.q_proj, &self.k_proj, &self.v_proj].map(|layer| layer.forward(x));
-        Ok(self.o_proj.forward(&multi_head_attention(&q?, &k?, &v?, options)?)?)
+        self.output(&multi_head_attention(&q?, &k?, &v?, options)?, residual)
     }
 
-    /// `x` (B, S, D) gives (B, S, D). `cache` is the place in the cache, if there is one.
+    /// Norm and attention of `x` (B, S, D), with the residual where this is all of a layer: (B, S, D). `cache` is the place in the
+    /// cache, if there is one.
     pub(super) fn forward(
         &self,
-        x: &Tensor,
+        (x, norm): (&Tensor, &RmsNorm),
         angles: (&Tensor, &Tensor),
         plan: &AttentionPlan,
         cache: Option<CachePlace>,
+        residual: Option<&Tensor>,
     ) -> Result<Tensor> {
         if let (Some(padding), None) = (plan.whole_padding(), &cache) {
-            return self.attend_whole(x, &self.options(angles, padding));
+            return self.attend_whole(&norm.forward(x)?, &self.options(angles, padding), residual);
         }
-        let [queries, keys, values] = self.project(x)?;
-        let queries = rotary_embedding(&queries, angles.0, angles.1)?;
-        let (keys, values) = match cache {
+        let [queries, keys, values] = self.project(x, norm)?;
+        let (queries, keys, values) = match cache {
             Some(mut cache) => {
-                let total = cache.write(&keys, &values, angles)?;
+                let (queries, total) = cache.write([&queries, &keys, &values], angles)?;
                 if let Some(attended) = cache.attend(&queries, total, plan.padding.as_ref())? {
-                    return Ok(self.o_proj.forward(&attended)?);
+                    return self.output(&attended, residual);
                 }
-                cache.read(total, &keys)? // (B, K, T, head)
+                let (keys, values) = cache.read(total, &keys)?; // (B, K, T, head)
+                (queries, keys, values)
             }
             None => {
-                let keys = rotary_embedding(&keys, angles.0, angles.1)?;
-                (keys.contiguous()?, values.contiguous()?)
+                let [queries, keys] = [&queries, &keys].map(|x| rotary_embedding(x, angles.0, angles.1));
+                (queries?, keys?.contiguous()?, values.contiguous()?)
             }
         };
         let attended = plan
@@ -131,28 +134,27 @@ impl SelfAttention {
             .iter()
             .map(|block| self.attend(&queries, &keys, &values, block, plan.bias(block)?.as_ref()))
             .collect::<Result<Vec<_>>>()?;
-        Ok(self.o_proj.forward(&joined(&attended)?)?)
+        self.output(&joined(&attended)?, residual)
     }
 
     /// One next position of each of N sequences, which follows those in the sequence's cache: `x` (1, N, D), a row a
-    /// sequence, gives (1, N, D). `angles` (N, head / 2) are those of each one's position.
+    /// sequence, gives (1, N, D), as [`SelfAttention::forward`] does. `angles` (N, head / 2) are those of each one's position.
     pub(super) fn forward_each(
         &self,
-        x: &Tensor,
-        angles: (&Tensor, &Tensor),
+        (x, norm): (&Tensor, &RmsNorm),
+        (cosines, sines): (&Tensor, &Tensor),
         caches: Vec<CachePlace>,
+        residual: Option<&Tensor>,
     ) -> Result<Tensor> {
-        let [queries, keys, values] = self.project(x)?;
-        let (cosines, sines) = angles;
-        let queries = rotary_embedding(&queries, cosines, sines)?;
+        let [queries, keys, values] = self.project(x, norm)?;
         let attended = caches
             .into_iter()
             .enumerate()
             .map(|(row, mut cache)| {
                 let [queries, keys, values] = [&queries, &keys, &values].map(|rows| rows.narrow(2, row, 1));
-                let (queries, keys) = (queries?, keys?);
+                let keys = keys?;
                 let angles = (&cosines.narrow(0, row, 1)?, &sines.narrow(0, row, 1)?);
-                let total = cache.write(&keys, &values?, angles)?;
+                let (queries, total) = cache.write([&queries?, &keys, &values?], angles)?;
                 if let Some(attended) = cache.attend(&queries, total, None)? {
                     return Ok(attended);
                 }
@@ -161,24 +163,34 @@ impl SelfAttention {
                 joined(&[self.attend(&queries, &keys, &values, &block, None)?])
             })
             .collect::<Result<Vec<_>>>()?;
-        Ok(self.o_proj.forward(&Tensor::cat(&attended, 1)?)?)
+        self.output(&Tensor::cat(&attended, 1)?, residual)
     }
 
-    /// Queries (B, H, S, head), keys and values (B, K, S, head) of `x` (B, S, D), not turned to their positions yet.
-    fn project(&self, x: &Tensor) -> Result<[Tensor; 3]> {
+    /// Queries (B, H, S, head), keys and values (B, K, S, head) of the norm of `x` (B, S, D), not turned to their positions yet.
+    fn project(&self, x: &Tensor, norm: &RmsNorm) -> Result<[Tensor; 3]> {
         let (batch, count, _width) = x.dims3()?;
         let split = |projected: Tensor, heads: usize| {
             projected.reshape((batch, count, heads, self.head_dim))?.transpose(1, 2)
         };
         let layers = [&self.q_proj, &self.k_proj, &self.v_proj];
         let [queries, keys, values] = match layers.map(|layer| layer.projection()) {
-            [Some(q), Some(k), Some(v)] => linear_three(x, [q, k, v])?,
+            [Some(q), Some(k), Some(v)] => normed_projections(x, norm.norm(), [q, k, v])?,
             _ => {
-                let [q, k, v] = layers.map(|layer| layer.forward(x));
+                let rows = norm.forward(x)?;
+                let [q, k, v] = layers.map(|layer| layer.forward(&rows));
                 [q?, k?, v?]
             }
         };
         Ok([split(queries, self.heads)?, split(keys, self.kv_heads)?, split(values, self.kv_heads)?])
+    }
+
+    /// The last projection, plus the residual where there is one.
+    fn output(&self, attended: &Tensor, residual: Option<&Tensor>) -> Result<Tensor> {
+        match (residual, self.o_proj.projection()) {
+            (Some(x), Some(projection)) => Ok(added_projection(x, projection, attended)?),
+            (Some(x), None) => Ok((x + self.o_proj.forward(attended)?)?),
+            (None, _) => Ok(self.o_proj.forward(attended)?),
+        }
     }
 
     /// The rows of one block over the positions they can see: (B, H, rows, head).

@@ -197,17 +197,16 @@ pub(super) struct CachePlace<'a> {
 }
 
 impl CachePlace<'_> {
-    /// Writes new positions, (B, key heads, S, head width) each; gives how many there are then. Keys are turned to
-    /// their positions by `angles` (S, head width / 2) on the way.
+    /// Writes keys and values of new positions, (B, key heads, S, head width) each; gives how many there are then. Keys are turned to
+    /// their positions by `angles` (S, head width / 2) on the way, and so are the queries (B, H, S, head width) that are given back.
     ///
     /// The length is moved by [`KvCache::advance`] once all layers are through: a pass that fails halfway
     /// leaves the cache as it was.
     pub(super) fn write(
         &mut self,
-        keys: &Tensor,
-        values: &Tensor,
+        [queries, keys, values]: [&Tensor; 3],
         angles: (&Tensor, &Tensor),
-    ) -> Result<usize> {
+    ) -> Result<(Tensor, usize)> {
         let (batch, heads, count, width) = keys.dims4()?;
         let total = self.length + count;
         let held = self.buffers.as_ref().map(|buffers| buffers.keys.shape());
@@ -230,9 +229,13 @@ impl CachePlace<'_> {
         let Some(buffers) = self.buffers else {
             return Err(Error::Argument("a pass needs at least one position".to_string()));
         };
-        buffers.keys.write_rotated(keys, angles, self.length)?;
+        if let (Buffer::Dense(of_keys), Buffer::Dense(of_values)) = (&buffers.keys, &buffers.values) {
+            let rows = [queries, keys, values];
+            return Ok((rotate_into(rows, angles, [of_keys, of_values], self.length)?, total));
+        }
+        buffers.keys.write(&rotary_embedding(keys, angles.0, angles.1)?, self.length)?;
         buffers.values.write(values, self.length)?;
-        Ok(total)
+        Ok((rotary_embedding(queries, angles.0, angles.1)?, total))
     }
 
     /// What `queries` (B, H, S, head width) of the newest positions get from the first `total`, (B, S, H · head
@@ -313,14 +316,6 @@ impl Buffer {
             Self::Dense(buffer) => [0, 1, 2, 3].map(|axis| buffer.dims()[axis]),
             Self::Blocks { shape, .. } => *shape,
             Self::Device(rows) => rows.shape(),
-        }
-    }
-
-    /// Writes (B, key heads, S, head width) from position `at` on, turned by `angles`.
-    fn write_rotated(&mut self, new: &Tensor, (cos, sin): (&Tensor, &Tensor), at: usize) -> Result<()> {
-        match self {
-            Self::Dense(buffer) => Ok(rotate_into(new, cos, sin, buffer, at)?),
-            Self::Blocks { .. } | Self::Device(_) => self.write(&rotary_embedding(new, cos, sin)?, at),
         }
     }
 

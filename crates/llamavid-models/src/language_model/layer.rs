@@ -72,8 +72,8 @@ impl Layer {
             return whole.collect();
         }
         let attended = ranks.each(inputs.collect(), |(((share, x), pass), place)| {
-            let normed = share.input_layernorm.forward(x)?;
-            share.self_attn.forward(&normed, (&pass.angles.0, &pass.angles.1), &pass.plan, place)
+            let angles = (&pass.angles.0, &pass.angles.1);
+            share.self_attn.forward((x, &share.input_layernorm), angles, &pass.plan, place, None)
         })?;
         self.feed_forward(&ranks.add(x, &attended)?, ranks)
     }
@@ -93,10 +93,15 @@ impl Layer {
             places.iter_mut().zip(of_each_rank).for_each(|(places, place)| places.push(place));
         }
         let inputs = self.0.iter().zip(x).zip(angles).zip(places);
+        let alone = self.whole().is_some();
         let attended = ranks.each(inputs.collect(), |(((share, x), angles), places)| {
-            share.self_attn.forward_each(&share.input_layernorm.forward(x)?, (&angles.0, &angles.1), places)
+            let rows = (x, &share.input_layernorm);
+            share.self_attn.forward_each(rows, (&angles.0, &angles.1), places, alone.then_some(x))
         })?;
-        self.feed_forward(&ranks.add(x, &attended)?, ranks)
+        match alone {
+            true => self.feed_forward(&attended, ranks),
+            false => self.feed_forward(&ranks.add(x, &attended)?, ranks),
+        }
     }
 
     /// What follows the attention.
@@ -152,9 +157,7 @@ impl DecoderLayer {
             (Some(padding), None) => {
                 self.self_attn.forward_whole(x, &self.input_layernorm, angles, padding)?
             }
-            (_, cache) => {
-                (x + self.self_attn.forward(&self.input_layernorm.forward(x)?, angles, plan, cache)?)?
-            }
+            (_, cache) => self.self_attn.forward((x, &self.input_layernorm), angles, plan, cache, Some(x))?,
         };
         self.mlp.forward(&x, &self.post_attention_layernorm)
     }

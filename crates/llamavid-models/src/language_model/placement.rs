@@ -21,9 +21,14 @@ impl Stage {
     /// The same hidden states where this stage computes, one for each rank.
     pub(super) fn take(&self, hidden: &Tensor) -> Result<Vec<Tensor>> {
         let device = self.ranks.first();
+        let between = hidden.device().is_cuda() && device.is_cuda() && !hidden.device().same_device(device);
+        if between {
+            // The copy runs on this stage's stream, which knows nothing of the other one's.
+            hidden.device().synchronize()?;
+        }
         let moved = hidden.to_device(device)?;
-        if hidden.device().is_cuda() && device.is_cuda() && !hidden.device().same_device(device) {
-            // The copy runs on this stage's device, and the other one may use the memory again as soon as its tensor is gone.
+        if between {
+            // And the other one uses the memory again as soon as its tensor is gone.
             device.synchronize()?;
         }
         Ok(self.ranks.share(&moved)?)

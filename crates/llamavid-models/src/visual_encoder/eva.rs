@@ -165,25 +165,37 @@ struct Attention {
     qkv: Matrix,
     query_bias: Tensor,
     value_bias: Tensor,
+    /// Both as the packed projection has them, where training does not change them.
+    bias: Option<Tensor>,
     proj: Linear,
     heads: usize,
+}
+
+/// Of queries, keys and values. Softmax would cancel a bias on the keys, so the file has none.
+fn packed_bias(queries: &Tensor, values: &Tensor) -> Result<Tensor> {
+    Tensor::cat(&[queries, &queries.zeros_like()?, values], 0)
 }
 
 impl Attention {
     fn new(config: &EvaConfig, vb: WeightSource) -> Result<Self> {
         let width = config.width;
+        let (query_bias, value_bias) = (vb.get(width, "q_bias")?, vb.get(width, "v_bias")?);
+        let constant = !query_bias.track_op() && !value_bias.track_op();
         Ok(Self {
             qkv: Matrix::new(3 * width, width, Default::default(), &vb.pp("qkv"))?,
-            query_bias: vb.get(width, "q_bias")?,
-            value_bias: vb.get(width, "v_bias")?,
+            bias: constant.then(|| packed_bias(&query_bias, &value_bias)).transpose()?,
+            query_bias,
+            value_bias,
             proj: linear(width, width, vb.pp("proj"))?,
             heads: config.heads,
         })
     }
 
-    /// Of queries, keys and values. Softmax would cancel a bias on the keys, so the file has none.
     fn bias(&self) -> Result<Tensor> {
-        Tensor::cat(&[&self.query_bias, &self.query_bias.zeros_like()?, &self.value_bias], 0)
+        match &self.bias {
+            Some(bias) => Ok(bias.clone()),
+            None => packed_bias(&self.query_bias, &self.value_bias),
+        }
     }
 
     fn frozen(&self, norm: &LayerNorm) -> Result<FrozenAttention> {

@@ -1,13 +1,14 @@
 //! Compares the operations of `llamavid-kernels` on a device with their definitions in f64: `kernel_parity [device]`, the first CUDA
-//! device unless another is named. Says why it skips, and ends with 1 when a number is too far off.
+//! device unless another is named. Ends with 1 when a number is too far off, and with 3 and the reason when the device cannot be used.
 
 use std::process::ExitCode;
 
 use candle_core::{D, DType, Device, Result, Tensor};
 use llamavid_kernels::{
-    BlockFormat, CachedRows, DeviceRows, Heads, Mask, Norm, NormPlace, Projection, QuantisedMatrix, Weight,
-    attention_block, cached_attention, gelu, gelu_block, largest, layer_norm, multi_head_attention,
-    quick_gelu, reads_cache, rms_norm, rotary_embedding, swiglu, swiglu_block,
+    BlockFormat, CachedRows, DeviceRows, Heads, Mask, Norm, NormPlace, Projection, QuantisedMatrix, Staging,
+    Weight, added_projection, attention_block, cached_attention, gelu, gelu_block, largest, layer_norm,
+    multi_head_attention, normed_projections, quick_gelu, reads_cache, rms_norm, rotary_embedding,
+    rotate_into, swiglu, swiglu_block,
 };
 
 const DTYPES: [DType; 3] = [DType::F32, DType::F16, DType::BF16];
@@ -19,7 +20,7 @@ fn main() -> ExitCode {
         Ok(device) => device,
         Err(error) => {
             println!("skipped: kernels: {error}");
-            return ExitCode::SUCCESS;
+            return ExitCode::from(3);
         }
     };
     let mut check = Check { device: device.tensors().clone(), failed: 0, seed: 1 };
@@ -59,7 +60,9 @@ impl Check {
             self.cached(dtype)?;
             self.blocks(dtype)?;
             self.quantised(dtype)?;
+            self.one_row(dtype)?;
         }
+        self.staging()?;
         let logits = self.numbers(&[3, 32_000], DType::F32)?;
         let expected = logits.argmax(D::Minus1)?.to_vec1::<u32>()?;
         let found = largest(&logits.to_device(&self.device)?)?;
@@ -145,7 +148,94 @@ impl Check {
         let [cos, exact_cos] = self.both(&[7, 64], dtype)?;
         let [sin, exact_sin] = self.both(&[7, 64], dtype)?;
         let expected = rotated(&exact, &exact_cos, &exact_sin)?;
-        self.compare("rotation", dtype, &rotary_embedding(&x, &cos, &sin)?, &expected, tolerance(dtype))
+        self.compare("rotation", dtype, &rotary_embedding(&x, &cos, &sin)?, &expected, tolerance(dtype))?;
+        let [keys, exact_keys] = self.both(&[2, 1, 7, 128], dtype)?;
+        let [values, exact_values] = self.both(&[2, 1, 7, 128], dtype)?;
+        let [key_cache, value_cache] = [(); 2].map(|()| Tensor::zeros((2, 1, 20, 128), dtype, &self.device));
+        let (key_cache, value_cache) = (key_cache?, value_cache?);
+        let found = rotate_into([&x, &keys, &values], (&cos, &sin), [&key_cache, &value_cache], 9)?;
+        self.compare("rotation beside a cache", dtype, &found, &expected, tolerance(dtype))?;
+        let expected = rotated(&exact_keys, &exact_cos, &exact_sin)?;
+        self.compare(
+            "rotation into a cache",
+            dtype,
+            &key_cache.narrow(2, 9, 7)?,
+            &expected,
+            tolerance(dtype),
+        )?;
+        self.compare("values into a cache", dtype, &value_cache.narrow(2, 9, 7)?, &exact_values, 0.0)
+    }
+
+    /// What decoding has: a row, whose norm, projections and residual may be one operation.
+    fn one_row(&mut self, dtype: DType) -> Result<()> {
+        let (width, inner) = (512, 768);
+        let [x, exact] = self.both(&[1, 1, width], dtype)?;
+        let [weight, exact_weight] = self.both(&[width], dtype)?;
+        let norm = Norm { weight: &weight, bias: None, eps: EPS };
+        let normed = norm_of(&exact, &exact_weight, None)?;
+        let kinds = [
+            ("numbers", [None; 4], tolerance(dtype)),
+            (
+                "blocks",
+                [BlockFormat::Q4K, BlockFormat::Q4K, BlockFormat::Q6K, BlockFormat::Q4K].map(Some),
+                tolerance(dtype).max(2e-2),
+            ),
+        ];
+        for (kind, formats, allowed) in kinds {
+            let mut exacts = Vec::new();
+            let mut dense = Vec::new();
+            let mut blocks = Vec::new();
+            let shapes = [[inner, width], [inner, width], [33, width], [width, inner]];
+            for (shape, format) in shapes.iter().zip(formats) {
+                let numbers = (self.numbers(shape, DType::F32)? * (1.0 / 16.0))?.to_dtype(dtype)?;
+                let (exact, placed) = match format {
+                    Some(format) => {
+                        let matrix = QuantisedMatrix::quantise(&numbers, format)?;
+                        (matrix.dequantise()?, Some(matrix.to_device(&self.device)?))
+                    }
+                    None => (numbers.clone(), None),
+                };
+                exacts.push(exact.to_dtype(DType::F64)?);
+                dense.push(numbers.to_device(&self.device)?);
+                blocks.push(placed);
+            }
+            let projection = |place: usize| Projection {
+                weight: blocks[place].as_ref().map_or(Weight::Dense(&dense[place]), Weight::Blocks),
+                bias: None,
+            };
+            let times = |x: &Tensor, place: usize| x.broadcast_matmul(&exacts[place].t()?);
+            let found = normed_projections(&x, norm, [projection(0), projection(1), projection(2)])?;
+            for (place, found) in found.iter().enumerate() {
+                let what = format!("projection {place} of a normed row, {kind}");
+                self.compare(&what, dtype, found, &times(&normed, place)?, allowed)?;
+            }
+            let gate = sigmoid_linear(&times(&normed, 0)?, 1.0)?;
+            let expected = (&exact + times(&(gate * times(&normed, 1)?)?, 3)?)?;
+            let place = (norm, NormPlace::Before);
+            let found = swiglu_block(&x, place, projection(0), projection(1), projection(3))?;
+            self.compare(&format!("swiglu block of a row, {kind}"), dtype, &found, &expected, allowed)?;
+            let [rows, exact_rows] = self.both(&[1, 1, inner], dtype)?;
+            let found = added_projection(&x, projection(3), &rows)?;
+            let expected = (&exact + times(&exact_rows, 3)?)?;
+            self.compare(&format!("a row plus a projection, {kind}"), dtype, &found, &expected, allowed)?;
+        }
+        Ok(())
+    }
+
+    /// Numbers that a device fetches by itself, from memory that is used again at once.
+    fn staging(&mut self) -> Result<()> {
+        let mut staging = Staging::default();
+        let mut all = Vec::new();
+        for count in [5, 100_000, 7, 100_000] {
+            let numbers = self.numbers(&[2, count], DType::F32)?.to_vec2::<f32>()?;
+            let parts: Vec<_> = numbers.iter().map(Vec::as_slice).collect();
+            all.push((numbers.concat(), staging.upload(&parts, (2, count), &self.device)?));
+        }
+        for (numbers, found) in &all {
+            let good = found.flatten_all()?.to_vec1::<f32>()? == *numbers;
+            self.say(&format!("{} numbers fetched", numbers.len()), DType::F32, good, 0.0);
+        }
+        Ok(())
     }
 
     fn attention(&mut self, dtype: DType) -> Result<()> {

@@ -35,7 +35,8 @@ template <class T, int D> __device__ inline void attend(const AttentionArguments
     T *const value_tiles = key_tiles + 2 * TILE;
 
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, group = lane / 4, place = lane % 4;
-    const int first = blockIdx.x * ROWS, head = blockIdx.y, batch = blockIdx.z, key_head = head / a.group;
+    // Those that see the most begin first, so that none is left alone in the end.
+    const int first = (gridDim.x - 1 - blockIdx.x) * ROWS, head = blockIdx.y, batch = blockIdx.z, key_head = head / a.group;
     const T *const keys =
         static_cast<const T *>(a.keys) + batch * a.key_strides[0] + key_head * a.key_strides[1];
     const T *const values =

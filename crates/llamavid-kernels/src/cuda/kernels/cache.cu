@@ -1,13 +1,16 @@
 // Keys and values on their way into the cache of past positions and out of it, and the rotation by their positions.
 #include "numbers.cuh"
 
-// Equals `RotateArguments` of `arguments.rs`. Rows of heads (B, heads, S, d), each with strides of batch, head and row in numbers.
+// Equals `RotateArguments` of `arguments.rs`. Queries (B, heads, S, d), and keys and values (B, key heads, S, d) on their way into caches
+// (B, key heads, capacity, d); each with strides of batch, head and row in numbers.
 struct RotateArguments {
-    const void *x;
-    void *result;
-    const void *cosines, *sines; // (S, d / 2), in the dtype of x
-    int64_t from_strides[3], to_strides[3];
-    int32_t batch, heads, rows, width;
+    const void *queries, *keys, *values;
+    void *rotated; // queries, one after the other
+    void *key_cache, *value_cache;
+    const void *cosines, *sines; // (S, d / 2), in the dtype of the rest
+    int64_t query_strides[3], key_strides[3], value_strides[3], cache_strides[3];
+    int32_t batch, heads, key_heads, rows, width; // no key heads where there are queries alone
+    int32_t unused;
 };
 
 // Equals `StoreArguments` of `arguments.rs`. Numbers (B, heads, S, d) with strides in numbers, and where they are held: strides in
@@ -33,17 +36,28 @@ struct Row {
     }
 };
 
-// The halves of a row turned against each other. A thread turns one pair.
+// The halves of a row turned against each other; values stay as they are. A thread takes one pair.
 template <class T> __device__ inline void rotate(const RotateArguments &a) {
-    const int half = a.width / 2;
+    const int half = a.width / 2, heads = a.heads + 2 * a.key_heads;
     const int64_t index = int64_t(blockIdx.x) * THREADS + threadIdx.x;
-    if (index >= int64_t(a.batch) * a.heads * a.rows * half) return;
+    if (index >= int64_t(a.batch) * heads * a.rows * half) return;
     const int place = int(index % half);
-    const Row row(index / half, a.heads, a.rows);
-    const T *const from = static_cast<const T *>(a.x) + row.place(a.from_strides);
-    T *const to = static_cast<T *>(a.result) + row.place(a.to_strides);
-    const float cosine = to_float(static_cast<const T *>(a.cosines)[row.row * half + place]);
-    const float sine = to_float(static_cast<const T *>(a.sines)[row.row * half + place]);
+    Row row(index / half, heads, a.rows);
+    const T *from = static_cast<const T *>(a.queries) + row.place(a.query_strides);
+    T *to = static_cast<T *>(a.rotated) + ((int64_t(row.batch) * a.heads + row.head) * a.rows + row.row) * a.width;
+    const bool value = row.head >= a.heads + a.key_heads;
+    if (row.head >= a.heads) {
+        row.head -= value ? a.heads + a.key_heads : a.heads;
+        from = static_cast<const T *>(value ? a.values : a.keys) + row.place(value ? a.value_strides : a.key_strides);
+        to = static_cast<T *>(value ? a.value_cache : a.key_cache) + row.place(a.cache_strides);
+    }
+    if (value) {
+        to[place] = from[place];
+        to[half + place] = from[half + place];
+        return;
+    }
+    const float cosine = to_float(static_cast<const T *>(a.cosines)[int64_t(row.row) * half + place]);
+    const float sine = to_float(static_cast<const T *>(a.sines)[int64_t(row.row) * half + place]);
     const float low = to_float(from[place]), high = to_float(from[half + place]);
     to[place] = from_float<T>(low * cosine - high * sine);
     to[half + place] = from_float<T>(low * sine + high * cosine);

@@ -11,7 +11,10 @@
 #define DYNAMIC_SHARED(name) extern __shared__ uint4 name[]
 // A kernel whose one argument is `a`.
 #define KERNEL(NAME, ARGUMENTS, THREADS, ...) \
-    extern "C" __global__ void __launch_bounds__(THREADS) NAME(const ARGUMENTS a) { __VA_ARGS__; }
+    extern "C" __global__ void __launch_bounds__(THREADS) NAME(const __grid_constant__ ARGUMENTS a) { __VA_ARGS__; }
+// One whose threads have much on their way each: they get as many registers as leave room for `BLOCKS` blocks on a multiprocessor.
+#define LOADING_KERNEL(NAME, ARGUMENTS, THREADS, BLOCKS, ...) \
+    extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) NAME(const __grid_constant__ ARGUMENTS a) { __VA_ARGS__; }
 #else
 #include "../emulation.hpp"
 #endif
@@ -38,6 +41,9 @@ template <class T> __device__ inline uint32_t packed(T low, T high) {
     pair.numbers[1] = high;
     return pair.bits;
 }
+
+// 16 bytes that lie at a multiple of as many.
+__device__ inline uint4 load_vector(const void *from) { return *static_cast<const uint4 *>(from); }
 
 // Eight numbers in a row, read or written in vectors of 16 bytes where the row lies so.
 template <class T> __device__ inline void read_eight(const T *row, int first, int width, bool whole, float values[8]) {
