@@ -523,6 +523,7 @@ mod tests {
     }
 
     /// Whether rows are rounded to 16 bits.
+    #[cfg_attr(not(target_arch = "x86_64"), allow(unused_variables, reason = "none are there"))]
     fn rounds(processor: Processor, layer: Layer, x: &[f32]) -> bool {
         #[cfg(target_arch = "x86_64")]
         {
