@@ -8,8 +8,8 @@
 use candle_core::{DType, Device, Tensor};
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use llamavid_kernels::{
-    BlockFormat, FrozenAttention, FrozenFeedForward, FrozenScratch, Norm, Projection, QuantisedMatrix,
-    Weight, instruction_set,
+    Activation, BlockFormat, FrozenAttention, FrozenFeedForward, FrozenScratch, Norm, Projection,
+    QuantisedMatrix, Weight, instruction_set,
 };
 
 /// Whose block it is, its width, heads, hidden width and rows of a frame.
@@ -33,8 +33,8 @@ fn blocks(criterion: &mut Criterion) {
             ("8 bits", blocks.each_ref().map(Weight::Blocks)),
         ] {
             let [packed, output, first, second] = layers.map(|weight| Projection { weight, bias: None });
-            let attention = FrozenAttention::new(norm, packed, output, heads).unwrap();
-            let feed_forward = FrozenFeedForward::new(norm, first, second).unwrap();
+            let attention = FrozenAttention::new(norm, &[packed], output, heads).unwrap();
+            let feed_forward = FrozenFeedForward::new(norm, first, Activation::Gelu, second).unwrap();
             let mut scratch = FrozenScratch::default();
             for frames in [1, 4] {
                 let x = Tensor::randn(0f32, 1., (frames, rows, width), &Device::Cpu).unwrap();

@@ -68,7 +68,7 @@ pub use device_rows::DeviceRows;
 pub use dropout::Dropout;
 pub use embedding::embedding;
 pub use folded_attention::folded_attention;
-pub use frozen::{FrozenAttention, FrozenFeedForward, FrozenScratch};
+pub use frozen::{Activation, FrozenAttention, FrozenFeedForward, FrozenScratch};
 pub use gelu::{gelu, quick_gelu};
 pub use largest::largest;
 pub use layer_norm::layer_norm;

@@ -399,9 +399,30 @@ fn clip(config: &ClipConfig) -> VisualEncoder {
 }
 
 fn try_clip(config: &ClipConfig) -> Result<VisualEncoder, Error> {
+    VisualEncoder::new(&VisualEncoderConfig::Clip(config.clone()), clip_weights())
+}
+
+fn clip_weights() -> VarBuilder<'static> {
     let weights = safetensors(&Path::new(FIXTURES).join("clip/weights.safetensors"));
-    let vb = VarBuilder::from_tensors(weights, DType::F32, &Device::Cpu).pp("vision_model");
-    VisualEncoder::new(&VisualEncoderConfig::Clip(config.clone()), vb)
+    VarBuilder::from_tensors(weights, DType::F32, &Device::Cpu).pp("vision_model")
+}
+
+#[test]
+fn clip_for_inference_gives_the_same() {
+    let pixels = &clip_tensors()["pixel_values"];
+    for select_layer in [-1, -2, 0] {
+        let config = ClipConfig { select_layer, ..clip_config() };
+        let encoder =
+            VisualEncoder::for_inference(&VisualEncoderConfig::Clip(config.clone()), clip_weights()).unwrap();
+        let [mut expected, mut actual] = [Recorder::default(), Recorder::default()];
+        clip(&config).forward(pixels, &mut expected).unwrap();
+        encoder.forward(pixels, &mut actual).unwrap();
+        assert_eq!(actual.0.len(), expected.0.len());
+        for ((seen, actual), (name, expected)) in actual.0.iter().zip(&expected.0) {
+            assert_eq!(seen, name);
+            assert_close(actual, expected, BATCH_TOLERANCE, name);
+        }
+    }
 }
 
 #[test]

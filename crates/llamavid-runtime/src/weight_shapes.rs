@@ -24,6 +24,13 @@ pub struct WeightShape {
     pub is_matrix: bool,
 }
 
+impl WeightShape {
+    /// How many numbers it has.
+    pub(crate) fn numbers(&self) -> u64 {
+        self.shape.elem_count() as u64
+    }
+}
+
 /// The weights that `build` asks for, in the order in which it does: modules are built on numbers that take no memory.
 ///
 /// # Errors

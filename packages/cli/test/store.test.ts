@@ -112,7 +112,7 @@ describe('the feature store', () => {
     expect(plain.stdout).toBe(`0 videos, 0 MB, at most 20.0 GB, in ${env.LLAMAVID_STORE}\n`);
   });
 
-  it('encodes frames that repeat once a shard', async () => {
+  it('encodes frames that repeat once', async () => {
     const folder = join(place, 'frames');
     mkdirSync(folder);
     const picture = (number: number) => join(fixtures, `world/media/image-00${number}.png`);
@@ -120,8 +120,8 @@ describe('the feature store', () => {
       copyFileSync(picture(frame === 20 ? 1 : 0), join(folder, `${frame}.png`));
     }
     const { work, sampling, tokenIds } = await ask(folder, '--store', fresh());
-    // Frames 0 to 19, 20, 21 to 31, and 32 to 39 of the next shard.
-    expect([sampling.frames, work.framesDecoded, work.framesEncoded]).toEqual([40, 40, 4]);
+    // Frames 0 to 19, 20, and 21 to 39, of which some are in the next shard.
+    expect([sampling.frames, work.framesDecoded, work.framesEncoded]).toEqual([40, 40, 3]);
     expect((await ask(folder, '--store', 'none')).tokenIds).toEqual(tokenIds);
   });
 

@@ -82,7 +82,7 @@ export class VisualEncoder implements Disposable {
 
   /**
    * Pixels (F, 3, S, S) give features (F, P + 1, V), class row first. A frame that equals the one before it bit for bit shares its
-   * features. The pixels stay open.
+   * features, also where that was the last one of an earlier call. The pixels stay open.
    */
   async encode(pixels: Pixels, options: EncodeOptions = {}): Promise<VisualFeatures> {
     const encode = (cancellation: Parameters<NativeVisualEncoder['encode']>[1]) =>

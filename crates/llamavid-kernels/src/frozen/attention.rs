@@ -1,11 +1,14 @@
 //! Attention of all rows of a frame to each other, from rows that hold query, key and value of all heads one after the other.
 
-use rayon::prelude::*;
-
+#[cfg(target_arch = "x86_64")]
+use super::groups;
 use super::parts::{Ahead, PANEL, Step, Target};
+use super::tasks::{Room, room, share_out};
 use super::tiles::{Rows, TILE_ROWS, Tiles};
 use crate::panels::{TOGETHER, lay_out};
 use crate::processor::Processor;
+#[cfg(target_arch = "x86_64")]
+use crate::processor::WholeNumbers;
 use crate::softmax;
 use crate::vector::widest;
 
@@ -23,12 +26,69 @@ pub(super) struct Packed<'a> {
     pub(super) heads: usize,
 }
 
-/// What a task needs beside its inputs.
-struct Scratch {
-    keys: Vec<Step>,
-    values: Vec<Step>,
-    sums: Vec<Step>,
-    shares: Vec<f32>,
+/// What is multiplied.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Narrow {
+    /// Numbers of 32 bits.
+    No,
+    /// Numbers of 16 bits (bf16), two of them in the room of one.
+    #[cfg(target_arch = "x86_64")]
+    Pairs,
+}
+
+impl Narrow {
+    /// The narrowest that a processor multiplies quicker.
+    pub(super) fn of(processor: Processor) -> Self {
+        match processor {
+            #[cfg(target_arch = "x86_64")]
+            Processor::Avx512(_, WholeNumbers::Fours) if is_x86_feature_detected!("avx512bf16") => {
+                Self::Pairs
+            }
+            _ => Self::No,
+        }
+    }
+
+    /// Room that so many numbers take.
+    fn room(self, numbers: usize) -> usize {
+        match self {
+            Self::No => numbers,
+            #[cfg(target_arch = "x86_64")]
+            Self::Pairs => numbers.div_ceil(2),
+        }
+    }
+
+    /// Adds the products of rows with a panel to sums.
+    fn add_products(self, processor: Processor, panel: &[Step], x: Rows, sums: &mut [Step]) {
+        let ahead = &mut Ahead::nothing();
+        match self {
+            Self::No => processor.run(Tiles { panel, x, sums, ahead }),
+            // SAFETY: the processor has the instructions, see `of`.
+            #[cfg(target_arch = "x86_64")]
+            Self::Pairs => unsafe { groups::pairs(panel, x, sums, ahead) },
+        }
+    }
+
+    /// Rows as they are multiplied, one after the other; `narrowed` has room for them.
+    fn rows<'a>(
+        self,
+        rows: Rows<'a>,
+        (count, width): (usize, usize),
+        narrowed: &'a mut Vec<f32>,
+    ) -> Rows<'a> {
+        match self {
+            Self::No => rows,
+            #[cfg(target_arch = "x86_64")]
+            Self::Pairs => {
+                let stride = self.room(width);
+                let narrowed = room(narrowed, count * stride, 0.0);
+                for (row, into) in narrowed.chunks_exact_mut(stride).enumerate() {
+                    // SAFETY: the processor has the instructions, see `of`.
+                    unsafe { groups::narrow(&rows.from(row).values[..width], into) };
+                }
+                Rows { values: narrowed, stride }
+            }
+        }
+    }
 }
 
 impl Packed<'_> {
@@ -36,7 +96,13 @@ impl Packed<'_> {
     ///
     /// # Safety
     /// `target` has as many rows and columns; it lives, and nobody else uses it.
-    pub(super) unsafe fn attend(self, processor: Processor, target: Target) {
+    pub(super) unsafe fn attend(
+        self,
+        processor: Processor,
+        narrow: Narrow,
+        rooms: &mut Vec<Room>,
+        target: Target,
+    ) {
         let Self { values, frames, rows, heads } = self;
         if values.is_empty() {
             return;
@@ -44,47 +110,43 @@ impl Packed<'_> {
         let all = values.len() / (frames * rows).max(1);
         let width = all / 3 / heads;
         let (key_panels, value_panels) = (rows.div_ceil(PANEL), width.div_ceil(PANEL));
-        let scratch = || Scratch {
-            keys: vec![Step::ZERO; key_panels * width],
-            values: vec![Step::ZERO; value_panels * rows],
-            sums: vec![Step::ZERO; BLOCK * key_panels.max(value_panels)],
-            shares: vec![0.0; BLOCK * rows],
-        };
+        let (key_steps, value_steps) = (narrow.room(width), narrow.room(rows));
         let scale = (width as f32).sqrt().recip();
-        (0..frames * heads).into_par_iter().for_each_init(scratch, |scratch, task| {
+        share_out(frames * heads, rooms, |scratch, task| {
             let (frame, head) = (task / heads, task % heads);
-            let Scratch { keys, values: of_values, sums, shares } = scratch;
+            let Room { keys, values: of_values, sums, shares, pairs, pairs_of_shares, .. } = scratch;
+            let keys = room(keys, key_panels * key_steps, Step::ZERO);
+            let of_values = room(of_values, value_panels * value_steps, Step::ZERO);
             let of_frame = &values[frame * rows * all..][..rows * all];
-            let part = |index: usize| &of_frame[(index * heads + head) * width..];
-            lay_out_rows(part(1), all, (rows, width), keys);
-            lay_out_columns(part(2), all, (rows, width), of_values);
+            let part =
+                |index: usize| Rows { values: &of_frame[(index * heads + head) * width..], stride: all };
+            lay_out_rows(narrow.rows(part(1), (rows, width), pairs), (rows, key_steps), keys);
+            lay_out_columns(narrow, part(2), (rows, width), of_values);
+            let queries = narrow.rows(part(0), (rows, width), pairs);
             for first in (0..rows).step_by(BLOCK) {
                 let count = BLOCK.min(rows - first);
-                let queries = Rows { values: &part(0)[first * all..], stride: all };
-                let sums_of = |steps: &[Step], length: usize, x: Rows, sums: &mut [Step]| {
+                let sums = room(sums, count * key_panels.max(value_panels), Step::ZERO);
+                let sums_of = |panels: &[Step], length: usize, x: Rows, sums: &mut [Step]| {
                     sums.fill(Step::ZERO);
-                    for (panel, sums) in steps.chunks_exact(length).zip(sums.chunks_exact_mut(count)) {
-                        processor.run(Tiles { panel, x, sums, ahead: Ahead::NOTHING });
+                    for (panel, sums) in panels.chunks_exact(length).zip(sums.chunks_exact_mut(count)) {
+                        narrow.add_products(processor, panel, x, sums);
                     }
                 };
-                sums_of(keys, width, queries, &mut sums[..key_panels * count]);
-                let shares = &mut shares[..count * rows];
+                sums_of(keys, key_steps, queries.from(first), &mut sums[..key_panels * count]);
+                let shares = room(shares, count * rows, 0.0);
                 gather(sums, count, scale, rows, shares);
                 softmax::normalise(rows, shares);
-                sums_of(
-                    of_values,
-                    rows,
-                    Rows { values: shares, stride: rows },
-                    &mut sums[..value_panels * count],
-                );
-                for (index, sums) in sums[..value_panels * count].chunks_exact(count).enumerate() {
+                let shares = Rows { values: shares, stride: rows };
+                let shares = narrow.rows(shares, (count, rows), pairs_of_shares);
+                let sums = &mut sums[..value_panels * count];
+                sums_of(of_values, value_steps, shares, sums);
+                for (index, sums) in sums.chunks_exact(count).enumerate() {
                     let column = index * PANEL;
                     for (row, sums) in sums.iter().enumerate() {
                         let row = frame * rows + first + row;
+                        let sums = &sums.0[..PANEL.min(width - column)];
                         // SAFETY: only this task has these rows of this head, and the caller has all of them alone.
-                        unsafe {
-                            target.write(row, head * width + column, &sums.0[..PANEL.min(width - column)])
-                        };
+                        unsafe { target.write(row, head * width + column, sums) };
                     }
                 }
             }
@@ -92,27 +154,37 @@ impl Packed<'_> {
     }
 }
 
-/// Lays out rows, of which each starts `stride` numbers after the one before: a number of each row of a panel, then the next.
-fn lay_out_rows(values: &[f32], stride: usize, (rows, width): (usize, usize), into: &mut [Step]) {
+/// Lays out rows: a number of each row of a panel, then the next.
+fn lay_out_rows(x: Rows, (rows, width): (usize, usize), into: &mut [Step]) {
     for (panel, into) in into.chunks_exact_mut(width).enumerate() {
         let last = rows.min((panel + 1) * PANEL);
         for first in (panel * PANEL..last).step_by(TOGETHER) {
             // The first stands in for those that are missing: nobody reads their sums.
             let four = std::array::from_fn(|row| {
                 let row = if first + row < last { first + row } else { first };
-                &values[row * stride..][..width]
+                &x.values[row * x.stride..][..width]
             });
             lay_out(four, first - panel * PANEL, Step::numbers(into), PANEL);
         }
     }
 }
 
-/// Lays out columns of rows: what a row has of the columns of a panel, then what the next one has.
-fn lay_out_columns(values: &[f32], stride: usize, (rows, width): (usize, usize), into: &mut [Step]) {
-    for (panel, into) in into.chunks_exact_mut(rows).enumerate() {
+/// Lays out columns of rows: what a row has of the columns of a panel, then what the next one has; where numbers are narrow, what
+/// two rows have.
+fn lay_out_columns(narrow: Narrow, x: Rows, (rows, width): (usize, usize), into: &mut [Step]) {
+    for (panel, into) in into.chunks_exact_mut(narrow.room(rows)).enumerate() {
         let columns = panel * PANEL..width.min((panel + 1) * PANEL);
-        for (row, into) in into.iter_mut().enumerate() {
-            into.0[..columns.len()].copy_from_slice(&values[row * stride..][columns.clone()]);
+        let row = |row: usize| match row < rows {
+            true => &x.values[row * x.stride..][columns.clone()],
+            false => &[],
+        };
+        for (index, into) in into.iter_mut().enumerate() {
+            match narrow {
+                Narrow::No => into.0[..columns.len()].copy_from_slice(row(index)),
+                // SAFETY: the processor has the instructions, see `of`.
+                #[cfg(target_arch = "x86_64")]
+                Narrow::Pairs => unsafe { groups::narrow_two([row(2 * index), row(2 * index + 1)], into) },
+            }
         }
     }
 }

@@ -9,17 +9,19 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::parts::{Ahead, PANEL, PART, Parts, Step};
+#[cfg(target_arch = "x86_64")]
+use super::groups;
+use super::parts::{Ahead, PANEL, PART, Step, TASK_ROWS};
+use super::tiles::Rows;
 use crate::processor::Processor;
 #[cfg(target_arch = "x86_64")]
 use crate::processor::WholeNumbers;
-use crate::rows::rows_of_a_task;
-use crate::vector::{sum_of, widest};
+use crate::vector::{multiply_add, sum_of, widest};
 
 /// Numbers that one instruction multiplies and adds up in a lane.
-const TOGETHER: usize = 4;
-/// Numbers of a row that lie together, in as many bytes as those of [`Parts`].
-const BYTES: usize = 4 * PART;
+pub(super) const TOGETHER: usize = 4;
+/// Numbers of a row that lie together, in as many bytes as those of [`super::parts::Parts`].
+pub(super) const BYTES: usize = 4 * PART;
 /// Numbers of a row of `x` up to which it is not rounded: little is gained, and patches of small encoders would turn too far.
 const SHORT: usize = 128;
 /// The largest whole number of a weight.
@@ -42,7 +44,7 @@ pub(super) struct BytePanels {
 
 #[derive(Debug, Clone, Copy)]
 #[repr(C, align(64))]
-struct ByteStep([[i8; TOGETHER]; PANEL]);
+pub(super) struct ByteStep([[i8; TOGETHER]; PANEL]);
 
 /// A sum for each row of a panel.
 #[derive(Debug, Clone, Copy)]
@@ -91,58 +93,53 @@ impl BytePanels {
         widen(numbers, &self.scales[panel], columns.start, into);
     }
 
-    /// Writes the products of rows from `first` on of `x` with a panel, and a bias, to `sums`; `whole` has as many.
-    pub(super) fn multiply(
+    /// Numbers of a panel from a column on, the first of a step: those of some columns, or as many as there are.
+    pub(super) fn steps(&self, panel: usize, columns: Range<usize>) -> &[ByteStep] {
+        let first = panel * self.steps;
+        let last = self.numbers.len().min(first + columns.end.div_ceil(TOGETHER));
+        self.numbers.get(first + columns.start / TOGETHER..last).unwrap_or_default()
+    }
+
+    /// What sums of whole numbers of a panel stand for, with a bias and with the products of large numbers.
+    pub(super) fn scale(
         &self,
-        processor: Processor,
         panel: usize,
-        (x, first): (&ByteRows, usize),
-        whole: &mut [Sums],
+        whole: &[Sums],
+        x: &[RoundedRow],
         bias: &Step,
         sums: &mut [Step],
     ) {
-        const STEPS: usize = BYTES / TOGETHER;
-        let (begin, end) = (panel * self.steps, (panel + 1) * self.steps);
-        whole.fill(Sums::ZERO);
-        for (index, start) in (begin..end).step_by(STEPS).enumerate() {
-            let after = end.min(start + STEPS);
-            let ahead = Ahead::new(self.numbers.get(after..after + STEPS).unwrap_or_default());
-            let x = &x.numbers[index * x.count + first..][..whole.len()];
-            add_products(processor, &self.numbers[start..after], x, whole, ahead);
-        }
-        let rows = first..first + whole.len();
-        let of_x = (&x.scales[rows.clone()], &x.zeros[rows]);
-        scale(whole, of_x, (&self.scales[panel], &self.totals[panel]), bias, sums);
-        let large = &x.large[first..first + sums.len()];
-        if large.iter().any(|large| !large.is_empty()) {
-            add_large(&self.numbers[begin..end], &self.scales[panel], large, sums);
+        scale(whole, x, (&self.scales[panel], &self.totals[panel]), bias, sums);
+        if x.iter().any(|row| !row.large.is_empty()) {
+            let numbers = &self.numbers[panel * self.steps..][..self.steps];
+            add_large(numbers, &self.scales[panel], x, sums);
         }
     }
 }
 
 /// Adds the products of rows of `x` with steps of a panel.
-fn add_products(
+pub(super) fn add_products(
     processor: Processor,
     panel: &[ByteStep],
-    x: &[[u8; BYTES]],
+    x: Rows<u8>,
     sums: &mut [Sums],
-    ahead: Ahead,
+    ahead: &mut Ahead,
 ) {
-    let _ = ahead;
     match processor {
         // SAFETY: the processor has AVX-512 with VNNI.
         #[cfg(target_arch = "x86_64")]
-        Processor::Avx512(_, WholeNumbers::Fours) => unsafe { x86::fours(panel, x, sums, ahead) },
+        Processor::Avx512(_, WholeNumbers::Fours) => unsafe { groups::fours(panel, x, sums, ahead) },
         // SAFETY: the processor has AVX2, which is a part of AVX-512.
         #[cfg(target_arch = "x86_64")]
-        Processor::Avx512(..) | Processor::Avx2(..) => unsafe { x86::pairs(panel, x, sums) },
-        _ => plain(panel, x, sums),
+        Processor::Avx512(..) | Processor::Avx2(..) => unsafe { x86::pairs(panel, x, sums, ahead) },
+        _ => plain(panel, x, sums, ahead),
     }
 }
 
 /// The same as it is meant.
-fn plain(panel: &[ByteStep], x: &[[u8; BYTES]], sums: &mut [Sums]) {
-    for (x, sums) in x.iter().zip(sums) {
+fn plain(panel: &[ByteStep], x: Rows<u8>, sums: &mut [Sums], ahead: &mut Ahead) {
+    for (x, sums) in x.values.chunks(x.stride).zip(sums) {
+        ahead.read(1);
         for (step, x) in panel.iter().zip(x.as_chunks::<TOGETHER>().0) {
             for (sum, weights) in sums.0.iter_mut().zip(&step.0) {
                 for (weight, x) in weights.iter().zip(x) {
@@ -184,21 +181,21 @@ widest!(fn widen(numbers: &[ByteStep], scales: &Step, first: usize, into: &mut [
 #[inline(always)]
 fn scale_inline<const FUSED: bool>(
     whole: &[Sums],
-    (x_scales, x_zeros): (&[f32], &[i32]),
+    x: &[RoundedRow],
     (scales, totals): (&Step, &Sums),
     bias: &Step,
     sums: &mut [Step],
 ) {
-    for (((sums, whole), x_scale), zero) in sums.iter_mut().zip(whole).zip(x_scales).zip(x_zeros) {
+    for ((sums, whole), x) in sums.iter_mut().zip(whole).zip(x) {
         for place in 0..PANEL {
-            let sum = (whole.0[place] - zero * totals.0[place]) as f32;
-            sums.0[place] = sum * (scales.0[place] * x_scale) + bias.0[place];
+            let sum = (whole.0[place] - x.zero * totals.0[place]) as f32;
+            sums.0[place] = sum * (scales.0[place] * x.scale) + bias.0[place];
         }
     }
 }
 widest!(fn scale(
     whole: &[Sums],
-    of_x: (&[f32], &[i32]),
+    x: &[RoundedRow],
     of_weights: (&Step, &Sums),
     bias: &Step,
     sums: &mut [Step],
@@ -208,11 +205,11 @@ widest!(fn scale(
 fn add_large_inline<const FUSED: bool>(
     numbers: &[ByteStep],
     scales: &Step,
-    large: &[Vec<Large>],
+    x: &[RoundedRow],
     sums: &mut [Step],
 ) {
-    for (large, sums) in large.iter().zip(sums) {
-        for Large { column, value } in large {
+    for (x, sums) in x.iter().zip(sums) {
+        for Large { column, value } in &x.large {
             let numbers = &numbers[column / TOGETHER].0;
             // The number at its place among four, as the upper bits.
             let shift = 8 * (TOGETHER - 1 - column % TOGETHER);
@@ -225,7 +222,7 @@ fn add_large_inline<const FUSED: bool>(
 }
 widest!(
     /// Adds the products of large numbers of each row to its sums.
-    fn add_large(numbers: &[ByteStep], scales: &Step, large: &[Vec<Large>], sums: &mut [Step]) = add_large_inline
+    fn add_large(numbers: &[ByteStep], scales: &Step, x: &[RoundedRow], sums: &mut [Step]) = add_large_inline
 );
 
 /// A number that is far larger than others of its row.
@@ -235,16 +232,23 @@ struct Large {
     value: f32,
 }
 
+/// What the whole numbers of a row stand for.
+#[derive(Debug, Default)]
+pub(super) struct RoundedRow {
+    /// What a whole number stands for.
+    scale: f32,
+    /// The whole number that stands for 0.
+    zero: i32,
+    /// Numbers that were not rounded; whole numbers have 0 in their places.
+    large: Vec<Large>,
+}
+
 /// Rows in whole numbers without a sign: the first ones of each row, then the next ones, up to whole steps of four.
 #[derive(Debug, Default)]
 pub(super) struct ByteRows {
     numbers: Vec<[u8; BYTES]>,
-    /// Of each row: what a whole number stands for, and the whole number that stands for 0.
-    scales: Vec<f32>,
-    zeros: Vec<i32>,
-    /// Of each row; its whole numbers have 0 in their places.
-    large: Vec<Vec<Large>>,
-    count: usize,
+    rows: Vec<RoundedRow>,
+    columns: usize,
 }
 
 /// Where tasks write the numbers of rows of their own.
@@ -260,120 +264,183 @@ impl Places {
 }
 
 impl ByteRows {
-    /// Rounds rows; on all threads.
-    pub(super) fn fill(&mut self, x: &Parts) {
-        let (count, columns) = (x.count(), x.columns());
-        let parts = columns.div_ceil(BYTES);
-        self.count = count;
-        self.numbers.resize(parts * count, [0; BYTES]);
-        self.scales.resize(count, 0.0);
-        self.zeros.resize(count, 0);
-        self.large.resize_with(count, Vec::new);
-        let task = rows_of_a_task(columns);
+    /// Rounds rows that `make` writes; on all threads.
+    pub(super) fn fill(&mut self, count: usize, columns: usize, make: impl Fn(usize, &mut [f32]) + Sync) {
+        self.columns = columns;
+        self.numbers.resize(columns.div_ceil(BYTES) * count, [0; BYTES]);
+        self.rows.resize_with(count, RoundedRow::default);
         let places = Places(self.numbers.as_mut_ptr());
-        let tasks = self
-            .scales
-            .par_chunks_mut(task)
-            .zip(self.zeros.par_chunks_mut(task))
-            .zip(self.large.par_chunks_mut(task));
-        let buffers = || (vec![0f32; columns], vec![0u8; columns]);
-        tasks.enumerate().for_each_init(buffers, |(row, numbers), (index, ((scales, zeros), large))| {
-            for (place, ((scale, zero), large)) in scales.iter_mut().zip(zeros).zip(large).enumerate() {
-                let at = index * task + place;
-                x.read(at, row);
-                take_large(row, large);
-                (*scale, *zero) = round(row, numbers);
-                for (part, numbers) in numbers.chunks(BYTES).enumerate() {
+        self.rows.par_iter_mut().with_min_len(TASK_ROWS).enumerate().for_each_init(
+            || vec![0f32; columns],
+            |row, (index, rounded)| {
+                make(index, row);
+                let survey = take_large(row, &mut rounded.large);
+                let steps;
+                (steps, rounded.scale, rounded.zero) = survey.steps(row);
+                for (part, row) in row.chunks(BYTES).enumerate() {
                     // SAFETY: there are as many parts of as many rows, and only this task writes this row.
-                    let into = unsafe { &mut *places.at(part * count + at) };
-                    into[..numbers.len()].copy_from_slice(numbers);
+                    let into = unsafe { &mut *places.at(part * count + index) };
+                    round(row, steps, rounded.zero, &mut into[..row.len()]);
                 }
-            }
-        });
+            },
+        );
+    }
+
+    pub(super) fn count(&self) -> usize {
+        self.rows.len()
+    }
+
+    pub(super) fn columns(&self) -> usize {
+        self.columns
+    }
+
+    /// Whole numbers of rows from a column on, a multiple of [`BYTES`].
+    pub(super) fn from(&self, column: usize, row: usize) -> Rows<'_, u8> {
+        let part = &self.numbers[column / BYTES * self.count()..][..self.count()];
+        Rows { values: part[row..].as_flattened(), stride: BYTES }
+    }
+
+    /// What rows stand for.
+    pub(super) fn rows(&self, rows: Range<usize>) -> &[RoundedRow] {
+        &self.rows[rows]
     }
 }
 
-/// Takes the large numbers out of a row.
-fn take_large(row: &mut [f32], large: &mut Vec<Large>) {
+/// What is to be known of a row before it is rounded.
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct Survey {
+    /// The least of its numbers and 0.
+    least: f32,
+    /// The largest of its numbers and 0.
+    most: f32,
+    /// Not a finite number, where one of the row is not one.
+    squares: f32,
+}
+
+impl Survey {
+    /// The factor that makes whole numbers of a row, what they stand for, and the one that stands for 0. A row that is not finite
+    /// stands for no number at all.
+    fn steps(self, row: &[f32]) -> (f32, f32, i32) {
+        // In halves, so that no row of finite numbers is beyond them.
+        let scale = (self.most / STEPS - self.least / STEPS).max(f32::MIN_POSITIVE);
+        let factor = scale.recip();
+        let zero = (-self.least * factor).round_ties_even();
+        let finite = self.squares.is_finite() || row.iter().all(|value| value.is_finite());
+        (factor, if finite { scale } else { f32::NAN }, zero as i32)
+    }
+}
+
+#[inline(always)]
+fn survey_inline<const FUSED: bool>(row: &[f32]) -> Survey {
+    const LANES: usize = 32;
+    let (mut least, mut most, mut squares) = ([0f32; LANES], [0f32; LANES], [0f32; LANES]);
+    let (blocks, rest) = row.as_chunks::<LANES>();
+    let mut last = [0f32; LANES];
+    last[..rest.len()].copy_from_slice(rest);
+    for index in 0..=blocks.len() {
+        let block = blocks.get(index).unwrap_or(&last);
+        for lane in 0..LANES {
+            let value = block[lane];
+            least[lane] = if value < least[lane] { value } else { least[lane] };
+            most[lane] = if value > most[lane] { value } else { most[lane] };
+            squares[lane] = multiply_add::<FUSED>(value, value, squares[lane]);
+        }
+    }
+    let mut all = Survey { least: 0.0, most: 0.0, squares: 0.0 };
+    for lane in 0..LANES {
+        all.least = if least[lane] < all.least { least[lane] } else { all.least };
+        all.most = if most[lane] > all.most { most[lane] } else { all.most };
+        all.squares += squares[lane];
+    }
+    all
+}
+widest!(fn survey(row: &[f32]) -> Survey = survey_inline);
+
+/// How large a number of a row may be before it counts as a large one, by the root of the mean square of them all.
+const LARGE: f32 = 5.0;
+
+/// Takes the large numbers out of a row, and surveys the others.
+fn take_large(row: &mut [f32], large: &mut Vec<Large>) -> Survey {
     large.clear();
-    let limit = limit(row);
-    if limit < f32::INFINITY {
-        for (column, value) in row.iter_mut().enumerate().filter(|(_, value)| value.abs() > limit) {
-            large.push(Large { column, value: std::mem::take(value) });
+    let all = survey(row);
+    let limit = LARGE * (all.squares / row.len() as f32).sqrt();
+    // As good as no number of a bell curve is that far from its middle: then nothing is counted.
+    if all.most <= limit && -all.least <= limit {
+        return all;
+    }
+    match limit_of_others(row, limit) {
+        f32::INFINITY => all,
+        limit => {
+            take(row, limit, large);
+            survey(row)
         }
     }
 }
 
-/// How large a number of a row may be before it counts as a large one: several times what the others are, if only a few are;
-/// infinite where none is large, or too many are.
+/// Several times what the numbers of a row are that are not beyond `limit`, if only a few are beyond it, and few would be beyond
+/// the new one; infinite where none is large, or too many are.
 #[inline(always)]
-fn limit_inline<const FUSED: bool>(row: &[f32]) -> f32 {
-    /// Of the root of the mean square. As good as no number of a bell curve is that far from its middle.
-    const TIMES: f32 = 5.0;
+fn limit_of_others_inline<const FUSED: bool>(row: &[f32], limit: f32) -> f32 {
     /// Numbers of which one may be a large one.
     const AMONG: usize = 16;
-    let beyond = |limit: f32| sum_of(row.len(), |place| f32::from(u8::from(row[place].abs() > limit)));
-    let of_all = TIMES * (sum_of(row.len(), |place| row[place] * row[place]) / row.len() as f32).sqrt();
-    let count = beyond(of_all);
+    let beyond = |limit: f32| sum_of(row.len(), |place| if row[place].abs() > limit { 1.0 } else { 0.0 });
+    let count = beyond(limit);
     let most = (row.len() / AMONG) as f32;
     if count == 0.0 || count > most {
         return f32::INFINITY;
     }
     let squares = sum_of(row.len(), |place| {
         let value = row[place];
-        if value.abs() > of_all { 0.0 } else { value * value }
+        if value.abs() > limit { 0.0 } else { value * value }
     });
-    let of_others = TIMES * (squares / (row.len() as f32 - count)).sqrt();
-    if beyond(of_others) > most { of_all } else { of_others }
+    let of_others = LARGE * (squares / (row.len() as f32 - count)).sqrt();
+    if beyond(of_others) > most { limit } else { of_others }
 }
-widest!(fn limit(row: &[f32]) -> f32 = limit_inline);
+widest!(fn limit_of_others(row: &[f32], limit: f32) -> f32 = limit_of_others_inline);
 
-/// Rounds a row to whole numbers, and gives what they stand for and the one that stands for 0. A row that is not finite stands for
-/// no number at all.
 #[inline(always)]
-fn round_inline<const FUSED: bool>(row: &[f32], numbers: &mut [u8]) -> (f32, i32) {
-    const LANES: usize = 32;
-    let (mut least, mut most, mut finite) = ([0f32; LANES], [0f32; LANES], [0f32; LANES]);
-    let (blocks, rest) = row.as_chunks::<LANES>();
-    let mut last = [0f32; LANES];
-    last[..rest.len()].copy_from_slice(rest);
-    for block in blocks.iter().chain([&last]) {
-        for lane in 0..LANES {
-            let value = block[lane];
-            least[lane] = if value < least[lane] { value } else { least[lane] };
-            most[lane] = if value > most[lane] { value } else { most[lane] };
-            finite[lane] += value * 0.0;
+fn take_inline<const FUSED: bool>(row: &mut [f32], limit: f32, large: &mut Vec<Large>) {
+    /// Numbers that are looked at together: few of them are large.
+    const BLOCK: usize = 64;
+    for (index, block) in row.chunks_mut(BLOCK).enumerate() {
+        let mut beyond = 0;
+        for value in &*block {
+            beyond += u32::from(value.abs() > limit);
+        }
+        if beyond > 0 {
+            for (place, value) in block.iter_mut().enumerate().filter(|(_, value)| value.abs() > limit) {
+                large.push(Large { column: index * BLOCK + place, value: std::mem::take(value) });
+            }
         }
     }
-    let (mut low, mut high, mut sum) = (0f32, 0f32, 0f32);
-    for lane in 0..LANES {
-        low = if least[lane] < low { least[lane] } else { low };
-        high = if most[lane] > high { most[lane] } else { high };
-        sum += finite[lane];
-    }
-    // In halves, so that no row of finite numbers is beyond them.
-    let scale = (high / STEPS - low / STEPS).max(f32::MIN_POSITIVE);
-    let factor = scale.recip();
-    let zero = (-low * factor).round_ties_even();
+}
+widest!(
+    /// Takes numbers beyond a limit out of a row.
+    fn take(row: &mut [f32], limit: f32, large: &mut Vec<Large>) = take_inline
+);
+
+#[inline(always)]
+fn round_inline<const FUSED: bool>(row: &[f32], factor: f32, zero: i32, numbers: &mut [u8]) {
     for (number, value) in numbers.iter_mut().zip(row) {
-        let rounded = (value * factor + ROUND).to_bits() as i32 - ROUND.to_bits() as i32 + zero as i32;
+        let rounded =
+            multiply_add::<FUSED>(*value, factor, ROUND).to_bits() as i32 - ROUND.to_bits() as i32 + zero;
         *number = rounded.clamp(0, STEPS as i32) as u8;
     }
-    (scale + sum, zero as i32)
 }
-widest!(fn round(row: &[f32], numbers: &mut [u8]) -> (f32, i32) = round_inline);
+widest!(
+    /// Makes whole numbers of a row.
+    fn round(row: &[f32], factor: f32, zero: i32, numbers: &mut [u8]) = round_inline
+);
 
 #[cfg(target_arch = "x86_64")]
 mod x86 {
     use std::arch::x86_64::{
         __m256i, _mm_loadu_si128, _mm_set1_epi32, _mm256_add_epi32, _mm256_cvtepi8_epi16,
         _mm256_cvtepu8_epi16, _mm256_hadd_epi32, _mm256_loadu_si256, _mm256_madd_epi16,
-        _mm256_permute4x64_epi64, _mm256_setzero_si256, _mm256_storeu_si256, _mm512_dpbusd_epi32,
-        _mm512_loadu_si512, _mm512_set1_epi32, _mm512_storeu_si512,
+        _mm256_permute4x64_epi64, _mm256_setzero_si256, _mm256_storeu_si256,
     };
 
-    use super::super::tiles::TILE_ROWS;
-    use super::{Ahead, BYTES, ByteStep, Sums, TOGETHER};
+    use super::{Ahead, ByteStep, Rows, Sums, TOGETHER};
 
     /// Rows of a tile of pairs: their sums of half a panel, and what is multiplied, are nearly all of 16 registers.
     const PAIR_ROWS: usize = 3;
@@ -381,70 +448,13 @@ mod x86 {
     const PAIR_VECTORS: usize = 4;
 
     /// # Safety
-    /// The processor has AVX-512 with VNNI.
-    #[target_feature(enable = "avx512f,avx512vnni")]
-    pub(super) unsafe fn fours(panel: &[ByteStep], x: &[[u8; BYTES]], sums: &mut [Sums], ahead: Ahead) {
-        let mut ahead = ahead.spread(sums.len());
-        for (x, sums) in x.chunks(TILE_ROWS).zip(sums.chunks_mut(TILE_ROWS)) {
-            ahead.read(sums.len());
-            // SAFETY: the processor has the instructions, as the caller promises.
-            unsafe {
-                match sums.len() {
-                    1 => tile_of_fours::<1>(panel, x, sums),
-                    2 => tile_of_fours::<2>(panel, x, sums),
-                    3 => tile_of_fours::<3>(panel, x, sums),
-                    4 => tile_of_fours::<4>(panel, x, sums),
-                    5 => tile_of_fours::<5>(panel, x, sums),
-                    6 => tile_of_fours::<6>(panel, x, sums),
-                    7 => tile_of_fours::<7>(panel, x, sums),
-                    8 => tile_of_fours::<8>(panel, x, sums),
-                    9 => tile_of_fours::<9>(panel, x, sums),
-                    10 => tile_of_fours::<10>(panel, x, sums),
-                    11 => tile_of_fours::<11>(panel, x, sums),
-                    _ => tile_of_fours::<12>(panel, x, sums),
-                }
-            }
-        }
-    }
-
-    /// # Safety
-    /// As [`fours`].
-    #[target_feature(enable = "avx512f,avx512vnni")]
-    unsafe fn tile_of_fours<const X: usize>(panel: &[ByteStep], x: &[[u8; BYTES]], sums: &mut [Sums]) {
-        assert!(x.len() == X && sums.len() == X && panel.len() * TOGETHER <= BYTES, "a tile of another size");
-        let x: *const u8 = x.as_ptr().cast();
-        // SAFETY: the sums of a row are two vectors, and so are a step's numbers; a row has as many numbers as the panel.
-        unsafe {
-            let mut found = [[_mm512_set1_epi32(0); 2]; X];
-            for (found, sums) in found.iter_mut().zip(&*sums) {
-                let sums: *const i32 = sums.0.as_ptr();
-                *found = [_mm512_loadu_si512(sums.cast()), _mm512_loadu_si512(sums.add(16).cast())];
-            }
-            for (step, weights) in panel.iter().enumerate() {
-                let weights: *const i8 = weights.0.as_flattened().as_ptr();
-                let weights =
-                    [_mm512_loadu_si512(weights.cast()), _mm512_loadu_si512(weights.add(64).cast())];
-                for (row, found) in found.iter_mut().enumerate() {
-                    let four = x.add(row * BYTES + step * TOGETHER).cast::<i32>().read_unaligned();
-                    let four = _mm512_set1_epi32(four);
-                    found[0] = _mm512_dpbusd_epi32(found[0], four, weights[0]);
-                    found[1] = _mm512_dpbusd_epi32(found[1], four, weights[1]);
-                }
-            }
-            for (sums, found) in sums.iter_mut().zip(found) {
-                let sums: *mut i32 = sums.0.as_mut_ptr();
-                _mm512_storeu_si512(sums.cast(), found[0]);
-                _mm512_storeu_si512(sums.add(16).cast(), found[1]);
-            }
-        }
-    }
-
-    /// # Safety
     /// The processor has AVX2.
     #[target_feature(enable = "avx2")]
-    pub(super) unsafe fn pairs(panel: &[ByteStep], x: &[[u8; BYTES]], sums: &mut [Sums]) {
+    pub(super) unsafe fn pairs(panel: &[ByteStep], x: Rows<u8>, sums: &mut [Sums], ahead: &mut Ahead) {
         for half in 0..2 {
-            for (x, sums) in x.chunks(PAIR_ROWS).zip(sums.chunks_mut(PAIR_ROWS)) {
+            for (index, sums) in sums.chunks_mut(PAIR_ROWS).enumerate() {
+                ahead.read(sums.len());
+                let x = x.from(index * PAIR_ROWS);
                 // SAFETY: the processor has the instructions, as the caller promises.
                 unsafe {
                     match sums.len() {
@@ -462,15 +472,11 @@ mod x86 {
     /// # Safety
     /// As [`pairs`].
     #[target_feature(enable = "avx2")]
-    unsafe fn tile_of_pairs<const X: usize>(
-        panel: &[ByteStep],
-        half: usize,
-        x: &[[u8; BYTES]],
-        sums: &mut [Sums],
-    ) {
-        assert!(x.len() == X && sums.len() == X && panel.len() * TOGETHER <= BYTES, "a tile of another size");
-        assert!(half < 2, "a third half");
-        let x: *const u8 = x.as_ptr().cast();
+    unsafe fn tile_of_pairs<const X: usize>(panel: &[ByteStep], half: usize, x: Rows<u8>, sums: &mut [Sums]) {
+        let Rows { values, stride } = x;
+        assert!(sums.len() == X && half < 2, "a tile of another size");
+        assert!((X - 1) * stride + panel.len() * TOGETHER <= values.len(), "rows of another length");
+        let x: *const u8 = values.as_ptr();
         // SAFETY: half a step's numbers are four times 16 bytes, and half the sums two vectors; a row has as many numbers as the
         // panel.
         unsafe {
@@ -479,7 +485,7 @@ mod x86 {
                 let weights: *const i8 = weights.0.as_flattened().as_ptr().add(64 * half);
                 let mut wide = [_mm256_setzero_si256(); X];
                 for (row, wide) in wide.iter_mut().enumerate() {
-                    let four = x.add(row * BYTES + step * TOGETHER).cast::<i32>().read_unaligned();
+                    let four = x.add(row * stride + step * TOGETHER).cast::<i32>().read_unaligned();
                     *wide = _mm256_cvtepu8_epi16(_mm_set1_epi32(four));
                 }
                 for vector in 0..PAIR_VECTORS {
@@ -529,12 +535,13 @@ mod tests {
             let panel: Vec<ByteStep> = numbers
                 .map(|step| ByteStep(step.map(|four| four.map(|number| (number as i8).max(-127)))))
                 .collect();
-            let x: Vec<[u8; BYTES]> = random(count * BYTES).collect::<Vec<_>>().as_chunks().0.to_vec();
+            let x: Vec<u8> = random(count * BYTES).collect();
+            let x = Rows { values: x.as_slice(), stride: BYTES };
             let mut expected = vec![Sums([7; PANEL]); count];
-            plain(&panel, &x, &mut expected);
+            plain(&panel, x, &mut expected, &mut Ahead::nothing());
             for processor in Processor::available() {
                 let mut sums = vec![Sums([7; PANEL]); count];
-                add_products(processor, &panel, &x, &mut sums, Ahead::NOTHING);
+                add_products(processor, &panel, x, &mut sums, &mut Ahead::new(&panel, count));
                 for (sums, expected) in sums.iter().zip(&expected) {
                     assert_eq!(sums.0, expected.0, "{processor:?} {steps} {count}");
                 }
@@ -552,7 +559,8 @@ mod tests {
                     .map(|step| least / 255.0 * (255.0 - f32::from(step)) + most / 255.0 * f32::from(step))
                     .collect();
                 let mut numbers = vec![0; columns];
-                let (scale, zero) = round(&row, &mut numbers);
+                let (factor, scale, zero) = survey(&row).steps(&row);
+                round(&row, factor, zero, &mut numbers);
                 for (value, number) in row.iter().zip(&numbers) {
                     let told = (i32::from(*number) - zero) as f32 * scale;
                     assert!((told - value).abs() <= 1.01 * scale, "{value} is {told}, steps of {scale}");

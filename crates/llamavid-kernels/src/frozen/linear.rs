@@ -2,23 +2,25 @@
 
 use std::ops::Range;
 
-use candle_core::{Result, bail};
+use candle_core::{Result, Tensor, bail};
 use half::f16;
 use half::slice::HalfFloatSliceExt;
 use rayon::prelude::*;
 
-use super::bytes::{BytePanels, ByteRows, Sums};
+use super::bytes::{BYTES, BytePanels, ByteRows, ByteStep, Sums, add_products};
 use super::parts::{Ahead, PANEL, PART, Parts, Step, Target};
-use super::tiles::{Rows, TILE_ROWS, Tiles};
-use crate::block_format::{BlockFormat, decode};
+use super::tasks::{Room, room, share_out};
+use super::tiles::{HalfStep, Rows, TILE_ROWS, Tiles, widen};
 use crate::panels::{TOGETHER, lay_out};
 use crate::processor::Processor;
 use crate::rows::with_values;
 use crate::vector::widest;
-use crate::{Projection, Weight};
+use crate::{Activation, Projection, Weight, gelu};
 
 /// Rows of `x` of a task at most: their parts and sums stay in the second cache.
 const BLOCK: usize = 22 * TILE_ROWS;
+/// Rows whose sums are written together: what they wait for at memory, the next ones compute meanwhile.
+const ENDED: usize = 2 * TILE_ROWS;
 
 /// A linear layer for products with many rows.
 #[derive(Debug)]
@@ -40,58 +42,84 @@ enum Panels {
     Bytes(BytePanels),
 }
 
+/// Rows that are multiplied.
 #[derive(Debug, Clone, Copy)]
-#[repr(C, align(64))]
-struct HalfStep([f16; PANEL]);
+pub(super) enum Input<'a> {
+    Numbers(&'a Parts),
+    /// In whole numbers, with the panels that are multiplied with such.
+    Whole(&'a ByteRows, &'a BytePanels),
+}
+
+impl Input<'_> {
+    fn count(self) -> usize {
+        match self {
+            Self::Numbers(rows) => rows.count(),
+            Self::Whole(rows, _) => rows.count(),
+        }
+    }
+
+    fn columns(self) -> usize {
+        match self {
+            Self::Numbers(rows) => rows.columns(),
+            Self::Whole(rows, _) => rows.columns(),
+        }
+    }
+}
 
 /// What happens with the sums of a product.
 #[derive(Debug, Clone, Copy)]
-pub(super) enum Ending {
+pub(super) enum Ending<'a> {
     Written,
-    /// Written after the GELU.
-    Activated,
-    /// Added to what is there.
-    Added,
+    Activated(Activation),
+    /// Written after rows, one after the other and as long as those of the result, are added to them.
+    Added(&'a [f32]),
 }
 
-/// What a task needs beside its inputs.
-struct Scratch {
-    sums: Vec<Step>,
-    whole: Vec<Sums>,
-    widened: Vec<Step>,
+/// Rows, and a part of a panel's weights that they are multiplied with.
+#[derive(Clone, Copy)]
+enum Factors<'a> {
+    Numbers(&'a Parts, &'a [Step]),
+    Whole(&'a ByteRows, &'a BytePanels, &'a [ByteStep]),
 }
 
 impl FrozenLinear {
-    /// Lays out the weights of a layer: those in blocks are rounded anew, to 8 bits with a scale for each row, others stay as
-    /// they are.
-    pub(super) fn new(layer: Projection) -> Result<Self> {
-        let (rows, columns) = layer.weight.dims2()?;
-        let values;
-        let (values, in_blocks) = match layer.weight {
-            Weight::Dense(weight) => (weight, false),
+    /// Lays out the weights of layers, whose outputs follow one another: those in blocks are rounded anew, to 8 bits with a scale
+    /// for each row, others stay as they are.
+    pub(super) fn new(layers: &[Projection]) -> Result<Self> {
+        let mut in_blocks = false;
+        let numbers = layers.iter().map(|layer| match layer.weight {
+            Weight::Dense(weight) => Ok(weight.clone()),
             Weight::Blocks(weight) => {
-                values = weight.dequantise()?;
-                (&values, weight.format().block_length() > 1)
+                in_blocks |= weight.format().block_length() > 1;
+                weight.dequantise()
             }
-        };
+        });
+        let numbers = numbers.collect::<Result<Vec<_>>>()?;
+        let values = Tensor::cat(&numbers, 0)?;
+        let (rows, columns) = values.dims2()?;
         if rows == 0 || columns == 0 {
             bail!("a layer without weights");
         }
-        let panels = with_values([values], |[values]| {
+        let panels = with_values([&values], |[values]| {
             Ok(match in_blocks {
                 true => Panels::Bytes(BytePanels::new(values, rows, columns)),
                 false => Panels::new(values, rows, columns),
             })
         })?;
         let mut bias = vec![Step::ZERO; rows.div_ceil(PANEL)];
-        if let Some(found) = layer.bias {
-            if found.dims() != [rows] {
-                bail!("a bias of shape {:?} for {rows} outputs", found.dims());
+        let mut places = Step::numbers(&mut bias);
+        for (layer, numbers) in layers.iter().zip(&numbers) {
+            let (into, others) = places.split_at_mut(numbers.dim(0)?);
+            if let Some(found) = layer.bias {
+                if found.dims() != [into.len()] {
+                    bail!("a bias of shape {:?} for {} outputs", found.dims(), into.len());
+                }
+                with_values([found], |[found]| {
+                    into.copy_from_slice(found);
+                    Ok(())
+                })?;
             }
-            with_values([found], |[found]| {
-                Step::numbers(&mut bias)[..rows].copy_from_slice(found);
-                Ok(())
-            })?;
+            places = others;
         }
         Ok(Self { panels, rows, columns, bias })
     }
@@ -104,93 +132,157 @@ impl FrozenLinear {
         self.columns
     }
 
-    /// Writes what it makes of rows to `target`, or adds it; on all threads. `rounded` has room for the rows in 8 bits.
+    /// Its weights, where rows are rounded to whole numbers before they are multiplied with them.
+    fn whole(&self, processor: Processor) -> Option<&BytePanels> {
+        match &self.panels {
+            Panels::Bytes(panels) if panels.multiplies(processor) => Some(panels),
+            _ => None,
+        }
+    }
+
+    /// Whether it rounds rows to whole numbers.
+    pub(super) fn rounds(&self, processor: Processor) -> bool {
+        self.whole(processor).is_some()
+    }
+
+    /// Rows as it multiplies them; `rounded` has room for them.
+    pub(super) fn input<'a>(
+        &'a self,
+        processor: Processor,
+        x: &'a Parts,
+        rounded: &'a mut ByteRows,
+    ) -> Input<'a> {
+        let Some(panels) = self.whole(processor) else { return Input::Numbers(x) };
+        rounded.fill(x.count(), x.columns(), |row, into| x.read(row, into));
+        Input::Whole(rounded, panels)
+    }
+
+    /// The same of `count` rows that `make` writes; `numbers` and `rounded` have room for them.
+    pub(super) fn made_input<'a>(
+        &'a self,
+        processor: Processor,
+        count: usize,
+        make: impl Fn(usize, &mut [f32]) + Sync,
+        numbers: &'a mut Parts,
+        rounded: &'a mut ByteRows,
+    ) -> Input<'a> {
+        if let Some(panels) = self.whole(processor) {
+            rounded.fill(count, self.columns, make);
+            Input::Whole(rounded, panels)
+        } else {
+            numbers.fill(count, self.columns, make);
+            Input::Numbers(numbers)
+        }
+    }
+
+    /// Writes what it makes of rows to `target`; on all threads.
     ///
     /// # Safety
     /// `target` has as many rows as `x` and as many columns as this layer; it lives, and nobody else uses it.
     pub(super) unsafe fn forward(
         &self,
         processor: Processor,
-        x: &Parts,
-        rounded: &mut ByteRows,
+        x: Input,
+        rooms: &mut Vec<Room>,
         target: Target,
         ending: Ending,
     ) {
         assert_eq!(x.columns(), self.columns, "rows that do not go with the weights");
         let count = x.count();
-        let whole = match &self.panels {
-            Panels::Bytes(panels) if panels.multiplies(processor) => {
-                rounded.fill(x);
-                Some((panels, &*rounded))
-            }
-            _ => None,
-        };
         let blocks = count.div_ceil(BLOCK).max(1);
         let length = count.div_ceil(blocks).next_multiple_of(TILE_ROWS);
-        let scratch = || Scratch {
-            sums: vec![Step::ZERO; length],
-            whole: vec![Sums::ZERO; if whole.is_some() { length } else { 0 }],
-            widened: vec![Step::ZERO; if matches!(self.panels, Panels::Numbers(_)) { 0 } else { PART }],
+        let together = match x {
+            Input::Numbers(_) => PART,
+            Input::Whole(..) => BYTES,
         };
-        let tasks = self.rows.div_ceil(PANEL) * blocks;
-        (0..tasks).into_par_iter().for_each_init(scratch, |scratch, task| {
+        let threads = rayon::current_num_threads();
+        share_out(self.rows.div_ceil(PANEL) * blocks, rooms, |scratch, task| {
             let (panel, first) = (task / blocks, task % blocks * length);
             let rows = length.min(count.saturating_sub(first));
-            let sums = &mut scratch.sums[..rows];
-            match whole {
-                Some((panels, x)) => {
-                    panels.multiply(
-                        processor,
-                        panel,
-                        (x, first),
-                        &mut scratch.whole[..rows],
-                        &self.bias[panel],
-                        sums,
-                    );
-                }
-                None => {
-                    sums.fill(self.bias[panel]);
-                    for column in (0..self.columns).step_by(PART) {
-                        let columns = column..self.columns.min(column + PART);
-                        let (panel, ahead) = self.part(processor, panel, columns, &mut scratch.widened);
-                        let x = Rows { values: x.from(column)[first..].as_flattened(), stride: PART };
-                        processor.run(Tiles { panel, x, sums, ahead });
+            let Room { sums, whole, widened, .. } = scratch;
+            let (sums, whole) = (room(sums, rows, Step::ZERO), room(whole, rows, Sums::ZERO));
+            for column in (0..self.columns).step_by(together) {
+                let columns = column..self.columns.min(column + together);
+                let last = columns.end == self.columns;
+                // What this thread multiplies next, if all are as quick.
+                let mut ahead = match last {
+                    true => self.ahead((task + threads) / blocks, 0..together, rows),
+                    false => self.ahead(panel, columns.end..columns.end + together, rows),
+                };
+                let factors = self.factors(processor, x, panel, columns, widened);
+                let step = if last { ENDED } else { rows };
+                for begin in (0..rows).step_by(step.max(1)) {
+                    let range = begin..rows.min(begin + step);
+                    let sums = &mut sums[range.clone()];
+                    let row = first + begin;
+                    match factors {
+                        Factors::Numbers(x, steps) => {
+                            if column == 0 {
+                                sums.fill(self.bias[panel]);
+                            }
+                            let x = Rows { values: x.from(column)[row..].as_flattened(), stride: PART };
+                            processor.run(Tiles { panel: steps, x, sums, ahead: &mut ahead });
+                        }
+                        Factors::Whole(x, panels, steps) => {
+                            let whole = &mut whole[range];
+                            if column == 0 {
+                                whole.fill(Sums::ZERO);
+                            }
+                            add_products(processor, steps, x.from(column, row), whole, &mut ahead);
+                            if last {
+                                let x = x.rows(row..row + sums.len());
+                                panels.scale(panel, whole, x, &self.bias[panel], sums);
+                            }
+                        }
+                    }
+                    if last {
+                        let column = panel * PANEL;
+                        let width = PANEL.min(self.rows - column);
+                        // SAFETY: as the caller promises, and each task has rows and columns of its own.
+                        finish(sums, row, column, width, target, self.rows, ending);
                     }
                 }
             }
-            let column = panel * PANEL;
-            // SAFETY: as the caller promises, and each task has rows and columns of its own.
-            finish(sums, first, column, PANEL.min(self.rows - column), target, ending);
         });
     }
 
-    /// Some columns of a panel in f32, and what is read after them.
-    fn part<'a>(
+    /// Rows and some columns of a panel, as they are multiplied.
+    fn factors<'a>(
         &'a self,
         processor: Processor,
+        x: Input<'a>,
         panel: usize,
         columns: Range<usize>,
-        widened: &'a mut [Step],
-    ) -> (&'a [Step], Ahead<'a>) {
+        widened: &'a mut Vec<Step>,
+    ) -> Factors<'a> {
         let range = panel * self.columns + columns.start..panel * self.columns + columns.end;
-        let after = range.end..range.end + PART;
+        let x = match x {
+            Input::Whole(x, panels) => return Factors::Whole(x, panels, panels.steps(panel, columns)),
+            Input::Numbers(x) => x,
+        };
         match &self.panels {
-            Panels::Numbers(steps) => (&steps[range], Ahead::new(steps.get(after).unwrap_or_default())),
+            Panels::Numbers(steps) => Factors::Numbers(x, &steps[range]),
             Panels::Halves(steps) => {
-                let widened = &mut widened[..columns.len()];
-                let ahead = Ahead::new(steps.get(after).unwrap_or_default());
-                let steps = &steps[range];
-                // SAFETY: a step is an array of halves and nothing else.
-                let bytes =
-                    unsafe { std::slice::from_raw_parts(steps.as_ptr().cast::<u8>(), size_of_val(steps)) };
-                decode(processor, BlockFormat::F16, bytes, Step::numbers(widened));
-                (widened, ahead)
+                let widened = room(widened, columns.len(), Step::ZERO);
+                widen(processor, &steps[range], widened);
+                Factors::Numbers(x, widened)
             }
             Panels::Bytes(panels) => {
-                let widened = &mut widened[..columns.len()];
+                let widened = room(widened, columns.len(), Step::ZERO);
                 panels.widen(panel, columns, widened);
-                (widened, Ahead::NOTHING)
+                Factors::Numbers(x, widened)
             }
+        }
+    }
+
+    /// Some columns of a panel, as far as there are such, spread over so many rows.
+    fn ahead(&self, panel: usize, columns: Range<usize>, rows: usize) -> Ahead<'_> {
+        let first = panel * self.columns;
+        let part = |length: usize| length.min(first + columns.start)..length.min(first + columns.end);
+        match &self.panels {
+            Panels::Numbers(steps) => Ahead::new(&steps[part(steps.len())], rows),
+            Panels::Halves(steps) => Ahead::new(&steps[part(steps.len())], rows),
+            Panels::Bytes(panels) => Ahead::new(panels.steps(panel, columns), rows),
         }
     }
 }
@@ -245,30 +337,37 @@ fn finish_inline<const FUSED: bool>(
     column: usize,
     width: usize,
     target: Target,
+    columns: usize,
     ending: Ending,
 ) {
-    if matches!(ending, Ending::Activated) {
-        crate::gelu::activate::<FUSED>(Step::numbers(sums));
+    match ending {
+        Ending::Activated(Activation::Gelu) => gelu::activate::<FUSED>(Step::numbers(sums)),
+        Ending::Activated(Activation::QuickGelu) => gelu::activate_quick::<FUSED>(Step::numbers(sums)),
+        Ending::Written | Ending::Added(_) => {}
     }
-    for (index, sums) in sums.iter().enumerate() {
+    for (row, sums) in (row..).zip(sums) {
         let sums = &sums.0[..width];
         // SAFETY: as the caller promises.
         unsafe {
             match ending {
-                Ending::Added => target.add(row + index, column, sums),
-                Ending::Written | Ending::Activated => target.write(row + index, column, sums),
+                Ending::Written | Ending::Activated(_) => target.write(row, column, sums),
+                Ending::Added(others) => {
+                    target.write_sums(row, column, sums, &others[row * columns + column..][..width]);
+                }
             }
         }
     }
 }
 widest!(
-    /// Writes sums of a panel to rows from `row` on, or adds them. Whoever calls it has these places of `target` alone.
+    /// Writes sums of a panel to rows from `row` on, which have so many columns. Whoever calls it has these places of `target`
+    /// alone.
     fn finish(
         sums: &mut [Step],
         row: usize,
         column: usize,
         width: usize,
         target: Target,
+        columns: usize,
         ending: Ending,
     ) = finish_inline
 );

@@ -5,20 +5,23 @@
 
 mod attention;
 mod bytes;
+#[cfg(target_arch = "x86_64")]
+mod groups;
 mod linear;
 mod parts;
+mod tasks;
 mod tiles;
 
 use candle_core::{Device, Result, Tensor, bail};
-use rayon::prelude::*;
 
-use attention::Packed;
+use attention::{Narrow, Packed};
 use bytes::ByteRows;
-use linear::{Ending, FrozenLinear};
+use linear::{Ending, FrozenLinear, Input};
 use parts::{Parts, Target};
+use tasks::Room;
 
 use crate::processor::{Processor, processor};
-use crate::rows::{fusible, rows_of_a_task, with_values};
+use crate::rows::{fusible, with_values};
 use crate::{Norm, Projection};
 
 /// Memory for what is in between, which one sub-layer leaves to the next. Nothing in it lasts.
@@ -30,6 +33,17 @@ pub struct FrozenScratch {
     packed: Vec<f32>,
     hidden: Parts,
     rounded: ByteRows,
+    /// Of each thread.
+    rooms: Vec<Room>,
+}
+
+/// What follows the first layer of a feed-forward layer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Activation {
+    /// The exact [`crate::gelu`], to some 2e-7.
+    Gelu,
+    /// [`crate::quick_gelu`].
+    QuickGelu,
 }
 
 /// A norm and two layers.
@@ -43,11 +57,11 @@ struct SubLayer {
 }
 
 impl SubLayer {
-    fn new(norm: Norm, first: Projection, second: Projection) -> Result<Self> {
+    fn new(norm: Norm, first: &[Projection], second: Projection) -> Result<Self> {
         let numbers = |tensor: &Tensor| with_values([tensor], |[values]| Ok(values.to_vec()));
         let weight = numbers(norm.weight)?;
         let bias = norm.bias.map_or_else(|| Ok(vec![0.0; weight.len()]), numbers)?;
-        let (first, second) = (FrozenLinear::new(first)?, FrozenLinear::new(second)?);
+        let (first, second) = (FrozenLinear::new(first)?, FrozenLinear::new(&[second])?);
         if first.columns() != weight.len() || second.rows() != weight.len() || bias.len() != weight.len() {
             bail!(
                 "layers of {} and {} do not go with rows of {}",
@@ -59,35 +73,49 @@ impl SubLayer {
         Ok(Self { weight, bias, eps: norm.eps as f32, first, second })
     }
 
-    /// A copy of `x` (F, R, V) to which the sub-layer is to be added, with its rows after the norm in `normed`.
-    fn begin(&self, x: &Tensor, normed: &mut Parts) -> Result<Vec<f32>> {
-        let (frames, rows, width) = x.dims3()?;
+    /// Whether `x` (F, R, V) are rows that it reads.
+    fn check(&self, x: &Tensor) -> Result<()> {
+        let (_frames, _rows, width) = x.dims3()?;
         if width != self.weight.len() || !fusible(&[x]) {
             bail!("a frozen layer for rows of {} f32 on the CPU does not read {x:?}", self.weight.len());
         }
-        normed.reshape(frames * rows, width);
-        let target = normed.target();
-        let task = rows_of_a_task(width);
-        with_values([x], |[x]| {
-            let mut result = Vec::with_capacity(x.len());
-            let copies = &mut result.spare_capacity_mut()[..x.len()];
-            let tasks = copies.par_chunks_mut(task * width).zip(x.par_chunks(task * width)).enumerate();
-            tasks.for_each_init(
-                || vec![0f32; task * width],
-                |buffer, (index, (copy, x))| {
-                    copy.iter_mut().zip(x).for_each(|(copy, value)| _ = copy.write(*value));
-                    let buffer = &mut buffer[..x.len()];
-                    crate::layer_norm::normalise(x, &self.weight, &self.bias, self.eps, buffer);
-                    for (row, values) in buffer.chunks_exact(width).enumerate() {
-                        // SAFETY: the rows are borrowed for this, and each task has its own.
-                        unsafe { target.write(index * task + row, 0, values) };
-                    }
-                },
-            );
-            // SAFETY: the tasks copied all of `x`.
-            unsafe { result.set_len(x.len()) };
-            Ok(result)
-        })
+        Ok(())
+    }
+
+    /// Rows of `x` after the norm, as the first layer multiplies them; on all threads.
+    fn norm<'a>(
+        &'a self,
+        processor: Processor,
+        x: &[f32],
+        normed: &'a mut Parts,
+        rounded: &'a mut ByteRows,
+    ) -> Input<'a> {
+        let width = self.weight.len();
+        let make = |row: usize, into: &mut [f32]| {
+            let x = &x[row * width..][..width];
+            crate::layer_norm::normalise(x, &self.weight, &self.bias, self.eps, into);
+        };
+        self.first.made_input(processor, x.len() / width, make, normed, rounded)
+    }
+
+    /// What the second layer makes of rows, with rows `x` added to it.
+    fn end(
+        &self,
+        processor: Processor,
+        hidden: &Parts,
+        x: &[f32],
+        rounded: &mut ByteRows,
+        rooms: &mut Vec<Room>,
+    ) -> Vec<f32> {
+        let mut result = Vec::with_capacity(x.len());
+        let target = Target::rows(result.as_mut_ptr(), x.len(), self.weight.len());
+        let hidden = self.second.input(processor, hidden, rounded);
+        // SAFETY: the target has a row for each of `hidden`, and is borrowed for this, which writes all of it.
+        unsafe {
+            self.second.forward(processor, hidden, rooms, target, Ending::Added(x));
+            result.set_len(x.len());
+        }
+        result
     }
 }
 
@@ -99,14 +127,14 @@ pub struct FrozenAttention {
 }
 
 impl FrozenAttention {
-    /// `packed` makes queries, keys and values of `heads` heads, one after the other.
+    /// `packed` makes queries, keys and values of `heads` heads, one after the other: a layer, or one for each.
     ///
     /// Weights in blocks are rounded anew: to 8 bits with one scale for each output. Numbers stay as they are, in 16 bits where
     /// those hold all of them exactly.
     ///
     /// # Errors
     /// Shapes that do not go together, and tensors that are not on the CPU.
-    pub fn new(norm: Norm, packed: Projection, output: Projection, heads: usize) -> Result<Self> {
+    pub fn new(norm: Norm, packed: &[Projection], output: Projection, heads: usize) -> Result<Self> {
         let layer = SubLayer::new(norm, packed, output)?;
         let width = layer.second.columns();
         if layer.first.rows() != 3 * width || heads == 0 || !width.is_multiple_of(heads) {
@@ -124,40 +152,46 @@ impl FrozenAttention {
     }
 
     fn compute(&self, processor: Processor, x: &Tensor, scratch: &mut FrozenScratch) -> Result<Tensor> {
-        let (frames, rows, width) = x.dims3()?;
+        self.layer.check(x)?;
+        let (frames, rows, _width) = x.dims3()?;
         let SubLayer { first, second, .. } = &self.layer;
-        let FrozenScratch { normed, packed, rounded, .. } = scratch;
-        let mut result = self.layer.begin(x, normed)?;
-        packed.resize(frames * rows * first.rows(), 0.0);
-        let target = Target::rows(packed, first.rows());
-        // SAFETY: the target has a row for each of `normed`, and is borrowed for this.
-        unsafe { first.forward(processor, normed, rounded, target, Ending::Written) };
-        normed.reshape(frames * rows, second.columns());
-        let attention = Packed { values: packed, frames, rows, heads: self.heads };
-        // SAFETY: as above.
-        unsafe { attention.attend(processor, normed.target()) };
-        let target = Target::rows(&mut result, width);
-        // SAFETY: as above.
-        unsafe { second.forward(processor, normed, rounded, target, Ending::Added) };
-        Tensor::from_vec(result, (frames, rows, width), &Device::Cpu)
+        let FrozenScratch { normed, packed, rounded, rooms, .. } = scratch;
+        let result = with_values([x], |[x]| {
+            let input = self.layer.norm(processor, x, normed, rounded);
+            packed.resize(frames * rows * first.rows(), 0.0);
+            let target = Target::rows(packed.as_mut_ptr(), packed.len(), first.rows());
+            // SAFETY: the target has a row for each of `x`, and is borrowed for this.
+            unsafe { first.forward(processor, input, rooms, target, Ending::Written) };
+            normed.reshape(frames * rows, second.columns());
+            let attention = Packed { values: packed, frames, rows, heads: self.heads };
+            // What is rounded to 8 bits before and after may have 16 in between.
+            let narrow = if first.rounds(processor) { Narrow::of(processor) } else { Narrow::No };
+            // SAFETY: as above.
+            unsafe { attention.attend(processor, narrow, rooms, normed.target()) };
+            Ok(self.layer.end(processor, normed, x, rounded, rooms))
+        })?;
+        Tensor::from_vec(result, x.shape(), &Device::Cpu)
     }
 }
 
-/// A feed-forward layer with layer norm, exact GELU and residual, for inference: [`crate::gelu_block`] with the norm before it.
+/// A feed-forward layer with layer norm and residual, for inference: [`crate::gelu_block`] with the norm before it.
 #[derive(Debug)]
-pub struct FrozenFeedForward(SubLayer);
+pub struct FrozenFeedForward {
+    layer: SubLayer,
+    activation: Activation,
+}
 
 impl FrozenFeedForward {
     /// Weights are held as in [`FrozenAttention::new`].
     ///
     /// # Errors
     /// Shapes that do not go together, and tensors that are not on the CPU.
-    pub fn new(norm: Norm, first: Projection, second: Projection) -> Result<Self> {
-        let layer = SubLayer::new(norm, first, second)?;
+    pub fn new(norm: Norm, first: Projection, activation: Activation, second: Projection) -> Result<Self> {
+        let layer = SubLayer::new(norm, &[first], second)?;
         if layer.first.rows() != layer.second.columns() {
             bail!("{} hidden numbers, but a layer for {}", layer.first.rows(), layer.second.columns());
         }
-        Ok(Self(layer))
+        Ok(Self { layer, activation })
     }
 
     /// `x` (F, R, V) in f32 gives (F, R, V). No gradient flows through it.
@@ -169,17 +203,19 @@ impl FrozenFeedForward {
     }
 
     fn compute(&self, processor: Processor, x: &Tensor, scratch: &mut FrozenScratch) -> Result<Tensor> {
-        let (frames, rows, width) = x.dims3()?;
-        let SubLayer { first, second, .. } = &self.0;
-        let FrozenScratch { normed, hidden, rounded, .. } = scratch;
-        let mut result = self.0.begin(x, normed)?;
-        hidden.reshape(frames * rows, first.rows());
-        // SAFETY: the target has a row for each of `normed`, and is borrowed for this.
-        unsafe { first.forward(processor, normed, rounded, hidden.target(), Ending::Activated) };
-        let target = Target::rows(&mut result, width);
-        // SAFETY: as above.
-        unsafe { second.forward(processor, hidden, rounded, target, Ending::Added) };
-        Tensor::from_vec(result, (frames, rows, width), &Device::Cpu)
+        let Self { layer, activation } = self;
+        layer.check(x)?;
+        let (frames, rows, _width) = x.dims3()?;
+        let FrozenScratch { normed, hidden, rounded, rooms, .. } = scratch;
+        let result = with_values([x], |[x]| {
+            let input = layer.norm(processor, x, normed, rounded);
+            hidden.reshape(frames * rows, layer.first.rows());
+            let target = hidden.target();
+            // SAFETY: the target has a row for each of `x`, and is borrowed for this.
+            unsafe { layer.first.forward(processor, input, rooms, target, Ending::Activated(*activation)) };
+            Ok(layer.end(processor, hidden, x, rounded, rooms))
+        })?;
+        Tensor::from_vec(result, x.shape(), &Device::Cpu)
     }
 }
 
@@ -290,8 +326,10 @@ mod tests {
             .unwrap();
             let expected_feed_forward = gelu_block(&x, before, first.exact(), second.exact()).unwrap();
             let attention =
-                FrozenAttention::new(norm, packed.projection(), output.projection(), heads).unwrap();
-            let feed_forward = FrozenFeedForward::new(norm, first.projection(), second.projection()).unwrap();
+                FrozenAttention::new(norm, &[packed.projection()], output.projection(), heads).unwrap();
+            let feed_forward =
+                FrozenFeedForward::new(norm, first.projection(), Activation::Gelu, second.projection())
+                    .unwrap();
             for processor in Processor::available() {
                 let actual = attention.compute(processor, &x, &mut scratch).unwrap();
                 let error = distance(&actual, &expected_attention);
@@ -328,7 +366,8 @@ mod tests {
                 let layer = Layer::new(rows, columns, 4);
                 if rounded { layer.rounded() } else { layer }
             });
-            let attention = FrozenAttention::new(norm, packed.projection(), output.projection(), 2).unwrap();
+            let attention =
+                FrozenAttention::new(norm, &[packed.projection()], output.projection(), 2).unwrap();
             for wrong in [f32::NAN, f32::INFINITY] {
                 let mut numbers = values(&noise((2, 9, width), 1, 2.0));
                 numbers[3 * width + 5] = wrong;
@@ -350,7 +389,7 @@ mod tests {
         let layer = |rows, columns| Layer::new(rows, columns, 4);
         let (packed, output, other) = (layer(24, 8), layer(8, 8), layer(8, 9));
         let [packed, output, other] = [&packed, &output, &other].map(Layer::projection);
-        let attention = FrozenAttention::new(norm, packed, output, 2).unwrap();
+        let attention = FrozenAttention::new(norm, &[packed], output, 2).unwrap();
         let mut scratch = FrozenScratch::default();
         for shape in [(0, 5, 8), (2, 0, 8)] {
             let x = Tensor::zeros(shape, candle_core::DType::F32, &Device::Cpu).unwrap();
@@ -360,10 +399,10 @@ mod tests {
         assert!(attention.forward(&x, &mut scratch).is_err());
         let x = Tensor::zeros((1, 5, 8), candle_core::DType::F16, &Device::Cpu).unwrap();
         assert!(attention.forward(&x, &mut scratch).is_err());
-        assert!(FrozenAttention::new(norm, packed, output, 3).is_err());
-        assert!(FrozenAttention::new(norm, output, output, 2).is_err());
-        assert!(FrozenFeedForward::new(norm, packed, output).is_err());
-        assert!(FrozenFeedForward::new(norm, output, other).is_err());
-        assert!(FrozenFeedForward::new(norm, output, output).is_ok());
+        assert!(FrozenAttention::new(norm, &[packed], output, 3).is_err());
+        assert!(FrozenAttention::new(norm, &[output], output, 2).is_err());
+        assert!(FrozenFeedForward::new(norm, packed, Activation::Gelu, output).is_err());
+        assert!(FrozenFeedForward::new(norm, output, Activation::Gelu, other).is_err());
+        assert!(FrozenFeedForward::new(norm, output, Activation::Gelu, output).is_ok());
     }
 }

@@ -1,7 +1,11 @@
 //! Rows between products, and places that tasks write.
 
+use rayon::prelude::*;
+
 /// Numbers of a row that lie together: a panel's part of as many columns stays in the first cache.
-pub(super) const PART: usize = 256;
+pub(super) const PART: usize = 128;
+/// Rows that a thread makes one after the other at least.
+pub(super) const TASK_ROWS: usize = 8;
 /// Rows of weights of a panel: two vectors of the widest kind.
 pub(super) const PANEL: usize = 32;
 
@@ -21,7 +25,7 @@ impl Step {
 }
 
 /// Bytes that are read next. They are asked for while something else is computed, so that they are in the second cache then.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug)]
 pub(super) struct Ahead<'a> {
     bytes: &'a [u8],
     /// For each row of the work in between.
@@ -29,19 +33,16 @@ pub(super) struct Ahead<'a> {
 }
 
 impl<'a> Ahead<'a> {
-    pub(super) const NOTHING: Self = Self { bytes: &[], each: 0 };
-
-    /// Numbers of any kind that has no places between them.
-    pub(super) fn new<T>(numbers: &'a [T]) -> Self {
-        // SAFETY: the bytes are never looked at.
-        let bytes = unsafe { std::slice::from_raw_parts(numbers.as_ptr().cast(), size_of_val(numbers)) };
-        Self { bytes, each: bytes.len() }
+    /// None.
+    pub(super) fn nothing() -> Self {
+        Self { bytes: &[], each: 0 }
     }
 
-    /// The same, spread over so many rows.
-    #[inline(always)]
-    pub(super) fn spread(self, rows: usize) -> Self {
-        Self { each: self.bytes.len().div_ceil(rows.max(1)), ..self }
+    /// Numbers of any kind that has no places between them, spread over so many rows.
+    pub(super) fn new<T>(numbers: &'a [T], rows: usize) -> Self {
+        // SAFETY: the bytes are never looked at.
+        let bytes = unsafe { std::slice::from_raw_parts(numbers.as_ptr().cast(), size_of_val(numbers)) };
+        Self { bytes, each: bytes.len().div_ceil(rows.max(1)) }
     }
 
     /// Asks for the share of some rows.
@@ -73,6 +74,20 @@ pub(super) struct Parts {
 }
 
 impl Parts {
+    /// Makes room for other rows and writes them, each as `make` has it; on all threads.
+    pub(super) fn fill(&mut self, count: usize, columns: usize, make: impl Fn(usize, &mut [f32]) + Sync) {
+        self.reshape(count, columns);
+        let target = self.target();
+        (0..count).into_par_iter().with_min_len(TASK_ROWS).for_each_init(
+            || vec![0f32; columns],
+            |row, index| {
+                make(index, row);
+                // SAFETY: the rows are borrowed for this, and each is written once.
+                unsafe { target.write(index, 0, row) };
+            },
+        );
+    }
+
     /// Makes room for other rows, whose numbers are any.
     pub(super) fn reshape(&mut self, count: usize, columns: usize) {
         self.values.resize(columns.div_ceil(PART) * count, [0.0; PART]);
@@ -123,10 +138,9 @@ unsafe impl Sync for Target {}
 unsafe impl Send for Target {}
 
 impl Target {
-    /// Rows of `width`, one after the other.
-    pub(super) fn rows(values: &mut [f32], width: usize) -> Self {
-        let count = values.len() / width.max(1);
-        Self { values: values.as_mut_ptr(), length: values.len(), count, part: width.max(1) }
+    /// Rows of `width`, one after the other: `length` numbers, which nobody has written yet or which are any.
+    pub(super) fn rows(values: *mut f32, length: usize, width: usize) -> Self {
+        Self { values, length, count: length / width.max(1), part: width.max(1) }
     }
 
     /// Where numbers of a row lie from a column on, and how many of `length` lie there together.
@@ -159,19 +173,17 @@ impl Target {
         }
     }
 
-    /// Adds numbers to those of a row from a column on.
+    /// Writes sums of numbers and of others, which are as many, to a row from a column on.
     ///
     /// # Safety
-    /// The rows live, and nobody else uses these places.
+    /// As [`Target::write`].
     #[inline(always)]
-    pub(super) unsafe fn add(self, row: usize, mut column: usize, mut values: &[f32]) {
-        while !values.is_empty() {
-            let (start, together) = self.place(row, column, values.len());
-            let (first, later) = values.split_at(together);
-            // SAFETY: within the rows, and the caller has these places alone.
-            let into = unsafe { std::slice::from_raw_parts_mut(self.values.add(start), together) };
-            into.iter_mut().zip(first).for_each(|(into, value)| *into += value);
-            (column, values) = (column + together, later);
+    pub(super) unsafe fn write_sums(self, row: usize, column: usize, values: &[f32], others: &[f32]) {
+        let mut sums = [0f32; PANEL];
+        for ((sum, value), other) in sums.iter_mut().zip(values).zip(others) {
+            *sum = value + other;
         }
+        // SAFETY: as the caller promises.
+        unsafe { self.write(row, column, &sums[..values.len()]) };
     }
 }

@@ -2,9 +2,12 @@
 //! stays in the first cache, goes by. K. Goto and R. van de Geijn, "Anatomy of High-Performance Matrix Multiplication" (2008),
 //! with the roles of the matrices exchanged.
 
+use half::f16;
+use half::slice::HalfFloatSliceExt;
 use pulp::{Simd, WithSimd};
 
 use super::parts::{Ahead, PANEL, Step};
+use crate::processor::Processor;
 
 /// Vectors of a panel that are multiplied together.
 const VECTORS: usize = 2;
@@ -12,32 +15,84 @@ const VECTORS: usize = 2;
 pub(super) const TILE_ROWS: usize = 12;
 
 /// Rows, of which each starts `stride` numbers after the one before.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Rows<'a> {
-    pub(super) values: &'a [f32],
+#[derive(Debug)]
+pub(super) struct Rows<'a, T = f32> {
+    pub(super) values: &'a [T],
     pub(super) stride: usize,
 }
 
+impl<T> Clone for Rows<'_, T> {
+    fn clone(&self) -> Self {
+        *self
+    }
+}
+
+impl<T> Copy for Rows<'_, T> {}
+
+impl<T> Rows<'_, T> {
+    /// Those from a row on.
+    #[inline(always)]
+    pub(super) fn from(self, row: usize) -> Self {
+        Self { values: &self.values[row * self.stride..], ..self }
+    }
+}
+
+/// The numbers of a [`Step`] in 16 bits.
+#[derive(Debug, Clone, Copy)]
+#[repr(C, align(64))]
+pub(super) struct HalfStep(pub(super) [f16; PANEL]);
+
+/// Widens steps; there is a place for each.
+pub(super) fn widen(processor: Processor, steps: &[HalfStep], into: &mut [Step]) {
+    assert_eq!(steps.len(), into.len(), "as many places as steps");
+    match processor {
+        // SAFETY: the processor has AVX-512.
+        #[cfg(target_arch = "x86_64")]
+        Processor::Avx512(..) => unsafe { widen_vectors(steps, into) },
+        _ => {
+            for (into, step) in into.iter_mut().zip(steps) {
+                step.0.convert_to_f32_slice(&mut into.0);
+            }
+        }
+    }
+}
+
+/// # Safety
+/// The processor has AVX-512.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512f")]
+unsafe fn widen_vectors(steps: &[HalfStep], into: &mut [Step]) {
+    use std::arch::x86_64::{_mm256_loadu_si256, _mm512_cvtph_ps, _mm512_storeu_ps};
+    for (step, into) in steps.iter().zip(into) {
+        for lane in (0..PANEL).step_by(16) {
+            // SAFETY: 16 numbers from `lane` on lie within a step.
+            unsafe {
+                let halves = _mm256_loadu_si256(step.0.as_ptr().add(lane).cast());
+                _mm512_storeu_ps(into.0.as_mut_ptr().add(lane), _mm512_cvtph_ps(halves));
+            }
+        }
+    }
+}
+
 /// Adds the products of rows `x` with a panel's steps to `sums`, one for each row.
-pub(super) struct Tiles<'a> {
+pub(super) struct Tiles<'a, 'b> {
     pub(super) panel: &'a [Step],
     pub(super) x: Rows<'a>,
     pub(super) sums: &'a mut [Step],
-    pub(super) ahead: Ahead<'a>,
+    pub(super) ahead: &'a mut Ahead<'b>,
 }
 
-impl WithSimd for Tiles<'_> {
+impl WithSimd for Tiles<'_, '_> {
     type Output = ();
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        let Self { panel, x: Rows { values, stride }, sums, ahead } = self;
-        let mut ahead = ahead.spread(sums.len());
+        let Self { panel, x, sums, ahead } = self;
         let tile_rows = if S::REGISTER_COUNT >= 32 { TILE_ROWS } else { TILE_ROWS / 2 };
         for lane in (0..PANEL).step_by(VECTORS * S::F32_LANES) {
             for (index, sums) in sums.chunks_mut(tile_rows).enumerate() {
                 ahead.read(sums.len());
-                let x = Rows { values: &values[index * tile_rows * stride..], stride };
+                let x = x.from(index * tile_rows);
                 match sums.len() {
                     1 => tile::<S, 1>(simd, panel, lane, x, sums),
                     2 => tile::<S, 2>(simd, panel, lane, x, sums),

@@ -4,10 +4,13 @@
 //! Letters: F frames, P patches, V visual width.
 
 use candle_core::{Result, Tensor};
-use llamavid_kernels::{Heads, multi_head_attention, quick_gelu};
+use llamavid_kernels::{
+    Activation, FrozenAttention, FrozenFeedForward, Heads, multi_head_attention, quick_gelu,
+};
 use tracing::info_span;
 
 use super::ClipConfig;
+use super::blocks::{Block, Blocks, FrozenBlock};
 use super::layer_norm::LayerNorm;
 use super::patch_embedding::PatchEmbedding;
 use crate::linear::{Linear, linear};
@@ -24,12 +27,13 @@ pub(super) struct ClipTower {
     positions: Tensor,
     /// Named so, without the `e`, in every published file.
     pre_layrnorm: LayerNorm,
-    layers: Vec<Layer>,
+    layers: Blocks<Layer>,
     class_token: bool,
 }
 
 impl ClipTower {
-    pub fn new(config: &ClipConfig, vb: WeightSource) -> ModelResult<Self> {
+    /// `frozen` for inference only.
+    pub fn new(config: &ClipConfig, vb: WeightSource, frozen: bool) -> ModelResult<Self> {
         let embeddings = vb.pp("embeddings");
         let rows = config.position_side * config.position_side + 1;
         let layers = vb.pp("encoder").pp("layers");
@@ -43,9 +47,7 @@ impl ClipTower {
             class_row: embeddings.get(config.width, "class_embedding")?,
             positions: embeddings.get((rows, config.width), "position_embedding.weight")?,
             pre_layrnorm: LayerNorm::new(config.width, EPS, vb.pp("pre_layrnorm"))?,
-            layers: (0..layers_used(config)?)
-                .map(|index| Layer::new(config, layers.pp(index)))
-                .collect::<Result<_>>()?,
+            layers: Blocks::new(layers_used(config)?, frozen, |index| Layer::new(config, layers.pp(index)))?,
             class_token: config.class_token,
         })
     }
@@ -62,11 +64,7 @@ impl ClipTower {
         let class_rows = self.class_row.broadcast_as((frames, 1, width))?;
         let embeddings = Tensor::cat(&[&class_rows, &patches], 1)?.broadcast_add(&self.positions)?;
         observer.see("vit.embeddings", &embeddings);
-        let mut x = self.pre_layrnorm.forward(&embeddings)?;
-        for (index, layer) in self.layers.iter().enumerate() {
-            x = layer.forward(&x)?;
-            observer.see(&format!("vit.block{index}"), &x);
-        }
+        let x = self.layers.forward(self.pre_layrnorm.forward(&embeddings)?, observer)?;
         if self.class_token { Ok(x) } else { x.narrow(1, 1, count)?.contiguous() }
     }
 }
@@ -110,7 +108,9 @@ impl Layer {
             fc2: linear(config.mlp_width, config.width, mlp.pp("fc2"))?,
         })
     }
+}
 
+impl Block for Layer {
     fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let attended =
             info_span!("attention").in_scope(|| self.self_attn.forward(&self.layer_norm1.forward(x)?))?;
@@ -118,6 +118,17 @@ impl Layer {
         let _span = info_span!("feed forward").entered();
         let hidden = quick_gelu(&self.fc1.forward(&self.layer_norm2.forward(&x)?)?)?;
         x + self.fc2.forward(&hidden)?
+    }
+
+    fn frozen(self) -> Result<FrozenBlock> {
+        let Attention { q_proj, k_proj, v_proj, out_proj, heads } = &self.self_attn;
+        let packed = [q_proj, k_proj, v_proj].map(Linear::projection);
+        let [out_proj, fc1, fc2] = [out_proj, &self.fc1, &self.fc2].map(Linear::projection);
+        let [norm1, norm2] = [&self.layer_norm1, &self.layer_norm2].map(LayerNorm::norm);
+        Ok(FrozenBlock {
+            attention: FrozenAttention::new(norm1, &packed, out_proj, *heads)?,
+            feed_forward: FrozenFeedForward::new(norm2, fc1, Activation::QuickGelu, fc2)?,
+        })
     }
 }
 

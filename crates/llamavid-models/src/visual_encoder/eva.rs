@@ -4,16 +4,14 @@
 //! Reference: upstream's `eva_vit.py`. Returns the last block's output, without a final norm.
 //! Letters: F frames, P patches, V visual width.
 
-use std::sync::{Arc, Mutex, PoisonError};
-
 use candle_core::{DType, Result, Tensor};
 use llamavid_kernels::{
-    FrozenAttention, FrozenFeedForward, FrozenScratch, Heads, NormPlace, Projection, attention_block,
-    gelu_block,
+    Activation, FrozenAttention, FrozenFeedForward, Heads, NormPlace, Projection, attention_block, gelu_block,
 };
 use tracing::info_span;
 
 use super::EvaConfig;
+use super::blocks::{self, Blocks, FrozenBlock};
 use super::layer_norm::LayerNorm;
 use super::patch_embedding::PatchEmbedding;
 use super::position_table;
@@ -28,18 +26,11 @@ pub(super) struct EvaTower {
     patch_embedding: PatchEmbedding,
     class_row: Tensor,
     positions: Tensor,
-    blocks: Blocks,
-}
-
-#[derive(Debug, Clone)]
-enum Blocks {
-    AsRead(Vec<Block>),
-    /// With memory that one call leaves to the next.
-    Frozen(Arc<[FrozenBlock]>, Arc<Mutex<FrozenScratch>>),
+    blocks: Blocks<Block>,
 }
 
 impl EvaTower {
-    /// `frozen` for inference only, where the CPU computes in f32.
+    /// `frozen` for inference only.
     pub fn new(config: &EvaConfig, vb: WeightSource, frozen: bool) -> Result<Self> {
         let rows = config.position_side * config.position_side + 1;
         // Resized in f32 whatever the dtype, as the reference does.
@@ -52,7 +43,6 @@ impl EvaTower {
         let side = config.image_size / config.patch_size;
         let blocks = vb.pp("blocks");
         let block = |index: usize| Block::new(config, blocks.pp(index));
-        let frozen = frozen && vb.device().is_cpu() && vb.dtype() == DType::F32;
         Ok(Self {
             patch_embedding: PatchEmbedding::new(
                 config.width,
@@ -63,14 +53,7 @@ impl EvaTower {
             class_row: vb.get((1, 1, config.width), "cls_token")?,
             positions: position_table::resize(&positions, config.position_side, side)?
                 .to_dtype(vb.dtype())?,
-            blocks: match frozen {
-                // One after the other, so that weights are in memory once.
-                true => Blocks::Frozen(
-                    (0..config.depth).map(|index| block(index)?.frozen()).collect::<Result<_>>()?,
-                    Arc::default(),
-                ),
-                false => Blocks::AsRead((0..config.depth).map(block).collect::<Result<_>>()?),
-            },
+            blocks: Blocks::new(config.depth, frozen, block)?,
         })
     }
 
@@ -84,27 +67,9 @@ impl EvaTower {
         observer.see("vit.patch_embed", &patches);
         let (frames, _patches, width) = patches.dims3()?;
         let class_rows = self.class_row.broadcast_as((frames, 1, width))?;
-        let mut x = Tensor::cat(&[&class_rows, &patches], 1)?.broadcast_add(&self.positions)?;
+        let x = Tensor::cat(&[&class_rows, &patches], 1)?.broadcast_add(&self.positions)?;
         observer.see("vit.embeddings", &x);
-        let mut see = |index: usize, x: &Tensor| observer.see(&format!("vit.block{index}"), x);
-        match &self.blocks {
-            Blocks::AsRead(blocks) => {
-                for (index, block) in blocks.iter().enumerate() {
-                    x = block.forward(&x)?;
-                    see(index, &x);
-                }
-            }
-            Blocks::Frozen(blocks, left) => {
-                // Never locked while something is computed: a thread that waits for others may begin another call.
-                let mut scratch = std::mem::take(&mut *left.lock().unwrap_or_else(PoisonError::into_inner));
-                for (index, block) in blocks.iter().enumerate() {
-                    x = block.forward(&x, &mut scratch)?;
-                    see(index, &x);
-                }
-                *left.lock().unwrap_or_else(PoisonError::into_inner) = scratch;
-            }
-        }
-        Ok(x)
+        self.blocks.forward(x, observer)
     }
 }
 
@@ -128,34 +93,22 @@ impl Block {
             fc2: linear(config.mlp_width, config.width, mlp.pp("fc2"))?,
         })
     }
+}
 
-    fn frozen(self) -> Result<FrozenBlock> {
-        let (fc1, fc2) = (self.fc1.projection(), self.fc2.projection());
-        Ok(FrozenBlock {
-            attention: self.attn.frozen(&self.norm1)?,
-            feed_forward: FrozenFeedForward::new(self.norm2.norm(), fc1, fc2)?,
-        })
-    }
-
+impl blocks::Block for Block {
     fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let x = info_span!("attention").in_scope(|| self.attn.forward(x, &self.norm1))?;
         let norm = (self.norm2.norm(), NormPlace::Before);
         let _span = info_span!("feed forward").entered();
         gelu_block(&x, norm, self.fc1.projection(), self.fc2.projection())
     }
-}
 
-/// A block whose weights were laid out for inference.
-#[derive(Debug)]
-struct FrozenBlock {
-    attention: FrozenAttention,
-    feed_forward: FrozenFeedForward,
-}
-
-impl FrozenBlock {
-    fn forward(&self, x: &Tensor, scratch: &mut FrozenScratch) -> Result<Tensor> {
-        let x = info_span!("attention").in_scope(|| self.attention.forward(x, scratch))?;
-        info_span!("feed forward").in_scope(|| self.feed_forward.forward(&x, scratch))
+    fn frozen(self) -> Result<FrozenBlock> {
+        let (norm, [fc1, fc2]) = (self.norm2.norm(), [&self.fc1, &self.fc2].map(Linear::projection));
+        Ok(FrozenBlock {
+            attention: self.attn.frozen(&self.norm1)?,
+            feed_forward: FrozenFeedForward::new(norm, fc1, Activation::Gelu, fc2)?,
+        })
     }
 }
 
@@ -201,7 +154,7 @@ impl Attention {
     fn frozen(&self, norm: &LayerNorm) -> Result<FrozenAttention> {
         let bias = self.bias()?;
         let packed = Projection { weight: self.qkv.weight(), bias: Some(&bias) };
-        FrozenAttention::new(norm.norm(), packed, self.proj.projection(), self.heads)
+        FrozenAttention::new(norm.norm(), &[packed], self.proj.projection(), self.heads)
     }
 
     fn forward(&self, x: &Tensor, norm: &LayerNorm) -> Result<Tensor> {

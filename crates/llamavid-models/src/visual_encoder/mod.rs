@@ -2,6 +2,7 @@
 //!
 //! Letters: F frames, P patches, V visual width, S side of the picture in pixels.
 
+mod blocks;
 mod clip;
 mod eva;
 mod layer_norm;
@@ -93,8 +94,8 @@ impl VisualEncoder {
         Self::build(config, vb.into(), false)
     }
 
-    /// The same for inference only: where EVA ViT is computed in f32 on a CPU, its weights are laid out for that as they are
-    /// read, and no gradient flows through it. Weights in blocks have one scale for each output then, and what they are
+    /// The same for inference only: where it is computed in f32 on a CPU, its weights are laid out for that as they are read, and
+    /// no gradient flows through it. Weights in blocks have one scale for each output then, and what they are
     /// multiplied with is rounded to 8 bits, row by row, where the processor multiplies whole numbers quicker.
     ///
     /// # Errors
@@ -106,9 +107,10 @@ impl VisualEncoder {
     fn build(config: &VisualEncoderConfig, vb: WeightSource, frozen: bool) -> Result<Self> {
         config.check()?;
         let dtype = vb.dtype();
+        let frozen = frozen && vb.device().is_cpu() && dtype == DType::F32;
         let tower = match config {
             VisualEncoderConfig::Eva(config) => Tower::Eva(EvaTower::new(config, vb, frozen)?),
-            VisualEncoderConfig::Clip(config) => Tower::Clip(ClipTower::new(config, vb)?),
+            VisualEncoderConfig::Clip(config) => Tower::Clip(ClipTower::new(config, vb, frozen)?),
         };
         Ok(Self { config: config.clone(), dtype, tower })
     }

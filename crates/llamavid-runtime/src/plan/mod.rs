@@ -149,7 +149,9 @@ fn formats(dtype: Dtype, kind: DeviceKind) -> [Format; 4] {
 
 /// Bytes of the decoder's weights as they would be loaded.
 pub(crate) fn language_bytes(folder: &ModelFolder, dtype: DType) -> Result<u64> {
-    let held = Weights::of(folder)?.held(Format { dtype, quantisation: folder.quantisation() })?;
+    let format = Format { dtype, quantisation: folder.quantisation() };
+    // The decoder's are the same on every device.
+    let held = Weights::of(folder)?.held(format, DeviceKind::Cpu)?;
     Ok(held.bytes.language_model)
 }
 
@@ -205,7 +207,7 @@ impl<'a> Planner<'a> {
         kv_cache.row_bytes(config.language.head_dim, DType::F32)?;
         let dtype = Dtype::parse(&request.dtype)?;
         let weights = Weights::of(folder)?;
-        let formats = formats(dtype, kind).map(|format| Ok((format, weights.held(format)?)));
+        let formats = formats(dtype, kind).map(|format| Ok((format, weights.held(format, kind)?)));
         Ok(Self {
             config,
             formats: formats.into_iter().collect::<Result<_>>()?,
@@ -366,7 +368,9 @@ mod tests {
                 .iter()
                 .sum::<u64>()
         };
-        assert_eq!(of(0), 4 * stored as u64);
+        // Matrices of the encoder's two blocks stay in the 16 bits of their file.
+        let (square, hidden) = (32 * 32, 32 * 139);
+        assert_eq!(of(0), 4 * stored as u64 - 2 * 2 * (4 * square + 2 * hidden));
         assert_eq!(of(1), 2 * stored as u64);
         assert!(of(2) < of(0));
     }
@@ -379,6 +383,14 @@ mod tests {
         let (table, blocks) = (384 * 48, 2 * 48 * 96);
         assert_eq!(language(2), language(0) - 4 * (table + blocks) + 2 * table + blocks / 32 * 34);
         assert_eq!(language(3), language(2), "large blocks do not fill rows of 96 either");
+    }
+
+    #[test]
+    fn the_encoders_rounded_weights_take_a_byte() {
+        let plan = planned(json!({}));
+        let encoder = |option: usize| bytes(&plan["options"][option]["weights"]["visualEncoder"]);
+        // Of two blocks; rows of 139 fill no blocks and stay as they are.
+        assert_eq!(encoder(2), encoder(0) - 2 * (4 * 32 * 32 + 32 * 139));
     }
 
     #[test]

@@ -227,6 +227,11 @@ fn visual_encoder(config: &ModelConfig, frames: u64, dtype: DType, held: &Held, 
         _ if kind == DeviceKind::Cuda && config.visual.width() / heads.max(1) <= WIDEST_FUSED_HEAD => {
             attention.max(feed_forward) * element
         }
+        // Laid out for inference: input, result, norm, queries, keys, values, the hidden layer, and its rows in 8 bits.
+        DType::F32 if kind == DeviceKind::Cpu => {
+            let rounded = if held.encoder_in_blocks { rows * mlp_width as u64 } else { 0 };
+            rows * (6 * width + mlp_width as u64) * 4 + rounded
+        }
         // Matrices in blocks are not fused with what is around them, and biases are added to a copy.
         DType::F32 if held.encoder_in_blocks => {
             let copies = (3 * rows * width).max(rows * mlp_width as u64);

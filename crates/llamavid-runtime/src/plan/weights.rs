@@ -1,6 +1,7 @@
 //! Bytes of a model's weights in each format, from their shapes and from how their files hold them.
 
 use candle_core::{DType, Device};
+use llamavid_kernels::BlockFormat;
 use llamavid_models::WeightSource;
 use llamavid_models::language_model::LanguageModel;
 use llamavid_models::token_generation::TokenGenerator;
@@ -8,9 +9,9 @@ use llamavid_models::visual_encoder::VisualEncoder;
 use llamavid_weights::{Loader, Quantisation};
 use serde::{Serialize, Serializer};
 
-use crate::Result;
 use crate::model_folder::ModelFolder;
 use crate::weight_shapes::{WeightShape, weight_shapes};
+use crate::{DeviceKind, Result};
 
 /// A way to hold weights.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
@@ -94,15 +95,18 @@ impl Weights {
         })
     }
 
-    /// What they take in memory.
+    /// What they take in the memory of a device of this kind.
     ///
     /// # Errors
     /// Weights of a kind that is not read.
-    pub(super) fn held(&self, format: Format) -> Result<Held> {
+    pub(super) fn held(&self, format: Format, kind: DeviceKind) -> Result<Held> {
         // As `ModelFolder` has it: the small parts feel an error in every answer.
         let small = Format { quantisation: format.quantisation.map(|_| Quantisation::Q8_0), ..format };
         let parts = [
-            self.visual_encoder.held(small)?,
+            match (kind, format.dtype) {
+                (DeviceKind::Cpu, DType::F32) => self.visual_encoder.laid_out(small)?,
+                _ => self.visual_encoder.held(small)?,
+            },
             self.token_generator.held(small)?,
             self.language_model.held(format)?,
         ];
@@ -115,6 +119,9 @@ impl Weights {
         })
     }
 }
+
+/// Bytes of a number in a file: published ones are in half precision.
+const FILE: u64 = 2;
 
 /// The weights of a part.
 #[derive(Debug)]
@@ -139,33 +146,61 @@ impl Part {
     }
 
     fn held(&self, format: Format) -> Result<HeldPart> {
-        // Published files are in half precision.
-        const FILE: u64 = 2;
         let mut held = HeldPart::default();
-        for WeightShape { name, shape, is_matrix } in &self.weights {
-            let count = shape.elem_count() as u64;
-            let columns = shape.dims().last().copied().unwrap_or(1);
-            let blocks = match is_matrix {
-                true => self.loader.format(format.quantisation, name, columns)?,
-                false => None,
-            };
-            let (bytes, loading) = match blocks.and_then(|blocks| Some((blocks, blocks.row_bytes(columns)?)))
-            {
-                Some((blocks, row_bytes)) => {
+        for weight in &self.weights {
+            let (bytes, loading) = match self.blocks(format, weight)? {
+                Some((blocks, bytes)) => {
                     held.in_blocks |= blocks.block_length() > 1;
                     // Widened to f32 from the mapped file and then rounded; else mapped only.
-                    let rounded = if format.quantisation.is_some() { count * (FILE + 4) } else { 0 };
-                    (count / columns.max(1) as u64 * row_bytes as u64, rounded)
+                    let rounded = weight.numbers() * (FILE + 4);
+                    (bytes, if format.quantisation.is_some() { rounded } else { 0 })
                 }
                 None => {
                     // From the mapped file; bf16 by way of a copy.
                     let copies = if format.dtype == DType::BF16 { 2 } else { 1 };
-                    (count * format.dtype.size_in_bytes() as u64, count * copies * FILE)
+                    let bytes = weight.numbers() * format.dtype.size_in_bytes() as u64;
+                    (bytes, weight.numbers() * copies * FILE)
                 }
             };
             held.bytes += bytes;
             held.loading = held.loading.max(loading);
         }
         Ok(held)
+    }
+
+    /// The same where the matrices of blocks are laid out for inference, as `llamavid_kernels::FrozenAttention` has them.
+    fn laid_out(&self, format: Format) -> Result<HeldPart> {
+        let mut held = self.held(format)?;
+        let mut largest = 0;
+        for weight in self.weights.iter().filter(|weight| weight.is_matrix) {
+            let numbers = weight.numbers();
+            let (read, number) = match self.blocks(format, weight)? {
+                Some((blocks, read)) if blocks.block_length() > 1 => (read, 1),
+                Some((blocks, read)) => (read, if blocks == BlockFormat::F16 { 2 } else { 4 }),
+                // A weight that is missing is told of when it is loaded.
+                None => match self.loader.find(&weight.name, weight.shape.dims()) {
+                    Ok(found) if found.dtype == DType::F16 => (4 * numbers, 2),
+                    _ => (4 * numbers, 4),
+                },
+            };
+            held.bytes = held.bytes - read + number * numbers;
+            largest = largest.max(read + 4 * numbers);
+        }
+        // A block is there as it was read until it is laid out: its largest matrices are two, and one of them as numbers.
+        held.loading = held.loading.max(2 * largest);
+        Ok(held)
+    }
+
+    /// How a weight is held in blocks, and in how many bytes.
+    fn blocks(&self, format: Format, weight: &WeightShape) -> Result<Option<(BlockFormat, u64)>> {
+        if !weight.is_matrix {
+            return Ok(None);
+        }
+        let columns = weight.shape.dims().last().copied().unwrap_or(1);
+        let blocks = self.loader.format(format.quantisation, &weight.name, columns)?;
+        Ok(blocks.and_then(|blocks| {
+            let row_bytes = blocks.row_bytes(columns)? as u64;
+            Some((blocks, weight.numbers() / columns.max(1) as u64 * row_bytes))
+        }))
     }
 }

@@ -1,0 +1,167 @@
+//! Tiles of AVX-512 whose lanes multiply all that lies in 32 bits at once: four whole numbers, or two numbers of 16 bits.
+
+use std::arch::x86_64::{
+    __m256bh, __m256i, __m512, __m512bh, __m512i, _mm512_castps_si512, _mm512_castsi512_ps,
+    _mm512_cvtepu16_epi32, _mm512_cvtne2ps_pbh, _mm512_cvtneps_pbh, _mm512_dpbf16_ps, _mm512_dpbusd_epi32,
+    _mm512_loadu_si512, _mm512_mask_storeu_epi32, _mm512_maskz_loadu_ps, _mm512_or_si512, _mm512_set1_epi32,
+    _mm512_slli_epi32, _mm512_storeu_si512,
+};
+
+use super::bytes::{ByteStep, Sums, TOGETHER};
+use super::parts::{Ahead, PANEL, Step};
+use super::tiles::{Rows, TILE_ROWS};
+
+/// Numbers of a vector.
+const LANES: usize = 16;
+
+/// A function that adds the products of groups of numbers, `$each` numbers of `x` in each, to sums of rows.
+macro_rules! tiles {
+    ($(#[$meta:meta])* $name:ident, $tile:ident, $multiply:ident, $features:literal, [$each:expr; $X:ty], $Step:ty, $Sums:ty) => {
+        $(#[$meta])*
+        #[target_feature(enable = $features)]
+        pub(super) unsafe fn $name(panel: &[$Step], x: Rows<$X>, sums: &mut [$Sums], ahead: &mut Ahead) {
+            for (index, sums) in sums.chunks_mut(TILE_ROWS).enumerate() {
+                ahead.read(sums.len());
+                let x = x.from(index * TILE_ROWS);
+                // SAFETY: the processor has the instructions, as the caller promises.
+                unsafe {
+                    match sums.len() {
+                        1 => $tile::<1>(panel, x, sums),
+                        2 => $tile::<2>(panel, x, sums),
+                        3 => $tile::<3>(panel, x, sums),
+                        4 => $tile::<4>(panel, x, sums),
+                        5 => $tile::<5>(panel, x, sums),
+                        6 => $tile::<6>(panel, x, sums),
+                        7 => $tile::<7>(panel, x, sums),
+                        8 => $tile::<8>(panel, x, sums),
+                        9 => $tile::<9>(panel, x, sums),
+                        10 => $tile::<10>(panel, x, sums),
+                        11 => $tile::<11>(panel, x, sums),
+                        _ => $tile::<12>(panel, x, sums),
+                    }
+                }
+            }
+        }
+
+        #[target_feature(enable = $features)]
+        unsafe fn $tile<const X: usize>(panel: &[$Step], x: Rows<$X>, sums: &mut [$Sums]) {
+            let Rows { values, stride } = x;
+            assert!(sums.len() == X, "a tile of another size");
+            assert!((X - 1) * stride + panel.len() * $each <= values.len(), "rows of another length");
+            let x: *const $X = values.as_ptr();
+            // SAFETY: the sums of a row are two vectors, and so is a step; each row has as many groups as the panel has steps.
+            unsafe {
+                let mut found = [[_mm512_set1_epi32(0); 2]; X];
+                for (found, sums) in found.iter_mut().zip(&*sums) {
+                    let sums: *const i32 = (&raw const *sums).cast();
+                    *found = [_mm512_loadu_si512(sums.cast()), _mm512_loadu_si512(sums.add(LANES).cast())];
+                }
+                for (step, weights) in panel.iter().enumerate() {
+                    let weights: *const i32 = (&raw const *weights).cast();
+                    let weights =
+                        [_mm512_loadu_si512(weights.cast()), _mm512_loadu_si512(weights.add(LANES).cast())];
+                    for (row, found) in found.iter_mut().enumerate() {
+                        let group = x.add(row * stride + step * $each).cast::<i32>().read_unaligned();
+                        let group = _mm512_set1_epi32(group);
+                        found[0] = $multiply(found[0], group, weights[0]);
+                        found[1] = $multiply(found[1], group, weights[1]);
+                    }
+                }
+                for (sums, found) in sums.iter_mut().zip(found) {
+                    let sums: *mut i32 = (&raw mut *sums).cast();
+                    _mm512_storeu_si512(sums.cast(), found[0]);
+                    _mm512_storeu_si512(sums.add(LANES).cast(), found[1]);
+                }
+            }
+        }
+    };
+}
+
+tiles!(
+    /// Four whole numbers of `x` without a sign meet four with one of each row of the panel.
+    ///
+    /// # Safety
+    /// The processor has AVX-512 with VNNI.
+    fours, tile_of_fours, multiply_fours, "avx512f,avx512vnni", [TOGETHER; u8], ByteStep, Sums
+);
+tiles!(
+    /// Two numbers of 16 bits, which lie in the room of one of 32, meet two of each row of the panel.
+    ///
+    /// # Safety
+    /// The processor has AVX-512 with BF16.
+    pairs, tile_of_pairs, multiply_pairs, "avx512f,avx512bf16", [1; f32], Step, Step
+);
+
+#[inline]
+#[target_feature(enable = "avx512f,avx512vnni")]
+fn multiply_fours(sum: __m512i, x: __m512i, weights: __m512i) -> __m512i {
+    _mm512_dpbusd_epi32(sum, x, weights)
+}
+
+#[inline]
+#[target_feature(enable = "avx512f,avx512bf16")]
+fn multiply_pairs(sum: __m512i, x: __m512i, weights: __m512i) -> __m512i {
+    // SAFETY: vectors of as many bits.
+    let [x, weights] = unsafe { std::mem::transmute::<[__m512i; 2], [__m512bh; 2]>([x, weights]) };
+    _mm512_castps_si512(_mm512_dpbf16_ps(_mm512_castsi512_ps(sum), x, weights))
+}
+
+/// Narrows numbers to 16 bits (bf16): two of them lie in the room of one then. One that has no other is with 0.
+///
+/// # Safety
+/// The processor has AVX-512 with BF16.
+#[target_feature(enable = "avx512f,avx512bf16")]
+pub(super) unsafe fn narrow(numbers: &[f32], into: &mut [f32]) {
+    assert_eq!(into.len(), numbers.len().div_ceil(2), "room for as many pairs");
+    for first in (0..numbers.len()).step_by(2 * LANES) {
+        let left = numbers.len() - first;
+        // SAFETY: vectors are read and written as far as there are numbers and places.
+        unsafe {
+            let low = load(numbers.as_ptr().add(first), left);
+            let high = load(numbers.as_ptr().wrapping_add(first + LANES), left.saturating_sub(LANES));
+            let pairs: __m512i = std::mem::transmute(_mm512_cvtne2ps_pbh(high, low));
+            let place = into.as_mut_ptr().add(first / 2);
+            _mm512_mask_storeu_epi32(place.cast(), mask(left.div_ceil(2)), pairs);
+        }
+    }
+}
+
+/// Narrows the numbers of two rows, of a panel at most, to 16 bits, each beside the one of the other row, and 0 where a row has
+/// none.
+///
+/// # Safety
+/// The processor has AVX-512 with BF16.
+#[target_feature(enable = "avx512f,avx512bf16")]
+pub(super) unsafe fn narrow_two(rows: [&[f32]; 2], into: &mut Step) {
+    for lane in (0..PANEL).step_by(LANES) {
+        // SAFETY: vectors are read as far as there are numbers, and one from `lane` on lies within a step.
+        unsafe {
+            let mut halves = [_mm512_set1_epi32(0); 2];
+            for (half, row) in halves.iter_mut().zip(rows) {
+                let numbers = load(row.as_ptr().wrapping_add(lane), row.len().saturating_sub(lane));
+                *half = _mm512_cvtepu16_epi32(std::mem::transmute::<__m256bh, __m256i>(_mm512_cvtneps_pbh(
+                    numbers,
+                )));
+            }
+            let both = _mm512_or_si512(halves[0], _mm512_slli_epi32::<16>(halves[1]));
+            _mm512_storeu_si512(into.0.as_mut_ptr().add(lane).cast(), both);
+        }
+    }
+}
+
+/// A vector of as many numbers, and 0 in other places.
+///
+/// # Safety
+/// The processor has AVX-512, and as many numbers are there, or those of a vector.
+#[inline]
+#[target_feature(enable = "avx512f")]
+unsafe fn load(numbers: *const f32, count: usize) -> __m512 {
+    // SAFETY: as the caller promises.
+    unsafe { _mm512_maskz_loadu_ps(mask(count), numbers) }
+}
+
+/// The first lanes of a vector, as many as are wanted and as there are.
+#[inline]
+fn mask(lanes: usize) -> u16 {
+    if lanes >= LANES { u16::MAX } else { (1 << lanes) - 1 }
+}
