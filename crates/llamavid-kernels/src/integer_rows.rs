@@ -35,38 +35,43 @@ pub(crate) unsafe fn add_rows(
     column: usize,
     output: Output,
 ) {
+    // A function for each format, whose registers are its own.
     // SAFETY: as the caller promises.
     unsafe {
-        match processor {
-            Processor::Avx512(_, WholeNumbers::Fours) => in_fours(x, rows, column, output),
-            Processor::Avx2(_, WholeNumbers::Fours) => in_fours_of_avx(x, rows, column, output),
-            _ => in_pairs(x, rows, column, output),
-        }
+        with_block!(
+            x.format,
+            B => match processor {
+                Processor::Avx512(_, WholeNumbers::Fours) => in_fours::<B>(x, rows, column, output),
+                Processor::Avx2(_, WholeNumbers::Fours) => in_fours_of_avx::<B>(x, rows, column, output),
+                _ => in_pairs::<B>(x, rows, column, output),
+            },
+            ()
+        );
     }
 }
 
 /// # Safety
 /// As [`add_rows`], and the processor has AVX-512 with VNNI.
 #[target_feature(enable = "avx512f,avx512vl,avx512bw,avx512dq,avx512vnni,avx2,fma,f16c")]
-unsafe fn in_fours(x: &WholeRows, rows: &[u8], column: usize, output: Output) {
+unsafe fn in_fours<B: WholeBlock>(x: &WholeRows, rows: &[u8], column: usize, output: Output) {
     // SAFETY: as the caller promises.
-    unsafe { with_block!(x.format, B => add::<B, Fours>(x, rows, column, output), ()) }
+    unsafe { add::<B, Fours>(x, rows, column, output) }
 }
 
 /// # Safety
 /// As [`add_rows`], and the processor has AVX2, FMA, F16C and AVX-VNNI.
 #[target_feature(enable = "avx2,fma,f16c,avxvnni")]
-unsafe fn in_fours_of_avx(x: &WholeRows, rows: &[u8], column: usize, output: Output) {
+unsafe fn in_fours_of_avx<B: WholeBlock>(x: &WholeRows, rows: &[u8], column: usize, output: Output) {
     // SAFETY: as the caller promises.
-    unsafe { with_block!(x.format, B => add::<B, FoursOfAvx>(x, rows, column, output), ()) }
+    unsafe { add::<B, FoursOfAvx>(x, rows, column, output) }
 }
 
 /// # Safety
 /// As [`add_rows`], and the processor has AVX2, FMA and F16C.
 #[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn in_pairs(x: &WholeRows, rows: &[u8], column: usize, output: Output) {
+unsafe fn in_pairs<B: WholeBlock>(x: &WholeRows, rows: &[u8], column: usize, output: Output) {
     // SAFETY: as the caller promises.
-    unsafe { with_block!(x.format, B => add::<B, Pairs>(x, rows, column, output), ()) }
+    unsafe { add::<B, Pairs>(x, rows, column, output) }
 }
 
 /// How products of whole numbers are added up: each sum is one of four.
