@@ -69,6 +69,7 @@ impl Narrow {
     }
 
     /// Rows as they are multiplied, one after the other; `narrowed` has room for them.
+    #[cfg_attr(not(target_arch = "x86_64"), allow(unused_variables, reason = "rows stay as they are there"))]
     fn rows<'a>(
         self,
         rows: Rows<'a>,

@@ -79,10 +79,11 @@ impl BytePanels {
     /// Whether whole numbers are multiplied; else they are widened, and `x` is not rounded: where the processor does not, and for
     /// short rows.
     pub(super) fn multiplies(&self, processor: Processor) -> bool {
-        let long = self.steps * TOGETHER > SHORT;
         match processor {
             #[cfg(target_arch = "x86_64")]
-            Processor::Avx512(_, whole) | Processor::Avx2(_, whole) => long && whole != WholeNumbers::None,
+            Processor::Avx512(_, whole) | Processor::Avx2(_, whole) => {
+                self.steps * TOGETHER > SHORT && whole != WholeNumbers::None
+            }
             _ => false,
         }
     }
