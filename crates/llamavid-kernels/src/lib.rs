@@ -74,7 +74,7 @@ pub use largest::largest;
 pub use layer_norm::layer_norm;
 pub use linear::linear;
 pub use processor::{PROCESSOR_VARIABLE, instruction_set};
-pub use quantised_matrix::{QuantisedMatrix, SharedBytes};
+pub use quantised_matrix::{QuantisedMatrix, SharedBytes, turned_row};
 pub use ranks::Ranks;
 pub use rms_norm::rms_norm;
 pub use rotary::rotary_embedding;

@@ -21,6 +21,7 @@ use crate::processor::WholeNumbers;
 use crate::products::{Layer, Output, Weights};
 #[cfg(target_arch = "x86_64")]
 use crate::sixteen_bits::{Narrow, Pairs, Wide};
+use crate::vector::with_rows;
 
 /// Numbers of a row that are laid out at a time: enough that memory is read in long runs, and a whole number of parts and of
 /// blocks of every format.
@@ -336,22 +337,7 @@ fn multiply<S: Simd, K: Kind>(
     let tile_rows = if S::REGISTER_COUNT >= 32 { X_ROWS } else { X_ROWS / 2 };
     for (x, sums) in x.chunks(tile_rows).zip(sums.chunks_mut(tile_rows)) {
         // SAFETY: the processor has the instructions, as whoever made the task promised.
-        unsafe {
-            match x.len() {
-                1 => K::tile::<S, 1>(simd, panel, x, sums),
-                2 => K::tile::<S, 2>(simd, panel, x, sums),
-                3 => K::tile::<S, 3>(simd, panel, x, sums),
-                4 => K::tile::<S, 4>(simd, panel, x, sums),
-                5 => K::tile::<S, 5>(simd, panel, x, sums),
-                6 => K::tile::<S, 6>(simd, panel, x, sums),
-                7 => K::tile::<S, 7>(simd, panel, x, sums),
-                8 => K::tile::<S, 8>(simd, panel, x, sums),
-                9 => K::tile::<S, 9>(simd, panel, x, sums),
-                10 => K::tile::<S, 10>(simd, panel, x, sums),
-                11 => K::tile::<S, 11>(simd, panel, x, sums),
-                _ => K::tile::<S, 12>(simd, panel, x, sums),
-            }
-        }
+        unsafe { with_rows!(x.len(), ROWS => K::tile::<S, ROWS>(simd, panel, x, sums)) }
     }
 }
 

@@ -287,10 +287,7 @@ impl QuantisedMatrix {
 
     fn row(&self, row: usize) -> &[u8] {
         let place = match self.turned {
-            Some(head) => {
-                let (first, within) = (row / head * head, row % head);
-                first + within % (head / 2) * 2 + within / (head / 2)
-            }
+            Some(head) => turned_row(row, head),
             None => row,
         };
         &self.bytes()[place * self.row_bytes..(place + 1) * self.row_bytes]
@@ -351,6 +348,12 @@ impl QuantisedMatrix {
         let weights = Weights::Blocks(self.format, self.bytes());
         Layer { weights, rows: self.rows, columns: self.columns, bias }
     }
+}
+
+/// Where row `row` lies in a matrix whose heads' rows are turned, see [`QuantisedMatrix::with_turned_heads`].
+pub fn turned_row(row: usize, head: usize) -> usize {
+    let (first, within) = (row / head * head, row % head);
+    first + within % (head / 2) * 2 + within / (head / 2)
 }
 
 struct Product {

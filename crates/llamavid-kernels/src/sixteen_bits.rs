@@ -21,7 +21,7 @@ use pulp::Simd;
 use pulp::bytemuck::{cast_slice, cast_slice_mut};
 
 use crate::panels::{Kind, PART, VECTORS};
-use crate::vector::{multiply_add, sum_of, widest};
+use crate::vector::{NEAREST, multiply_add, sum_of, widest};
 
 /// Numbers that one instruction multiplies and adds up in a lane.
 const PAIR: usize = 2;
@@ -32,9 +32,6 @@ const LARGEST: f32 = 32767.0;
 const ROOT: f32 = 46334.0;
 /// What a whole number may stand for, from 2^-64 to 2^40: sums of squares and products of scales stay within f32, whatever they are multiplied with.
 const SCALES: RangeInclusive<f32> = 5.421_010_9e-20..=1.099_511_6e12;
-
-/// 1.5 · 2^23: added to a small number, it leaves the number's nearest integer in the lowest bits.
-const NEAREST: f32 = 12_582_912.0;
 
 /// What whole numbers of a part stand for, from its sum of squares and its largest number without a sign; none where that is not among
 /// [`SCALES`], or the numbers are not finite.

@@ -41,6 +41,29 @@ macro_rules! widest {
 }
 pub(crate) use widest;
 
+/// Runs `$body` with a number of rows, 12 at most, as the constant `$rows`: a tile of sums has a register for each.
+macro_rules! with_rows {
+    ($count:expr, $rows:ident => $body:expr) => {
+        $crate::vector::with_rows!($count, $rows => $body, 1 2 3 4 5 6 7 8 9 10 11)
+    };
+    ($count:expr, $rows:ident => $body:expr, $($number:literal)*) => {
+        match $count {
+            $($number => {
+                const $rows: usize = $number;
+                $body
+            })*
+            _ => {
+                const $rows: usize = 12;
+                $body
+            }
+        }
+    };
+}
+pub(crate) use with_rows;
+
+/// 1.5 · 2^23: added to a small number, it leaves the number's nearest integer in the lowest bits.
+pub(crate) const NEAREST: f32 = 12_582_912.0;
+
 /// `a * b + c`. Fused only where that is one instruction: elsewhere `mul_add` is a call of the C library.
 #[inline(always)]
 pub(crate) fn multiply_add<const FUSED: bool>(a: f32, b: f32, c: f32) -> f32 {
@@ -57,15 +80,13 @@ const GREATEST_EXPONENT: f32 = 88.722_83;
 /// Cephes' polynomial. 0 where the result would be no normal number, the largest f32 (nearly) beyond it.
 #[inline(always)]
 pub(crate) fn exp<const FUSED: bool>(x: f32) -> f32 {
-    /// 1.5 · 2^23: added to a small number, it leaves the number's nearest integer in the lowest bits.
-    const ROUND: f32 = 12_582_912.0;
     /// ln 2 in two parts; products of the first with integers up to 2^9 are exact.
     const LN_2: (f32, f32) = (0.693_359_375, -2.121_944_4e-4);
     // Comparisons that a number that is not one passes as it is.
     let inside = if x < LEAST_EXPONENT { LEAST_EXPONENT } else { x };
     let inside = if inside > GREATEST_EXPONENT { GREATEST_EXPONENT } else { inside };
-    let rounded = multiply_add::<FUSED>(inside, std::f32::consts::LOG2_E, ROUND);
-    let power = rounded - ROUND;
+    let rounded = multiply_add::<FUSED>(inside, std::f32::consts::LOG2_E, NEAREST);
+    let power = rounded - NEAREST;
     let rest = multiply_add::<FUSED>(power, -LN_2.0, inside);
     let rest = multiply_add::<FUSED>(power, -LN_2.1, rest);
     let mut sum = 1.987_569_2e-4;
@@ -74,7 +95,7 @@ pub(crate) fn exp<const FUSED: bool>(x: f32) -> f32 {
     }
     let sum = multiply_add::<FUSED>(sum * rest, rest, rest) + 1.0;
     // Two factors, since 2^128 alone is beyond the largest f32 while the product may not be.
-    let power = rounded.to_bits() as i32 - ROUND.to_bits() as i32;
+    let power = rounded.to_bits() as i32 - NEAREST.to_bits() as i32;
     let half = power >> 1;
     let scale = |power: i32| f32::from_bits(((power + 127) << 23) as u32);
     let result = sum * scale(half) * scale(power - half);

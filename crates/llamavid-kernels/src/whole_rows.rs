@@ -3,7 +3,7 @@
 use rayon::prelude::*;
 
 use crate::block_format::{BlockFormat, LARGE as NUMBERS, Whole};
-use crate::vector::{multiply_add, widest};
+use crate::vector::{NEAREST, multiply_add, widest};
 
 /// Numbers that one task rounds at least.
 const TASK_NUMBERS: usize = 1 << 13;
@@ -77,8 +77,6 @@ fn round_inline<const FUSED: bool>(
     numbers: &mut [i8],
     (scales, sums, begins): (&mut [f32], &mut [f32], &mut [i32]),
 ) {
-    /// 1.5 · 2^23: added to a small number, it leaves the number's nearest integer in the lowest bits.
-    const ROUND: f32 = 12_582_912.0;
     let groups = x.chunks_exact(group).zip(numbers.chunks_exact_mut(group));
     for ((((x, numbers), scale), sum_of), begin) in groups.zip(scales).zip(sums).zip(begins) {
         // Bits of numbers without a sign are in the order of the numbers, and what is not finite comes last.
@@ -91,7 +89,7 @@ fn round_inline<const FUSED: bool>(
         let mut sum = 0;
         for (number, value) in numbers.iter_mut().zip(x) {
             let rounded =
-                multiply_add::<FUSED>(*value, inverse, ROUND).to_bits() as i32 - ROUND.to_bits() as i32;
+                multiply_add::<FUSED>(*value, inverse, NEAREST).to_bits() as i32 - NEAREST.to_bits() as i32;
             *number = rounded as i8;
             sum += i32::from(rounded as i8);
         }

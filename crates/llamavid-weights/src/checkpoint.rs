@@ -5,11 +5,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor};
-use llamavid_kernels::{BlockFormat, QuantisedMatrix};
+use llamavid_kernels::{BlockFormat, QuantisedMatrix, turned_row};
 
 use crate::elements;
 use crate::error::{Error, Fault, Result};
-use crate::gguf::{GgufFile, Published, turned_row};
+use crate::gguf::{GgufFile, Published};
 use crate::index_file;
 use crate::tensor_file::TensorFile;
 

@@ -16,7 +16,7 @@ use super::tiles::Rows;
 use crate::processor::Processor;
 #[cfg(target_arch = "x86_64")]
 use crate::processor::WholeNumbers;
-use crate::vector::{multiply_add, sum_of, widest};
+use crate::vector::{NEAREST, multiply_add, sum_of, widest};
 
 /// Numbers that one instruction multiplies and adds up in a lane.
 pub(super) const TOGETHER: usize = 4;
@@ -28,8 +28,6 @@ const SHORT: usize = 128;
 const LARGEST: f32 = 127.0;
 /// The largest whole number of `x`.
 const STEPS: f32 = 255.0;
-/// 1.5 · 2^23: added to a small number, it leaves the number's nearest integer in the lowest bits.
-const ROUND: f32 = 12_582_912.0;
 
 /// Panels of weights: four numbers of each of [`PANEL`] rows, then the next four of each.
 #[derive(Debug)]
@@ -160,7 +158,7 @@ fn round_weights_inline<const FUSED: bool>(row: &[f32], numbers: &mut [i8]) -> f
     }
     let factor = if most > 0.0 { LARGEST / most } else { 0.0 };
     for (number, value) in numbers.iter_mut().zip(row) {
-        let rounded = (value * factor + ROUND).to_bits() as i32 - ROUND.to_bits() as i32;
+        let rounded = (value * factor + NEAREST).to_bits() as i32 - NEAREST.to_bits() as i32;
         *number = rounded.clamp(-127, 127) as i8;
     }
     most / LARGEST
@@ -424,7 +422,7 @@ widest!(
 fn round_inline<const FUSED: bool>(row: &[f32], factor: f32, zero: i32, numbers: &mut [u8]) {
     for (number, value) in numbers.iter_mut().zip(row) {
         let rounded =
-            multiply_add::<FUSED>(*value, factor, ROUND).to_bits() as i32 - ROUND.to_bits() as i32 + zero;
+            multiply_add::<FUSED>(*value, factor, NEAREST).to_bits() as i32 - NEAREST.to_bits() as i32 + zero;
         *number = rounded.clamp(0, STEPS as i32) as u8;
     }
 }

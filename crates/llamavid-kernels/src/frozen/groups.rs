@@ -10,6 +10,7 @@ use std::arch::x86_64::{
 use super::bytes::{ByteStep, Sums, TOGETHER};
 use super::parts::{Ahead, PANEL, Step};
 use super::tiles::{Rows, TILE_ROWS};
+use crate::vector::with_rows;
 
 /// Numbers of a vector.
 const LANES: usize = 16;
@@ -25,20 +26,7 @@ macro_rules! tiles {
                 let x = x.from(index * TILE_ROWS);
                 // SAFETY: the processor has the instructions, as the caller promises.
                 unsafe {
-                    match sums.len() {
-                        1 => $tile::<1>(panel, x, sums),
-                        2 => $tile::<2>(panel, x, sums),
-                        3 => $tile::<3>(panel, x, sums),
-                        4 => $tile::<4>(panel, x, sums),
-                        5 => $tile::<5>(panel, x, sums),
-                        6 => $tile::<6>(panel, x, sums),
-                        7 => $tile::<7>(panel, x, sums),
-                        8 => $tile::<8>(panel, x, sums),
-                        9 => $tile::<9>(panel, x, sums),
-                        10 => $tile::<10>(panel, x, sums),
-                        11 => $tile::<11>(panel, x, sums),
-                        _ => $tile::<12>(panel, x, sums),
-                    }
+                    with_rows!(sums.len(), ROWS => $tile::<ROWS>(panel, x, sums))
                 }
             }
         }

@@ -8,6 +8,7 @@ use pulp::{Simd, WithSimd};
 
 use super::parts::{Ahead, PANEL, Step};
 use crate::processor::Processor;
+use crate::vector::with_rows;
 
 /// Vectors of a panel that are multiplied together.
 const VECTORS: usize = 2;
@@ -93,20 +94,7 @@ impl WithSimd for Tiles<'_, '_> {
             for (index, sums) in sums.chunks_mut(tile_rows).enumerate() {
                 ahead.read(sums.len());
                 let x = x.from(index * tile_rows);
-                match sums.len() {
-                    1 => tile::<S, 1>(simd, panel, lane, x, sums),
-                    2 => tile::<S, 2>(simd, panel, lane, x, sums),
-                    3 => tile::<S, 3>(simd, panel, lane, x, sums),
-                    4 => tile::<S, 4>(simd, panel, lane, x, sums),
-                    5 => tile::<S, 5>(simd, panel, lane, x, sums),
-                    6 => tile::<S, 6>(simd, panel, lane, x, sums),
-                    7 => tile::<S, 7>(simd, panel, lane, x, sums),
-                    8 => tile::<S, 8>(simd, panel, lane, x, sums),
-                    9 => tile::<S, 9>(simd, panel, lane, x, sums),
-                    10 => tile::<S, 10>(simd, panel, lane, x, sums),
-                    11 => tile::<S, 11>(simd, panel, lane, x, sums),
-                    _ => tile::<S, 12>(simd, panel, lane, x, sums),
-                }
+                with_rows!(sums.len(), ROWS => tile::<S, ROWS>(simd, panel, lane, x, sums))
             }
         }
     }

@@ -148,13 +148,6 @@ pub(crate) struct Published {
     pub(crate) turned: Option<usize>,
 }
 
-/// Where row `row` lies in a matrix whose heads' rows lie in pairs.
-pub(crate) fn turned_row(row: usize, head_width: usize) -> usize {
-    let (head, place) = (row / head_width, row % head_width);
-    let (half, pair) = (place / (head_width / 2), place % (head_width / 2));
-    head * head_width + 2 * pair + half
-}
-
 /// llama.cpp's name for a weight gives the published one.
 fn published(key: &str) -> Option<String> {
     let rest = match key {
