@@ -6,11 +6,13 @@
 //!
 //! Reference: M. Milakov and N. Gimelshein, "Online normalizer calculation for softmax" (arXiv 1805.02867).
 
+use std::ops::Range;
+
 use candle_core::{Result, Tensor, bail};
 use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 
-use crate::matrix::{Matrix, multiply};
+use crate::panels;
 use crate::processor::processor;
 use crate::products::{Layer, Weights};
 use crate::rotary::rotary_embedding;
@@ -20,10 +22,12 @@ use crate::{BlockFormat, DeviceRows};
 
 /// Query rows of a task, of all heads that share keys.
 const QUERY_ROWS: usize = 64;
-/// Keys whose scores exist at once.
-const KEYS: usize = 256;
-/// Query rows up to which values are added up row by row, and not as a product of matrices.
-const FEW: usize = 8;
+/// Keys whose scores exist at once: they, or their values, and what is made of them are in the first caches.
+const KEYS: usize = 64;
+/// The same where there is a single row, which reads more than it computes: from memory, in long pieces.
+const KEYS_OF_A_ROW: usize = 256;
+/// Keys that are worth a task.
+const LEAST_KEYS: usize = 512;
 
 /// Numbers of a head up to which attention on a CUDA device is one operation, whose scores are never held in memory.
 pub const WIDEST_FUSED_HEAD: usize = 128;
@@ -186,52 +190,85 @@ struct Block {
     attended: Vec<f32>,
 }
 
+impl Block {
+    /// Adds what the same rows have seen of other keys, if they have seen any.
+    fn add(&mut self, other: &Self) {
+        let width = (self.queries.len() / self.sums.len()).max(1);
+        let rows = self.attended.chunks_exact_mut(width).zip(other.attended.chunks_exact(width));
+        for (index, (row, of_other)) in rows.enumerate() {
+            let largest = self.largest[index].max(other.largest[index]);
+            let own = (self.largest[index] - largest).exp();
+            let others = (other.largest[index] - largest).exp();
+            self.largest[index] = largest;
+            self.sums[index] = own * self.sums[index] + others * other.sums[index];
+            row.iter_mut().zip(of_other).for_each(|(value, other)| *value = own * *value + others * other);
+        }
+    }
+}
+
 impl Cached<'_> {
     fn run(&self, batch: usize) -> Vec<f32> {
         let mut result = vec![0f32; batch * self.queries * self.heads * self.width];
         let rows = (QUERY_ROWS / self.group).max(1);
         let blocks = self.queries.div_ceil(rows);
         let key_heads = self.heads / self.group;
-        let tasks: Vec<_> = (0..batch * key_heads * blocks)
+        // Where there are fewer blocks than threads, several tasks share the keys of a block.
+        let count = batch * key_heads * blocks;
+        let parts = (2 * rayon::current_num_threads()).div_ceil(count.max(1));
+        let keys = self.length.div_ceil(parts).next_multiple_of(KEYS_OF_A_ROW).max(LEAST_KEYS);
+        let parts = self.length.div_ceil(keys).max(1);
+        let mut tasks: Vec<_> = (0..count * parts)
             .into_par_iter()
             .map(|task| {
-                let (head, block) = (task / blocks, task % blocks);
-                let first = block * rows;
-                self.attend(head / key_heads, head % key_heads, first, rows.min(self.queries - first))
+                let (block, part) = (task / parts, task % parts);
+                let (head, first) = (block / blocks, block % blocks * rows);
+                let queries = first..self.queries.min(first + rows);
+                let of_part = part * keys..(part + 1) * keys;
+                self.attend(head / key_heads, head % key_heads, queries, of_part)
             })
             .collect();
-        for (task, attended) in tasks.iter().enumerate() {
-            let (head, block) = (task / blocks, task % blocks);
+        for (index, block) in tasks.chunks_exact_mut(parts).enumerate() {
+            let (head, first) = (index / blocks, index % blocks * rows);
             let (sequence, first_head) = (head / key_heads, head % key_heads * self.group);
-            let rows = attended.len() / (self.group * self.width).max(1);
-            for (index, row) in attended.chunks_exact(self.width.max(1)).enumerate() {
-                let query = block * (QUERY_ROWS / self.group).max(1) + index % rows;
+            let [block, others @ ..] = block else { continue };
+            others.iter().for_each(|other| block.add(other));
+            let rows = block.sums.len() / self.group;
+            let attended = block.attended.chunks_exact(self.width.max(1));
+            for (index, (row, sum)) in attended.zip(&block.sums).enumerate() {
+                let query = first + index % rows;
                 let at = (sequence * self.queries + query) * self.heads + first_head + index / rows;
-                result[at * self.width..(at + 1) * self.width].copy_from_slice(row);
+                let result = &mut result[at * self.width..(at + 1) * self.width];
+                result.iter_mut().zip(row).for_each(|(result, value)| *result = value / sum);
             }
         }
         result
     }
 
-    /// What `rows` queries from `first` on get in all heads of a key head, (heads, rows, d).
-    fn attend(&self, sequence: usize, key_head: usize, first: usize, rows: usize) -> Vec<f32> {
+    /// What some queries have seen, in all heads of a key head, of the positions of a part.
+    fn attend(&self, sequence: usize, key_head: usize, queries: Range<usize>, part: Range<usize>) -> Block {
+        let (first, rows) = (queries.start, queries.len());
         let mut block = self.begin(sequence, key_head, first, rows);
         let count = block.largest.len();
         let places = (sequence * (self.heads / self.group) + key_head) * self.capacity;
         let before = self.length - self.queries + first;
-        let mut scores = vec![0f32; count * KEYS];
-        let mut unpacked = Vec::new();
-        for from in (0..before + rows).step_by(KEYS) {
-            let keys = KEYS.min(before + rows - from);
-            let scores = &mut scores[..count * keys];
-            // A few rows read keys in blocks as they lie; many are worth unpacking them for.
-            let key_rows = match self.part(self.keys, places + from, keys) {
-                blocks if count <= FEW => blocks,
-                key_rows => Weights::Numbers(numbers(key_rows, keys * self.width, &mut unpacked)),
-            };
-            Layer { weights: key_rows, rows: keys, columns: self.width, bias: None }
-                .write_exactly(&block.queries, scores);
-            for (index, scores) in scores.chunks_exact_mut(keys).enumerate() {
+        let at_once = if count == 1 { KEYS_OF_A_ROW } else { KEYS };
+        let mut scores = vec![0f32; count * at_once];
+        let (mut unpacked, mut columns) = (Vec::new(), Vec::new());
+        let end = part.end.min(before + rows);
+        for from in (part.start..end).step_by(at_once) {
+            let keys = at_once.min(end - from);
+            let key_rows = self.part(self.keys, places + from, keys);
+            if count == 1 {
+                // A row reads keys in blocks as they lie; more of them are worth unpacking those for.
+                Layer { weights: key_rows, rows: keys, columns: self.width, bias: None }
+                    .write_exactly(&block.queries, &mut scores[..keys]);
+            } else {
+                lay_out(numbers(key_rows, keys * self.width, &mut unpacked), self.width, &mut columns);
+                scores.fill(0.0);
+                let (left, right) = (&block.queries, &columns);
+                add_product(Product { left, stride: self.width, right, width: KEYS }, &mut scores);
+            }
+            for (index, scores) in scores.chunks_exact_mut(at_once).enumerate() {
                 // A row sees the keys up to its own place.
                 let seen = (before + index % rows + 1).saturating_sub(from).min(keys);
                 if let Some(hidden) = self.hidden {
@@ -241,19 +278,11 @@ impl Cached<'_> {
                 share(seen, scores, &mut block.largest[index], &mut block.sums[index], attended);
             }
             let values = self.part(self.values, places + from, keys);
-            let values = numbers(values, keys * self.width, &mut unpacked);
-            if count <= FEW {
-                let sums = &mut block.attended;
-                processor().run(AddShares { shares: scores, values, width: self.width, sums });
-            } else {
-                let shares = Matrix::new(scores, count, keys);
-                multiply(shares, Matrix::new(values, keys, self.width), &mut block.attended, true, false);
-            }
+            let right = numbers(values, keys * self.width, &mut unpacked);
+            let product = Product { left: &scores, stride: at_once, right, width: self.width };
+            add_product(product, &mut block.attended);
         }
-        for (row, sum) in block.attended.chunks_exact_mut(self.width.max(1)).zip(&block.sums) {
-            row.iter_mut().for_each(|value| *value /= sum);
-        }
-        block.attended
+        block
     }
 
     /// Queries that have seen nothing yet.
@@ -296,6 +325,19 @@ fn numbers<'a>(rows: Weights<'a>, count: usize, unpacked: &'a mut Vec<f32>) -> &
             format.decode(bytes, unpacked);
             unpacked
         }
+    }
+}
+
+/// Makes columns of up to [`KEYS`] keys (keys, width): (width, [`KEYS`]). What stands for keys that are missing is of others.
+fn lay_out(keys: &[f32], width: usize, columns: &mut Vec<f32>) {
+    columns.resize(width * KEYS, 0.0);
+    let count = keys.len() / width.max(1);
+    for first in (0..count).step_by(TOGETHER) {
+        let four = std::array::from_fn(|index| {
+            let key = (first + index).min(count - 1);
+            &keys[key * width..(key + 1) * width]
+        });
+        panels::lay_out(four, first, columns, KEYS);
     }
 }
 
@@ -358,62 +400,97 @@ widest!(fn share(
     attended: &mut [f32],
 ) = share_inline);
 
-/// Adds values (keys, width), each times its share, to `sums` (rows, width); `shares` are (rows, keys).
-struct AddShares<'a> {
-    shares: &'a [f32],
-    values: &'a [f32],
+/// Rows, those of `left`, times a matrix that stays in the first cache: (rows, inner) · (inner, width).
+#[derive(Clone, Copy)]
+struct Product<'a> {
+    left: &'a [f32],
+    /// From a row of `left` to the next one.
+    stride: usize,
+    right: &'a [f32],
     width: usize,
+}
+
+/// Adds a product to `sums` (rows, width).
+fn add_product(product: Product, sums: &mut [f32]) {
+    processor().run(AddProduct { product, sums });
+}
+
+struct AddProduct<'a> {
+    product: Product<'a>,
     sums: &'a mut [f32],
 }
 
-/// Vectors of sums that stay in registers while the values go by.
-const SUMS: usize = 8;
+/// Rows whose sums stay in registers while the right matrix goes by, and vectors of each of them.
+const TOGETHER: usize = 4;
+/// Vectors of the sums of a row alone: enough of them that none waits for the addition before it.
+const ALONE: usize = 8;
 
-impl WithSimd for AddShares<'_> {
+impl WithSimd for AddProduct<'_> {
     type Output = ();
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        let Self { shares, values, width, sums } = self;
-        let keys = values.len() / width.max(1);
-        let (step, whole) = (SUMS * S::F32_LANES, width / S::F32_LANES * S::F32_LANES);
-        for (row, shares) in sums.chunks_exact_mut(width).zip(shares.chunks_exact(keys)) {
-            let mut first = 0;
-            while first + step <= whole {
-                add_vectors::<S, SUMS>(simd, shares, &values[first..], width, &mut row[first..]);
-                first += step;
+        let Self { mut product, mut sums } = self;
+        // With fewer registers half as many rows, so that sums and what is multiplied still fit.
+        let most = if S::REGISTER_COUNT >= 32 { TOGETHER } else { TOGETHER / 2 };
+        while !sums.is_empty() {
+            let rows = if sums.len() >= most * product.width { most } else { 1 };
+            let (of_these, others) = sums.split_at_mut(rows * product.width);
+            match rows {
+                1 => product.add::<S, 1, ALONE>(simd, of_these),
+                2 => product.add::<S, 2, TOGETHER>(simd, of_these),
+                _ => product.add::<S, TOGETHER, TOGETHER>(simd, of_these),
             }
-            while first < whole {
-                add_vectors::<S, 1>(simd, shares, &values[first..], width, &mut row[first..]);
-                first += S::F32_LANES;
-            }
-            for (place, sum) in row.iter_mut().enumerate().skip(whole) {
-                for (share, values) in shares.iter().zip(values.chunks_exact(width)) {
-                    *sum += share * values[place];
-                }
-            }
+            sums = others;
+            product.left = product.left.get(rows * product.stride..).unwrap_or_default();
         }
     }
 }
 
-/// Adds the first `N` vectors of rows of `width`, each times its share.
-#[inline(always)]
-fn add_vectors<S: Simd, const N: usize>(
-    simd: S,
-    shares: &[f32],
-    values: &[f32],
-    width: usize,
-    sums: &mut [f32],
-) {
-    let sums = &mut S::as_mut_simd_f32s(sums).0[..N];
-    let mut registers = [simd.splat_f32s(0.0); N];
-    registers.copy_from_slice(sums);
-    for (share, values) in shares.iter().zip(values.chunks(width)) {
-        let share = simd.splat_f32s(*share);
-        let values = S::as_simd_f32s(values).0;
-        for (sum, value) in registers.iter_mut().zip(&values[..N]) {
-            *sum = simd.mul_add_e_f32s(share, *value, *sum);
+impl Product<'_> {
+    /// Adds to `R` rows of sums, `N` vectors at a time.
+    #[inline(always)]
+    fn add<S: Simd, const R: usize, const N: usize>(self, simd: S, sums: &mut [f32]) {
+        let whole = self.width / S::F32_LANES * S::F32_LANES;
+        let mut first = 0;
+        while first + N * S::F32_LANES <= whole {
+            self.add_vectors::<S, R, N>(simd, first, sums);
+            first += N * S::F32_LANES;
+        }
+        while first < whole {
+            self.add_vectors::<S, R, 1>(simd, first, sums);
+            first += S::F32_LANES;
+        }
+        for (sums, left) in sums.chunks_exact_mut(self.width).zip(self.left.chunks(self.stride)) {
+            for (place, sum) in sums.iter_mut().enumerate().skip(whole) {
+                for (left, right) in left.iter().zip(self.right.chunks_exact(self.width)) {
+                    *sum += left * right[place];
+                }
+            }
         }
     }
-    sums.copy_from_slice(&registers);
+
+    /// Adds to the `N` vectors from `first` on of each row.
+    #[inline(always)]
+    fn add_vectors<S: Simd, const R: usize, const N: usize>(self, simd: S, first: usize, sums: &mut [f32]) {
+        let Self { left, stride, right, width } = self;
+        let inner = right.len() / width;
+        let left: [&[f32]; R] = std::array::from_fn(|row| &left[row * stride..][..inner]);
+        let mut registers = [[simd.splat_f32s(0.0); N]; R];
+        for (row, registers) in registers.iter_mut().enumerate() {
+            registers.copy_from_slice(&S::as_simd_f32s(&sums[row * width + first..]).0[..N]);
+        }
+        for (place, right) in right.chunks_exact(width).enumerate().take(inner) {
+            let right = &S::as_simd_f32s(&right[first..]).0[..N];
+            for (registers, left) in registers.iter_mut().zip(left) {
+                let left = simd.splat_f32s(left[place]);
+                for (sum, right) in registers.iter_mut().zip(right) {
+                    *sum = simd.mul_add_e_f32s(left, *right, *sum);
+                }
+            }
+        }
+        for (row, registers) in registers.iter().enumerate() {
+            S::as_mut_simd_f32s(&mut sums[row * width + first..]).0[..N].copy_from_slice(registers);
+        }
+    }
 }

@@ -55,9 +55,11 @@ fn assert_close(actual: &Tensor, expected: &Tensor, tolerance: f64, what: &str) 
 }
 
 /// B, query heads, key heads, queries, positions, capacity and head width.
-const CASES: [[usize; 7]; 9] = [
+const CASES: [[usize; 7]; 11] = [
     [1, 2, 2, 1, 1, 1, 8],
     [1, 4, 4, 1, 700, 900, 32],
+    [1, 1, 1, 1, 2500, 2500, 64],
+    [1, 5, 1, 2, 1700, 2048, 32],
     [1, 8, 2, 1, 513, 513, 64],
     [2, 4, 2, 3, 300, 301, 32],
     [1, 4, 4, 9, 257, 300, 128],
