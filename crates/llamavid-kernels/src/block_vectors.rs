@@ -13,6 +13,8 @@ use std::arch::x86_64::{
     _mm256_sub_epi32, _mm256_sub_ps, _mm512_castps512_ps256, _mm512_extractf32x8_ps,
 };
 
+use std::slice::ChunksExact;
+
 use crate::block_format::BlockFormat;
 use crate::processor::Processor;
 use crate::products::Output;
@@ -28,6 +30,10 @@ const LANES: usize = 8;
 const GROUP: usize = 32;
 /// Rows of `x` of which there are sums at a time.
 const X_ROWS: usize = 4;
+/// Numbers of the rows that are added up at most.
+const WIDEST: usize = 512;
+/// Rows in blocks whose sums are made of vectors together.
+const ROWS: usize = 4;
 
 /// A few rows of numbers that rows in blocks are multiplied with, while those are read.
 pub(crate) struct Dots {
@@ -64,19 +70,20 @@ impl Dots {
             let count = x.len() / self.columns;
             let first = index * X_ROWS * groups;
             let sums = self.sums.get(first..first + count * groups).unwrap_or_default();
-            for (row, bytes) in rows.chunks_exact(row_bytes).enumerate() {
-                // SAFETY: `new` has looked for the instructions, and the row has the numbers of a row of `x`.
+            for (four, rows) in rows.chunks(ROWS * row_bytes).enumerate() {
+                // SAFETY: `new` has looked for the instructions, and the rows have the numbers of a row of `x`.
                 let totals = unsafe {
                     match count {
-                        1 => sum::<1>(self.format, bytes, x, sums),
-                        2 => sum::<2>(self.format, bytes, x, sums),
-                        3 => sum::<3>(self.format, bytes, x, sums),
-                        _ => sum::<X_ROWS>(self.format, bytes, x, sums),
+                        1 => sum::<1>(self.format, rows, row_bytes, x, sums),
+                        2 => sum::<2>(self.format, rows, row_bytes, x, sums),
+                        3 => sum::<3>(self.format, rows, row_bytes, x, sums),
+                        _ => sum::<X_ROWS>(self.format, rows, row_bytes, x, sums),
                     }
                 };
-                for (of_x, total) in totals.iter().enumerate().take(count) {
+                for (of_x, totals) in totals.iter().enumerate().take(count) {
+                    let totals = &totals[..rows.len() / row_bytes];
                     // SAFETY: as the caller promises.
-                    unsafe { output.add(index * X_ROWS + of_x, column + row, &[*total]) };
+                    unsafe { output.add(index * X_ROWS + of_x, column + four * ROWS, totals) };
                 }
             }
         }
@@ -95,22 +102,72 @@ pub(crate) fn unpack(processor: Processor, format: BlockFormat, bytes: &[u8], va
     true
 }
 
-/// The sums of the products of a row with `X` rows, one after the other in `x`, whose groups add up to `sums`.
+/// Sums at the start of a line of the caches: a vector that reaches over two lines takes longer to read and to write.
+#[repr(align(64))]
+struct AtLine([f32; WIDEST]);
+
+/// Adds rows in blocks, each times its share, to `sums`; false where there are no such vectors, or not for this format, or more
+/// than [`WIDEST`] sums.
+pub(crate) fn add_shares(
+    processor: Processor,
+    format: BlockFormat,
+    rows: &[u8],
+    shares: &[f32],
+    sums: &mut [f32],
+) -> bool {
+    let whole = sums.len().is_multiple_of(format.block_length().max(LANES));
+    if !allowed(processor) || !whole || !(1..=WIDEST).contains(&sums.len()) || format == BlockFormat::F32 {
+        return false;
+    }
+    let row_bytes = format.row_bytes(sums.len()).unwrap_or_default();
+    let mut own = AtLine([0.0; WIDEST]);
+    let own = &mut own.0[..sums.len()];
+    own.copy_from_slice(sums);
+    // SAFETY: the instructions are there, and a row has as many numbers as there are sums.
+    unsafe { add_rows(format, rows.chunks_exact(row_bytes), shares, own) };
+    sums.copy_from_slice(own);
+    true
+}
+
+/// The sums of the products of up to four rows with `X` rows, one after the other in `x`, whose groups add up to `sums`.
 ///
 /// # Safety
-/// The processor has AVX2, FMA and F16C, and each row of `x` as many numbers as the row.
+/// The processor has AVX2, FMA and F16C, and each row of `x` as many numbers as a row of `row_bytes`.
 #[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn sum<const X: usize>(format: BlockFormat, row: &[u8], x: &[f32], sums: &[f32]) -> [f32; X_ROWS] {
+unsafe fn sum<const X: usize>(
+    format: BlockFormat,
+    rows: &[u8],
+    row_bytes: usize,
+    x: &[f32],
+    sums: &[f32],
+) -> [[f32; ROWS]; X_ROWS] {
     let zero = _mm256_setzero_ps();
-    let mut sink = Sum { x, sums, products: [[zero; 2]; X], least: [zero; X] };
-    // SAFETY: as the caller promises.
-    unsafe {
-        read(format, row, &mut sink);
-        let mut vectors = [zero; X_ROWS];
-        for ((vector, products), least) in vectors.iter_mut().zip(sink.products).zip(sink.least) {
-            *vector = _mm256_sub_ps(_mm256_add_ps(products[0], products[1]), least);
+    let mut vectors = [[zero; ROWS]; X];
+    for (index, row) in rows.chunks_exact(row_bytes).take(ROWS).enumerate() {
+        let mut sink = Sum { x, sums, products: [[zero; 2]; X], least: [zero; X] };
+        // SAFETY: as the caller promises.
+        unsafe { read(format, row, &mut sink) };
+        for ((vectors, products), least) in vectors.iter_mut().zip(sink.products).zip(sink.least) {
+            vectors[index] = _mm256_sub_ps(_mm256_add_ps(products[0], products[1]), least);
         }
-        totals_of_eight(vectors)
+    }
+    let mut totals = [[0.0; ROWS]; X_ROWS];
+    for (totals, vectors) in totals.iter_mut().zip(vectors) {
+        // SAFETY: the processor has AVX2.
+        *totals = unsafe { totals_of_eight(vectors) };
+    }
+    totals
+}
+
+/// Adds rows, each times its share, to `sums`.
+///
+/// # Safety
+/// The processor has AVX2, FMA and F16C, and there are as many sums as a row has numbers.
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe fn add_rows(format: BlockFormat, rows: ChunksExact<u8>, shares: &[f32], sums: &mut [f32]) {
+    for (row, share) in rows.zip(shares) {
+        // SAFETY: as the caller promises.
+        unsafe { read(format, row, &mut Shares { share: *share, sums, least: [0.0; LANES] }) };
     }
 }
 
@@ -212,6 +269,45 @@ impl Sink for Unpacked<'_> {
             for (index, numbers) in numbers.into_iter().enumerate() {
                 let value = _mm256_fmsub_ps(numbers, _mm256_set1_ps(scale), least);
                 _mm256_storeu_ps(self.values.as_mut_ptr().add(place + LANES * index), value);
+            }
+        }
+    }
+}
+
+/// Adds the numbers, times the share of their row.
+struct Shares<'a> {
+    share: f32,
+    sums: &'a mut [f32],
+    least: [f32; LANES],
+}
+
+impl Sink for Shares<'_> {
+    #[inline(always)]
+    unsafe fn least(&mut self, _place: usize, least: __m256) {
+        // SAFETY: there is room for eight.
+        unsafe {
+            _mm256_storeu_ps(self.least.as_mut_ptr(), _mm256_mul_ps(least, _mm256_set1_ps(self.share)))
+        };
+    }
+
+    #[inline(always)]
+    unsafe fn take<const SECOND: bool, const N: usize>(
+        &mut self,
+        place: usize,
+        scale: f32,
+        eighth: Option<usize>,
+        numbers: [__m256; N],
+    ) {
+        // SAFETY: as many numbers are read as there are sums.
+        unsafe {
+            let scale = _mm256_set1_ps(scale * self.share);
+            for (index, numbers) in numbers.into_iter().enumerate() {
+                let at = self.sums.as_mut_ptr().add(place + LANES * index);
+                let mut sum = _mm256_fmadd_ps(numbers, scale, _mm256_loadu_ps(at));
+                if let Some(eighth) = eighth {
+                    sum = _mm256_sub_ps(sum, _mm256_set1_ps(self.least[eighth]));
+                }
+                _mm256_storeu_ps(at, sum);
             }
         }
     }

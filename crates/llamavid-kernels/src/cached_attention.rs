@@ -12,6 +12,8 @@ use candle_core::{Result, Tensor, bail};
 use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 
+#[cfg(target_arch = "x86_64")]
+use crate::block_vectors::add_shares;
 use crate::panels;
 use crate::processor::processor;
 use crate::products::{Layer, Weights};
@@ -278,6 +280,12 @@ impl Cached<'_> {
                 share(seen, scores, &mut block.largest[index], &mut block.sums[index], attended);
             }
             let values = self.part(self.values, places + from, keys);
+            #[cfg(target_arch = "x86_64")]
+            if let (1, Weights::Blocks(format, values)) = (count, values)
+                && add_shares(processor(), format, values, &scores, &mut block.attended)
+            {
+                continue;
+            }
             let right = numbers(values, keys * self.width, &mut unpacked);
             let product = Product { left: &scores, stride: at_once, right, width: self.width };
             add_product(product, &mut block.attended);
