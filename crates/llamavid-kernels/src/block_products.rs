@@ -1,11 +1,11 @@
-//! Products with weights in blocks as they lie in memory: in whole numbers, or in f32 for a few rows.
+//! Products with weights as they lie in memory: in whole numbers, or in f32 for a few rows.
 
 use crate::block_format::BlockFormat;
 #[cfg(target_arch = "x86_64")]
 use crate::block_vectors::Dots;
 use crate::integer_products::IntegerProduct;
 use crate::processor::{Processor, processor};
-use crate::products::{Layer, Output, PARALLEL, Weights, in_tasks};
+use crate::products::{Layer, Output, PARALLEL, in_tasks};
 
 /// Rows of `x` up to which weights are multiplied in f32 as they are read, and not unpacked.
 #[cfg(target_arch = "x86_64")]
@@ -58,7 +58,7 @@ impl BlockProduct {
 }
 
 /// What each of some layers without bias makes of a few rows. Rows are rounded once for all weights of one format, and threads
-/// wait for each other once. None where the rows are many, or the weights are not in blocks.
+/// wait for each other once. None where the rows are many.
 pub(crate) fn few_rows_of_each<const N: usize>(
     layers: [Layer; N],
     x: &[f32],
@@ -66,7 +66,7 @@ pub(crate) fn few_rows_of_each<const N: usize>(
 ) -> Option<[Vec<f32>; N]> {
     let mut products: Vec<(BlockFormat, BlockProduct)> = Vec::new();
     for layer in layers {
-        let Weights::Blocks(format, _bytes) = layer.weights else { return None };
+        let (format, _bytes) = layer.weights.in_blocks();
         assert_eq!(x.len(), count * layer.columns, "rows that do not go with the weights");
         if layer.bias.is_some() || x.is_empty() || layer.rows == 0 {
             return None;
@@ -91,7 +91,7 @@ pub(crate) fn few_rows_of_each<const N: usize>(
         for (before, layer, output) in &parts {
             let first = task.start.max(*before) - before;
             let last = task.end.saturating_sub(*before).min(layer.rows);
-            let Weights::Blocks(format, bytes) = layer.weights else { continue };
+            let (format, bytes) = layer.weights.in_blocks();
             if first < last
                 && let Some((_format, product)) = products.iter().find(|(found, _)| *found == format)
             {

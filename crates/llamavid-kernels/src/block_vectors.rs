@@ -1,4 +1,4 @@
-//! Rows in blocks, read in vectors of eight numbers: summed up as they are read, or unpacked.
+//! Rows in blocks, or of plain numbers, read in vectors of eight: summed up as they are read, or unpacked.
 //!
 //! Wider vectors are no quicker here: reading is shifts and conversions, of which a processor does as many bits at a time
 //! in two halves. The portable code in [`crate::block_format`] is the reference.
@@ -50,7 +50,7 @@ impl Dots {
     pub(crate) fn new(processor: Processor, format: BlockFormat, x: &[f32], columns: usize) -> Option<Self> {
         let whole = columns.is_multiple_of(format.block_length().max(LANES));
         let least = matches!(format, BlockFormat::Q4K | BlockFormat::Q5K);
-        (allowed(processor) && whole && format != BlockFormat::F32).then(|| Self {
+        (allowed(processor) && whole).then(|| Self {
             format,
             x: x.to_vec(),
             columns,
@@ -90,10 +90,10 @@ impl Dots {
     }
 }
 
-/// Unpacks whole blocks, as many as `values` has room for; false where there are no such vectors, or not for this format.
+/// Unpacks whole blocks, as many as `values` has room for; false where there are no such vectors.
 pub(crate) fn unpack(processor: Processor, format: BlockFormat, bytes: &[u8], values: &mut [f32]) -> bool {
     let whole = values.len().is_multiple_of(format.block_length().max(LANES));
-    if !allowed(processor) || !whole || format == BlockFormat::F32 {
+    if !allowed(processor) || !whole {
         return false;
     }
     let length = format.row_bytes(values.len()).unwrap_or_default();
@@ -106,8 +106,8 @@ pub(crate) fn unpack(processor: Processor, format: BlockFormat, bytes: &[u8], va
 #[repr(align(64))]
 struct AtLine([f32; WIDEST]);
 
-/// Adds rows in blocks, each times its share, to `sums`; false where there are no such vectors, or not for this format, or more
-/// than [`WIDEST`] sums.
+/// Adds rows in blocks, each times its share, to `sums`; false where there are no such vectors, or more than
+/// [`WIDEST`] sums.
 pub(crate) fn add_shares(
     processor: Processor,
     format: BlockFormat,
@@ -116,7 +116,7 @@ pub(crate) fn add_shares(
     sums: &mut [f32],
 ) -> bool {
     let whole = sums.len().is_multiple_of(format.block_length().max(LANES));
-    if !allowed(processor) || !whole || !(1..=WIDEST).contains(&sums.len()) || format == BlockFormat::F32 {
+    if !allowed(processor) || !whole || !(1..=WIDEST).contains(&sums.len()) {
         return false;
     }
     let row_bytes = format.row_bytes(sums.len()).unwrap_or_default();
@@ -331,14 +331,17 @@ unsafe fn read<S: Sink>(format: BlockFormat, row: &[u8], sink: &mut S) {
             }
         };
     }
-    // Numbers of 16 bits: 32 at a time, then eight.
-    let whole = row.len() / 64 * 64;
-    let (many, rest) = row.split_at(whole);
+    // Numbers that are no blocks: 32 at a time, then eight.
     match format {
-        BlockFormat::F32 => {}
+        BlockFormat::F32 => {
+            let (many, rest) = row.split_at(row.len() / 128 * 128);
+            each!(many, 0, 128, 32, f32s);
+            each!(rest, many.len() / 4, 32, 8, f32s_rest);
+        }
         BlockFormat::F16 => {
+            let (many, rest) = row.split_at(row.len() / 64 * 64);
             each!(many, 0, 64, 32, f16s);
-            each!(rest, whole / 2, 16, 8, f16s_rest);
+            each!(rest, many.len() / 2, 16, 8, f16s_rest);
         }
         BlockFormat::BF16 => each!(16, 8, bf16s),
         BlockFormat::Q8_0 => each!(34, 32, q8_0),
@@ -347,6 +350,27 @@ unsafe fn read<S: Sink>(format: BlockFormat, row: &[u8], sink: &mut S) {
         BlockFormat::Q5K => each!(176, 256, q5_k),
         BlockFormat::Q6K => each!(210, 256, q6_k),
     }
+}
+
+#[inline(always)]
+unsafe fn f32s<S: Sink>(block: &[u8; 128], place: usize, sink: &mut S) {
+    // SAFETY: 32 numbers, two lines of the caches.
+    unsafe {
+        let at = block.as_ptr().cast::<f32>();
+        let numbers = [
+            _mm256_loadu_ps(at),
+            _mm256_loadu_ps(at.add(LANES)),
+            _mm256_loadu_ps(at.add(2 * LANES)),
+            _mm256_loadu_ps(at.add(3 * LANES)),
+        ];
+        sink.take::<false, 4>(place, 1.0, None, numbers);
+    }
+}
+
+#[inline(always)]
+unsafe fn f32s_rest<S: Sink>(block: &[u8; 32], place: usize, sink: &mut S) {
+    // SAFETY: eight numbers.
+    unsafe { sink.take::<false, 1>(place, 1.0, None, [_mm256_loadu_ps(block.as_ptr().cast())]) };
 }
 
 #[inline(always)]

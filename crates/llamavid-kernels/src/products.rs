@@ -36,6 +36,16 @@ pub(crate) enum Weights<'a> {
     Blocks(BlockFormat, &'a [u8]),
 }
 
+impl<'a> Weights<'a> {
+    /// Their format and their bytes.
+    pub(crate) fn in_blocks(self) -> (BlockFormat, &'a [u8]) {
+        match self {
+            Self::Numbers(values) => (BlockFormat::F32, pulp::bytemuck::cast_slice(values)),
+            Self::Blocks(format, bytes) => (format, bytes),
+        }
+    }
+}
+
 /// A linear layer: rows `x` (count, columns) give (count, rows), `x` times the transpose of the weights plus the bias.
 ///
 /// The order of a sum depends on the shapes and the processor only.
@@ -124,8 +134,8 @@ impl Layer<'_> {
         }
         let parallel = parallel && rows * columns * count >= PARALLEL;
         #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
-        if let Weights::Blocks(format, bytes) = weights
-            && columns > 0
+        if columns > 0
+            && let (format, bytes) = weights.in_blocks()
             && let Some(product) = BlockProduct::new(processor, format, x, columns)
         {
             // SAFETY: as the caller promises.
