@@ -380,17 +380,16 @@ impl Part<'_> {
                     let products = &products[first / GROUPS % 2].0;
                     for (group, products) in (first..next).zip(products) {
                         let of_weights = _mm512_loadu_ps(self.panel.scales[group].as_ptr().add(at));
-                        for row in 0..SIDE {
-                            let whole = _mm512_cvtepi32_ps(_mm512_loadu_si512(products[row].as_ptr().cast()));
+                        for (row, (total, products)) in totals.iter_mut().zip(products).enumerate() {
+                            let whole = _mm512_cvtepi32_ps(_mm512_loadu_si512(products.as_ptr().cast()));
                             let scale = _mm512_set1_ps(*scales.add(row * count + group));
-                            totals[row] =
-                                _mm512_fmadd_ps(_mm512_mul_ps(whole, of_weights), scale, totals[row]);
+                            *total = _mm512_fmadd_ps(_mm512_mul_ps(whole, of_weights), scale, *total);
                         }
                         if B::LEAST {
                             let least = _mm512_loadu_ps(self.panel.least[group].as_ptr().add(at));
-                            for row in 0..SIDE {
+                            for (row, total) in totals.iter_mut().enumerate() {
                                 let sum = _mm512_set1_ps(*of_groups.add(row * count + group));
-                                totals[row] = _mm512_fnmadd_ps(least, sum, totals[row]);
+                                *total = _mm512_fnmadd_ps(least, sum, *total);
                             }
                         }
                     }
