@@ -2,18 +2,21 @@
 //! the same time.
 //!
 //! Weights are laid out so that a vector holds four numbers of each of sixteen rows, which is once the work for all rows of
-//! `x`.
+//! `x`. Groups of such vectors are matrices as AMX multiplies them.
 
 use std::arch::x86_64::{
     __m256, __m256i, __m512, __m512i, _mm256_castps_si256, _mm256_cvtepi32_ps, _mm256_dpbusd_avx_epi32,
     _mm256_fmadd_ps, _mm256_fnmadd_ps, _mm256_loadu_ps, _mm256_loadu_si256, _mm256_mul_ps,
-    _mm256_permute2x128_si256, _mm256_set1_epi32, _mm256_set1_ps, _mm256_setzero_si256, _mm256_storeu_ps,
-    _mm256_storeu_si256, _mm256_unpackhi_epi32, _mm256_unpackhi_epi64, _mm256_unpacklo_epi32,
-    _mm256_unpacklo_epi64, _mm512_cvtepi32_ps, _mm512_dpbusd_epi32, _mm512_fmadd_ps, _mm512_fnmadd_ps,
-    _mm512_loadu_ps, _mm512_loadu_si512, _mm512_mul_ps, _mm512_set1_epi32, _mm512_set1_ps, _mm512_storeu_ps,
+    _mm256_permute2x128_si256, _mm256_set1_epi8, _mm256_set1_epi32, _mm256_set1_ps, _mm256_setzero_si256,
+    _mm256_storeu_ps, _mm256_storeu_si256, _mm256_sub_epi8, _mm256_unpackhi_epi32, _mm256_unpackhi_epi64,
+    _mm256_unpacklo_epi32, _mm256_unpacklo_epi64, _mm512_cvtepi32_ps, _mm512_dpbusd_epi32, _mm512_fmadd_ps,
+    _mm512_fnmadd_ps, _mm512_loadu_ps, _mm512_loadu_si512, _mm512_mul_ps, _mm512_set1_epi32, _mm512_set1_ps,
+    _mm512_setzero_ps, _mm512_storeu_ps,
 };
 
-use crate::processor::Processor;
+use crate::amx::{GROUPS, Products, SIDE, Tiles};
+use crate::block_format::Whole;
+use crate::processor::{Processor, WholeNumbers};
 use crate::products::Output;
 use crate::whole_blocks::{NUMBERS, Row, WholeBlock, each_eighth, with_block};
 use crate::whole_rows::WholeRows;
@@ -22,8 +25,6 @@ use crate::whole_rows::WholeRows;
 pub(crate) const PANEL_ROWS: usize = 32;
 /// Numbers of a row that are multiplied at a time: those of a panel stay in the first cache.
 pub(crate) const PART: usize = 512;
-/// Rows of `x` of a tile at most.
-const X_ROWS: usize = 6;
 /// Numbers that one instruction multiplies and adds up in a lane.
 const STEP: usize = 4;
 /// Rows of weights that change places with as many vectors.
@@ -44,6 +45,9 @@ pub(crate) unsafe fn add_panel(
     // SAFETY: as the caller promises.
     unsafe {
         match processor {
+            Processor::Avx512(_, WholeNumbers::Tiles) => {
+                with_block!(x.format, B => add_in_matrices::<B>(x, rows, column, output), ());
+            }
             Processor::Avx512(..) => {
                 with_block!(x.format, B => add_wide::<B>(x, rows, column, output), ());
             }
@@ -53,11 +57,19 @@ pub(crate) unsafe fn add_panel(
 }
 
 /// # Safety
+/// As [`add_panel`], and the processor has AVX-512 and AMX, which the process may use.
+#[target_feature(enable = "avx512f,avx512vl,avx512bw,avx512dq,avx2,fma,f16c")]
+unsafe fn add_in_matrices<B: WholeBlock>(x: &WholeRows, rows: &[u8], column: usize, output: Output) {
+    // SAFETY: as the caller promises; whoever calls has no tiles of its own.
+    unsafe { add::<B, Matrices>(&Matrices(Tiles::new(x.group)), x, rows, column, output) }
+}
+
+/// # Safety
 /// As [`add_panel`], and the processor has AVX-512 with VNNI.
 #[target_feature(enable = "avx512f,avx512vl,avx512bw,avx512dq,avx512vnni,avx2,fma,f16c")]
 unsafe fn add_wide<B: WholeBlock>(x: &WholeRows, rows: &[u8], column: usize, output: Output) {
     // SAFETY: as the caller promises.
-    unsafe { add::<B, Wide>(x, rows, column, output) }
+    unsafe { add::<B, Wide>(&Wide, x, rows, column, output) }
 }
 
 /// # Safety
@@ -65,25 +77,47 @@ unsafe fn add_wide<B: WholeBlock>(x: &WholeRows, rows: &[u8], column: usize, out
 #[target_feature(enable = "avx2,fma,f16c,avxvnni")]
 unsafe fn add_narrow<B: WholeBlock>(x: &WholeRows, rows: &[u8], column: usize, output: Output) {
     // SAFETY: as the caller promises.
-    unsafe { add::<B, Narrow>(x, rows, column, output) }
+    unsafe { add::<B, Narrow>(&Narrow, x, rows, column, output) }
+}
+
+/// Of each row of `x` and each row of a panel.
+type Sums = [[f32; PANEL_ROWS]; SIDE];
+
+/// How rows are multiplied with a part of a panel.
+trait Kind {
+    /// Rows of `x` at most.
+    const X_ROWS: usize;
+    /// Whether weights have their sign, and as many rows of `x` are always read. Otherwise products begin with what their offset asks.
+    const MATRICES: bool;
+
+    /// Writes the sums of products of `width` rows of `x` with the panel's.
+    ///
+    /// # Safety
+    /// The processor has the instructions.
+    unsafe fn multiply<B: WholeBlock>(&self, part: &Part, width: usize, sums: &mut Sums);
 }
 
 /// # Safety
 /// As [`add_panel`].
 #[inline(always)]
-unsafe fn add<B: WholeBlock, V: Vectors>(x: &WholeRows, rows: &[u8], column: usize, output: Output) {
+unsafe fn add<B: WholeBlock, K: Kind>(kind: &K, x: &WholeRows, rows: &[u8], column: usize, output: Output) {
     into_cache(rows);
     let rows: Vec<Row> = rows.chunks_exact(x.row_bytes).map(Row::new::<B>).collect();
+    let offset = if K::MATRICES { Whole::of(x.format).map_or(0, |whole| whole.offset) } else { 0 };
     let mut panel = Panel::new(x.group);
+    let mut sums: Sums = [[0.0; PANEL_ROWS]; SIDE];
     for first in (0..x.columns).step_by(PART) {
         let length = PART.min(x.columns - first);
         for (index, rows) in rows.chunks(TOGETHER).enumerate() {
             // SAFETY: the processor has the instructions, as the caller promises.
-            unsafe { panel.lay_out::<B>(index * TOGETHER, rows, first / NUMBERS, length / NUMBERS) };
+            unsafe {
+                panel.lay_out::<B, K>(index * TOGETHER, rows, offset as i8, first / NUMBERS, length / NUMBERS)
+            };
         }
-        for at in (0..x.count).step_by(V::X_ROWS) {
-            let width = V::X_ROWS.min(x.count - at);
-            let (begin, end) = (first * x.count + at * length, first * x.count + (at + width) * length);
+        for at in (0..x.count).step_by(K::X_ROWS) {
+            let width = K::X_ROWS.min(x.count - at);
+            let read = if K::MATRICES { K::X_ROWS } else { width };
+            let (begin, end) = (first * x.count + at * length, first * x.count + (at + read) * length);
             let groups = begin / x.group..end / x.group;
             let part = Part {
                 panel: &panel,
@@ -93,18 +127,8 @@ unsafe fn add<B: WholeBlock, V: Vectors>(x: &WholeRows, rows: &[u8], column: usi
                 sums: &x.sums[groups.clone()],
                 begins: &x.begins[groups],
             };
-            let mut sums = [[0f32; PANEL_ROWS]; X_ROWS];
             // SAFETY: the processor has the instructions, as the caller promises.
-            unsafe {
-                match width {
-                    1 => V::tile::<B, 1>(&part, &mut sums),
-                    2 => V::tile::<B, 2>(&part, &mut sums),
-                    3 => V::tile::<B, 3>(&part, &mut sums),
-                    4 => V::tile::<B, 4>(&part, &mut sums),
-                    5 => V::tile::<B, 5>(&part, &mut sums),
-                    _ => V::tile::<B, X_ROWS>(&part, &mut sums),
-                }
-            }
+            unsafe { kind.multiply::<B>(&part, width, &mut sums) };
             for (row, sums) in sums.iter().take(width).enumerate() {
                 // SAFETY: as the caller promises.
                 unsafe { output.add(at + row, column, &sums[..rows.len()]) };
@@ -140,13 +164,20 @@ impl Panel {
         }
     }
 
-    /// Takes `blocks` times 256 numbers of up to eight rows, to places from `place` on. The first row stands in for those that
-    /// are missing: nobody reads their sums.
+    /// Takes `blocks` times 256 numbers of up to eight rows, to places from `place` on, less `offset` for matrices. The first row stands
+    /// in for those that are missing: nobody reads their sums.
     ///
     /// # Safety
     /// The processor has AVX2 and F16C; the rows have as many blocks.
     #[inline(always)]
-    unsafe fn lay_out<B: WholeBlock>(&mut self, place: usize, rows: &[Row], first: usize, blocks: usize) {
+    unsafe fn lay_out<B: WholeBlock, K: Kind>(
+        &mut self,
+        place: usize,
+        rows: &[Row],
+        offset: i8,
+        first: usize,
+        blocks: usize,
+    ) {
         for block in 0..blocks {
             let mut at = [rows[0].at::<B>(first + block); TOGETHER];
             for (at, row) in at.iter_mut().zip(rows) {
@@ -174,6 +205,9 @@ impl Panel {
                     let mut numbers = [_mm256_setzero_si256(); TOGETHER];
                     for row in 0..TOGETHER {
                         numbers[row] = B::numbers(at[row], eighth);
+                        if K::MATRICES {
+                            numbers[row] = _mm256_sub_epi8(numbers[row], _mm256_set1_epi8(offset));
+                        }
                     }
                     let step = TOGETHER * (8 * block + eighth);
                     write(transposed(numbers), &mut self.numbers[step..], place);
@@ -254,7 +288,7 @@ impl Part<'_> {
     /// # Safety
     /// The processor has the instructions.
     #[inline(always)]
-    unsafe fn tile<B: WholeBlock, V: Vectors, const X: usize>(&self, sums: &mut [[f32; PANEL_ROWS]; X_ROWS]) {
+    unsafe fn tile<B: WholeBlock, V: Vectors, const X: usize>(&self, sums: &mut Sums) {
         let steps = NUMBERS / (8 * B::VECTORS) / STEP;
         let (length, count) = (self.length, self.length / (STEP * steps));
         assert!(self.numbers.len() == X * length && length <= PART, "rows of another length");
@@ -309,6 +343,79 @@ impl Part<'_> {
     }
 }
 
+impl Part<'_> {
+    /// The products of 16 rows with the panel's, in the same order as [`Part::tile`] has them, so that they are the same numbers.
+    ///
+    /// # Safety
+    /// The processor has AVX-512, and the tiles are for groups of this format.
+    #[target_feature(enable = "avx512f")]
+    unsafe fn matrices<B: WholeBlock>(&self, tiles: &Tiles, sums: &mut Sums) {
+        let group = NUMBERS / (8 * B::VECTORS);
+        let (length, count) = (self.length, self.length / group);
+        assert!(self.numbers.len() == SIDE * length && length <= PART, "rows of another length");
+        assert!([self.scales.len(), self.sums.len()] == [SIDE * count; 2], "other groups");
+        assert!(count.is_multiple_of(GROUPS), "groups that are not multiplied together");
+        let (x, weights): (*const i8, *const [u8; STEP]) =
+            (self.numbers.as_ptr(), self.panel.numbers.as_ptr().cast());
+        let (scales, of_groups): (*const f32, *const f32) = (self.scales.as_ptr(), self.sums.as_ptr());
+        // Some groups are multiplied while those before them are scaled.
+        let mut products = [Products::ZERO; 2];
+        for at in (0..PANEL_ROWS).step_by(SIDE) {
+            // SAFETY: 16 rows of `x` have these groups, and so has the panel; 16 rows of a panel begin at `at`, and are a vector.
+            unsafe {
+                let weights = weights.add(at).cast::<i8>();
+                let mut totals = [_mm512_setzero_ps(); SIDE];
+                tiles.products(x, length, weights, &mut products[0]);
+                for first in (0..count).step_by(GROUPS) {
+                    let next = first + GROUPS;
+                    if next < count {
+                        let weights = weights.add(next * group * PANEL_ROWS);
+                        tiles.products(
+                            x.add(next * group),
+                            length,
+                            weights,
+                            &mut products[next / GROUPS % 2],
+                        );
+                    }
+                    let products = &products[first / GROUPS % 2].0;
+                    for (group, products) in (first..next).zip(products) {
+                        let of_weights = _mm512_loadu_ps(self.panel.scales[group].as_ptr().add(at));
+                        for (row, (total, products)) in totals.iter_mut().zip(products).enumerate() {
+                            let whole = _mm512_cvtepi32_ps(_mm512_loadu_si512(products.as_ptr().cast()));
+                            let scale = _mm512_set1_ps(*scales.add(row * count + group));
+                            *total = _mm512_fmadd_ps(_mm512_mul_ps(whole, of_weights), scale, *total);
+                        }
+                        if B::LEAST {
+                            let least = _mm512_loadu_ps(self.panel.least[group].as_ptr().add(at));
+                            for (row, total) in totals.iter_mut().enumerate() {
+                                let sum = _mm512_set1_ps(*of_groups.add(row * count + group));
+                                *total = _mm512_fnmadd_ps(least, sum, *total);
+                            }
+                        }
+                    }
+                }
+                for (sums, totals) in sums.iter_mut().zip(totals) {
+                    _mm512_storeu_ps(sums.as_mut_ptr().add(at), totals);
+                }
+            }
+        }
+    }
+}
+
+/// AMX: the products of a group of 16 rows of `x` with 16 rows of weights are one instruction. AVX-512 scales them and adds them up.
+struct Matrices(Tiles);
+
+impl Kind for Matrices {
+    const X_ROWS: usize = SIDE;
+    const MATRICES: bool = true;
+
+    #[inline(always)]
+    unsafe fn multiply<B: WholeBlock>(&self, part: &Part, _width: usize, sums: &mut Sums) {
+        // SAFETY: as the caller promises.
+        unsafe { part.matrices::<B>(&self.0, sums) }
+    }
+}
+
 /// The vectors of a tile. Whoever calls these functions has the instructions, and room for what is read or written.
 trait Vectors {
     type Whole: Copy;
@@ -319,7 +426,7 @@ trait Vectors {
     const X_ROWS: usize;
 
     /// [`Part::tile`] in these vectors.
-    unsafe fn tile<B: WholeBlock, const X: usize>(part: &Part, sums: &mut [[f32; PANEL_ROWS]; X_ROWS]);
+    unsafe fn tile<B: WholeBlock, const X: usize>(part: &Part, sums: &mut Sums);
     unsafe fn splat(value: f32) -> Self::Numbers;
     unsafe fn splat_whole(value: i32) -> Self::Whole;
     unsafe fn load(at: *const f32) -> Self::Numbers;
@@ -332,6 +439,26 @@ trait Vectors {
     unsafe fn multiply_add(a: Self::Numbers, b: Self::Numbers, c: Self::Numbers) -> Self::Numbers;
     /// `c - a * b`.
     unsafe fn multiply_subtract(a: Self::Numbers, b: Self::Numbers, c: Self::Numbers) -> Self::Numbers;
+}
+
+impl<V: Vectors> Kind for V {
+    const X_ROWS: usize = <V as Vectors>::X_ROWS;
+    const MATRICES: bool = false;
+
+    #[inline(always)]
+    unsafe fn multiply<B: WholeBlock>(&self, part: &Part, width: usize, sums: &mut Sums) {
+        // SAFETY: as the caller promises.
+        unsafe {
+            match width {
+                1 => V::tile::<B, 1>(part, sums),
+                2 => V::tile::<B, 2>(part, sums),
+                3 => V::tile::<B, 3>(part, sums),
+                4 => V::tile::<B, 4>(part, sums),
+                5 => V::tile::<B, 5>(part, sums),
+                _ => V::tile::<B, 6>(part, sums),
+            }
+        }
+    }
 }
 
 macro_rules! vectors {
@@ -348,9 +475,9 @@ macro_rules! vectors {
             const X_ROWS: usize = $x_rows;
 
             #[inline(always)]
-            unsafe fn tile<B: WholeBlock, const X: usize>(part: &Part, sums: &mut [[f32; PANEL_ROWS]; X_ROWS]) {
+            unsafe fn tile<B: WholeBlock, const X: usize>(part: &Part, sums: &mut Sums) {
                 #[target_feature(enable = $features)]
-                unsafe fn tile<B: WholeBlock, const X: usize>(part: &Part, sums: &mut [[f32; PANEL_ROWS]; X_ROWS]) {
+                unsafe fn tile<B: WholeBlock, const X: usize>(part: &Part, sums: &mut Sums) {
                     // SAFETY: as the caller promises.
                     unsafe { part.tile::<B, $name, X>(sums) }
                 }
@@ -401,3 +528,45 @@ vectors!(
     _mm256_set1_ps, _mm256_set1_epi32, _mm256_loadu_ps, _mm256_loadu_si256, _mm256_storeu_ps,
     _mm256_dpbusd_avx_epi32, _mm256_cvtepi32_ps, _mm256_mul_ps, _mm256_fmadd_ps, _mm256_fnmadd_ps
 );
+
+#[cfg(all(test, target_os = "linux"))]
+mod tests {
+    use super::*;
+    use crate::block_format::BlockFormat;
+
+    /// Numbers between -1 and 1 that follow no pattern.
+    fn noise(count: usize, seed: u32) -> Vec<f32> {
+        let mut state = seed;
+        let numbers = std::iter::repeat_with(|| {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            (state >> 8) as f32 / (1 << 23) as f32 - 1.0
+        });
+        numbers.take(count).collect()
+    }
+
+    #[test]
+    fn matrices_give_the_same_numbers_as_vectors() {
+        let processors = Processor::tested();
+        let [Processor::Avx512(simd, WholeNumbers::Tiles), ..] = processors[..] else { return };
+        for format in BlockFormat::ALL.into_iter().filter(|format| format.block_length() > 1) {
+            for (rows, columns, count) in
+                [(32, 256, 16), (1, 256, 1), (31, 768, 17), (9, 1280, 5), (32, 512, 33), (17, 1024, 48)]
+            {
+                let bytes = format.encode(&noise(rows * columns, 1), columns).unwrap();
+                let mut numbers = noise(count * columns, 2);
+                numbers[columns / 2] = f32::NAN;
+                let x = WholeRows::new(format, &numbers, columns, Some(PART)).unwrap();
+                let [found, expected] = [WholeNumbers::Tiles, WholeNumbers::Fours].map(|whole| {
+                    let mut result = vec![0f32; count * rows];
+                    let output = Output::new(&mut result, rows);
+                    // SAFETY: the result lives, and nobody else has it.
+                    unsafe { add_panel(Processor::Avx512(simd, whole), &x, &bytes, 0, output) };
+                    result
+                });
+                assert!(expected[..rows].iter().all(|value| value.is_nan()));
+                assert!(found[..rows].iter().all(|value| value.is_nan()));
+                assert_eq!(found[rows..], expected[rows..], "{} {rows} x {columns}, {count}", format.name());
+            }
+        }
+    }
+}

@@ -33,9 +33,7 @@ impl IntegerProduct {
     pub(crate) fn new(processor: Processor, format: BlockFormat, x: &[f32], columns: usize) -> Option<Self> {
         let count = x.len() / columns;
         let laid_out = match processor.whole_numbers() {
-            WholeNumbers::Fours => count >= LAID_OUT,
-            #[cfg(target_arch = "aarch64")]
-            WholeNumbers::Tiles => count >= LAID_OUT,
+            WholeNumbers::Fours | WholeNumbers::Tiles => count >= LAID_OUT,
             #[cfg(target_arch = "x86_64")]
             WholeNumbers::Pairs if count <= PAIRS => false,
             _ => return None,

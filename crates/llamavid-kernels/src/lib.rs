@@ -5,6 +5,8 @@
 //! operations when a gradient can flow through them, and when none can they are kernels of this crate on a CUDA device and candle-nn's
 //! in half precision on a CPU.
 
+#[cfg(target_arch = "x86_64")]
+mod amx;
 mod attention;
 mod block_format;
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
@@ -56,6 +58,8 @@ mod whole_blocks;
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 mod whole_rows;
 
+#[cfg(target_arch = "x86_64")]
+pub use amx::available as amx_available;
 pub use attention::{Heads, Mask, attention, multi_head_attention, packed_attention};
 pub use block_format::BlockFormat;
 pub use blocks::{

@@ -102,7 +102,7 @@ impl Panels<'_> {
     #[cfg(target_arch = "x86_64")]
     pub(crate) fn rounds(&self) -> bool {
         let quicker = match self.processor {
-            Processor::Avx512(_, whole) => whole == WholeNumbers::Fours,
+            Processor::Avx512(_, whole) => matches!(whole, WholeNumbers::Fours | WholeNumbers::Tiles),
             Processor::Avx2(_, whole) => whole != WholeNumbers::None,
             Processor::Portable => false,
         };

@@ -10,7 +10,7 @@ pub const PROCESSOR_VARIABLE: &str = "LLAMAVID_CPU";
 /// A set of instructions that kernels are compiled for.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Processor {
-    /// AVX-512 F, VL, BW, DQ and CD.
+    /// AVX-512 F, VL, BW, DQ and CD, with VNNI where it multiplies fours of whole numbers, and AMX as well where it has tiles.
     #[cfg(target_arch = "x86_64")]
     Avx512(pulp::x86::V4, WholeNumbers),
     /// AVX2 with fused multiply-add and conversion of half precision.
@@ -34,14 +34,15 @@ pub(crate) enum WholeNumbers {
     Pairs,
     /// Rounded to 8 bits: four products are added up at once (VNNI, dot products).
     Fours,
-    /// The same, and many rows as products of small matrices (i8mm).
-    #[cfg(target_arch = "aarch64")]
+    /// The same, and many rows as products of small matrices (AMX, i8mm).
     Tiles,
 }
 
 impl Processor {
     fn name(self) -> &'static str {
         match self {
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512(_, WholeNumbers::Tiles) => "avx512amx",
             #[cfg(target_arch = "x86_64")]
             Self::Avx512(_, WholeNumbers::Fours) => "avx512vnni",
             #[cfg(target_arch = "x86_64")]
@@ -109,6 +110,9 @@ impl Processor {
         if is_x86_feature_detected!("f16c") {
             if let Some(simd) = pulp::x86::V4::try_new() {
                 if is_x86_feature_detected!("avx512vnni") {
+                    if crate::amx::available() {
+                        found.push(Self::Avx512(simd, WholeNumbers::Tiles));
+                    }
                     found.push(Self::Avx512(simd, WholeNumbers::Fours));
                 }
                 found
@@ -134,6 +138,18 @@ impl Processor {
         found.push(Self::Portable);
         found
     }
+
+    /// The same for tests, and AMX as well: where the processor has AVX-512 with VNNI but no tiles, something stands in for them.
+    #[cfg(test)]
+    pub(crate) fn tested() -> Vec<Self> {
+        let available = Self::available();
+        #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
+        if let Self::Avx512(simd, WholeNumbers::Fours) = available[0] {
+            crate::amx::trap::set();
+            return [vec![Self::Avx512(simd, WholeNumbers::Tiles)], available].concat();
+        }
+        available
+    }
 }
 
 /// What the kernels of this process use.
@@ -141,9 +157,9 @@ pub(crate) fn processor() -> Processor {
     *chosen().as_ref().unwrap_or(&Processor::Portable)
 }
 
-/// The name of the instructions that the kernels of this process use: `avx512vnni`, `avx512`, `avxvnni`, `avx2`, `neon-i8mm`,
-/// `neon-dotprod` or `portable`. All but the last round what is multiplied with weights in blocks to 8 bits, and `avx512vnni`, `avxvnni`
-/// and `avx2` many rows beside weights in 16 bits to 16; `avx512-f32`, `avx2-f32` and `neon` are the same without that.
+/// The name of the instructions that the kernels of this process use: `avx512amx`, `avx512vnni`, `avx512`, `avxvnni`, `avx2`, `neon-i8mm`,
+/// `neon-dotprod` or `portable`. All but the last round what is multiplied with weights in blocks to 8 bits, and `avx512amx`, `avx512vnni`,
+/// `avxvnni` and `avx2` many rows beside weights in 16 bits to 16; `avx512-f32`, `avx2-f32` and `neon` are the same without that.
 ///
 /// # Errors
 /// `LLAMAVID_CPU` names none that this processor has; the kernels run without vectors then.

@@ -8,6 +8,9 @@ use crate::vector::{NEAREST, multiply_add, widest};
 /// Numbers that one task rounds at least.
 const TASK_NUMBERS: usize = 1 << 13;
 
+/// Rows that are missing from a whole number of times 16 at most.
+const SPARE: usize = 15;
+
 /// Rows of `x`, rounded, for weights in one format. Behind each row there are zeros up to a multiple of 256 numbers.
 pub(crate) struct WholeRows {
     pub(crate) format: BlockFormat,
@@ -18,7 +21,8 @@ pub(crate) struct WholeRows {
     pub(crate) columns: usize,
     /// Numbers that share a scale.
     pub(crate) group: usize,
-    /// In parts: the first numbers of each row, then the next ones.
+    /// In parts: the first numbers of each row, then the next ones. Behind the last part there is room for [`SPARE`] more rows of one, so
+    /// that rows can be read 16 at a time.
     pub(crate) numbers: Vec<i8>,
     /// What the numbers of each group are to be multiplied with, in the same order.
     pub(crate) scales: Vec<f32>,
@@ -37,9 +41,10 @@ impl WholeRows {
         let row_bytes = format.row_bytes(columns)?;
         let count = x.len() / columns;
         let padded = columns.next_multiple_of(NUMBERS);
+        let length = count * padded + part.map_or(0, |part| SPARE * part.min(padded));
         let part = part.unwrap_or(padded);
-        let mut numbers = vec![0i8; count * padded];
-        let mut scales = vec![0f32; count * padded / group];
+        let mut numbers = vec![0i8; length];
+        let mut scales = vec![0f32; length / group];
         let (mut sums, mut begins) = (scales.clone(), vec![0i32; scales.len()]);
         for first in (0..padded).step_by(part) {
             let length = part.min(padded - first);

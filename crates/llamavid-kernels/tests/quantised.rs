@@ -45,7 +45,7 @@ fn tolerance(format: BlockFormat, rows: usize) -> f32 {
         "avx512-f32" | "avx2-f32" | "neon" | "portable" => (false, false),
         "avx512" => (rows <= 16, false),
         "avx2" => (rows <= 16, true),
-        "avx512vnni" | "avxvnni" => (true, true),
+        "avx512amx" | "avx512vnni" | "avxvnni" => (true, true),
         _ => (true, false),
     };
     if to_eight_bits && format.block_length() > 1 {

@@ -46,7 +46,7 @@ fn error(actual: &Tensor, expected: &Tensor) -> f32 {
 fn rounding(format: BlockFormat) -> f32 {
     match (instruction_set().unwrap(), format.block_length()) {
         ("avx512-f32" | "avx2-f32" | "neon" | "portable", _) => 2e-5,
-        ("avx512vnni" | "avxvnni" | "avx2", 1) => 1e-3,
+        ("avx512amx" | "avx512vnni" | "avxvnni" | "avx2", 1) => 1e-3,
         (_, 1) => 2e-5,
         _ => 2e-2,
     }

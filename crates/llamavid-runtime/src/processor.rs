@@ -22,6 +22,7 @@ pub fn processor_features() -> Vec<(&'static str, bool)> {
             ("avxvnni", std::arch::is_x86_feature_detected!("avxvnni")),
             ("avx512f", std::arch::is_x86_feature_detected!("avx512f")),
             ("avx512vnni", std::arch::is_x86_feature_detected!("avx512vnni")),
+            ("amx-int8", llamavid_kernels::amx_available()),
         ]
     }
     #[cfg(target_arch = "aarch64")]

@@ -41,7 +41,9 @@ impl Narrow {
     pub(super) fn of(processor: Processor) -> Self {
         match processor {
             #[cfg(target_arch = "x86_64")]
-            Processor::Avx512(_, WholeNumbers::Fours) if is_x86_feature_detected!("avx512bf16") => {
+            Processor::Avx512(_, WholeNumbers::Fours | WholeNumbers::Tiles)
+                if is_x86_feature_detected!("avx512bf16") =>
+            {
                 Self::Pairs
             }
             _ => Self::No,

@@ -12,7 +12,7 @@ use rayon::prelude::*;
 #[cfg(target_arch = "x86_64")]
 use super::groups;
 use super::parts::{Ahead, PANEL, PART, Step, TASK_ROWS};
-use super::tiles::Rows;
+use super::tiles::{Rows, TILE_ROWS};
 use crate::processor::Processor;
 #[cfg(target_arch = "x86_64")]
 use crate::processor::WholeNumbers;
@@ -116,6 +116,15 @@ impl BytePanels {
     }
 }
 
+/// Rows that are multiplied together: as many as all tasks but the last had best have a multiple of.
+pub(super) fn tile_rows(processor: Processor) -> usize {
+    match processor {
+        #[cfg(target_arch = "x86_64")]
+        Processor::Avx512(_, WholeNumbers::Tiles) => crate::amx::ROWS,
+        _ => TILE_ROWS,
+    }
+}
+
 /// Adds the products of rows of `x` with steps of a panel.
 pub(super) fn add_products(
     processor: Processor,
@@ -128,6 +137,9 @@ pub(super) fn add_products(
         // SAFETY: the processor has AVX-512 with VNNI.
         #[cfg(target_arch = "x86_64")]
         Processor::Avx512(_, WholeNumbers::Fours) => unsafe { groups::fours(panel, x, sums, ahead) },
+        // SAFETY: the processor has AMX, which the process may use, and AVX-512 with VNNI.
+        #[cfg(target_arch = "x86_64")]
+        Processor::Avx512(_, WholeNumbers::Tiles) => unsafe { groups::matrices(panel, x, sums, ahead) },
         // SAFETY: the processor has AVX2, which is a part of AVX-512.
         #[cfg(target_arch = "x86_64")]
         Processor::Avx512(..) | Processor::Avx2(..) => unsafe { x86::pairs(panel, x, sums, ahead) },
@@ -538,7 +550,7 @@ mod tests {
             let x = Rows { values: x.as_slice(), stride: BYTES };
             let mut expected = vec![Sums([7; PANEL]); count];
             plain(&panel, x, &mut expected, &mut Ahead::nothing());
-            for processor in Processor::available() {
+            for processor in Processor::tested() {
                 let mut sums = vec![Sums([7; PANEL]); count];
                 add_products(processor, &panel, x, &mut sums, &mut Ahead::new(&panel, count));
                 for (sums, expected) in sums.iter().zip(&expected) {

@@ -7,7 +7,7 @@ use half::f16;
 use half::slice::HalfFloatSliceExt;
 use rayon::prelude::*;
 
-use super::bytes::{BYTES, BytePanels, ByteRows, ByteStep, Sums, add_products};
+use super::bytes::{BYTES, BytePanels, ByteRows, ByteStep, Sums, add_products, tile_rows};
 use super::parts::{Ahead, PANEL, PART, Parts, Step, Target};
 use super::tasks::{Room, room, share_out};
 use super::tiles::{HalfStep, Rows, TILE_ROWS, Tiles, widen};
@@ -19,8 +19,8 @@ use crate::{Activation, Projection, Weight, gelu};
 
 /// Rows of `x` of a task at most: their parts and sums stay in the second cache.
 const BLOCK: usize = 22 * TILE_ROWS;
-/// Rows whose sums are written together: what they wait for at memory, the next ones compute meanwhile.
-const ENDED: usize = 2 * TILE_ROWS;
+/// Tiles whose sums are written together: what they wait for at memory, the next ones compute meanwhile.
+const ENDED: usize = 2;
 
 /// A linear layer for products with many rows.
 #[derive(Debug)]
@@ -190,11 +190,11 @@ impl FrozenLinear {
         assert_eq!(x.columns(), self.columns, "rows that do not go with the weights");
         let count = x.count();
         let blocks = count.div_ceil(BLOCK).max(1);
-        let length = count.div_ceil(blocks).next_multiple_of(TILE_ROWS);
-        let together = match x {
-            Input::Numbers(_) => PART,
-            Input::Whole(..) => BYTES,
+        let (together, tile_rows) = match x {
+            Input::Numbers(_) => (PART, TILE_ROWS),
+            Input::Whole(..) => (BYTES, tile_rows(processor)),
         };
+        let length = count.div_ceil(blocks).next_multiple_of(tile_rows);
         let threads = rayon::current_num_threads();
         share_out(self.rows.div_ceil(PANEL) * blocks, rooms, |scratch, task| {
             let (panel, first) = (task / blocks, task % blocks * length);
@@ -210,7 +210,7 @@ impl FrozenLinear {
                     false => self.ahead(panel, columns.end..columns.end + together, rows),
                 };
                 let factors = self.factors(processor, x, panel, columns, widened);
-                let step = if last { ENDED } else { rows };
+                let step = if last { ENDED * tile_rows } else { rows };
                 for begin in (0..rows).step_by(step.max(1)) {
                     let range = begin..rows.min(begin + step);
                     let sums = &mut sums[range.clone()];

@@ -330,7 +330,7 @@ mod tests {
             let feed_forward =
                 FrozenFeedForward::new(norm, first.projection(), Activation::Gelu, second.projection())
                     .unwrap();
-            for processor in Processor::available() {
+            for processor in Processor::tested() {
                 let actual = attention.compute(processor, &x, &mut scratch).unwrap();
                 let error = distance(&actual, &expected_attention);
                 assert!(error <= most, "attention, {processor:?} {frames} {rows} {width}: {error:e}");
@@ -372,7 +372,7 @@ mod tests {
                 let mut numbers = values(&noise((2, 9, width), 1, 2.0));
                 numbers[3 * width + 5] = wrong;
                 let x = Tensor::from_vec(numbers, (2, 9, width), &Device::Cpu).unwrap();
-                for processor in Processor::available() {
+                for processor in Processor::tested() {
                     let result = attention.compute(processor, &x, &mut FrozenScratch::default()).unwrap();
                     let (first, second) = (result.get(0).unwrap(), result.get(1).unwrap());
                     assert!(values(&first).iter().all(|value| !value.is_finite()), "{processor:?} {wrong}");

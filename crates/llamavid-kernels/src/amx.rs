@@ -1,0 +1,365 @@
+//! Products of matrices of 8 bits in Intel's AMX: one instruction multiplies 16 rows of `x`, up to 64 numbers of each, with as many
+//! numbers of 16 rows of weights, which lie in steps of four numbers of each row.
+//!
+//! Rust has no functions for these instructions yet, and no compiler uses a tile by itself. Each block of assembly here takes what it
+//! needs from memory and leaves its results there, so that between two of them nothing but the configuration has to last. That
+//! belongs to the thread: [`Tiles`] loads it for a task, and releases it at the end, since the system saves tiles that are in use
+//! whenever it gives the processor to another thread.
+//!
+//! Reference: Intel 64 and IA-32 Architectures Software Developer's Manual, volume 1, "Programming with Intel Advanced Matrix
+//! Extensions". Processors without the instructions run the same code in tests, see `trap`.
+
+use std::arch::asm;
+use std::marker::PhantomData;
+
+#[cfg(all(test, target_os = "linux"))]
+pub(crate) mod trap;
+
+/// Rows of a tile, and numbers of 32 bits of each of them.
+pub(crate) const SIDE: usize = 16;
+/// Rows of `x`, and of weights, of [`Tiles::add_products`].
+pub(crate) const ROWS: usize = 2 * SIDE;
+/// Numbers of a row of `x` that the rows of a tile have at most.
+pub(crate) const LONGEST: usize = 64;
+/// Groups of numbers that [`Tiles::products`] multiplies, each on its own.
+pub(crate) const GROUPS: usize = 4;
+/// Bytes from a step of weights to the next: four numbers of each of 32 rows. As many are from sums of a row to those of the next.
+const STEP: usize = 4 * ROWS;
+
+/// Whether the processor has the instructions, AVX-512 provided, and Linux lets this process use them, for which it has to ask.
+pub fn available() -> bool {
+    #[cfg(target_os = "linux")]
+    {
+        present() && permitted()
+    }
+    #[cfg(not(target_os = "linux"))]
+    false
+}
+
+/// Whether the processor has them, and the system saves tiles.
+#[cfg(target_os = "linux")]
+fn present() -> bool {
+    use std::arch::x86_64::{__cpuid_count, _xgetbv};
+    /// AMX-TILE and AMX-INT8 among the features of leaf 7, in EDX.
+    const FEATURES: u32 = 0b11 << 24;
+    /// The configuration and the tiles among what the system saves.
+    const SAVED: u64 = 0b11 << 17;
+    /// XGETBV is there, in ECX of leaf 1.
+    const OSXSAVE: u32 = 1 << 27;
+    #[target_feature(enable = "xsave")]
+    fn saved() -> u64 {
+        // SAFETY: the register is there with the instruction.
+        unsafe { _xgetbv(0) }
+    }
+    // SAFETY: every x86-64 has the instruction.
+    #[allow(unused_unsafe, reason = "newer compilers know that")]
+    let [most, first, seventh] = [0, 1, 7].map(|leaf| unsafe { __cpuid_count(leaf, 0) });
+    most.eax >= 7
+        && seventh.edx & FEATURES == FEATURES
+        && first.ecx & OSXSAVE != 0
+        // SAFETY: the instruction is there.
+        && unsafe { saved() } & SAVED == SAVED
+}
+
+/// Whether the system lets the process use tiles. It does not, for instance, where a thread's stack for signals has no room for them.
+#[cfg(target_os = "linux")]
+fn permitted() -> bool {
+    /// From Linux' `asm/prctl.h`.
+    const ARCH_REQ_XCOMP_PERM: libc::c_int = 0x1023;
+    const XFEATURE_XTILEDATA: libc::c_ulong = 18;
+    // SAFETY: the call reads and writes no memory of ours.
+    unsafe { libc::syscall(libc::SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0 }
+}
+
+/// Products of [`GROUPS`] groups: of each row of `x`, one with each row of weights.
+#[derive(Debug, Clone, Copy)]
+#[repr(C, align(64))]
+pub(crate) struct Products(pub(crate) [[[i32; SIDE]; SIDE]; GROUPS]);
+
+impl Products {
+    pub(crate) const ZERO: Self = Self([[[0; SIDE]; SIDE]; GROUPS]);
+}
+
+/// The tiles of this thread, configured until this is dropped: 0 to 3 for sums of 16 rows with 16 others, 4 and 5 for 16 rows of
+/// `x`, 6 and 7 for 16 rows of weights.
+pub(crate) struct Tiles {
+    /// Numbers of a row of `x`.
+    length: usize,
+    of_this_thread: PhantomData<*const ()>,
+}
+
+/// What LDTILECFG reads.
+#[repr(C, align(64))]
+struct Configuration {
+    palette: u8,
+    start_row: u8,
+    reserved: [u8; 14],
+    row_bytes: [u16; 16],
+    rows: [u8; 16],
+}
+
+impl Tiles {
+    /// For rows of `x` of `length` numbers, a multiple of 4.
+    ///
+    /// # Safety
+    /// [`available`] was true in this process, and no other `Tiles` lives on this thread.
+    pub(crate) unsafe fn new(length: usize) -> Self {
+        assert!(length > 0 && length <= LONGEST && length.is_multiple_of(4), "rows that no tile has");
+        let whole = [4 * SIDE as u16; 4];
+        let mut row_bytes = [0; 16];
+        row_bytes[..4].copy_from_slice(&whole);
+        row_bytes[4..6].fill(length as u16);
+        row_bytes[6..8].copy_from_slice(&whole[..2]);
+        let mut rows = [0; 16];
+        rows[..6].fill(SIDE as u8);
+        rows[6..8].fill((length / 4) as u8);
+        let configuration = Configuration { palette: 1, start_row: 0, reserved: [0; 14], row_bytes, rows };
+        // SAFETY: 64 bytes of a configuration that palette 1 has; the caller promises that the process may use tiles.
+        unsafe {
+            asm!(
+                "ldtilecfg [{}]", in(reg) &raw const configuration,
+                out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
+                out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
+                options(nostack, preserves_flags, readonly)
+            );
+        }
+        Self { length, of_this_thread: PhantomData }
+    }
+
+    /// Adds the products of 32 rows of `x` without a sign with 32 rows of weights with one to `sums`, of each row of `x` 32:
+    /// [`LONGEST`] numbers of each row, `times` over.
+    ///
+    /// # Safety
+    /// These are for rows of [`LONGEST`] numbers. As many numbers of each row can be read, where rows of `x` start `stride` bytes after one
+    /// another; nobody else uses the sums.
+    pub(crate) unsafe fn add_products(
+        &self,
+        x: *const u8,
+        stride: usize,
+        weights: *const i8,
+        times: usize,
+        sums: *mut i32,
+    ) {
+        assert!(self.length == LONGEST && times > 0, "tiles of other rows");
+        // SAFETY: tiles of 16 rows are read and written as far as there are rows, as the caller promises.
+        unsafe {
+            asm!(
+                "tileloadd tmm0, [{sums} + {step}]",
+                "tileloadd tmm1, [{sums} + {step} + {side}]",
+                "tileloadd tmm2, [{sums} + {step} + {rows}]",
+                "tileloadd tmm3, [{sums} + {step} + {rows} + {side}]",
+                "2:",
+                "tileloadd tmm4, [{x} + {stride}]",
+                "tileloadd tmm6, [{weights} + {step}]",
+                "tileloadd tmm7, [{weights} + {step} + {side}]",
+                "tdpbusd tmm0, tmm4, tmm6",
+                "tileloadd tmm5, [{others} + {stride}]",
+                "tdpbusd tmm1, tmm4, tmm7",
+                "tdpbusd tmm2, tmm5, tmm6",
+                "tdpbusd tmm3, tmm5, tmm7",
+                "add {x}, {length}",
+                "add {others}, {length}",
+                "add {weights}, {rows}",
+                "dec {times}",
+                "jnz 2b",
+                "tilestored [{sums} + {step}], tmm0",
+                "tilestored [{sums} + {step} + {side}], tmm1",
+                "tilestored [{sums} + {step} + {rows}], tmm2",
+                "tilestored [{sums} + {step} + {rows} + {side}], tmm3",
+                x = inout(reg) x => _,
+                others = inout(reg) x.wrapping_add(SIDE * stride) => _,
+                stride = in(reg) stride,
+                weights = inout(reg) weights => _,
+                times = inout(reg) times => _,
+                sums = in(reg) sums,
+                step = in(reg) STEP,
+                // From 16 rows of weights to the next 16 in a step, and from 16 steps, or rows of sums, to the next.
+                side = const 4 * SIDE,
+                rows = const SIDE * STEP,
+                length = const LONGEST,
+                out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
+                out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
+                options(nostack)
+            );
+        }
+    }
+
+    /// The products of 16 rows of `x` with 16 rows of weights, of [`GROUPS`] groups of numbers, which follow one another. Both have signs.
+    ///
+    /// # Safety
+    /// The groups' numbers can be read, as many of each as these are for, where rows of `x` start `stride` bytes after one another, and
+    /// steps of weights those of 32 rows.
+    pub(crate) unsafe fn products(
+        &self,
+        x: *const i8,
+        stride: usize,
+        weights: *const i8,
+        into: &mut Products,
+    ) {
+        macro_rules! group {
+            ($sums:literal, $x:literal, $weights:literal) => {
+                concat!(
+                    "tilezero ",
+                    $sums,
+                    "\n",
+                    "tileloadd ",
+                    $x,
+                    ", [{x} + {stride}]\n",
+                    "tileloadd ",
+                    $weights,
+                    ", [{weights} + {step}]\n",
+                    "tdpbssd ",
+                    $sums,
+                    ", ",
+                    $x,
+                    ", ",
+                    $weights,
+                    "\n",
+                    "add {x}, {length}\n",
+                    "add {weights}, {steps}\n",
+                )
+            };
+        }
+        // SAFETY: tiles of 16 rows are read as far as there are groups, as the caller promises, and there is room for four of sums.
+        unsafe {
+            asm!(
+                group!("tmm0", "tmm4", "tmm6"),
+                group!("tmm1", "tmm5", "tmm7"),
+                group!("tmm2", "tmm4", "tmm6"),
+                group!("tmm3", "tmm5", "tmm7"),
+                "tilestored [{into} + {side}], tmm0",
+                "tilestored [{into} + {side} + {sums}], tmm1",
+                "tilestored [{into} + {side} + 2 * {sums}], tmm2",
+                "tilestored [{into} + {side} + 3 * {sums}], tmm3",
+                x = inout(reg) x => _,
+                stride = in(reg) stride,
+                weights = inout(reg) weights => _,
+                step = in(reg) STEP,
+                length = in(reg) self.length,
+                steps = in(reg) self.length / 4 * STEP,
+                into = in(reg) into,
+                side = in(reg) 4 * SIDE,
+                sums = const 4 * SIDE * SIDE,
+                out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
+                out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
+                options(nostack)
+            );
+        }
+    }
+}
+
+impl Drop for Tiles {
+    fn drop(&mut self) {
+        // SAFETY: they were configured, so that the instruction is there.
+        unsafe {
+            asm!(
+                "tilerelease",
+                out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
+                out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
+                options(nostack, preserves_flags, nomem)
+            );
+        }
+    }
+}
+
+#[cfg(all(test, target_os = "linux"))]
+mod tests {
+    use super::*;
+    use crate::processor::{Processor, WholeNumbers};
+
+    /// Whether this machine has tiles, or what stands in for them.
+    fn tiles() -> bool {
+        matches!(Processor::tested()[0], Processor::Avx512(_, WholeNumbers::Tiles))
+    }
+
+    /// Bytes without a pattern, the outermost ones of both kinds among them.
+    fn random(count: usize, seed: u32) -> Vec<u8> {
+        let mut state = seed;
+        (0..count)
+            .map(|_| {
+                state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+                match state >> 29 {
+                    0 => 0,
+                    1 => 127,
+                    2 => 128,
+                    3 => 255,
+                    _ => (state >> 16) as u8,
+                }
+            })
+            .collect()
+    }
+
+    /// The configuration of this thread.
+    fn configuration() -> [u8; 64] {
+        let mut bytes = [1; 64];
+        // SAFETY: there is room for it, and the processor has the instruction, or what stands in for it.
+        unsafe { asm!("sttilecfg [{}]", in(reg) &raw mut bytes, options(nostack, preserves_flags)) };
+        bytes
+    }
+
+    #[test]
+    fn sums_of_whole_rows_are_exact() {
+        if !tiles() {
+            return;
+        }
+        for (times, stride) in [(1, 64), (1, 69), (3, 192), (8, 512), (5, 1030)] {
+            let x = random(31 * stride + times * LONGEST, 3);
+            let weights: Vec<i8> =
+                random(times * LONGEST * ROWS, 5).into_iter().map(|number| number as i8).collect();
+            let mut sums = vec![7i32; ROWS * ROWS];
+            // SAFETY: rows of these lengths are there.
+            unsafe {
+                let tiles = Tiles::new(LONGEST);
+                tiles.add_products(x.as_ptr(), stride, weights.as_ptr(), times, sums.as_mut_ptr());
+            }
+            for (place, sum) in sums.into_iter().enumerate() {
+                let (row, of_weights) = (place / ROWS, place % ROWS);
+                let products = (0..times * LONGEST).map(|column| {
+                    let weight = weights[column / 4 * STEP + 4 * of_weights + column % 4];
+                    i32::from(x[row * stride + column]) * i32::from(weight)
+                });
+                assert_eq!(sum, 7 + products.sum::<i32>(), "{times} {stride} {row} {of_weights}");
+            }
+        }
+    }
+
+    #[test]
+    fn sums_of_groups_are_exact_and_begin_anew() {
+        if !tiles() {
+            return;
+        }
+        for (length, stride) in [(32, 512), (16, 256), (64, 256), (4, 19)] {
+            let signed = |bytes: Vec<u8>| bytes.into_iter().map(|byte| byte as i8).collect::<Vec<_>>();
+            let x = signed(random(15 * stride + GROUPS * length, 7));
+            let weights = signed(random(GROUPS * length * ROWS, 9));
+            let mut found = Products([[[3; SIDE]; SIDE]; GROUPS]);
+            // SAFETY: groups of these lengths are there, and the first 16 rows of weights are read.
+            unsafe {
+                Tiles::new(length).products(x.as_ptr(), stride, weights.as_ptr(), &mut found);
+            }
+            for (group, rows) in found.0.iter().enumerate() {
+                for (row, sums) in rows.iter().enumerate() {
+                    for (of_weights, sum) in sums.iter().enumerate() {
+                        let products = (group * length..(group + 1) * length).map(|column| {
+                            let weight = weights[column / 4 * STEP + 4 * of_weights + column % 4];
+                            i32::from(x[row * stride + column]) * i32::from(weight)
+                        });
+                        assert_eq!(*sum, products.sum::<i32>(), "{length} {group} {row} {of_weights}");
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn tiles_are_released_with_their_task() {
+        if !tiles() {
+            return;
+        }
+        // SAFETY: one at a time.
+        let tiles = unsafe { Tiles::new(32) };
+        assert_eq!((configuration()[0], configuration()[16], configuration()[48]), (1, 64, 16));
+        drop(tiles);
+        assert_eq!(configuration(), [0; 64]);
+    }
+}
