@@ -18,12 +18,15 @@ const BLOCK: usize = 4 * TILE_ROWS;
 /// Rows of some frames.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Packed<'a> {
-    /// (frames · rows, 3 · heads · width).
+    /// (frames · rows, 3 · heads · width), in the room that they take where they are narrow.
     pub(super) values: &'a [f32],
+    pub(super) narrow: Narrow,
     pub(super) frames: usize,
     /// Of a frame.
     pub(super) rows: usize,
     pub(super) heads: usize,
+    /// Of a head.
+    pub(super) width: usize,
 }
 
 /// What is multiplied.
@@ -37,12 +40,13 @@ pub(super) enum Narrow {
 }
 
 impl Narrow {
-    /// The narrowest that a processor multiplies quicker.
-    pub(super) fn of(processor: Processor) -> Self {
+    /// The narrowest that a processor multiplies quicker, of heads of a width.
+    #[cfg_attr(not(target_arch = "x86_64"), allow(unused_variables, reason = "rows stay as they are there"))]
+    pub(super) fn of(processor: Processor, width: usize) -> Self {
         match processor {
             #[cfg(target_arch = "x86_64")]
             Processor::Avx512(_, WholeNumbers::Fours | WholeNumbers::Tiles)
-                if is_x86_feature_detected!("avx512bf16") =>
+                if width.is_multiple_of(2) && is_x86_feature_detected!("avx512bf16") =>
             {
                 Self::Pairs
             }
@@ -51,7 +55,7 @@ impl Narrow {
     }
 
     /// Room that so many numbers take.
-    fn room(self, numbers: usize) -> usize {
+    pub(super) fn room(self, numbers: usize) -> usize {
         match self {
             Self::No => numbers,
             #[cfg(target_arch = "x86_64")]
@@ -70,27 +74,32 @@ impl Narrow {
         }
     }
 
-    /// Rows as they are multiplied, one after the other; `narrowed` has room for them.
+    /// Numbers, of which `narrowed` has room for the pairs.
     #[cfg_attr(not(target_arch = "x86_64"), allow(unused_variables, reason = "rows stay as they are there"))]
-    fn rows<'a>(
-        self,
-        rows: Rows<'a>,
-        (count, width): (usize, usize),
-        narrowed: &'a mut Vec<f32>,
-    ) -> Rows<'a> {
+    pub(super) fn numbers<'a>(self, numbers: &'a [f32], narrowed: &'a mut [f32]) -> &'a [f32] {
         match self {
-            Self::No => rows,
+            Self::No => numbers,
             #[cfg(target_arch = "x86_64")]
             Self::Pairs => {
-                let stride = self.room(width);
-                let narrowed = room(narrowed, count * stride, 0.0);
-                for (row, into) in narrowed.chunks_exact_mut(stride).enumerate() {
-                    // SAFETY: the processor has the instructions, see `of`.
-                    unsafe { groups::narrow(&rows.from(row).values[..width], into) };
-                }
-                Rows { values: narrowed, stride }
+                let narrowed = &mut narrowed[..self.room(numbers.len())];
+                // SAFETY: the processor has the instructions, see `of`.
+                unsafe { groups::narrow(numbers, narrowed) };
+                narrowed
             }
         }
+    }
+
+    /// Rows of `width` as they are multiplied, one after the other; `narrowed` has room for them.
+    fn rows<'a>(self, rows: &'a [f32], width: usize, narrowed: &'a mut Vec<f32>) -> Rows<'a> {
+        if self == Self::No {
+            return Rows { values: rows, stride: width };
+        }
+        let stride = self.room(width);
+        let narrowed = room(narrowed, rows.len() / width * stride, 0.0);
+        for (row, into) in rows.chunks_exact(width).zip(narrowed.chunks_exact_mut(stride)) {
+            self.numbers(row, into);
+        }
+        Rows { values: narrowed, stride }
     }
 }
 
@@ -99,33 +108,28 @@ impl Packed<'_> {
     ///
     /// # Safety
     /// `target` has as many rows and columns; it lives, and nobody else uses it.
-    pub(super) unsafe fn attend(
-        self,
-        processor: Processor,
-        narrow: Narrow,
-        rooms: &mut Vec<Room>,
-        target: Target,
-    ) {
-        let Self { values, frames, rows, heads } = self;
+    pub(super) unsafe fn attend(self, processor: Processor, rooms: &mut Vec<Room>, target: Target) {
+        let Self { values, narrow, frames, rows, heads, width } = self;
         if values.is_empty() {
             return;
         }
-        let all = values.len() / (frames * rows).max(1);
-        let width = all / 3 / heads;
+        let stride = narrow.room(3 * heads * width);
         let (key_panels, value_panels) = (rows.div_ceil(PANEL), width.div_ceil(PANEL));
         let (key_steps, value_steps) = (narrow.room(width), narrow.room(rows));
         let scale = (width as f32).sqrt().recip();
         share_out(frames * heads, rooms, |scratch, task| {
             let (frame, head) = (task / heads, task % heads);
-            let Room { keys, values: of_values, sums, shares, pairs, pairs_of_shares, .. } = scratch;
+            let Room { keys, values: of_values, sums, shares, pairs, .. } = scratch;
             let keys = room(keys, key_panels * key_steps, Step::ZERO);
             let of_values = room(of_values, value_panels * value_steps, Step::ZERO);
-            let of_frame = &values[frame * rows * all..][..rows * all];
-            let part =
-                |index: usize| Rows { values: &of_frame[(index * heads + head) * width..], stride: all };
-            lay_out_rows(narrow.rows(part(1), (rows, width), pairs), (rows, key_steps), keys);
+            let of_frame = &values[frame * rows * stride..][..rows * stride];
+            let part = |index: usize| Rows {
+                values: &of_frame[narrow.room((index * heads + head) * width)..],
+                stride,
+            };
+            let queries = part(0);
+            lay_out_rows(part(1), (rows, key_steps), keys);
             lay_out_columns(narrow, part(2), (rows, width), of_values);
-            let queries = narrow.rows(part(0), (rows, width), pairs);
             for first in (0..rows).step_by(BLOCK) {
                 let count = BLOCK.min(rows - first);
                 let sums = room(sums, count * key_panels.max(value_panels), Step::ZERO);
@@ -139,8 +143,7 @@ impl Packed<'_> {
                 let shares = room(shares, count * rows, 0.0);
                 gather(sums, count, scale, rows, shares);
                 softmax::normalise(rows, shares);
-                let shares = Rows { values: shares, stride: rows };
-                let shares = narrow.rows(shares, (count, rows), pairs_of_shares);
+                let shares = narrow.rows(shares, rows, pairs);
                 let sums = &mut sums[..value_panels * count];
                 sums_of(of_values, value_steps, shares, sums);
                 for (index, sums) in sums.chunks_exact(count).enumerate() {
@@ -176,7 +179,8 @@ fn lay_out_rows(x: Rows, (rows, width): (usize, usize), into: &mut [Step]) {
 /// two rows have.
 fn lay_out_columns(narrow: Narrow, x: Rows, (rows, width): (usize, usize), into: &mut [Step]) {
     for (panel, into) in into.chunks_exact_mut(narrow.room(rows)).enumerate() {
-        let columns = panel * PANEL..width.min((panel + 1) * PANEL);
+        let columns = [panel * PANEL, width.min((panel + 1) * PANEL)].map(|column| narrow.room(column));
+        let columns = columns[0]..columns[1];
         let row = |row: usize| match row < rows {
             true => &x.values[row * x.stride..][columns.clone()],
             false => &[],
@@ -186,7 +190,7 @@ fn lay_out_columns(narrow: Narrow, x: Rows, (rows, width): (usize, usize), into:
                 Narrow::No => into.0[..columns.len()].copy_from_slice(row(index)),
                 // SAFETY: the processor has the instructions, see `of`.
                 #[cfg(target_arch = "x86_64")]
-                Narrow::Pairs => unsafe { groups::narrow_two([row(2 * index), row(2 * index + 1)], into) },
+                Narrow::Pairs => unsafe { groups::pair([row(2 * index), row(2 * index + 1)], into) },
             }
         }
     }

@@ -16,12 +16,12 @@ use super::tiles::{Rows, TILE_ROWS};
 use crate::processor::Processor;
 #[cfg(target_arch = "x86_64")]
 use crate::processor::WholeNumbers;
-use crate::vector::{NEAREST, multiply_add, sum_of, widest};
+use crate::vector::{NEAREST, multiply_add, widest};
 
 /// Numbers that one instruction multiplies and adds up in a lane.
 pub(super) const TOGETHER: usize = 4;
-/// Numbers of a row that lie together, in as many bytes as those of [`super::parts::Parts`].
-pub(super) const BYTES: usize = 4 * PART;
+/// Numbers of a row that lie together: a panel's part of as many columns stays in the first cache.
+pub(super) const BYTES: usize = 2 * PART;
 /// Numbers of a row of `x` up to which it is not rounded: little is gained, and patches of small encoders would turn too far.
 const SHORT: usize = 128;
 /// The largest whole number of a weight.
@@ -317,15 +317,17 @@ impl ByteRows {
     }
 }
 
-/// What is to be known of a row before it is rounded.
+/// What is to be known of the numbers of a row that are not beyond a limit, before they are rounded.
 #[derive(Debug, Clone, Copy, PartialEq)]
 struct Survey {
-    /// The least of its numbers and 0.
+    /// The least of them and 0.
     least: f32,
-    /// The largest of its numbers and 0.
+    /// The largest of them and 0.
     most: f32,
-    /// Not a finite number, where one of the row is not one.
+    /// The sum of their squares. Not a finite number, where one of them is not one.
     squares: f32,
+    /// How many are beyond the limit.
+    beyond: f32,
 }
 
 impl Survey {
@@ -342,72 +344,63 @@ impl Survey {
 }
 
 #[inline(always)]
-fn survey_inline<const FUSED: bool>(row: &[f32]) -> Survey {
+fn survey_inline<const FUSED: bool>(row: &[f32], limit: f32) -> Survey {
     const LANES: usize = 32;
-    let (mut least, mut most, mut squares) = ([0f32; LANES], [0f32; LANES], [0f32; LANES]);
+    let (mut least, mut most) = ([0f32; LANES], [0f32; LANES]);
+    let (mut squares, mut beyond) = ([0f32; LANES], [0f32; LANES]);
     let (blocks, rest) = row.as_chunks::<LANES>();
     let mut last = [0f32; LANES];
     last[..rest.len()].copy_from_slice(rest);
     for index in 0..=blocks.len() {
         let block = blocks.get(index).unwrap_or(&last);
         for lane in 0..LANES {
-            let value = block[lane];
+            let is_beyond = block[lane].abs() > limit;
+            let value = if is_beyond { 0.0 } else { block[lane] };
             least[lane] = if value < least[lane] { value } else { least[lane] };
             most[lane] = if value > most[lane] { value } else { most[lane] };
             squares[lane] = multiply_add::<FUSED>(value, value, squares[lane]);
+            beyond[lane] += if is_beyond { 1.0 } else { 0.0 };
         }
     }
-    let mut all = Survey { least: 0.0, most: 0.0, squares: 0.0 };
+    let mut all = Survey { least: 0.0, most: 0.0, squares: 0.0, beyond: 0.0 };
     for lane in 0..LANES {
         all.least = if least[lane] < all.least { least[lane] } else { all.least };
         all.most = if most[lane] > all.most { most[lane] } else { all.most };
         all.squares += squares[lane];
+        all.beyond += beyond[lane];
     }
     all
 }
-widest!(fn survey(row: &[f32]) -> Survey = survey_inline);
+widest!(fn survey(row: &[f32], limit: f32) -> Survey = survey_inline);
 
 /// How large a number of a row may be before it counts as a large one, by the root of the mean square of them all.
 const LARGE: f32 = 5.0;
 
-/// Takes the large numbers out of a row, and surveys the others.
+/// Takes the large numbers out of a row, if there are a few, and surveys the others.
 fn take_large(row: &mut [f32], large: &mut Vec<Large>) -> Survey {
+    /// Numbers of which one may be a large one.
+    const AMONG: usize = 16;
     large.clear();
-    let all = survey(row);
-    let limit = LARGE * (all.squares / row.len() as f32).sqrt();
+    let most = (row.len() / AMONG) as f32;
+    let all = survey(row, f32::INFINITY);
+    let mut limit = LARGE * (all.squares / row.len() as f32).sqrt();
     // As good as no number of a bell curve is that far from its middle: then nothing is counted.
     if all.most <= limit && -all.least <= limit {
         return all;
     }
-    match limit_of_others(row, limit) {
-        f32::INFINITY => all,
-        limit => {
-            take(row, limit, large);
-            survey(row)
-        }
+    let mut others = survey(row, limit);
+    if others.beyond == 0.0 || others.beyond > most {
+        return all;
     }
-}
-
-/// Several times what the numbers of a row are that are not beyond `limit`, if only a few are beyond it, and few would be beyond
-/// the new one; infinite where none is large, or too many are.
-#[inline(always)]
-fn limit_of_others_inline<const FUSED: bool>(row: &[f32], limit: f32) -> f32 {
-    /// Numbers of which one may be a large one.
-    const AMONG: usize = 16;
-    let beyond = |limit: f32| sum_of(row.len(), |place| if row[place].abs() > limit { 1.0 } else { 0.0 });
-    let count = beyond(limit);
-    let most = (row.len() / AMONG) as f32;
-    if count == 0.0 || count > most {
-        return f32::INFINITY;
+    // Large numbers raise the limit themselves.
+    let limit_of_others = LARGE * (others.squares / (row.len() as f32 - others.beyond)).sqrt();
+    let further = survey(row, limit_of_others);
+    if further.beyond <= most {
+        (limit, others) = (limit_of_others, further);
     }
-    let squares = sum_of(row.len(), |place| {
-        let value = row[place];
-        if value.abs() > limit { 0.0 } else { value * value }
-    });
-    let of_others = LARGE * (squares / (row.len() as f32 - count)).sqrt();
-    if beyond(of_others) > most { limit } else { of_others }
+    take(row, limit, large);
+    others
 }
-widest!(fn limit_of_others(row: &[f32], limit: f32) -> f32 = limit_of_others_inline);
 
 #[inline(always)]
 fn take_inline<const FUSED: bool>(row: &mut [f32], limit: f32, large: &mut Vec<Large>) {
@@ -570,7 +563,7 @@ mod tests {
                     .map(|step| least / 255.0 * (255.0 - f32::from(step)) + most / 255.0 * f32::from(step))
                     .collect();
                 let mut numbers = vec![0; columns];
-                let (factor, scale, zero) = survey(&row).steps(&row);
+                let (factor, scale, zero) = survey(&row, f32::INFINITY).steps(&row);
                 round(&row, factor, zero, &mut numbers);
                 for (value, number) in row.iter().zip(&numbers) {
                     let told = (i32::from(*number) - zero) as f32 * scale;

@@ -1,14 +1,14 @@
 //! Tiles of AVX-512 whose lanes multiply all that lies in 32 bits at once: four whole numbers, or two numbers of 16 bits.
 
 use std::arch::x86_64::{
-    __m256bh, __m256i, __m512, __m512bh, __m512i, _mm512_castps_si512, _mm512_castsi512_ps,
-    _mm512_cvtepu16_epi32, _mm512_cvtne2ps_pbh, _mm512_cvtneps_pbh, _mm512_dpbf16_ps, _mm512_dpbusd_epi32,
-    _mm512_loadu_si512, _mm512_mask_storeu_epi32, _mm512_maskz_loadu_ps, _mm512_or_si512, _mm512_set1_epi32,
-    _mm512_slli_epi32, _mm512_storeu_si512,
+    __m256i, __m512, __m512bh, __m512i, _mm512_castps_si512, _mm512_castsi512_ps, _mm512_castsi512_si256,
+    _mm512_cvtepu16_epi32, _mm512_cvtne2ps_pbh, _mm512_dpbf16_ps, _mm512_dpbusd_epi32,
+    _mm512_extracti64x4_epi64, _mm512_loadu_si512, _mm512_mask_storeu_epi32, _mm512_maskz_loadu_ps,
+    _mm512_or_si512, _mm512_set1_epi32, _mm512_slli_epi32, _mm512_storeu_si512,
 };
 
 use super::bytes::{ByteStep, Sums, TOGETHER};
-use super::parts::{Ahead, PANEL, Step};
+use super::parts::{Ahead, Step};
 use super::tiles::{Rows, TILE_ROWS};
 use crate::amx::{self, Tiles};
 use crate::vector::with_rows;
@@ -149,27 +149,29 @@ pub(super) unsafe fn narrow(numbers: &[f32], into: &mut [f32]) {
     }
 }
 
-/// Narrows the numbers of two rows, of a panel at most, to 16 bits, each beside the one of the other row, and 0 where a row has
-/// none.
+/// Puts the numbers of 16 bits of two rows side by side, those of a panel at most, and 0 where a row has none.
 ///
 /// # Safety
-/// The processor has AVX-512 with BF16.
-#[target_feature(enable = "avx512f,avx512bf16")]
-pub(super) unsafe fn narrow_two(rows: [&[f32]; 2], into: &mut Step) {
-    for lane in (0..PANEL).step_by(LANES) {
-        // SAFETY: vectors are read as far as there are numbers, and one from `lane` on lies within a step.
-        unsafe {
-            let mut halves = [_mm512_set1_epi32(0); 2];
-            for (half, row) in halves.iter_mut().zip(rows) {
-                let numbers = load(row.as_ptr().wrapping_add(lane), row.len().saturating_sub(lane));
-                *half = _mm512_cvtepu16_epi32(std::mem::transmute::<__m256bh, __m256i>(_mm512_cvtneps_pbh(
-                    numbers,
-                )));
-            }
-            let both = _mm512_or_si512(halves[0], _mm512_slli_epi32::<16>(halves[1]));
-            _mm512_storeu_si512(into.0.as_mut_ptr().add(lane).cast(), both);
-        }
+/// The processor has AVX-512.
+#[target_feature(enable = "avx512f")]
+pub(super) unsafe fn pair(rows: [&[f32]; 2], into: &mut Step) {
+    // SAFETY: vectors are read as far as there are numbers, and a step is two vectors.
+    unsafe {
+        let first = _mm512_castps_si512(load(rows[0].as_ptr(), rows[0].len()));
+        let second = _mm512_castps_si512(load(rows[1].as_ptr(), rows[1].len()));
+        let into: *mut i32 = into.0.as_mut_ptr().cast();
+        let low = both(_mm512_castsi512_si256(first), _mm512_castsi512_si256(second));
+        _mm512_storeu_si512(into.cast(), low);
+        let high = both(_mm512_extracti64x4_epi64::<1>(first), _mm512_extracti64x4_epi64::<1>(second));
+        _mm512_storeu_si512(into.add(LANES).cast(), high);
     }
+}
+
+/// Numbers of 16 bits, each beside one of the others.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn both(lower: __m256i, upper: __m256i) -> __m512i {
+    _mm512_or_si512(_mm512_cvtepu16_epi32(lower), _mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(upper)))
 }
 
 /// A vector of as many numbers, and 0 in other places.

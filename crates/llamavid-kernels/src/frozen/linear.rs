@@ -7,8 +7,9 @@ use half::f16;
 use half::slice::HalfFloatSliceExt;
 use rayon::prelude::*;
 
+use super::attention::Narrow;
 use super::bytes::{BYTES, BytePanels, ByteRows, ByteStep, Sums, add_products, tile_rows};
-use super::parts::{Ahead, PANEL, PART, Parts, Step, Target};
+use super::parts::{Ahead, PANEL, PART, Parts, Step, Strip, Target};
 use super::tasks::{Room, room, share_out};
 use super::tiles::{HalfStep, Rows, TILE_ROWS, Tiles, widen};
 use crate::panels::{TOGETHER, lay_out};
@@ -69,10 +70,31 @@ impl Input<'_> {
 /// What happens with the sums of a product.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Ending<'a> {
-    Written,
+    /// Written as narrow as told, in the room that they take then.
+    Written(Narrow),
     Activated(Activation),
-    /// Written after rows, one after the other and as long as those of the result, are added to them.
-    Added(&'a [f32]),
+    /// Written after rows, which are as long as those of the result, are added to them.
+    Added(Rows<'a>),
+}
+
+impl Ending<'_> {
+    /// Room that so many numbers take where they are written.
+    fn room(self, numbers: usize) -> usize {
+        match self {
+            Self::Written(narrow) => narrow.room(numbers),
+            Self::Activated(_) | Self::Added(_) => numbers,
+        }
+    }
+
+    /// The same for rows and columns from some on.
+    fn from(self, row: usize, column: usize) -> Self {
+        match self {
+            Self::Added(Rows { values, stride }) => {
+                Self::Added(Rows { values: &values[row * stride + column..], stride })
+            }
+            _ => self,
+        }
+    }
 }
 
 /// Rows, and a part of a panel's weights that they are multiplied with.
@@ -198,6 +220,7 @@ impl FrozenLinear {
         let threads = rayon::current_num_threads();
         share_out(self.rows.div_ceil(PANEL) * blocks, rooms, |scratch, task| {
             let (panel, first) = (task / blocks, task % blocks * length);
+            let of_panel = panel * PANEL..self.rows.min((panel + 1) * PANEL);
             let rows = length.min(count.saturating_sub(first));
             let Room { sums, whole, widened, .. } = scratch;
             let (sums, whole) = (room(sums, rows, Step::ZERO), room(whole, rows, Sums::ZERO));
@@ -236,10 +259,11 @@ impl FrozenLinear {
                         }
                     }
                     if last {
-                        let column = panel * PANEL;
-                        let width = PANEL.min(self.rows - column);
+                        let width = ending.room(of_panel.len());
+                        let rows = row..row + sums.len();
+                        let strip = target.strip(rows, ending.room(of_panel.start), width);
                         // SAFETY: as the caller promises, and each task has rows and columns of its own.
-                        finish(sums, row, column, width, target, self.rows, ending);
+                        finish(sums, of_panel.len(), strip, ending.from(row, of_panel.start));
                     }
                 }
             }
@@ -331,45 +355,29 @@ fn fit_halves(values: &[f32]) -> bool {
 }
 
 #[inline(always)]
-fn finish_inline<const FUSED: bool>(
-    sums: &mut [Step],
-    row: usize,
-    column: usize,
-    width: usize,
-    target: Target,
-    columns: usize,
-    ending: Ending,
-) {
+fn finish_inline<const FUSED: bool>(sums: &mut [Step], width: usize, target: Strip, ending: Ending) {
     match ending {
         Ending::Activated(Activation::Gelu) => gelu::activate::<FUSED>(Step::numbers(sums)),
         Ending::Activated(Activation::QuickGelu) => gelu::activate_quick::<FUSED>(Step::numbers(sums)),
-        Ending::Written | Ending::Added(_) => {}
+        Ending::Written(_) | Ending::Added(_) => {}
     }
-    for (row, sums) in (row..).zip(sums) {
-        let sums = &sums.0[..width];
-        // SAFETY: as the caller promises.
-        unsafe {
-            match ending {
-                Ending::Written | Ending::Activated(_) => target.write(row, column, sums),
-                Ending::Added(others) => {
-                    target.write_sums(row, column, sums, &others[row * columns + column..][..width]);
-                }
+    for (row, sums) in sums.iter_mut().enumerate() {
+        let mut narrowed = [0f32; PANEL];
+        let numbers = match ending {
+            Ending::Written(narrow) => narrow.numbers(&sums.0[..width], &mut narrowed),
+            Ending::Activated(_) => &sums.0[..width],
+            Ending::Added(others) => {
+                sums.add(&others.from(row).values[..width]);
+                &sums.0[..width]
             }
-        }
+        };
+        // SAFETY: as the caller promises.
+        unsafe { target.write(row, numbers) };
     }
 }
 widest!(
-    /// Writes sums of a panel to rows from `row` on, which have so many columns. Whoever calls it has these places of `target`
-    /// alone.
-    fn finish(
-        sums: &mut [Step],
-        row: usize,
-        column: usize,
-        width: usize,
-        target: Target,
-        columns: usize,
-        ending: Ending,
-    ) = finish_inline
+    /// Writes sums of a panel, of which so many are used, to their rows. Whoever calls it has these places of `target` alone.
+    fn finish(sums: &mut [Step], width: usize, target: Strip, ending: Ending) = finish_inline
 );
 
 #[cfg(test)]

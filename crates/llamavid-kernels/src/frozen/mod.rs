@@ -19,6 +19,7 @@ use bytes::ByteRows;
 use linear::{Ending, FrozenLinear, Input};
 use parts::{Parts, Target};
 use tasks::Room;
+use tiles::Rows;
 
 use crate::processor::{Processor, processor};
 use crate::rows::{fusible, with_values};
@@ -112,7 +113,8 @@ impl SubLayer {
         let hidden = self.second.input(processor, hidden, rounded);
         // SAFETY: the target has a row for each of `hidden`, and is borrowed for this, which writes all of it.
         unsafe {
-            self.second.forward(processor, hidden, rooms, target, Ending::Added(x));
+            let others = Rows { values: x, stride: self.weight.len() };
+            self.second.forward(processor, hidden, rooms, target, Ending::Added(others));
             result.set_len(x.len());
         }
         result
@@ -158,16 +160,18 @@ impl FrozenAttention {
         let FrozenScratch { normed, packed, rounded, rooms, .. } = scratch;
         let result = with_values([x], |[x]| {
             let input = self.layer.norm(processor, x, normed, rounded);
-            packed.resize(frames * rows * first.rows(), 0.0);
-            let target = Target::rows(packed.as_mut_ptr(), packed.len(), first.rows());
-            // SAFETY: the target has a row for each of `x`, and is borrowed for this.
-            unsafe { first.forward(processor, input, rooms, target, Ending::Written) };
-            normed.reshape(frames * rows, second.columns());
-            let attention = Packed { values: packed, frames, rows, heads: self.heads };
+            let (heads, width) = (self.heads, second.columns() / self.heads);
             // What is rounded to 8 bits before and after may have 16 in between.
-            let narrow = if first.rounds(processor) { Narrow::of(processor) } else { Narrow::No };
+            let narrow = if first.rounds(processor) { Narrow::of(processor, width) } else { Narrow::No };
+            let row = narrow.room(first.rows());
+            packed.resize(frames * rows * row, 0.0);
+            let target = Target::rows(packed.as_mut_ptr(), packed.len(), row);
+            // SAFETY: the target has a row for each of `x`, and is borrowed for this.
+            unsafe { first.forward(processor, input, rooms, target, Ending::Written(narrow)) };
+            normed.reshape(frames * rows, second.columns());
+            let attention = Packed { values: packed, narrow, frames, rows, heads, width };
             // SAFETY: as above.
-            unsafe { attention.attend(processor, narrow, rooms, normed.target()) };
+            unsafe { attention.attend(processor, rooms, normed.target()) };
             Ok(self.layer.end(processor, normed, x, rounded, rooms))
         })?;
         Tensor::from_vec(result, x.shape(), &Device::Cpu)

@@ -1,9 +1,12 @@
 //! Rows between products, and places that tasks write.
 
+use std::ops::Range;
+
 use rayon::prelude::*;
 
-/// Numbers of a row that lie together: a panel's part of as many columns stays in the first cache.
-pub(super) const PART: usize = 128;
+/// Numbers of a row that lie together: those of a tile stay in the first cache, a panel's part of as many columns at least in the
+/// second, from where it comes quicker than it is multiplied.
+pub(super) const PART: usize = 256;
 /// Rows that a thread makes one after the other at least.
 pub(super) const TASK_ROWS: usize = 8;
 /// Rows of weights of a panel: two vectors of the widest kind.
@@ -16,6 +19,14 @@ pub(super) struct Step(pub(super) [f32; PANEL]);
 
 impl Step {
     pub(super) const ZERO: Self = Self([0.0; PANEL]);
+
+    /// Adds numbers, which may be fewer.
+    #[inline(always)]
+    pub(super) fn add(&mut self, numbers: &[f32]) {
+        for (sum, number) in self.0.iter_mut().zip(numbers) {
+            *sum += number;
+        }
+    }
 
     /// The numbers of steps, one after the other.
     pub(super) fn numbers(steps: &mut [Self]) -> &mut [f32] {
@@ -153,6 +164,17 @@ impl Target {
         (start, together)
     }
 
+    /// Where some rows have `width` numbers from a column on, which lie together.
+    pub(super) fn strip(self, rows: Range<usize>, column: usize, width: usize) -> Strip {
+        let (start, together) = self.place(rows.start, column, width);
+        let length = rows.len().saturating_sub(1) * self.part + width;
+        assert!(
+            together == width && rows.end <= self.count && start + length <= self.length,
+            "a strip beyond"
+        );
+        Strip { values: self.values.wrapping_add(start), stride: self.part, rows: rows.len(), width }
+    }
+
     /// Writes numbers of a row from a column on.
     ///
     /// # Safety
@@ -164,26 +186,51 @@ impl Target {
             let (first, later) = values.split_at(together);
             // SAFETY: within the rows, and the caller has these places alone.
             let into = unsafe { std::slice::from_raw_parts_mut(self.values.add(start), together) };
-            match (<&mut [f32; PANEL]>::try_from(&mut *into), <&[f32; PANEL]>::try_from(first)) {
-                // Of a known length it is no call.
-                (Ok(into), Ok(first)) => *into = *first,
-                _ => into.copy_from_slice(first),
-            }
+            copy(first, into);
             (column, values) = (column + together, later);
         }
     }
+}
 
-    /// Writes sums of numbers and of others, which are as many, to a row from a column on.
+/// A few numbers of each of some rows.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Strip {
+    values: *mut f32,
+    stride: usize,
+    rows: usize,
+    width: usize,
+}
+
+impl Strip {
+    /// Writes those of a row.
     ///
     /// # Safety
-    /// As [`Target::write`].
+    /// The rows live, and nobody else uses these numbers.
     #[inline(always)]
-    pub(super) unsafe fn write_sums(self, row: usize, column: usize, values: &[f32], others: &[f32]) {
-        let mut sums = [0f32; PANEL];
-        for ((sum, value), other) in sums.iter_mut().zip(values).zip(others) {
-            *sum = value + other;
+    pub(super) unsafe fn write(self, row: usize, numbers: &[f32]) {
+        assert!(row < self.rows && numbers.len() == self.width, "a row of another width");
+        // SAFETY: within the rows, and the caller has these numbers alone.
+        let into = unsafe { std::slice::from_raw_parts_mut(self.values.add(row * self.stride), self.width) };
+        copy(numbers, into);
+    }
+}
+
+/// Copies numbers, as many as a panel has rows or half of them as a rule: of a known length it is no call.
+#[inline(always)]
+fn copy(numbers: &[f32], into: &mut [f32]) {
+    if !copy_all::<PANEL>(numbers, into) && !copy_all::<{ PANEL / 2 }>(numbers, into) {
+        into.copy_from_slice(numbers);
+    }
+}
+
+/// Copies numbers if they are `LENGTH`.
+#[inline(always)]
+fn copy_all<const LENGTH: usize>(numbers: &[f32], into: &mut [f32]) -> bool {
+    match (<&mut [f32; LENGTH]>::try_from(into), <&[f32; LENGTH]>::try_from(numbers)) {
+        (Ok(into), Ok(numbers)) => {
+            *into = *numbers;
+            true
         }
-        // SAFETY: as the caller promises.
-        unsafe { self.write(row, column, &sums[..values.len()]) };
+        _ => false,
     }
 }

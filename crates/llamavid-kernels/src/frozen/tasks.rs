@@ -16,9 +16,8 @@ pub(super) struct Room {
     pub(super) keys: Vec<Step>,
     pub(super) values: Vec<Step>,
     pub(super) shares: Vec<f32>,
-    /// Pairs of 16 bits: of queries or keys, and of shares.
+    /// Shares in 16 bits.
     pub(super) pairs: Vec<f32>,
-    pub(super) pairs_of_shares: Vec<f32>,
 }
 
 /// As many numbers as are wanted; they are any.
