@@ -8,7 +8,7 @@ use std::arch::x86_64::{
 };
 
 use super::bytes::{ByteStep, Sums, TOGETHER};
-use super::parts::{Ahead, Step};
+use super::parts::{Ahead, PANEL, Step};
 use super::tiles::{Rows, TILE_ROWS};
 use crate::amx::{self, Tiles};
 use crate::vector::with_rows;
