@@ -122,6 +122,26 @@ const MADE: Record<string, Recipe> = {
     },
   },
   'ten-bit.mkv': { pixel: 'yuv420p10le', codecOptions: fast },
+  // What the tags say about light and about the places of colours plays no part.
+  'high-dynamic-range.mp4': {
+    pixel: 'yuv420p10le',
+    codecOptions: {
+      ...fast,
+      colorspace: 'bt2020nc',
+      color_primaries: 'bt2020',
+      color_trc: 'smpte2084',
+      chroma_sample_location: 'topleft',
+    },
+  },
+  'full-range.mp4': { filters: ['scale=out_range=pc', 'setparams=range=pc'], codecOptions: fast },
+  'interlaced-ten-bit.ts': {
+    pixel: 'yuv420p10le',
+    filters: ['interlace'],
+    codecOptions: { ...fast, 'x264-params': 'tff=1' },
+    interlaced: true,
+  },
+  'transparent.mov': { source: 's=160x120:r=25:d=2', codec: 'prores_ks', pixel: 'yuva444p10le' },
+  'grey.mkv': { source: 's=160x120:r=25:d=2', codec: 'ffv1', pixel: 'gray' },
   'odd-size.mkv': { source: 's=321x241:r=25:d=2', pixel: 'yuv444p', codecOptions: fast },
   'interlaced.ts': {
     filters: ['interlace'],
@@ -175,6 +195,8 @@ test('pixels that are not square are made so', async () => {
   const { info, frames } = await read(path);
   expect(info).toMatchObject({ width: 1024, height: 576 });
   expect(frames.map(({ width, height }) => `${width}x${height}`)).toEqual(['1024x576', '1024x576']);
+  const { hashes } = decodePlainly(path, new Set(frames.map(({ index }) => index)), info.width);
+  expect(frames.map(({ data }) => hash(data))).toEqual([...hashes.values()]);
 });
 
 test('all turns and flips of a display matrix', async () => {
