@@ -186,6 +186,23 @@ test('a video without an index and a duration is read whole', async () => {
   expect(report.source.durationSeconds).toBeCloseTo(6, 1);
 });
 
+test('pictures may change their size', async () => {
+  const parts = ['s=320x240:r=25:d=2', 's=160x120:r=25:d=2'].map((source, part) =>
+    makeClip(join(folder, `part${part}.h264`), { source, codecOptions: fast }),
+  );
+  const path = join(folder, 'sizes.h264');
+  writeFileSync(path, Buffer.concat(parts.map((part) => readFileSync(part))));
+  const { frames } = await read(path);
+  expect(frames.map(({ index, width }) => [index, width])).toEqual([
+    [0, 320],
+    [25, 320],
+    [50, 160],
+    [75, 160],
+  ]);
+  const expected = parts.flatMap((part) => [...decodePlainly(part, new Set([0, 25])).hashes.values()]);
+  expect(frames.map(({ data }) => hash(data))).toEqual(expected);
+});
+
 test('pixels that are not square are made so', async () => {
   const path = makeClip(join(folder, 'anamorphic.mp4'), {
     source: 's=720x576:r=25:d=2',
