@@ -40,8 +40,8 @@ export interface OpenMediaOptions {
   /** For folders and tars: seconds of each of their pictures, rising; instead of `pictureFps`. */
   pictureTimes?: readonly number[] | undefined;
   /**
-   * Threads of the decoder. Default: up to 4. Two take 0.7 of one's time and up to 10 % more of the processor's, so one is best
-   * where several videos are read at once, or what follows is slower.
+   * Threads of the decoder. Default: up to 4. Two take two thirds of one's time and some per cent more of the processor's, so one
+   * is best where several videos are read at once, or what follows is slower.
    */
   decoderThreads?: number | undefined;
 }
