@@ -177,8 +177,9 @@ function together({ callNative, ncclLibrary }: typeof import('@llamavid/native')
 async function codecs(): Promise<Check[]> {
   try {
     const { videoDecoders } = await import('@llamavid/video');
-    const missing = videoDecoders().filter(({ decoder }) => decoder === null);
-    const found = videoDecoders().filter(({ decoder }) => decoder !== null);
+    const decoders = await videoDecoders();
+    const missing = decoders.filter(({ decoder }) => decoder === null);
+    const found = decoders.filter(({ decoder }) => decoder !== null);
     const text = found
       .map(({ codec, decoder }) => (codec === decoder ? codec : `${codec} (${decoder})`))
       .join(', ');

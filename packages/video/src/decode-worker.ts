@@ -1,9 +1,8 @@
 /** The decoding worker: opens one video at its start, then reads it whenever asked. */
 import { parentPort, workerData } from 'node:worker_threads';
-import type { Frame } from 'node-av/lib';
 import { Control } from './control.js';
 import { chooseFrames, chooseInside, DEFAULT_FPS, type FrameChoice } from './frame-choice.js';
-import { packRgb, RgbConverter } from './rgb-converter.js';
+import { packRgb, RgbConverter, type RgbPicture } from './rgb-converter.js';
 import { type Deliver, decodeSamples } from './sample-decoder.js';
 import { invalidRange, truncated } from './video-errors.js';
 import { indexVideo, VideoFile, type VideoIndex } from './video-file.js';
@@ -132,7 +131,7 @@ type Sent = Pick<FrameMessage, 'width' | 'height' | 'data'>;
 
 /** Hands RGB frames over. */
 interface Sender {
-  readonly send: (rgb: Frame) => Sent;
+  readonly send: (rgb: RgbPicture) => Sent;
   /** Told for each frame before it is handed over: how long its decoding took. */
   readonly decoded: (milliseconds: number) => void;
   readonly close: () => void;
@@ -148,11 +147,7 @@ const rgbSender: Sender = {
 async function pixelSender(id: number): Promise<Sender> {
   const { callNative, PixelChannel, recordWork } = await import('@llamavid/native');
   const channel = callNative(() => PixelChannel.open(id));
-  const send = (rgb: Frame): Sent => {
-    const { width, height } = rgb;
-    const rows = rgb.data?.[0];
-    const stride = rgb.linesize[0];
-    if (!rows || stride === undefined) throw new Error('an RGB frame without data');
+  const send = ({ rows, width, height, stride }: RgbPicture): Sent => {
     callNative(() => channel.push(rows, width, height, stride));
     return { width, height };
   };

@@ -1,3 +1,7 @@
+/**
+ * FFmpeg is loaded where it is used: in the decoding worker, and here only for what runs in the caller's thread. That
+ * makes a start sooner, by the time its modules take.
+ */
 export type { Pixels, Preprocessing } from '@llamavid/native';
 export { type DecoderReport, videoDecoders } from './decoders.js';
 export type {

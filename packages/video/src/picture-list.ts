@@ -3,7 +3,6 @@ import { createReadStream } from 'node:fs';
 import { open, readdir, readFile, stat } from 'node:fs/promises';
 import { basename, join } from 'node:path';
 import { pipeline } from 'node:stream/promises';
-import { extract } from 'tar-stream';
 import { aborted, tooLarge, truncated, unreadable } from './video-errors.js';
 
 /** A picture file, not read yet. */
@@ -86,6 +85,7 @@ export async function picturesInTar(path: string, name: string, signal?: AbortSi
   const found: { file: string; offset: number; size: number }[] = [];
   let others = 0;
   let cutOff: string | undefined;
+  const { extract } = await import('tar-stream');
   const reader = extract();
   reader.on('entry', ({ name: file, size, type }, bytes, next) => {
     if ((type === 'file' || type === 'contiguous-file') && isPictureName(basename(file))) {

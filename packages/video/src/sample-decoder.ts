@@ -24,6 +24,7 @@ import {
   frameStep,
   type Sampling,
 } from './frame-choice.js';
+import { unreferencedTest } from './unreferenced-frames.js';
 import { invalidRange, truncated, unreadable } from './video-errors.js';
 import type { VideoFile, VideoIndex } from './video-file.js';
 import type { ReadOutcome } from './worker-messages.js';
@@ -204,6 +205,8 @@ class Pass {
     if (this.#way !== 'counted' && times.length === 0) return 'complete';
     const steps = this.#way === 'planned' ? planPackets(index.table, new Set(times)) : undefined;
     const mayLeaveOut = this.file.mayLeaveOutFrames;
+    const { codecId, extradata } = stream.codecpar;
+    const isUnreferenced = mayLeaveOut ? unreferencedTest(codecId, extradata) : undefined;
     let number = 0;
     let skipping = AVDISCARD_DEFAULT;
     let afterDrop = false;
@@ -217,10 +220,13 @@ class Pass {
         } else {
           if (afterDrop && index.table.key[number] === 1) this.#jumpTo(index.table.pts[number] ?? Number.NaN);
           afterDrop = false;
-          const discard = step === PacketStep.Reference && mayLeaveOut ? AVDISCARD_NONREF : AVDISCARD_DEFAULT;
-          if (discard !== skipping) this.#context.setOption('skip_frame', discard);
-          skipping = discard;
-          this.#send(packet);
+          const leaveOut = step === PacketStep.Reference && mayLeaveOut;
+          if (!(leaveOut && isUnreferenced !== undefined && holds(packet, isUnreferenced))) {
+            const discard = leaveOut ? AVDISCARD_NONREF : AVDISCARD_DEFAULT;
+            if (discard !== skipping) this.#context.setOption('skip_frame', discard);
+            skipping = discard;
+            this.#send(packet);
+          }
         }
         number += 1;
       }
@@ -404,6 +410,17 @@ class CountedClock {
     }
     this.#last = seconds;
     return seconds;
+  }
+}
+
+/** Whether the bytes of a packet pass a test. */
+function holds({ data }: Packet, test: (bytes: Uint8Array) => boolean): boolean {
+  if (data === null) return false;
+  try {
+    return test(data);
+  } finally {
+    // Detached, the view lets go of the packet's memory now, not when garbage is collected some megabytes later.
+    (data.buffer as ArrayBuffer).transfer(0);
   }
 }
 

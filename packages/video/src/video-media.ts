@@ -14,7 +14,7 @@ import {
   type PixelsOptions,
   type SamplingReport,
 } from './media.js';
-import { readSubtitleStream, type SubtitleStream } from './subtitle-stream.js';
+import type { SubtitleStream } from './subtitle-stream.js';
 import { aborted, closed, unreadable } from './video-errors.js';
 import {
   type FrameMessage,
@@ -162,9 +162,10 @@ class VideoMedia implements Media {
     }
   }
 
-  subtitles({ signal }: FramesOptions = {}): Promise<SubtitleStream | undefined> {
+  async subtitles({ signal }: FramesOptions = {}): Promise<SubtitleStream | undefined> {
     const { file, name } = this.#source;
-    if (this.#closed !== undefined) return Promise.reject(closed(name));
+    if (this.#closed !== undefined) throw closed(name);
+    const { readSubtitleStream } = await import('./subtitle-stream.js');
     return readSubtitleStream(file, name, signal);
   }
 

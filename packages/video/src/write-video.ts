@@ -2,7 +2,6 @@
 import { randomUUID } from 'node:crypto';
 import { open, rename, rm } from 'node:fs/promises';
 import { LlamaVidError } from '@llamavid/errors';
-import { VideoEncoder } from './video-encoder.js';
 import { unwritable, writingAborted } from './video-errors.js';
 
 /** The presets of x264, from the fastest to the smallest file. */
@@ -68,6 +67,7 @@ export async function writeVideo(
   await create(unfinished, path);
   try {
     let written = 0;
+    const { VideoEncoder } = await import('./video-encoder.js');
     const encoder = await VideoEncoder.open(unfinished, path, settings);
     try {
       for await (const frame of frames) {

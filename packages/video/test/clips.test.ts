@@ -122,6 +122,26 @@ const MADE: Record<string, Recipe> = {
     },
   },
   'ten-bit.mkv': { pixel: 'yuv420p10le', codecOptions: fast },
+  // What the tags say about light and about the places of colours plays no part.
+  'high-dynamic-range.mp4': {
+    pixel: 'yuv420p10le',
+    codecOptions: {
+      ...fast,
+      colorspace: 'bt2020nc',
+      color_primaries: 'bt2020',
+      color_trc: 'smpte2084',
+      chroma_sample_location: 'topleft',
+    },
+  },
+  'full-range.mp4': { filters: ['scale=out_range=pc', 'setparams=range=pc'], codecOptions: fast },
+  'interlaced-ten-bit.ts': {
+    pixel: 'yuv420p10le',
+    filters: ['interlace'],
+    codecOptions: { ...fast, 'x264-params': 'tff=1' },
+    interlaced: true,
+  },
+  'transparent.mov': { source: 's=160x120:r=25:d=2', codec: 'prores_ks', pixel: 'yuva444p10le' },
+  'grey.mkv': { source: 's=160x120:r=25:d=2', codec: 'ffv1', pixel: 'gray' },
   'odd-size.mkv': { source: 's=321x241:r=25:d=2', pixel: 'yuv444p', codecOptions: fast },
   'interlaced.ts': {
     filters: ['interlace'],
@@ -166,6 +186,23 @@ test('a video without an index and a duration is read whole', async () => {
   expect(report.source.durationSeconds).toBeCloseTo(6, 1);
 });
 
+test('pictures may change their size', async () => {
+  const parts = ['s=320x240:r=25:d=2', 's=160x120:r=25:d=2'].map((source, part) =>
+    makeClip(join(folder, `part${part}.h264`), { source, codecOptions: fast }),
+  );
+  const path = join(folder, 'sizes.h264');
+  writeFileSync(path, Buffer.concat(parts.map((part) => readFileSync(part))));
+  const { frames } = await read(path);
+  expect(frames.map(({ index, width }) => [index, width])).toEqual([
+    [0, 320],
+    [25, 320],
+    [50, 160],
+    [75, 160],
+  ]);
+  const expected = parts.flatMap((part) => [...decodePlainly(part, new Set([0, 25])).hashes.values()]);
+  expect(frames.map(({ data }) => hash(data))).toEqual(expected);
+});
+
 test('pixels that are not square are made so', async () => {
   const path = makeClip(join(folder, 'anamorphic.mp4'), {
     source: 's=720x576:r=25:d=2',
@@ -175,6 +212,8 @@ test('pixels that are not square are made so', async () => {
   const { info, frames } = await read(path);
   expect(info).toMatchObject({ width: 1024, height: 576 });
   expect(frames.map(({ width, height }) => `${width}x${height}`)).toEqual(['1024x576', '1024x576']);
+  const { hashes } = decodePlainly(path, new Set(frames.map(({ index }) => index)), info.width);
+  expect(frames.map(({ data }) => hash(data))).toEqual([...hashes.values()]);
 });
 
 test('all turns and flips of a display matrix', async () => {

@@ -1,6 +1,7 @@
 /** Video files for tests, made with the FFmpeg that reads them, and the plain way to read them. */
 import { createHash } from 'node:crypto';
 import {
+  AV_BUFFERSRC_FLAG_KEEP_REF,
   AV_CODEC_FLAG_GLOBAL_HEADER,
   AV_CODEC_FLAG_INTERLACED_DCT,
   AV_CODEC_FLAG_INTERLACED_ME,
@@ -22,13 +23,14 @@ import {
   Dictionary,
   FFmpegError,
   Filter,
+  type FilterContext,
   FilterGraph,
   FormatContext,
   Frame,
   Log,
   Packet,
 } from 'node-av/lib';
-import { packRgb, RgbConverter } from '../dist/rgb-converter.js';
+import { packRgb } from '../dist/rgb-converter.js';
 
 Log.setLevel(AV_LOG_QUIET);
 
@@ -236,6 +238,7 @@ export function addSubtitles(from: string, to: string, recipes: readonly Subtitl
 export function decodePlainly(
   path: string,
   wanted: ReadonlySet<number>,
+  width?: number,
 ): { count: number; hashes: Map<number, string> } {
   const input = new FormatContext();
   check(input.openInputSync(path));
@@ -253,12 +256,12 @@ export function decodePlainly(
   packet.alloc();
   const frame = new Frame();
   frame.alloc();
-  const converter = new RgbConverter({ filters: [], swapsSides: false, exact: true }, 1);
+  const scale = new ScaleFilter();
   const hashes = new Map<number, string>();
   let count = 0;
   const receive = () => {
     while (context.receiveFrameSync(frame) >= 0) {
-      if (wanted.has(count)) hashes.set(count, hash(converter.convert(frame, packRgb)));
+      if (wanted.has(count)) hashes.set(count, hash(scale.convert(frame, width)));
       count += 1;
       frame.unref();
     }
@@ -272,12 +275,62 @@ export function decodePlainly(
   }
   context.sendPacketSync(null);
   receive();
-  converter.close();
+  scale.close();
   packet.free();
   frame.free();
   context.freeContext();
   input.closeInputSync();
   return { count, hashes };
+}
+
+/** Full-size RGB by FFmpeg's filter of this name. */
+class ScaleFilter {
+  #graph: FilterGraph | undefined;
+  #ends: FilterContext[] = [];
+
+  convert(frame: Frame, width = frame.width): Uint8Array {
+    this.#ends = this.#graph === undefined ? this.#configure(frame, width) : this.#ends;
+    const [source, sink] = this.#ends;
+    const rgb = new Frame();
+    rgb.alloc();
+    check(source?.buffersrcAddFrameSync(frame, AV_BUFFERSRC_FLAG_KEEP_REF) ?? -1);
+    check(sink?.buffersinkGetFrameSync(rgb) ?? -1);
+    const [rows = Buffer.alloc(0)] = rgb.data ?? [];
+    const packed = packRgb({ width, height: rgb.height, stride: rgb.linesize[0] ?? 0, rows });
+    rgb.free();
+    return packed;
+  }
+
+  close(): void {
+    this.#graph?.free();
+  }
+
+  /** For frames like this one. */
+  #configure(frame: Frame, shownWidth: number): FilterContext[] {
+    const { width, height, format, colorSpace, colorRange } = frame;
+    const graph = new FilterGraph();
+    graph.alloc();
+    this.#graph = graph;
+    const input = `video_size=${width}x${height}:pix_fmt=${format}:time_base=1/1000:colorspace=${colorSpace}:range=${colorRange}`;
+    const chain = [
+      ['buffer', input],
+      ['scale', `w=${shownWidth}:h=${height}:flags=bicubic`],
+      ['format', 'pix_fmts=rgb24'],
+      ['buffersink', null],
+    ] as const;
+    const filters = chain.map(([name, args]) => {
+      const filter = Filter.getByName(name);
+      const made = filter && graph.createFilter(filter, name, args);
+      if (!made) throw new Error(`no filter ${name}`);
+      return made;
+    });
+    filters.forEach((filter, place) => {
+      const next = filters[place + 1];
+      if (next) check(filter.link(0, next, 0));
+    });
+    check(graph.configSync());
+    return [filters.at(0), filters.at(-1)].filter((filter) => filter !== undefined);
+  }
 }
 
 export function hash(data: Uint8Array): string {

@@ -34,6 +34,18 @@ process.env['TEMP'] = folder;
 /** Number of folders that sources were written to. */
 const spooled = () => readdirSync(folder).filter((name) => name.startsWith('llamavid-')).length;
 
+test('FFmpeg is not loaded before it is needed', () => {
+  const script = (after: string) => `
+    const video = await import(${JSON.stringify(new URL('../dist/index.js', import.meta.url).href)});
+    ${after}
+    const { sharedObjects } = process.report.getReport();
+    process.stdout.write(String(sharedObjects.some((file) => file.endsWith('node-av.node'))));`;
+  const loaded = (after: string) =>
+    spawnSync(process.execPath, ['--input-type=module', '-e', script(after)], { encoding: 'utf8' }).stdout;
+  expect(loaded('')).toBe('false');
+  expect(loaded('await video.videoDecoders();')).toBe('true');
+});
+
 test('bytes, streams and iterables give what the file gives, and leave nothing behind', async () => {
   const before = spooled();
   await using fromFile = await openMedia(path);
