@@ -23,6 +23,7 @@ pub(super) const TOGETHER: usize = 4;
 /// Numbers of a row that lie together: a panel's part of as many columns stays in the first cache.
 pub(super) const BYTES: usize = 2 * PART;
 /// Numbers of a row of `x` up to which it is not rounded: little is gained, and patches of small encoders would turn too far.
+#[cfg(target_arch = "x86_64")]
 const SHORT: usize = 128;
 /// The largest whole number of a weight.
 const LARGEST: f32 = 127.0;
