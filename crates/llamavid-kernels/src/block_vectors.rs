@@ -12,7 +12,6 @@ use std::arch::x86_64::{
     _mm256_setzero_ps, _mm256_slli_epi32, _mm256_srli_epi32, _mm256_srlv_epi32, _mm256_storeu_ps,
     _mm256_sub_epi32, _mm256_sub_ps, _mm512_castps512_ps256, _mm512_extractf32x8_ps,
 };
-
 use std::slice::ChunksExact;
 
 use crate::block_format::BlockFormat;
@@ -167,7 +166,9 @@ unsafe fn sum<const X: usize>(
 unsafe fn add_rows(format: BlockFormat, rows: ChunksExact<u8>, shares: &[f32], sums: &mut [f32]) {
     for (row, share) in rows.zip(shares) {
         // SAFETY: as the caller promises.
-        unsafe { read(format, row, &mut Shares { share: *share, sums, least: [0.0; LANES] }) };
+        unsafe {
+            read(format, row, &mut Scaled::<true> { share: *share, values: sums, least: [0.0; LANES] })
+        };
     }
 }
 
@@ -178,7 +179,7 @@ unsafe fn add_rows(format: BlockFormat, rows: ChunksExact<u8>, shares: &[f32], s
 #[target_feature(enable = "avx2,fma,f16c")]
 unsafe fn write(format: BlockFormat, row: &[u8], values: &mut [f32]) {
     // SAFETY: as the caller promises.
-    unsafe { read(format, row, &mut Unpacked { values, least: [0.0; LANES] }) };
+    unsafe { read(format, row, &mut Scaled::<false> { share: 1.0, values, least: [0.0; LANES] }) };
 }
 
 /// What becomes of the numbers of a row.
@@ -242,17 +243,21 @@ impl<const X: usize> Sink for Sum<'_, X> {
     }
 }
 
-/// Writes the numbers.
-struct Unpacked<'a> {
+/// Writes the numbers, times the share of their row, or adds them to what is there.
+struct Scaled<'a, const ADD: bool> {
+    share: f32,
     values: &'a mut [f32],
     least: [f32; LANES],
 }
 
-impl Sink for Unpacked<'_> {
+impl<const ADD: bool> Sink for Scaled<'_, ADD> {
     #[inline(always)]
     unsafe fn least(&mut self, _place: usize, least: __m256) {
         // SAFETY: there is room for eight.
-        unsafe { _mm256_storeu_ps(self.least.as_mut_ptr(), least) };
+        unsafe {
+            let least = _mm256_mul_ps(least, _mm256_set1_ps(self.share));
+            _mm256_storeu_ps(self.least.as_mut_ptr(), least);
+        }
     }
 
     #[inline(always)]
@@ -265,49 +270,15 @@ impl Sink for Unpacked<'_> {
     ) {
         // SAFETY: as many numbers are read as there is room for.
         unsafe {
+            let scale = _mm256_set1_ps(scale * self.share);
             let least = _mm256_set1_ps(eighth.map_or(0.0, |eighth| self.least[eighth]));
             for (index, numbers) in numbers.into_iter().enumerate() {
-                let value = _mm256_fmsub_ps(numbers, _mm256_set1_ps(scale), least);
-                _mm256_storeu_ps(self.values.as_mut_ptr().add(place + LANES * index), value);
-            }
-        }
-    }
-}
-
-/// Adds the numbers, times the share of their row.
-struct Shares<'a> {
-    share: f32,
-    sums: &'a mut [f32],
-    least: [f32; LANES],
-}
-
-impl Sink for Shares<'_> {
-    #[inline(always)]
-    unsafe fn least(&mut self, _place: usize, least: __m256) {
-        // SAFETY: there is room for eight.
-        unsafe {
-            _mm256_storeu_ps(self.least.as_mut_ptr(), _mm256_mul_ps(least, _mm256_set1_ps(self.share)))
-        };
-    }
-
-    #[inline(always)]
-    unsafe fn take<const SECOND: bool, const N: usize>(
-        &mut self,
-        place: usize,
-        scale: f32,
-        eighth: Option<usize>,
-        numbers: [__m256; N],
-    ) {
-        // SAFETY: as many numbers are read as there are sums.
-        unsafe {
-            let scale = _mm256_set1_ps(scale * self.share);
-            for (index, numbers) in numbers.into_iter().enumerate() {
-                let at = self.sums.as_mut_ptr().add(place + LANES * index);
-                let mut sum = _mm256_fmadd_ps(numbers, scale, _mm256_loadu_ps(at));
-                if let Some(eighth) = eighth {
-                    sum = _mm256_sub_ps(sum, _mm256_set1_ps(self.least[eighth]));
-                }
-                _mm256_storeu_ps(at, sum);
+                let at = self.values.as_mut_ptr().add(place + LANES * index);
+                let value = match ADD {
+                    true => _mm256_sub_ps(_mm256_fmadd_ps(numbers, scale, _mm256_loadu_ps(at)), least),
+                    false => _mm256_fmsub_ps(numbers, scale, least),
+                };
+                _mm256_storeu_ps(at, value);
             }
         }
     }

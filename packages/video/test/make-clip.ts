@@ -61,25 +61,9 @@ export function makeClip(path: string, recipe: Recipe = {}): string {
   } = recipe;
   const graph = new FilterGraph();
   graph.alloc();
-  const chain = [
-    ['testsrc2', source],
-    ...filters.map((filter) => filter.split('=')),
-    ['format', pixel],
-    ['buffersink'],
-  ].map(([name = '', ...args], place) => {
-    const filter = Filter.getByName(name);
-    const made = filter && graph.createFilter(filter, `${name}${place}`, args.join('=') || null);
-    if (!made) throw new Error(`no filter ${name}`);
-    return made;
-  });
-  chain.forEach((filter, place) => {
-    const next = chain[place + 1];
-    if (next) check(filter.link(0, next, 0));
-  });
-  check(graph.configSync());
-  const sink = chain.at(-1);
+  const { sink } = chained(graph, [`testsrc2=${source}`, ...filters, `format=${pixel}`, 'buffersink']);
   const encoder = Codec.findEncoderByName(codec as FFEncoderCodec);
-  if (!sink || !encoder) throw new Error(`no encoder ${codec}`);
+  if (!encoder) throw new Error(`no encoder ${codec}`);
 
   const output = new FormatContext();
   check(output.allocOutputContext2(null, format, path));
@@ -283,18 +267,23 @@ export function decodePlainly(
   return { count, hashes };
 }
 
+interface Ends {
+  readonly source: FilterContext;
+  readonly sink: FilterContext;
+}
+
 /** Full-size RGB by FFmpeg's filter of this name. */
 class ScaleFilter {
   #graph: FilterGraph | undefined;
-  #ends: FilterContext[] = [];
+  #ends: Ends | undefined;
 
   convert(frame: Frame, width = frame.width): Uint8Array {
-    this.#ends = this.#graph === undefined ? this.#configure(frame, width) : this.#ends;
-    const [source, sink] = this.#ends;
+    this.#ends ??= this.#configure(frame, width);
+    const { source, sink } = this.#ends;
     const rgb = new Frame();
     rgb.alloc();
-    check(source?.buffersrcAddFrameSync(frame, AV_BUFFERSRC_FLAG_KEEP_REF) ?? -1);
-    check(sink?.buffersinkGetFrameSync(rgb) ?? -1);
+    check(source.buffersrcAddFrameSync(frame, AV_BUFFERSRC_FLAG_KEEP_REF));
+    check(sink.buffersinkGetFrameSync(rgb));
     const [rows = Buffer.alloc(0)] = rgb.data ?? [];
     const packed = packRgb({ width, height: rgb.height, stride: rgb.linesize[0] ?? 0, rows });
     rgb.free();
@@ -306,31 +295,38 @@ class ScaleFilter {
   }
 
   /** For frames like this one. */
-  #configure(frame: Frame, shownWidth: number): FilterContext[] {
+  #configure(frame: Frame, shownWidth: number): Ends {
     const { width, height, format, colorSpace, colorRange } = frame;
     const graph = new FilterGraph();
     graph.alloc();
     this.#graph = graph;
     const input = `video_size=${width}x${height}:pix_fmt=${format}:time_base=1/1000:colorspace=${colorSpace}:range=${colorRange}`;
-    const chain = [
-      ['buffer', input],
-      ['scale', `w=${shownWidth}:h=${height}:flags=bicubic`],
-      ['format', 'pix_fmts=rgb24'],
-      ['buffersink', null],
-    ] as const;
-    const filters = chain.map(([name, args]) => {
-      const filter = Filter.getByName(name);
-      const made = filter && graph.createFilter(filter, name, args);
-      if (!made) throw new Error(`no filter ${name}`);
-      return made;
-    });
-    filters.forEach((filter, place) => {
-      const next = filters[place + 1];
-      if (next) check(filter.link(0, next, 0));
-    });
-    check(graph.configSync());
-    return [filters.at(0), filters.at(-1)].filter((filter) => filter !== undefined);
+    return chained(graph, [
+      `buffer=${input}`,
+      `scale=w=${shownWidth}:h=${height}:flags=bicubic`,
+      'format=pix_fmts=rgb24',
+      'buffersink',
+    ]);
   }
+}
+
+/** Makes filters, each written `name=arguments`, one behind the other; gives both ends. */
+function chained(graph: FilterGraph, chain: readonly string[]): Ends {
+  const filters = chain.map((written, place) => {
+    const [name = '', ...args] = written.split('=');
+    const filter = Filter.getByName(name);
+    const made = filter && graph.createFilter(filter, `${name}${place}`, args.join('=') || null);
+    if (!made) throw new Error(`no filter ${name}`);
+    return made;
+  });
+  filters.forEach((filter, place) => {
+    const next = filters[place + 1];
+    if (next) check(filter.link(0, next, 0));
+  });
+  check(graph.configSync());
+  const [source, sink] = [filters.at(0), filters.at(-1)];
+  if (!source || !sink) throw new Error('a filter chain has two ends');
+  return { source, sink };
 }
 
 export function hash(data: Uint8Array): string {
