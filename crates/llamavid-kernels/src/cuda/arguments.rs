@@ -81,8 +81,8 @@ pub(crate) struct AttentionCall {
     pub(crate) result: u64,
 }
 
-/// Query rows of a block of the kernel for tensor cores.
-const TILE_ROWS: usize = 64;
+/// Query rows of a warp of the kernel for tensor cores.
+const WARP_ROWS: usize = 32;
 /// Keys of one of its tiles, of which it holds two, with their values.
 const TILE_KEYS: usize = 64;
 /// Query rows (of all heads of a key head) up to which the other kernel is used for 16-bit numbers too.
@@ -172,17 +172,19 @@ impl AttentionCall {
     }
 
     fn tiles(&self) -> Result<AttentionPlan> {
-        let width = match self.width {
-            0..=64 => 64,
-            65..=96 => 96,
-            _ => 128,
+        // As the kernels of these widths have them, and how far apart rows lie in shared memory.
+        let (width, warps, stride) = match self.width {
+            0..=64 => (64, 4, 64),
+            65..=96 => (96, 3, 104),
+            _ => (128, 4, 128),
         };
+        let rows = warps * WARP_ROWS;
         let launch = Launch {
             source: Source::Attention,
             kernel: format!("attention_{}_{width}", name_of(self.dtype)?),
-            grid: [self.query_count.div_ceil(TILE_ROWS) as u32, self.heads as u32, self.batch as u32],
-            threads: 2 * TILE_ROWS as u32,
-            shared: (4 * TILE_KEYS * (width + 8) * self.dtype.size_in_bytes()) as u32,
+            grid: [self.query_count.div_ceil(rows) as u32, self.heads as u32, self.batch as u32],
+            threads: 32 * warps as u32,
+            shared: ((rows + 4 * TILE_KEYS) * stride * self.dtype.size_in_bytes()) as u32,
         };
         Ok(AttentionPlan::Tiles(launch, self.arguments(1, true)))
     }
@@ -415,14 +417,21 @@ pub(crate) struct RotateArguments {
     pub(crate) cache_strides: [i64; 3],
     /// B, heads, key heads, rows and d. No key heads where there are queries alone.
     pub(crate) sizes: [i32; 5],
-    pub(crate) unused: i32,
+    pub(crate) vectors: i32,
 }
 
 /// The rotation of rows by their positions, keys and values into their caches.
-pub(crate) fn rotate(dtype: DType, arguments: &RotateArguments) -> Result<Launch> {
+pub(crate) fn rotate(dtype: DType, arguments: &mut RotateArguments) -> Result<Launch> {
+    let RotateArguments { queries, keys, values, rotated, key_cache, value_cache, cosines, sines, .. } =
+        *arguments;
     let [batch, heads, key_heads, rows, width] = arguments.sizes.map(|size| size as usize);
-    let pairs = batch * (heads + 2 * key_heads) * rows * (width / 2);
-    Ok(launch(Source::Cache, format!("rotate_{}", name_of(dtype)?), pairs.div_ceil(THREADS)))
+    let pointers = [queries, keys, values, rotated, key_cache, value_cache, cosines, sines];
+    let RotateArguments { query_strides, key_strides, value_strides, cache_strides, .. } = *arguments;
+    let strides = [query_strides, key_strides, value_strides, cache_strides];
+    let multiples = strides.as_flattened().iter().all(|stride| stride % 8 == 0);
+    arguments.vectors = (multiples && in_vectors(width / 2, &pointers)).into();
+    let threads = batch * (heads + 2 * key_heads) * rows * (width / 2).div_ceil(8);
+    Ok(launch(Source::Cache, format!("rotate_{}", name_of(dtype)?), threads.div_ceil(THREADS)))
 }
 
 #[repr(C)]

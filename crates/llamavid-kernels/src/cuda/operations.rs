@@ -327,7 +327,7 @@ fn rotate_all(queries: &Tensor, cached: Option<Cached>, (cos, sin): (&Tensor, &T
         &device,
         tensors,
         |[queries, keys, values, rotated, key_cache, value_cache, cosines, sines]| {
-            let pointers = RotateArguments {
+            let mut arguments = RotateArguments {
                 queries,
                 keys,
                 values,
@@ -338,7 +338,8 @@ fn rotate_all(queries: &Tensor, cached: Option<Cached>, (cos, sin): (&Tensor, &T
                 sines,
                 ..arguments
             };
-            run(&device, &rotate(dtype, &pointers)?, &pointers)
+            let launch = rotate(dtype, &mut arguments)?;
+            run(&device, &launch, &arguments)
         },
     )?;
     Ok(result)
