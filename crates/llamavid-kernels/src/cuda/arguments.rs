@@ -83,8 +83,6 @@ pub(crate) struct AttentionCall {
 
 /// Query rows of a warp of the kernel for tensor cores.
 const WARP_ROWS: usize = 32;
-/// Keys of one of its tiles, of which it holds two, with their values.
-const TILE_KEYS: usize = 64;
 /// Query rows (of all heads of a key head) up to which the other kernel is used for 16-bit numbers too.
 pub(super) const FEW_ROWS: usize = 16;
 /// Blocks that keep a large device busy, several of them on each of its 132 multiprocessors.
@@ -172,11 +170,11 @@ impl AttentionCall {
     }
 
     fn tiles(&self) -> Result<AttentionPlan> {
-        // As the kernels of these widths have them, and how far apart rows lie in shared memory.
-        let (width, warps, stride) = match self.width {
-            0..=64 => (64, 4, 64),
-            65..=96 => (96, 3, 104),
-            _ => (128, 4, 128),
+        // Warps, keys of each of two tiles, and how far apart rows lie in shared memory: as the kernels of these widths have them.
+        let (width, warps, keys, stride) = match self.width {
+            0..=64 => (64, 4, 32, 64),
+            65..=96 => (96, 3, 32, 104),
+            _ => (128, 4, 64, 128),
         };
         let rows = warps * WARP_ROWS;
         let launch = Launch {
@@ -184,7 +182,7 @@ impl AttentionCall {
             kernel: format!("attention_{}_{width}", name_of(self.dtype)?),
             grid: [self.query_count.div_ceil(rows) as u32, self.heads as u32, self.batch as u32],
             threads: 32 * warps as u32,
-            shared: ((rows + 4 * TILE_KEYS) * stride * self.dtype.size_in_bytes()) as u32,
+            shared: ((rows + 4 * keys) * stride * self.dtype.size_in_bytes()) as u32,
         };
         Ok(AttentionPlan::Tiles(launch, self.arguments(1, true)))
     }
@@ -266,23 +264,27 @@ pub(crate) struct NormArguments {
     pub(crate) result: u64,
     /// Where the sum of both inputs goes.
     pub(crate) sum: u64,
+    pub(crate) rows: i64,
     pub(crate) width: i64,
     pub(crate) vectors: i32,
     pub(crate) eps: f32,
 }
 
-/// Norm of `rows`; `centred` is that of layers, else that of root mean squares.
-pub(crate) fn norm(
-    dtype: DType,
-    centred: bool,
-    rows: usize,
-    arguments: &mut NormArguments,
-) -> Result<Launch> {
-    let NormArguments { x, added, added_bias, weight, bias, result, sum, width, .. } = *arguments;
+/// Norm of rows; `centred` is that of layers, else that of root mean squares.
+pub(crate) fn norm(dtype: DType, centred: bool, arguments: &mut NormArguments) -> Result<Launch> {
+    /// Numbers of a row that one warp reads, 48 to 64 a lane, while others are on their way to other warps.
+    const SHORT: usize = 2048;
+    const WARPS: usize = THREADS / 32;
+    let NormArguments { x, added, added_bias, weight, bias, result, sum, rows, width, .. } = *arguments;
     let pointers = [x, added, added_bias, weight, bias, result, sum];
     arguments.vectors = in_vectors(width as usize, &pointers).into();
     let kind = if centred { "layer_norm" } else { "rms_norm" };
-    Ok(launch(Source::Rows, format!("{kind}_{}", name_of(dtype)?), rows))
+    let (rows, width, name) = (rows as usize, width as usize, name_of(dtype)?);
+    // Of few rows a block each leaves more of the device something to do.
+    Ok(match width <= SHORT && rows > BLOCKS {
+        true => launch(Source::Rows, format!("short_{kind}_{name}"), rows.div_ceil(WARPS)),
+        false => launch(Source::Rows, format!("{kind}_{name}"), rows),
+    })
 }
 
 /// A function of each number.

@@ -1,5 +1,5 @@
-// Attention on tensor cores: scores, softmax and weighted sums for the query rows of a block, 32 a warp, over keys that pass by 64 at
-// a time.
+// Attention on tensor cores: scores, softmax and weighted sums for the query rows of a block, 32 a warp, over keys that pass by, some
+// at a time.
 //
 // What limits such a kernel is what comes beside its products: each part of the keys and values that is read from shared memory serves
 // two products of 16 rows, and scores that no mask touches cost a multiplication, a comparison and a power of two.
@@ -13,7 +13,6 @@ namespace {
 
 // Rows of a product, and of a warp.
 constexpr int SIDE = 16, PRODUCTS = 2, WARP_ROWS = PRODUCTS * SIDE;
-constexpr int KEYS = 64;
 constexpr float LOG2_E = 1.442695041f;
 // Below all scores, and so far from the smallest f32 that differences stay finite.
 constexpr float HIDDEN = -1e30f;
@@ -53,12 +52,7 @@ template <class T, int D, int THREADS> struct Share {
     }
 };
 
-// What a lane knows of the two rows of each product that it has numbers of.
-struct Softmax {
-    float most[PRODUCTS][2], total[PRODUCTS][2];
-};
-
-// Turns scores, in powers of two, into shares of what was seen so far; gives what shares of before are to be multiplied with.
+// Turns scores, as exponents of two, into shares of what was seen so far; gives what shares of before are to be multiplied with.
 template <int COLUMNS>
 __device__ inline void share(float scores[COLUMNS][4], float most[2], float total[2], float factor[2]) {
     float largest[2] = {most[0], most[1]};
@@ -86,8 +80,8 @@ __device__ inline void share(float scores[COLUMNS][4], float most[2], float tota
     }
 }
 
-// `D` is the head width, rounded up to whole products.
-template <class T, int D, int WARPS> __device__ inline void attend(const AttentionArguments &a) {
+// `D` is the head width, rounded up to whole products; `KEYS` of the keys are in shared memory, and as many are on their way.
+template <class T, int D, int WARPS, int KEYS> __device__ inline void attend(const AttentionArguments &a) {
     constexpr int ROWS = WARPS * WARP_ROWS, STEPS = D / SIDE, PARTS = KEYS / 8;
     constexpr int TILE = KEYS * Rows<D>::STRIDE;
     DYNAMIC_SHARED(shared);
@@ -131,7 +125,10 @@ template <class T, int D, int WARPS> __device__ inline void attend(const Attenti
     const int warp_first = first + warp * WARP_ROWS;
     const float scale = a.scale * LOG2_E;
     float sums[PRODUCTS][D / 8][4] = {};
-    Softmax softmax = {{{-INFINITY, -INFINITY}, {-INFINITY, -INFINITY}}, {}};
+    // Of the two rows of each product that a lane has numbers of.
+    float most[PRODUCTS][2], total[PRODUCTS][2] = {};
+#pragma unroll
+    for (int product = 0; product < PRODUCTS; product++) most[product][0] = most[product][1] = -INFINITY;
     for (int tile = 0; tile < tiles; tile++) {
         const T *const key_tile = key_tiles + tile % 2 * TILE;
         const T *const value_tile = value_tiles + tile % 2 * TILE;
@@ -146,7 +143,7 @@ template <class T, int D, int WARPS> __device__ inline void attend(const Attenti
         }
         __syncthreads();
 
-        // Of rows that see none of these keys nothing is left to do, and none are those beyond the last.
+        // Rows that see none of these keys, and those beyond the last one, have nothing to do.
         const int left = a.key_count - tile * KEYS;
         const bool unseen = warp_first >= a.query_count ||
                             (a.causal && tile * KEYS > before + warp_first + WARP_ROWS - 1);
@@ -162,7 +159,6 @@ template <class T, int D, int WARPS> __device__ inline void attend(const Attenti
                                                            step * 2 + matrix / 2));
 #pragma unroll
                 for (int pair = 0; pair < KEYS / 16; pair++) {
-                    if (pair * 16 >= left) continue;
                     uint32_t parts[4];
                     load_matrices(parts, key_tile + Rows<D>::place(pair * 16 + matrix / 2 * 8 + matrix_row,
                                                                    step * 2 + matrix % 2));
@@ -204,7 +200,7 @@ template <class T, int D, int WARPS> __device__ inline void attend(const Attenti
                     }
                 }
                 float factor[2];
-                share<PARTS>(scores[product], softmax.most[product], softmax.total[product], factor);
+                share<PARTS>(scores[product], most[product], total[product], factor);
 #pragma unroll
                 for (int part = 0; part < D / 8; part++) {
 #pragma unroll
@@ -215,7 +211,6 @@ template <class T, int D, int WARPS> __device__ inline void attend(const Attenti
             // The scores of two products lie in the lanes as the left side of the next one wants them.
 #pragma unroll
             for (int step = 0; step < KEYS / 16; step++) {
-                if (step * 16 >= left) continue;
                 uint32_t shares[PRODUCTS][4];
 #pragma unroll
                 for (int product = 0; product < PRODUCTS; product++) {
@@ -246,12 +241,12 @@ template <class T, int D, int WARPS> __device__ inline void attend(const Attenti
 #pragma unroll
         for (int half = 0; half < 2; half++) {
             const int row = warp_first + product * SIDE + group + 8 * half;
-            const float total = sum_of_lanes<4>(softmax.total[product][half]);
+            const float all = sum_of_lanes<4>(total[product][half]);
             if (row >= a.query_count) continue;
             T *const result = static_cast<T *>(a.result) +
                               ((int64_t(batch) * a.query_count + row) * a.heads + head) * a.width;
             const T *const bias = static_cast<const T *>(a.value_bias) + head * a.width;
-            const float whole = 1.0f / total;
+            const float whole = 1.0f / all;
 #pragma unroll
             for (int part = 0; part < D / 8; part++) {
                 const int column = part * 8 + place * 2;
@@ -270,13 +265,13 @@ template <class T, int D, int WARPS> __device__ inline void attend(const Attenti
 
 } // namespace
 
-// Warps of a block: the 257 rows of a visual encoder's heads of 88 numbers are three blocks of 96 then, with few rows left over.
-#define TILES_KERNEL(NAME, TYPE, WIDTH, WARPS) \
-    LOADING_KERNEL(attention_##NAME##_##WIDTH, AttentionArguments, 32 * WARPS, 2, (attend<TYPE, WIDTH, WARPS>(a)))
+// Warps, keys, and blocks of a multiprocessor: `arguments.rs` has the same. The 257 rows of a visual encoder's heads of 88 numbers are
+// three blocks of 96, with few rows left over, and few of 32 keys. Measured on an H100: wide heads gain more from more keys at a time
+// than from more warps beside each other, narrow ones the other way round.
+#define TILES_KERNELS(NAME, TYPE)                                                                                             \
+    LOADING_KERNEL(attention_##NAME##_64, AttentionArguments, 32 * 4, 3, (attend<TYPE, 64, 4, 32>(a)))                         \
+    LOADING_KERNEL(attention_##NAME##_96, AttentionArguments, 32 * 3, 4, (attend<TYPE, 96, 3, 32>(a)))                         \
+    LOADING_KERNEL(attention_##NAME##_128, AttentionArguments, 32 * 4, 2, (attend<TYPE, 128, 4, 64>(a)))
 
-TILES_KERNEL(f16, __half, 64, 4)
-TILES_KERNEL(f16, __half, 96, 3)
-TILES_KERNEL(f16, __half, 128, 4)
-TILES_KERNEL(bf16, __nv_bfloat16, 64, 4)
-TILES_KERNEL(bf16, __nv_bfloat16, 96, 3)
-TILES_KERNEL(bf16, __nv_bfloat16, 128, 4)
+TILES_KERNELS(f16, __half)
+TILES_KERNELS(bf16, __nv_bfloat16)
