@@ -8,7 +8,7 @@ use std::path::Path;
 use std::process::{Command, ExitCode};
 
 const FOLDER: &str = "src/cuda/kernels";
-const SOURCES: [&str; 5] = ["attention", "attention_rows", "rows", "cache", "row_products"];
+const SOURCES: [&str; 6] = ["attention", "attention_rows", "rows", "cache", "row_products", "unpack"];
 const HEADERS: [&str; 3] = ["attention_arguments.cuh", "numbers.cuh", "tensor_core.cuh"];
 /// The oldest one with the instructions that the kernels use.
 const OLDEST: &str = "80";

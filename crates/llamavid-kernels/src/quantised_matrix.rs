@@ -100,8 +100,8 @@ impl QuantisedMatrix {
         Ok(Self { turned: Some(head), ..self })
     }
 
-    /// The same matrix on `device`, for products: they are candle's there, which round what the matrix is multiplied with to 8 bits,
-    /// in blocks of 32, as ggml does.
+    /// The same matrix on `device`, for products. Those of few rows round what the matrix is multiplied with to 8 bits, in blocks of 32,
+    /// as ggml does; for many rows of 16-bit numbers, and where a gradient flows, the matrix is unpacked.
     ///
     /// # Errors
     /// A matrix that is not on the CPU, a format without blocks, whose numbers make a tensor, and a device without memory.
@@ -234,6 +234,10 @@ impl QuantisedMatrix {
         match shape.last_mut() {
             Some(last) if *last == self.columns => *last = self.rows,
             _ => bail!("a matrix of {} x {} does not go with rows {:?}", self.rows, self.columns, x.dims()),
+        }
+        #[cfg(feature = "cuda")]
+        if let Some(weight) = crate::cuda::unpacked(self, x)? {
+            return crate::linear(x, &weight, None);
         }
         if x.track_op() {
             // candle's products in blocks record no backward pass.

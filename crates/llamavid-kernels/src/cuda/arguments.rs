@@ -5,7 +5,7 @@
 use candle_core::{DType, Result, bail};
 
 use super::Source;
-use crate::WIDEST_FUSED_HEAD;
+use crate::{BlockFormat, WIDEST_FUSED_HEAD};
 
 /// Kernels of a source, and how many blocks of how many threads run one.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -383,6 +383,37 @@ pub(crate) fn product(
     let kind = [if blocks { "_blocks" } else { "" }, if gated { "_gated" } else { "" }].concat();
     let kernel = format!("product{kind}_{}", name_of(dtype)?);
     Ok(Some(Launch { shared: shared as u32, ..launch(Source::RowProducts, kernel, blocks_at_once) }))
+}
+
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct UnpackArguments {
+    pub(crate) blocks: u64,
+    pub(crate) result: u64,
+    /// Of numbers.
+    pub(crate) count: i64,
+}
+
+/// Blocks into numbers of `dtype`. None for a format without blocks, and for what does not lie in vectors.
+pub(crate) fn unpack(
+    dtype: DType,
+    format: BlockFormat,
+    arguments: &UnpackArguments,
+) -> Result<Option<Launch>> {
+    let UnpackArguments { blocks, result, count } = *arguments;
+    let name = match format {
+        BlockFormat::Q8_0 => "q8_0",
+        BlockFormat::Q4_0 => "q4_0",
+        BlockFormat::Q4K => "q4_k",
+        BlockFormat::Q5K => "q5_k",
+        BlockFormat::Q6K => "q6_k",
+        BlockFormat::F32 | BlockFormat::F16 | BlockFormat::BF16 => return Ok(None),
+    };
+    let thread_blocks = (count as usize).div_ceil(8 * THREADS);
+    if !blocks.is_multiple_of(16) || !result.is_multiple_of(16) || thread_blocks > i32::MAX as usize {
+        return Ok(None);
+    }
+    Ok(Some(launch(Source::Unpack, format!("unpack_{name}_{}", name_of(dtype)?), thread_blocks)))
 }
 
 #[repr(C)]

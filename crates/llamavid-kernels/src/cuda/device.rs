@@ -11,7 +11,7 @@ use half::{bf16, f16};
 use super::Source;
 use super::arguments::{
     AttentionArguments, EachArguments, LargestArguments, Launch, NormArguments, ProductArguments,
-    RotateArguments, StoreArguments,
+    RotateArguments, StoreArguments, UnpackArguments,
 };
 
 // SAFETY: plain numbers in the order and sizes of C, as the kernels' own structs are.
@@ -28,6 +28,8 @@ unsafe impl DeviceRepr for RotateArguments {}
 unsafe impl DeviceRepr for StoreArguments {}
 // SAFETY: as above.
 unsafe impl DeviceRepr for ProductArguments {}
+// SAFETY: as above.
+unsafe impl DeviceRepr for UnpackArguments {}
 
 /// Shared memory that a block gets without asking for it.
 const USUAL_SHARED: u32 = 48 << 10;
@@ -41,6 +43,7 @@ impl Source {
             Self::Rows => include_str!(concat!(env!("OUT_DIR"), "/rows.ptx")),
             Self::Cache => include_str!(concat!(env!("OUT_DIR"), "/cache.ptx")),
             Self::RowProducts => include_str!(concat!(env!("OUT_DIR"), "/row_products.ptx")),
+            Self::Unpack => include_str!(concat!(env!("OUT_DIR"), "/unpack.ptx")),
         }
     }
 }

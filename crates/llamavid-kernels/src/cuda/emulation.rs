@@ -14,8 +14,8 @@ use libloading::{Library, Symbol};
 use super::Source;
 use super::arguments::{
     AttentionCall, AttentionPlan, Each, EachArguments, HeadRows, LargestArguments, Launch, NOT_FINITE,
-    NormArguments, ProductArguments, RotateArguments, StoreArguments, Stored, each, largest, norm, product,
-    rotate, store,
+    NormArguments, ProductArguments, RotateArguments, StoreArguments, Stored, UnpackArguments, each, largest,
+    norm, product, rotate, store, unpack,
 };
 use crate::BlockFormat;
 
@@ -795,6 +795,41 @@ fn what_the_products_of_a_row_leave_to_others() {
     assert!(!takes(DType::F16, false, ProductArguments { columns: 516, ..good }));
     assert!(!takes(DType::F16, true, ProductArguments { columns: 640, ..good }));
     assert!(!takes(DType::F16, false, ProductArguments { columns: 1 << 16, ..good }));
+}
+
+#[test]
+fn blocks_stand_for_what_they_do_on_the_cpu() {
+    if libraries().is_none() {
+        return;
+    }
+    let mut noise = Noise(9);
+    for format in BlockFormat::ALL.into_iter().filter(|format| format.block_length() > 1) {
+        let columns = noise.choose(&[256, 768]);
+        let rows = noise.choose(&[1, 3, 9]);
+        let (blocks, expected) = matrix(&mut noise, Some(format), DType::F32, rows, columns);
+        for dtype in DTYPES {
+            let result = Memory::of(dtype, &vec![f64::NAN; rows * columns]);
+            let arguments = UnpackArguments {
+                blocks: blocks.pointer(),
+                result: result.pointer(),
+                count: (rows * columns) as i64,
+            };
+            let launch = unpack(dtype, format, &arguments).unwrap().unwrap();
+            run(&launch, &arguments);
+            let rounded = Memory::of(dtype, &expected).values(dtype);
+            // A processor without one instruction that multiplies and adds may have rounded to the other side.
+            let slack = if dtype == DType::F32 { 1e-6 } else { tolerance(dtype) / 4.0 };
+            let what = format!("{} of {rows} x {columns}", launch.kernel);
+            let found = result.values(dtype);
+            assert_close(&found, &rounded, slack, &what);
+            let same = found.iter().zip(&rounded).filter(|(found, rounded)| found == rounded).count();
+            assert!(same >= found.len() * 99 / 100 || dtype == DType::F32, "{what}: {same} are the same");
+        }
+    }
+    let nothing = UnpackArguments { blocks: 0, result: 0, count: 256 };
+    assert!(unpack(DType::F16, BlockFormat::F16, &nothing).unwrap().is_none());
+    let askew = UnpackArguments { blocks: 2, ..nothing };
+    assert!(unpack(DType::F16, BlockFormat::Q4_0, &askew).unwrap().is_none());
 }
 
 #[test]

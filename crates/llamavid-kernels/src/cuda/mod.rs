@@ -20,6 +20,8 @@ mod operations;
 mod row_products;
 #[cfg(feature = "cuda")]
 mod staging;
+#[cfg(feature = "cuda")]
+mod unpacked;
 
 #[cfg(feature = "cuda")]
 pub(crate) use self::blocks::{added_projection, attention_block, gelu_block, swiglu_block};
@@ -36,6 +38,8 @@ pub(crate) use self::operations::{
 pub(crate) use self::row_products::row_products;
 #[cfg(feature = "cuda")]
 pub(crate) use self::staging::{Pinned, upload};
+#[cfg(feature = "cuda")]
+pub(crate) use self::unpacked::unpacked;
 
 /// A source of kernels.
 #[cfg(any(feature = "cuda", test))]
@@ -46,12 +50,14 @@ pub(crate) enum Source {
     Rows,
     Cache,
     RowProducts,
+    Unpack,
 }
 
 #[cfg(any(feature = "cuda", test))]
 impl Source {
     #[cfg(test)]
-    const ALL: [Self; 5] = [Self::Attention, Self::AttentionRows, Self::Rows, Self::Cache, Self::RowProducts];
+    const ALL: [Self; 6] =
+        [Self::Attention, Self::AttentionRows, Self::Rows, Self::Cache, Self::RowProducts, Self::Unpack];
 
     /// The file's, in `kernels/`.
     fn name(self) -> &'static str {
@@ -61,6 +67,7 @@ impl Source {
             Self::Rows => "rows",
             Self::Cache => "cache",
             Self::RowProducts => "row_products",
+            Self::Unpack => "unpack",
         }
     }
 }

@@ -424,7 +424,7 @@ impl Check {
             let matrix = QuantisedMatrix::quantise(&weight, format)?;
             let placed = matrix.to_device(&self.device)?;
             let exact_weight = matrix.dequantise()?.to_dtype(DType::F64)?;
-            for rows in [1, 7, 100] {
+            for rows in [1, 7, 40, 100] {
                 let [x, exact] = self.both(&[rows, 512], dtype)?;
                 let expected = exact.matmul(&exact_weight.t()?)?;
                 self.compare(
