@@ -205,10 +205,13 @@ export function decoder(format: 'f16' | 'q4_k', shared?: string): Part {
   };
 }
 
-/** A text of some so many tokens; how many it has is told with the answer. */
+/** A text that makes a prompt of just so many tokens, with the one that begins it. */
 function promptOf(model: LanguageModel, tokens: number): string {
-  const each = (model.countTokens('a b '.repeat(64)) - model.countTokens('a b ')) / 63;
-  return 'a b '.repeat(Math.max(1, Math.round(tokens / each)));
+  const text = (words: number) => 'a b '.repeat(Math.floor(words / 2)).concat(words % 2 === 0 ? '' : 'a');
+  const count = (words: number) => 1 + model.countTokens(text(words));
+  let words = Math.floor(tokens / ((count(128) - count(2)) / 126));
+  while (count(words) > tokens) words -= 1;
+  return text(words);
 }
 
 function frames(count: number, side: number) {

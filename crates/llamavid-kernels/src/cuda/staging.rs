@@ -4,6 +4,7 @@ use candle_core::cuda_backend::WrapErr;
 use candle_core::cuda_backend::cudarc::driver::{CudaEvent, PinnedHostSlice};
 use candle_core::op::BackpropOp;
 use candle_core::{CudaDevice, CudaStorage, Result, Shape, Storage, Tensor, bail};
+use rayon::prelude::*;
 
 /// Some of it, and when the device had fetched from it.
 #[derive(Debug)]
@@ -46,12 +47,11 @@ pub(crate) fn upload(
     held.fetched.synchronize().w()?;
     // SAFETY: as many are there, the device has read what was in them, and `held` is nobody else's.
     let all = unsafe { std::slice::from_raw_parts_mut(held.memory.as_mut_ptr().w()?, count) };
+    // By all threads: the first batch is waited for.
     let mut rest = &mut *all;
-    for part in parts {
-        let (place, behind) = rest.split_at_mut(part.len());
-        place.copy_from_slice(part);
-        rest = behind;
-    }
+    let places = parts.iter().map(|part| rest.split_off_mut(..part.len()).unwrap_or_default());
+    let copies: Vec<_> = places.zip(parts).collect();
+    copies.into_par_iter().for_each(|(place, part)| place.copy_from_slice(part));
     // SAFETY: written by the copy that follows.
     let mut slice = unsafe { device.alloc::<f32>(count)? };
     stream.memcpy_htod(&*all, &mut slice).w()?;
