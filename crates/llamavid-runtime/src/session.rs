@@ -22,7 +22,7 @@ use crate::{
 
 /// New tokens of one piece.
 const TOKENS_A_PIECE: usize = 16;
-/// After this long a piece is given out, however few its tokens are.
+/// After this long a piece is given out, however few its tokens are. The first token is one by itself: somebody waits for it.
 const PIECE_TIME: Duration = Duration::from_millis(30);
 
 /// What a generation starts from.
@@ -336,7 +336,10 @@ impl Member {
         if token.finish.is_some() {
             let answer = self.turn.answer.take();
             self.turn.leave(State::Ended(answer.filter(|answer| answer.embeds.is_some())));
-        } else if piece.token_ids.len() < TOKENS_A_PIECE && began.elapsed() < PIECE_TIME {
+        } else if answer.generation.new_ids().len() > 1
+            && piece.token_ids.len() < TOKENS_A_PIECE
+            && began.elapsed() < PIECE_TIME
+        {
             return Ok(ControlFlow::Continue(()));
         } else {
             self.turn.leave_ready();

@@ -81,10 +81,8 @@ pub(crate) struct AttentionCall {
     pub(crate) result: u64,
 }
 
-/// Query rows of a block of the kernel for tensor cores.
-const TILE_ROWS: usize = 64;
-/// Keys of one of its tiles, of which it holds two, with their values.
-const TILE_KEYS: usize = 64;
+/// Query rows of a warp of the kernel for tensor cores.
+const WARP_ROWS: usize = 32;
 /// Query rows (of all heads of a key head) up to which the other kernel is used for 16-bit numbers too.
 pub(super) const FEW_ROWS: usize = 16;
 /// Multiprocessors of a large device.
@@ -154,17 +152,15 @@ impl AttentionCall {
         if !fits {
             bail!("no kernel attends with {self:?}");
         }
-        let multiple = 16 / self.dtype.size_in_bytes() as i64;
-        let in_vectors = |rows: &HeadRows| {
+        let in_vectors = |rows: &HeadRows, dtype: DType| {
+            let multiple = 16 / dtype.size_in_bytes() as i64;
             rows.pointer.is_multiple_of(16) && rows.strides.iter().all(|stride| stride % multiple == 0)
         };
         // Blocks are never read in vectors, so it does not matter how they lie.
         let vectors = self.width.is_multiple_of(8)
-            && in_vectors(&self.queries)
+            && in_vectors(&self.queries, self.dtype)
             && match self.stored {
-                Stored::Numbers(dtype) => {
-                    dtype == self.dtype && in_vectors(&self.keys) && in_vectors(&self.values)
-                }
+                Stored::Numbers(dtype) => in_vectors(&self.keys, dtype) && in_vectors(&self.values, dtype),
                 Stored::EightBit | Stored::FourBit => true,
             };
         let rows = self.query_count * (self.heads / self.key_heads);
@@ -176,17 +172,19 @@ impl AttentionCall {
     }
 
     fn tiles(&self) -> Result<AttentionPlan> {
-        let width = match self.width {
-            0..=64 => 64,
-            65..=96 => 96,
-            _ => 128,
+        // Warps, keys of each of two tiles, and how far apart rows lie in shared memory: as the kernels of these widths have them.
+        let (width, warps, keys, stride) = match self.width {
+            0..=64 => (64, 4, 32, 64),
+            65..=96 => (96, 3, 32, 104),
+            _ => (128, 4, 64, 128),
         };
+        let rows = warps * WARP_ROWS;
         let launch = Launch {
             source: Source::Attention,
             kernel: format!("attention_{}_{width}", name_of(self.dtype)?),
-            grid: [self.query_count.div_ceil(TILE_ROWS) as u32, self.heads as u32, self.batch as u32],
-            threads: 2 * TILE_ROWS as u32,
-            shared: (4 * TILE_KEYS * (width + 8) * self.dtype.size_in_bytes()) as u32,
+            grid: [self.query_count.div_ceil(rows) as u32, self.heads as u32, self.batch as u32],
+            threads: 32 * warps as u32,
+            shared: ((rows + 4 * keys) * stride * self.dtype.size_in_bytes()) as u32,
         };
         Ok(AttentionPlan::Tiles(launch, self.arguments(1, true)))
     }
@@ -262,23 +260,27 @@ pub(crate) struct NormArguments {
     pub(crate) result: u64,
     /// Where the sum of both inputs goes.
     pub(crate) sum: u64,
+    pub(crate) rows: i64,
     pub(crate) width: i64,
     pub(crate) vectors: i32,
     pub(crate) eps: f32,
 }
 
-/// Norm of `rows`; `centred` is that of layers, else that of root mean squares.
-pub(crate) fn norm(
-    dtype: DType,
-    centred: bool,
-    rows: usize,
-    arguments: &mut NormArguments,
-) -> Result<Launch> {
-    let NormArguments { x, added, added_bias, weight, bias, result, sum, width, .. } = *arguments;
+/// Norm of rows; `centred` is that of layers, else that of root mean squares.
+pub(crate) fn norm(dtype: DType, centred: bool, arguments: &mut NormArguments) -> Result<Launch> {
+    /// Numbers of a row that one warp reads, 48 to 64 a lane, while others are on their way to other warps.
+    const SHORT: usize = 2048;
+    const WARPS: usize = THREADS / 32;
+    let NormArguments { x, added, added_bias, weight, bias, result, sum, rows, width, .. } = *arguments;
     let pointers = [x, added, added_bias, weight, bias, result, sum];
     arguments.vectors = in_vectors(width as usize, &pointers).into();
     let kind = if centred { "layer_norm" } else { "rms_norm" };
-    Ok(launch(Source::Rows, format!("{kind}_{}", name_of(dtype)?), rows))
+    let (rows, width, name) = (rows as usize, width as usize, name_of(dtype)?);
+    // Of few rows a block each leaves more of the device something to do.
+    Ok(match width <= SHORT && rows > 4 * MULTIPROCESSORS {
+        true => launch(Source::Rows, format!("short_{kind}_{name}"), rows.div_ceil(WARPS)),
+        false => launch(Source::Rows, format!("{kind}_{name}"), rows),
+    })
 }
 
 /// A function of each number.
@@ -444,14 +446,21 @@ pub(crate) struct RotateArguments {
     pub(crate) cache_strides: [i64; 3],
     /// B, heads, key heads, rows and d. No key heads where there are queries alone.
     pub(crate) sizes: [i32; 5],
-    pub(crate) unused: i32,
+    pub(crate) vectors: i32,
 }
 
 /// The rotation of rows by their positions, keys and values into their caches.
-pub(crate) fn rotate(dtype: DType, arguments: &RotateArguments) -> Result<Launch> {
+pub(crate) fn rotate(dtype: DType, arguments: &mut RotateArguments) -> Result<Launch> {
+    let RotateArguments { queries, keys, values, rotated, key_cache, value_cache, cosines, sines, .. } =
+        *arguments;
     let [batch, heads, key_heads, rows, width] = arguments.sizes.map(|size| size as usize);
-    let pairs = batch * (heads + 2 * key_heads) * rows * (width / 2);
-    Ok(launch(Source::Cache, format!("rotate_{}", name_of(dtype)?), pairs.div_ceil(THREADS)))
+    let pointers = [queries, keys, values, rotated, key_cache, value_cache, cosines, sines];
+    let RotateArguments { query_strides, key_strides, value_strides, cache_strides, .. } = *arguments;
+    let strides = [query_strides, key_strides, value_strides, cache_strides];
+    let multiples = strides.as_flattened().iter().all(|stride| stride % 8 == 0);
+    arguments.vectors = (multiples && in_vectors(width / 2, &pointers)).into();
+    let threads = batch * (heads + 2 * key_heads) * rows * (width / 2).div_ceil(8);
+    Ok(launch(Source::Cache, format!("rotate_{}", name_of(dtype)?), threads.div_ceil(THREADS)))
 }
 
 #[repr(C)]

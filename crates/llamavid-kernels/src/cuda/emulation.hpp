@@ -287,6 +287,16 @@ template <class T> inline void multiply_add(float sums[4], const uint32_t left[4
     }
 }
 
+inline float power_of_two(float x) { return std::exp2(x); }
+
+template <class T> inline uint32_t packed_pair(float low, float high);
+template <> inline uint32_t packed_pair<__half>(float low, float high) {
+    return __float2half_rn(low).bits | uint32_t(__float2half_rn(high).bits) << 16;
+}
+template <> inline uint32_t packed_pair<__nv_bfloat16>(float low, float high) {
+    return __float2bfloat16_rn(low).bits | uint32_t(__float2bfloat16_rn(high).bits) << 16;
+}
+
 inline void load_matrices(uint32_t parts[4], const void *row) {
     if (reinterpret_cast<uintptr_t>(row) % 16 != 0) std::abort();
     const auto *given = emulation::exchange(&row, sizeof row);

@@ -32,7 +32,7 @@ fn norm_of(x: &Tensor, added: Option<(&Tensor, Option<&Tensor>)>, norm: Norm) ->
     let (added, added_bias) = (added.map(|(added, _)| added), added.and_then(|(_, bias)| bias));
     let tensors = [Some(x), added, added_bias, Some(&weight), bias.as_ref(), Some(&result), sum.as_ref()];
     with_pointers(&device, tensors, |[x_at, added, added_bias, weight, bias_at, result, sum]| {
-        let (width, eps) = (width as i64, norm.eps as f32);
+        let (rows, width, eps) = ((x.elem_count() / width) as i64, width as i64, norm.eps as f32);
         let mut arguments = NormArguments {
             x: x_at,
             added,
@@ -41,12 +41,12 @@ fn norm_of(x: &Tensor, added: Option<(&Tensor, Option<&Tensor>)>, norm: Norm) ->
             bias: bias_at,
             result,
             sum,
+            rows,
             width,
             vectors: 0,
             eps,
         };
-        let rows = x.elem_count() / width as usize;
-        let launch = norm_launch(dtype, bias.is_some(), rows, &mut arguments)?;
+        let launch = norm_launch(dtype, bias.is_some(), &mut arguments)?;
         run(&device, &launch, &arguments)
     })?;
     Ok(result)
@@ -328,7 +328,7 @@ fn rotate_all(queries: &Tensor, cached: Option<Cached>, (cos, sin): (&Tensor, &T
         &device,
         tensors,
         |[queries, keys, values, rotated, key_cache, value_cache, cosines, sines]| {
-            let pointers = RotateArguments {
+            let mut arguments = RotateArguments {
                 queries,
                 keys,
                 values,
@@ -339,7 +339,8 @@ fn rotate_all(queries: &Tensor, cached: Option<Cached>, (cos, sin): (&Tensor, &T
                 sines,
                 ..arguments
             };
-            run(&device, &rotate(dtype, &pointers)?, &pointers)
+            let launch = rotate(dtype, &mut arguments)?;
+            run(&device, &launch, &arguments)
         },
     )?;
     Ok(result)

@@ -15,6 +15,12 @@ use crate::{Error, Result};
 /// Positions of one prefill step. Enough rows to keep the products busy, few enough to answer a cancellation soon.
 pub const PREFILL_CHUNK: usize = 256;
 
+/// Positions of one prefill step at most: what is left behind a whole chunk is read with it where it is little, since a step reads all
+/// weights however few its positions are.
+pub const fn longest_step(prefill_chunk: usize) -> usize {
+    prefill_chunk + prefill_chunk / 4
+}
+
 /// The spliced prompt.
 #[derive(Debug, Clone)]
 pub struct Prompt {
@@ -199,7 +205,8 @@ impl Generation {
     pub fn prefill_step(&mut self) -> Result<Prefill> {
         if let Some(prompt) = &self.prompt {
             let done = self.cache.len();
-            let count = self.prefill_chunk.min(self.prompt_length - done);
+            let left = self.prompt_length - done;
+            let count = if left <= longest_step(self.prefill_chunk) { left } else { self.prefill_chunk };
             let chunk = prompt.narrow(1, done, count)?;
             let hidden = self.model.forward(&chunk, &mut self.cache, None, &mut Blind)?;
             if done + count == self.prompt_length {

@@ -20,7 +20,9 @@ mod stop_rule;
 
 pub use attention::{QUERY_BLOCK, SCORES_AT_ONCE};
 pub use config::{AttentionBias, LanguageModelConfig, RopeScaling};
-pub use generation::{FinishReason, Generation, GenerationOptions, PREFILL_CHUNK, Prefill, Prompt, Token};
+pub use generation::{
+    FinishReason, Generation, GenerationOptions, PREFILL_CHUNK, Prefill, Prompt, Token, longest_step,
+};
 pub use kv_cache::{CachePrecision, KvCache};
 pub use layer::Pass;
 pub use llama::LanguageModel;

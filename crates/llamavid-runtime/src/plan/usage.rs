@@ -8,7 +8,9 @@
 use candle_core::DType;
 use llamavid_kernels::WIDEST_FUSED_HEAD;
 use llamavid_models::config::ModelConfig;
-use llamavid_models::language_model::{CachePrecision, LanguageModelConfig, QUERY_BLOCK, SCORES_AT_ONCE};
+use llamavid_models::language_model::{
+    CachePrecision, LanguageModelConfig, QUERY_BLOCK, SCORES_AT_ONCE, longest_step,
+};
 use llamavid_models::token_generation::{FeatureKind, QueryKind};
 use llamavid_models::visual_encoder::VisualEncoderConfig;
 use llamavid_store::SHARD_FRAMES;
@@ -32,6 +34,8 @@ const DECODER_BYTES_A_PIXEL: u64 = 6 * 3 / 2 + 3;
 /// What the addon, its threads, packed panels of matrices and the allocator's large pages take once something is computed.
 /// Measured.
 const ENGINE: u64 = 64 << 20;
+/// The same on a graphics processor: the driver's context, the code of all kernels and cuBLAS's workspaces. Measured on an H100.
+const CUDA_ENGINE: u64 = 640 << 20;
 
 /// What is asked for.
 #[derive(Debug, Clone)]
@@ -109,7 +113,7 @@ pub(super) fn steps(config: &ModelConfig, work: &Work, kind: DeviceKind) -> Step
     Steps {
         encoder_frames: frames_a_step(&config.visual, kind),
         token_frames: PAIRS_A_STEP.min(longest),
-        prefill_chunk: prefill_chunk(&config.language, kind).min(work.prompt_tokens.max(1)),
+        prefill_chunk: longest_step(prefill_chunk(&config.language, kind)).min(work.prompt_tokens.max(1)),
     }
 }
 
@@ -177,7 +181,11 @@ pub(super) fn usage(
     ];
     let (peak_phase, most) =
         phases.into_iter().fold(("load", 0), |most, phase| if phase.1 > most.1 { phase } else { most });
-    let engine = if work.loaded { 0 } else { ENGINE };
+    let engine = match kind {
+        _ if work.loaded => 0,
+        DeviceKind::Cpu => ENGINE,
+        DeviceKind::Cuda => CUDA_ENGINE,
+    };
     Usage { weights: parts, kv_cache, features, prompt, activations, needed: most + engine, peak_phase }
 }
 

@@ -10,7 +10,7 @@ struct RotateArguments {
     const void *cosines, *sines; // (S, d / 2), in the dtype of the rest
     int64_t query_strides[3], key_strides[3], value_strides[3], cache_strides[3];
     int32_t batch, heads, key_heads, rows, width; // no key heads where there are queries alone
-    int32_t unused;
+    int32_t vectors; // whether halves of rows lie at multiples of 16 bytes
 };
 
 // Equals `StoreArguments` of `arguments.rs`. Numbers (B, heads, S, d) with strides in numbers, and where they are held: strides in
@@ -36,13 +36,13 @@ struct Row {
     }
 };
 
-// The halves of a row turned against each other; values stay as they are. A thread takes one pair.
+// The halves of a row turned against each other; values stay as they are. A thread takes eight numbers of either half.
 template <class T> __device__ inline void rotate(const RotateArguments &a) {
-    const int half = a.width / 2, heads = a.heads + 2 * a.key_heads;
+    const int half = a.width / 2, heads = a.heads + 2 * a.key_heads, eights = (half + 7) / 8;
     const int64_t index = int64_t(blockIdx.x) * THREADS + threadIdx.x;
-    if (index >= int64_t(a.batch) * heads * a.rows * half) return;
-    const int place = int(index % half);
-    Row row(index / half, heads, a.rows);
+    if (index >= int64_t(a.batch) * heads * a.rows * eights) return;
+    const int first = int(index % eights) * 8;
+    Row row(index / eights, heads, a.rows);
     const T *from = static_cast<const T *>(a.queries) + row.place(a.query_strides);
     T *to = static_cast<T *>(a.rotated) + ((int64_t(row.batch) * a.heads + row.head) * a.rows + row.row) * a.width;
     const bool value = row.head >= a.heads + a.key_heads;
@@ -51,16 +51,22 @@ template <class T> __device__ inline void rotate(const RotateArguments &a) {
         from = static_cast<const T *>(value ? a.values : a.keys) + row.place(value ? a.value_strides : a.key_strides);
         to = static_cast<T *>(value ? a.value_cache : a.key_cache) + row.place(a.cache_strides);
     }
-    if (value) {
-        to[place] = from[place];
-        to[half + place] = from[half + place];
-        return;
+    float low[8], high[8];
+    read_eight(from, first, half, a.vectors, low);
+    read_eight(from + half, first, half, a.vectors, high);
+    if (!value) {
+        float cosines[8], sines[8];
+        read_eight(static_cast<const T *>(a.cosines) + int64_t(row.row) * half, first, half, a.vectors, cosines);
+        read_eight(static_cast<const T *>(a.sines) + int64_t(row.row) * half, first, half, a.vectors, sines);
+#pragma unroll
+        for (int place = 0; place < 8; place++) {
+            const float turned = low[place] * cosines[place] - high[place] * sines[place];
+            high[place] = low[place] * sines[place] + high[place] * cosines[place];
+            low[place] = turned;
+        }
     }
-    const float cosine = to_float(static_cast<const T *>(a.cosines)[int64_t(row.row) * half + place]);
-    const float sine = to_float(static_cast<const T *>(a.sines)[int64_t(row.row) * half + place]);
-    const float low = to_float(from[place]), high = to_float(from[half + place]);
-    to[place] = from_float<T>(low * cosine - high * sine);
-    to[half + place] = from_float<T>(low * sine + high * cosine);
+    write_eight(to, first, half, a.vectors, low);
+    write_eight(to + half, first, half, a.vectors, high);
 }
 
 // A thread takes one number.

@@ -1,4 +1,5 @@
-// Rows of a transformer between its products: norms, activations, sums. One block a row for what depends on a whole row.
+// Rows of a transformer between its products: norms, activations, sums. What depends on a whole row is one block's, or one warp's where
+// the row is short: a block would wait for its threads longer than it reads.
 #include "numbers.cuh"
 
 // Equals `NormArguments` of `arguments.rs`.
@@ -10,7 +11,7 @@ struct NormArguments {
     const void *bias;        // (width), or nothing
     void *result;
     void *sum;               // x + added + its bias, where there is a second input
-    int64_t width;
+    int64_t rows, width;
     int32_t vectors;         // whether rows lie at multiples of 16 bytes
     float eps;
 };
@@ -38,17 +39,26 @@ namespace {
 constexpr int THREADS = 256;
 constexpr uint32_t UNKNOWN = 0xffffffffu;
 
-// Normalises a row: of layers where there is a mean to take off, of root mean squares elsewhere.
-template <class T, bool CENTRED> __device__ inline void normalise(const NormArguments &a) {
+// The sum over the threads that have a row together.
+template <int OF_A_ROW> __device__ inline float sum_of_row(float value, float *scratch) {
+    return OF_A_ROW == 32 ? sum_of_lanes<32>(value) : sum_of_block(value, scratch);
+}
+
+// Normalises a row: of layers where there is a mean to take off, of root mean squares elsewhere. `OF_A_ROW` threads have it, those of
+// a warp or of the block.
+template <class T, bool CENTRED, int OF_A_ROW> __device__ inline void normalise(const NormArguments &a) {
     __shared__ float scratch[THREADS / 32];
-    const int64_t start = int64_t(blockIdx.x) * a.width;
+    const int64_t row = int64_t(blockIdx.x) * (THREADS / OF_A_ROW) + threadIdx.x / OF_A_ROW;
+    if (row >= a.rows) return;
+    const int64_t start = row * a.width;
+    const int own = threadIdx.x % OF_A_ROW * 8;
     const int width = int(a.width);
     const T *x = static_cast<const T *>(a.x) + start;
     float values[8], sum = 0.0f;
     if (a.added != nullptr) {
         const T *const added = static_cast<const T *>(a.added) + start;
         T *const whole = static_cast<T *>(a.sum) + start;
-        for (int first = threadIdx.x * 8; first < width; first += THREADS * 8) {
+        for (int first = own; first < width; first += OF_A_ROW * 8) {
             float more[8];
             read_eight(x, first, width, a.vectors, values);
             read_eight(added, first, width, a.vectors, more);
@@ -64,23 +74,23 @@ template <class T, bool CENTRED> __device__ inline void normalise(const NormArgu
     }
     float mean = 0.0f;
     if (CENTRED) {
-        for (int first = threadIdx.x * 8; first < width; first += THREADS * 8) {
+        for (int first = own; first < width; first += OF_A_ROW * 8) {
             read_eight(x, first, width, a.vectors, values);
             for (int place = 0; place < 8; place++) sum += values[place];
         }
-        mean = sum_of_block(sum, scratch) / float(width);
+        mean = sum_of_row<OF_A_ROW>(sum, scratch) / float(width);
     }
     sum = 0.0f;
-    for (int first = threadIdx.x * 8; first < width; first += THREADS * 8) {
+    for (int first = own; first < width; first += OF_A_ROW * 8) {
         read_eight(x, first, width, a.vectors, values);
         for (int place = 0; place < 8; place++) {
             const float distance = first + place < width ? values[place] - mean : 0.0f;
             sum += distance * distance;
         }
     }
-    const float scale = rsqrtf(sum_of_block(sum, scratch) / float(width) + a.eps);
+    const float scale = rsqrtf(sum_of_row<OF_A_ROW>(sum, scratch) / float(width) + a.eps);
     T *const result = static_cast<T *>(a.result) + start;
-    for (int first = threadIdx.x * 8; first < width; first += THREADS * 8) {
+    for (int first = own; first < width; first += OF_A_ROW * 8) {
         float weights[8], biases[8] = {};
         read_eight(x, first, width, a.vectors, values);
         read_eight(static_cast<const T *>(a.weight), first, width, a.vectors, weights);
@@ -167,8 +177,10 @@ __device__ inline void find_largest(const LargestArguments &a) {
 } // namespace
 
 #define OF_TYPE(NAME, TYPE)                                                                   \
-    KERNEL(layer_norm_##NAME, NormArguments, THREADS, (normalise<TYPE, true>(a)))            \
-    KERNEL(rms_norm_##NAME, NormArguments, THREADS, (normalise<TYPE, false>(a)))             \
+    KERNEL(layer_norm_##NAME, NormArguments, THREADS, (normalise<TYPE, true, THREADS>(a)))   \
+    KERNEL(short_layer_norm_##NAME, NormArguments, THREADS, (normalise<TYPE, true, 32>(a)))  \
+    KERNEL(rms_norm_##NAME, NormArguments, THREADS, (normalise<TYPE, false, THREADS>(a)))    \
+    KERNEL(short_rms_norm_##NAME, NormArguments, THREADS, (normalise<TYPE, false, 32>(a)))   \
     KERNEL(gelu_##NAME, EachArguments, THREADS, (each<TYPE, Gelu>(a)))                       \
     KERNEL(quick_gelu_##NAME, EachArguments, THREADS, (each<TYPE, QuickGelu>(a)))            \
     KERNEL(swiglu_##NAME, EachArguments, THREADS, (each<TYPE, SwiGlu>(a)))                   \

@@ -25,6 +25,28 @@ __device__ inline void multiply_add<__nv_bfloat16>(float sums[4], const uint32_t
                  : "r"(left[0]), "r"(left[1]), "r"(left[2]), "r"(left[3]), "r"(right0), "r"(right1));
 }
 
+// 2 to some power, as quickly as a device has it: the last two digits of f32 may be wrong.
+__device__ inline float power_of_two(float x) {
+    float power;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(power) : "f"(x));
+    return power;
+}
+
+// Two numbers rounded to 16 bits, the first in the lower half, in one instruction.
+template <class T> __device__ inline uint32_t packed_pair(float low, float high);
+
+template <> __device__ inline uint32_t packed_pair<__half>(float low, float high) {
+    uint32_t pair;
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
+    return pair;
+}
+
+template <> __device__ inline uint32_t packed_pair<__nv_bfloat16>(float low, float high) {
+    uint32_t pair;
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
+    return pair;
+}
+
 __device__ inline uint32_t shared_address(const void *pointer) { return uint32_t(__cvta_generic_to_shared(pointer)); }
 
 // Four matrices of 8 rows of 16 bytes; lanes 8 m to 8 m + 7 give the rows of matrix m.
