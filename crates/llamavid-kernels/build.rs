@@ -12,9 +12,12 @@ const SOURCES: [&str; 6] = ["attention", "attention_rows", "rows", "cache", "row
 const HEADERS: [&str; 3] = ["attention_arguments.cuh", "numbers.cuh", "tensor_core.cuh"];
 /// The oldest one with the instructions that the kernels use.
 const OLDEST: &str = "80";
+/// The oldest one that lets kernels begin before the one in front of them has ended; those for others do not know how to wait.
+const EARLY_LAUNCHES: u32 = 90;
 
 fn main() -> ExitCode {
     println!("cargo::rerun-if-changed=build.rs");
+    println!("cargo::rustc-check-cfg=cfg(early_launches)");
     if var("CARGO_FEATURE_CUDA").is_err() {
         return ExitCode::SUCCESS;
     }
@@ -47,6 +50,9 @@ fn compile() -> Result<(), String> {
     let architecture = wanted.trim_end_matches(char::is_alphabetic);
     if architecture.parse::<u32>().is_ok_and(|found| found < 80) {
         return Err(format!("the kernels need an architecture of 80 or later, CUDA_COMPUTE_CAP is {wanted}"));
+    }
+    if architecture.parse::<u32>().is_ok_and(|found| found >= EARLY_LAUNCHES) {
+        println!("cargo::rustc-cfg=early_launches");
     }
     let out = var("OUT_DIR").map_err(|error| format!("OUT_DIR: {error}"))?;
     for source in SOURCES {

@@ -85,8 +85,12 @@ pub(crate) struct AttentionCall {
 const WARP_ROWS: usize = 32;
 /// Query rows (of all heads of a key head) up to which the other kernel is used for 16-bit numbers too.
 pub(super) const FEW_ROWS: usize = 16;
-/// Blocks that keep a large device busy, several of them on each of its 132 multiprocessors.
-const BLOCKS: usize = 512;
+/// Multiprocessors of a large device.
+const MULTIPROCESSORS: usize = 132;
+/// Blocks of attention that keep it busy: as many as run at once. The kernel has a counter for each.
+const ATTENTION_BLOCKS: usize = 4 * MULTIPROCESSORS;
+/// Those of products of a row.
+const PRODUCT_BLOCKS: usize = 2 * MULTIPROCESSORS;
 /// Keys that a split has at least.
 const SPLIT_KEYS: usize = 128;
 /// Largest second and third size of a grid.
@@ -125,8 +129,8 @@ pub(crate) struct AttentionArguments {
 pub(crate) enum AttentionPlan {
     /// On tensor cores.
     Tiles(Launch, AttentionArguments),
-    /// Row by row; what splits of the keys find, so many f32 numbers, is put together by a second kernel.
-    Rows { attend: Launch, arguments: AttentionArguments, parts: usize, combine: Option<Launch> },
+    /// Row by row, with room for so many f32 numbers that splits of the keys find.
+    Rows(Launch, AttentionArguments, usize),
 }
 
 impl AttentionCall {
@@ -148,17 +152,15 @@ impl AttentionCall {
         if !fits {
             bail!("no kernel attends with {self:?}");
         }
-        let multiple = 16 / self.dtype.size_in_bytes() as i64;
-        let in_vectors = |rows: &HeadRows| {
+        let in_vectors = |rows: &HeadRows, dtype: DType| {
+            let multiple = 16 / dtype.size_in_bytes() as i64;
             rows.pointer.is_multiple_of(16) && rows.strides.iter().all(|stride| stride % multiple == 0)
         };
         // Blocks are never read in vectors, so it does not matter how they lie.
         let vectors = self.width.is_multiple_of(8)
-            && in_vectors(&self.queries)
+            && in_vectors(&self.queries, self.dtype)
             && match self.stored {
-                Stored::Numbers(dtype) => {
-                    dtype == self.dtype && in_vectors(&self.keys) && in_vectors(&self.values)
-                }
+                Stored::Numbers(dtype) => in_vectors(&self.keys, dtype) && in_vectors(&self.values, dtype),
                 Stored::EightBit | Stored::FourBit => true,
             };
         let rows = self.query_count * (self.heads / self.key_heads);
@@ -190,7 +192,7 @@ impl AttentionCall {
     fn rows(&self, rows: usize, vectors: bool) -> Result<AttentionPlan> {
         let of_a_block = if rows == 1 { 1 } else { 4 };
         let blocks = rows.div_ceil(of_a_block) * self.key_heads * self.batch;
-        let splits = BLOCKS
+        let splits = ATTENTION_BLOCKS
             .div_ceil(blocks)
             .min(self.key_count.div_ceil(SPLIT_KEYS))
             .min(LARGEST_GRID / self.batch)
@@ -204,14 +206,8 @@ impl AttentionCall {
             shared: 0,
         };
         let all_rows = self.batch * self.heads * self.query_count;
-        let combine = (splits > 1).then(|| Launch {
-            kernel: format!("combine_{dtype}"),
-            grid: [all_rows as u32, 1, 1],
-            ..attend.clone()
-        });
-        let arguments = self.arguments(splits, vectors);
         let parts = if splits > 1 { all_rows * splits * (self.width + 2) } else { 0 };
-        Ok(AttentionPlan::Rows { attend, arguments, parts, combine })
+        Ok(AttentionPlan::Rows(attend, self.arguments(splits, vectors), parts))
     }
 
     fn arguments(&self, splits: usize, vectors: bool) -> AttentionArguments {
@@ -281,7 +277,7 @@ pub(crate) fn norm(dtype: DType, centred: bool, arguments: &mut NormArguments) -
     let kind = if centred { "layer_norm" } else { "rms_norm" };
     let (rows, width, name) = (rows as usize, width as usize, name_of(dtype)?);
     // Of few rows a block each leaves more of the device something to do.
-    Ok(match width <= SHORT && rows > BLOCKS {
+    Ok(match width <= SHORT && rows > 4 * MULTIPROCESSORS {
         true => launch(Source::Rows, format!("short_{kind}_{name}"), rows.div_ceil(WARPS)),
         false => launch(Source::Rows, format!("{kind}_{name}"), rows),
     })
@@ -326,7 +322,7 @@ pub(crate) fn each(dtype: DType, function: Each, arguments: &mut EachArguments) 
         Each::Sum => "sum",
     };
     // More than these do not run at once; each takes what is left in turns.
-    let blocks = (count as usize).div_ceil(8 * THREADS).min(8 * BLOCKS);
+    let blocks = (count as usize).div_ceil(8 * THREADS).min(32 * MULTIPROCESSORS);
     Ok(launch(Source::Rows, format!("{kind}_{}", name_of(dtype)?), blocks))
 }
 
@@ -369,9 +365,9 @@ pub(crate) fn product(
 ) -> Result<Option<Launch>> {
     let ProductArguments { x, norm, weights, rows, columns, .. } = *arguments;
     let (columns, rows) = (columns as usize, rows.map(|rows| rows as usize));
-    // The row has zeros up to whole turns of a warp: in 8 bits with a scale for each 32, or in f32.
+    // The row has zeros up to whole turns of a warp: in 8 bits with two numbers for each 32, or in f32.
     let padded = columns.next_multiple_of(if blocks { 2048 } else { 1024 });
-    let (unit, shared) = if blocks { (256, padded + padded / 8) } else { (8, 4 * padded) };
+    let (unit, shared) = if blocks { (256, padded + padded / 4) } else { (8, 4 * padded) };
     let lies_well = [x, norm].into_iter().chain(weights).all(|pointer| pointer.is_multiple_of(16));
     if dtype == DType::F32 || !lies_well || !columns.is_multiple_of(unit) || shared > MOST_SHARED {
         return Ok(None);
@@ -379,7 +375,7 @@ pub(crate) fn product(
     let pairs = if gated { rows[0] } else { rows.iter().map(|rows| rows.div_ceil(2)).sum() };
     let needed = pairs.div_ceil(THREADS / 32);
     // Each takes as many turns as all others.
-    let blocks_at_once = needed.div_ceil(needed.div_ceil(BLOCKS).max(1));
+    let blocks_at_once = needed.div_ceil(needed.div_ceil(PRODUCT_BLOCKS).max(1));
     let kind = [if blocks { "_blocks" } else { "" }, if gated { "_gated" } else { "" }].concat();
     let kernel = format!("product{kind}_{}", name_of(dtype)?);
     Ok(Some(Launch { shared: shared as u32, ..launch(Source::RowProducts, kernel, blocks_at_once) }))

@@ -1,8 +1,11 @@
 //! Tensors of a CUDA device as the kernels see them, and the launch of a kernel.
 
 use candle_core::backend::BackendStorage;
-use candle_core::cuda_backend::cudarc::driver::sys::CUfunction_attribute_enum;
-use candle_core::cuda_backend::cudarc::driver::{DevicePtr, DeviceRepr, LaunchConfig, PushKernelArg};
+use candle_core::cuda_backend::cudarc::driver::sys::{
+    CUfunction_attribute_enum, CUlaunchAttribute, CUlaunchAttributeID, CUlaunchAttributeValue,
+    CUlaunchConfig, cuLaunchKernelEx,
+};
+use candle_core::cuda_backend::cudarc::driver::{DevicePtr, DeviceRepr};
 use candle_core::cuda_backend::{CudaStorageSlice, WrapErr};
 use candle_core::op::BackpropOp;
 use candle_core::{CudaDevice, CudaStorage, DType, Device, Result, Shape, Storage, Tensor, bail};
@@ -31,8 +34,8 @@ unsafe impl DeviceRepr for ProductArguments {}
 // SAFETY: as above.
 unsafe impl DeviceRepr for UnpackArguments {}
 
-/// Shared memory that a block gets without asking for it.
-const USUAL_SHARED: u32 = 48 << 10;
+/// Shared memory that a block gets without asking for it, less what kernels declare.
+const USUAL_SHARED: u32 = 47 << 10;
 
 impl Source {
     /// The kernels, compiled when the crate was built.
@@ -120,6 +123,9 @@ pub(super) fn with_pointers<const N: usize, T>(
 }
 
 /// Launches a kernel on the device's stream, behind what was launched before; nobody waits for it.
+///
+/// Where the architecture has it, the kernel may begin while the one in front of it ends: it waits for that before it touches anything
+/// but weights (`wait_for_earlier`), and is launched, and reads the first of these, in the meantime.
 pub(super) fn run<A: DeviceRepr>(device: &CudaDevice, launch: &Launch, arguments: &A) -> Result<()> {
     let module = format!("llamavid_{}", launch.source.name());
     let function = device.get_or_load_custom_func(&launch.kernel, &module, launch.source.ptx())?;
@@ -127,16 +133,38 @@ pub(super) fn run<A: DeviceRepr>(device: &CudaDevice, launch: &Launch, arguments
         let most = CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
         function.set_attribute(most, launch.shared as i32).w()?;
     }
-    let [x, y, z] = launch.grid;
-    let config = LaunchConfig {
-        grid_dim: (x, y, z),
-        block_dim: (launch.threads, 1, 1),
-        shared_mem_bytes: launch.shared,
+    let stream = device.cuda_stream();
+    stream.context().bind_to_thread().w()?;
+    let mut early = CUlaunchAttribute {
+        id: CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION,
+        pad: Default::default(),
+        value: CUlaunchAttributeValue { programmaticStreamSerializationAllowed: 1 },
     };
-    let mut builder = function.builder();
-    builder.arg(arguments);
-    // SAFETY: the kernel has one argument, of this type; its addresses are those of tensors that live until the launch, and memory is
-    // freed on the same stream, behind it.
-    unsafe { builder.launch(config) }.w()?;
+    let [x, y, z] = launch.grid;
+    let config = CUlaunchConfig {
+        gridDimX: x,
+        gridDimY: y,
+        gridDimZ: z,
+        blockDimX: launch.threads,
+        blockDimY: 1,
+        blockDimZ: 1,
+        sharedMemBytes: launch.shared,
+        hStream: stream.cu_stream(),
+        attrs: &raw mut early,
+        numAttrs: cfg!(early_launches).into(),
+    };
+    let mut parameters = [std::ptr::from_ref(arguments).cast_mut().cast()];
+    // SAFETY: the kernel has one argument, of this type, which the driver copies; its addresses are those of tensors that live until the
+    // launch, and memory is freed on the same stream, behind it. All kernels wait for earlier ones by themselves.
+    unsafe {
+        cuLaunchKernelEx(
+            &raw const config,
+            function.cu_function(),
+            parameters.as_mut_ptr(),
+            std::ptr::null_mut(),
+        )
+    }
+    .result()
+    .w()?;
     Ok(())
 }

@@ -17,6 +17,7 @@
 
 #define __device__
 #define __shared__ static thread_local
+#define DEVICE_MEMORY static thread_local
 #define DYNAMIC_SHARED(name) uint4 *const name = reinterpret_cast<uint4 *>(emulation::block->shared)
 
 struct alignas(16) uint4 {
@@ -25,6 +26,10 @@ struct alignas(16) uint4 {
 
 struct uint2 {
     uint32_t x, y;
+};
+
+struct float2 {
+    float x, y;
 };
 
 struct dim3 {
@@ -196,6 +201,14 @@ template <class T> inline T __shfl_xor_sync(unsigned, T value, int distance) {
 inline int __dp4a(int left, int right, int sum) {
     for (int place = 0; place < 32; place += 8) sum += int8_t(left >> place) * int8_t(right >> place);
     return sum;
+}
+
+inline void __threadfence() {}
+// Blocks run one after the other, and so do threads.
+inline unsigned atomicAdd(unsigned *to, unsigned value) {
+    const unsigned before = *to;
+    *to += value;
+    return before;
 }
 
 template <class T> inline T min(T a, T b) { return b < a ? b : a; }

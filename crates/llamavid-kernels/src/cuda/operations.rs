@@ -195,13 +195,14 @@ fn attend(
         };
         match call.plan()? {
             AttentionPlan::Tiles(launch, arguments) => run(&device, &launch, &arguments),
-            AttentionPlan::Rows { attend, mut arguments, parts, combine } => {
-                let Some(combine) = combine else { return run(&device, &attend, &arguments) };
+            AttentionPlan::Rows(launch, mut arguments, parts) => {
+                if parts == 0 {
+                    return run(&device, &launch, &arguments);
+                }
                 let room = unwritten(&device, DType::F32, parts)?;
                 with_pointers(&device, [Some(&room)], |[parts]| {
                     arguments.parts = parts;
-                    run(&device, &attend, &arguments)?;
-                    run(&device, &combine, &arguments)
+                    run(&device, &launch, &arguments)
                 })
             }
         }

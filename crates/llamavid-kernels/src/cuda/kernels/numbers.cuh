@@ -9,10 +9,17 @@
 #include <cuda_fp16.h>
 #include <stdint.h>
 #define DYNAMIC_SHARED(name) extern __shared__ uint4 name[]
-// A kernel whose one argument is `a`.
-#define KERNEL(NAME, ARGUMENTS, THREADS, ...) \
-    extern "C" __global__ void __launch_bounds__(THREADS) NAME(const __grid_constant__ ARGUMENTS a) { __VA_ARGS__; }
-// One whose threads have much on their way each: they get as many registers as leave room for `BLOCKS` blocks on a multiprocessor.
+// What stays on the device between launches, zeros at first.
+#define DEVICE_MEMORY __device__
+// A kernel whose one argument is `a`. All of it is behind what was launched before.
+#define KERNEL(NAME, ARGUMENTS, THREADS, ...)                                                                      \
+    extern "C" __global__ void __launch_bounds__(THREADS) NAME(const __grid_constant__ ARGUMENTS a) {              \
+        let_next_begin();                                                                                          \
+        wait_for_earlier();                                                                                        \
+        __VA_ARGS__;                                                                                               \
+    }
+// One whose threads have much on their way each: they get as many registers as leave room for `BLOCKS` blocks on a multiprocessor. It
+// waits by itself.
 #define LOADING_KERNEL(NAME, ARGUMENTS, THREADS, BLOCKS, ...) \
     extern "C" __global__ void __launch_bounds__(THREADS, BLOCKS) NAME(const __grid_constant__ ARGUMENTS a) { __VA_ARGS__; }
 #else
@@ -44,6 +51,47 @@ template <class T> __device__ inline uint32_t packed(T low, T high) {
 
 // 16 bytes that lie at a multiple of as many.
 __device__ inline uint4 load_vector(const void *from) { return *static_cast<const uint4 *>(from); }
+
+// The same of what is read once.
+__device__ inline uint4 load_once(const void *from) {
+#ifdef __CUDACC__
+    return __ldg(static_cast<const uint4 *>(from));
+#else
+    return load_vector(from);
+#endif
+}
+
+// What other blocks of the same launch wrote.
+__device__ inline float load_written(const float *from) {
+#ifdef __CUDACC__
+    return __ldcg(from);
+#else
+    return *from;
+#endif
+}
+
+// The sum and the products of four bytes without signs with four that have them.
+__device__ inline int products_of_four(uint32_t left, uint32_t right, int sum) {
+#ifdef __CUDACC__
+    asm("dp4a.u32.s32 %0, %1, %2, %0;" : "+r"(sum) : "r"(left), "r"(right));
+#else
+    for (int place = 0; place < 32; place += 8) sum += uint8_t(left >> place) * int8_t(right >> place);
+#endif
+    return sum;
+}
+
+// Kernels of a stream may begin before the one in front of them has ended, where they are launched so (architecture 9.0 and later): they
+// wait before they touch what others write, and read only what is constant until then.
+__device__ inline void let_next_begin() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.launch_dependents;");
+#endif
+}
+__device__ inline void wait_for_earlier() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
 
 // Eight numbers in a row, read or written in vectors of 16 bytes where the row lies so.
 template <class T> __device__ inline void read_eight(const T *row, int first, int width, bool whole, float values[8]) {

@@ -4,6 +4,9 @@
 //
 // A warp has two rows of a matrix at a time, or one of each of two matrices that are gate and value. Weights in blocks are ggml's Q4_K
 // and Q6_K, unpacked in registers; what they are multiplied with is rounded to 8 bits in blocks of 32, as on the CPU.
+//
+// Weights are on their way at all times: the first ones before the row is read, and while some are multiplied, those of the next turn or
+// of the warp's next rows.
 #include "numbers.cuh"
 
 // Equals `ProductArguments` of `arguments.rs`.
@@ -25,67 +28,85 @@ namespace {
 constexpr int THREADS = 256;
 constexpr int WARPS = THREADS / 32;
 
+// Rows of the matrices, two for a warp: two of one matrix, or one each of gate and value.
+struct Pair {
+    int matrices[2], rows[2];
+};
+
+__device__ inline const unsigned char *row_of(const ProductArguments &a, const Pair &pair, int which, int row_bytes) {
+    return static_cast<const unsigned char *>(a.weights[pair.matrices[which]]) + int64_t(pair.rows[which]) * row_bytes;
+}
+
 // The row as it is, for weights that are numbers. 16 bytes of each of two rows of weights are a lane's at a time, and `AT_ONCE` times as
 // many are on their way. The row has zeros up to whole turns; what they meet is read, and counts for nothing.
 template <class T> struct Numbers {
     static constexpr int AT_ONCE = 4, TURN = 32 * 8 * AT_ONCE;
+    struct Read {
+        uint4 vectors[AT_ONCE][2];
+    };
     float *x;
 
     __device__ Numbers(int, uint4 *shared) : x(reinterpret_cast<float *>(shared)) {}
 
     __device__ void write(int first, const float values[8]) const { write_eight(x, first, 0, true, values); }
 
-    __device__ void add(const ProductArguments &a, const int matrices[2], const int rows[2], float sums[2]) const {
-        const T *weights[2];
-        for (int which = 0; which < 2; which++)
-            weights[which] = static_cast<const T *>(a.weights[matrices[which]]) + int64_t(rows[which]) * a.columns;
-        const int lane = threadIdx.x % 32;
-        for (int from = lane * 8; from < a.columns; from += TURN) {
-            uint4 read[AT_ONCE][2];
+    __device__ static void load(const ProductArguments &a, const Pair &pair, int turn, Read &read) {
+#pragma unroll
+        for (int which = 0; which < 2; which++) {
+            const T *const row = reinterpret_cast<const T *>(row_of(a, pair, which, a.columns * int(sizeof(T))));
 #pragma unroll
             for (int next = 0; next < AT_ONCE; next++) {
-                const int first = min(from + next * 256, a.columns - 8);
-#pragma unroll
-                for (int which = 0; which < 2; which++) read[next][which] = load_vector(weights[which] + first);
+                const int first = turn * TURN + next * 256 + int(threadIdx.x % 32) * 8;
+                read.vectors[next][which] = load_once(row + min(first, a.columns - 8));
             }
+        }
+    }
+
+    // The first turn's weights are on their way.
+    __device__ static void begin(const ProductArguments &a, const Pair &pair, Read &read) { load(a, pair, 0, read); }
+
+    // The sums of a pair, whose first turn is in `read`; then that of the next pair is, if there is one.
+    __device__ void add(const ProductArguments &a, const Pair &pair, const Pair &after, bool more, Read &read, float sums[2]) const {
+        const int turns = (a.columns + TURN - 1) / TURN;
+        for (int turn = 0; turn < turns; turn++) {
+            const Read own = read;
+            if (turn + 1 < turns) load(a, pair, turn + 1, read);
+            else if (more) load(a, after, 0, read);
 #pragma unroll
             for (int next = 0; next < AT_ONCE; next++) {
-                float own[8];
-                read_eight(x, from + next * 256, 0, true, own);
+                float values[8];
+                read_eight(x, turn * TURN + next * 256 + int(threadIdx.x % 32) * 8, 0, true, values);
 #pragma unroll
                 for (int which = 0; which < 2; which++) {
                     union {
                         uint4 bits;
                         T numbers[8];
                     } vector;
-                    vector.bits = read[next][which];
+                    vector.bits = own.vectors[next][which];
 #pragma unroll
-                    for (int place = 0; place < 8; place++) sums[which] += to_float(vector.numbers[place]) * own[place];
+                    for (int place = 0; place < 8; place++) sums[which] += to_float(vector.numbers[place]) * values[place];
                 }
             }
         }
     }
 };
 
-// The sum of the products of four pairs of bytes, and of the bytes themselves.
-__device__ inline int products_of_four(uint32_t left, uint32_t right, int sum) { return __dp4a(int(left), int(right), sum); }
-__device__ inline int sum_of_four(uint32_t bytes, int sum) { return __dp4a(int(bytes), 0x01010101, sum); }
-
-// Four bytes that lie at a multiple of two.
-__device__ inline uint32_t load_four(const unsigned char *from) {
-    const uint16_t *const pairs = reinterpret_cast<const uint16_t *>(from);
-    return uint32_t(pairs[0]) | uint32_t(pairs[1]) << 16;
-}
-
-// The row in whole numbers of 8 bits, with a scale for each 32. Eight lanes share a block of 256 weights; as above, `AT_ONCE` blocks of
-// each two rows are on their way.
+// The row in whole numbers of 8 bits, with a scale for each 32 and what their sum stands for. Four lanes share a block of 256 weights.
 struct Rounded {
-    static constexpr int AT_ONCE = 2, TURN = 4 * 256 * AT_ONCE;
+    static constexpr int TURN = 8 * 256;
+    struct Read {
+        uint4 heads[2], quants[2][2];
+    };
     unsigned char *x;
-    float *scales;
+    float *scales, *weighted;
 
     __device__ Rounded(int padded, uint4 *shared)
-        : x(reinterpret_cast<unsigned char *>(shared)), scales(reinterpret_cast<float *>(x + padded)) {}
+        : x(reinterpret_cast<unsigned char *>(shared)), scales(reinterpret_cast<float *>(x + padded)), weighted(scales + padded / 32) {}
+
+    // Where a number of the row is: of each turn, the first 16 numbers of all lanes lie side by side, then their next ones.
+    __device__ unsigned char *at(int number) const {
+        return x + number / TURN * TURN + (number / 16 % 4 * 32 + number / 64 % 32) * 16 + number % 16;
+    }
 
     // Four lanes next to each other have a block of 32.
     __device__ void write(int first, const float values[8]) const {
@@ -99,197 +120,273 @@ struct Rounded {
 #pragma unroll
         for (int place = 0; place < 8; place++)
             rounded[place / 4] |= uint32_t(int(rintf(values[place] * inverse)) & 255) << place % 4 * 8;
-        *reinterpret_cast<uint2 *>(x + first) = {rounded[0], rounded[1]};
-        if (first % 32 == 0) scales[first / 32] = most / 127.0f;
+        *reinterpret_cast<uint2 *>(at(first)) = {rounded[0], rounded[1]};
+        int sum = products_of_four(0x01010101, rounded[1], products_of_four(0x01010101, rounded[0], 0));
+        sum += __shfl_xor_sync(ALL_LANES, sum, 1);
+        sum += __shfl_xor_sync(ALL_LANES, sum, 2);
+        if (first % 32 == 0) {
+            scales[first / 32] = most / 127.0f;
+            weighted[first / 32] = most / 127.0f * float(sum);
+        }
     }
 
-    __device__ void add(const ProductArguments &a, const int matrices[2], const int rows[2], float sums[2]) const {
-        const int blocks = a.columns / 256, bytes = a.six_bits[matrices[0]] ? 210 : 144;
-        const unsigned char *weights[2];
-        for (int which = 0; which < 2; which++)
-            weights[which] = static_cast<const unsigned char *>(a.weights[matrices[which]]) + int64_t(rows[which]) * blocks * bytes;
-        if (a.six_bits[matrices[0]]) add_six_bits(weights, blocks, sums);
-        else add_four_bits(weights, blocks, sums);
+    __device__ static void load(const ProductArguments &a, const Pair &pair, int turn, Read &read) {
+        const int block = min(turn * 8 + int(threadIdx.x % 32) / 4, a.columns / 256 - 1);
+#pragma unroll
+        for (int which = 0; which < 2; which++) {
+            const unsigned char *const from = row_of(a, pair, which, a.columns / 256 * 144) + block * 144;
+            const unsigned char *const own = from + 16 + threadIdx.x % 4 * 32;
+            read.heads[which] = load_once(from);
+            read.quants[which][0] = load_once(own);
+            read.quants[which][1] = load_once(own + 16);
+        }
+    }
+
+    // The first turn's weights are on their way, if they are of four bits.
+    __device__ static void begin(const ProductArguments &a, const Pair &pair, Read &read) {
+        if (!a.six_bits[pair.matrices[0]]) load(a, pair, 0, read);
+    }
+
+    // The sums of a pair, whose first turn is in `read`; then that of the next pair is, if there is one.
+    __device__ void add(const ProductArguments &a, const Pair &pair, const Pair &after, bool more, Read &read, float sums[2]) const {
+        const int turns = (a.columns + TURN - 1) / TURN;
+        if (a.six_bits[pair.matrices[0]]) {
+            for (int turn = 0; turn < turns; turn++) add_six_bits(a, pair, turn, sums);
+            if (more) begin(a, after, read);
+            return;
+        }
+        for (int turn = 0; turn < turns; turn++) {
+            const Read own = read;
+            if (turn + 1 < turns) load(a, pair, turn + 1, read);
+            else if (more) begin(a, after, read);
+            add_four_bits(turn, own, sums);
+        }
     }
 
     // Of a block, 16 bytes hold what all weights have in common (a scale and a least value, and eight of each in 6 bits) and 128 the
-    // weights: of each 32 bytes the lower halves are 32 weights, the upper ones the next 32. A lane has 16 of those bytes.
-    __device__ void add_four_bits(const unsigned char *const weights[2], int blocks, float sums[2]) const {
-        const int lane = threadIdx.x % 8, chunk = lane / 2, half = lane % 2;
-        for (int from = threadIdx.x % 32 / 8; from < blocks; from += 4 * AT_ONCE) {
-            uint4 heads[AT_ONCE][2], quants[AT_ONCE][2];
+    // weights: of each 32 bytes the lower halves are 32 weights, the upper ones the next 32. A lane has 32 of those bytes.
+    __device__ void add_four_bits(int turn, const Read &read, float sums[2]) const {
+        const int chunk = threadIdx.x % 4, shift = chunk % 2 * 16, eighth = turn * 64 + threadIdx.x % 32 * 2;
+        const unsigned char *const own = x + turn * TURN + threadIdx.x % 32 * 16;
+        const uint4 lower[2] = {load_vector(own), load_vector(own + 512)}, upper[2] = {load_vector(own + 1024), load_vector(own + 1536)};
+        const float2 scale = *reinterpret_cast<const float2 *>(scales + eighth);
+        const float2 sum = *reinterpret_cast<const float2 *>(weighted + eighth);
+        // Upper halves stay where they are, so that products with them are 16 times as large.
+        const float upper_scale = scale.y * 0.0625f;
 #pragma unroll
-            for (int next = 0; next < AT_ONCE; next++) {
-                const int block = min(from + 4 * next, blocks - 1);
+        for (int which = 0; which < 2; which++) {
+            const uint4 &head = read.heads[which];
+            const uint32_t y = head.y >> shift, z = head.z >> shift, w = head.w >> shift;
+            const uint32_t own_scales = chunk < 2 ? y & 0x3f3f : (w & 0x0f0f) | (y >> 2 & 0x3030);
+            const uint32_t least = chunk < 2 ? z & 0x3f3f : (w >> 4 & 0x0f0f) | (z >> 2 & 0x3030);
+            int lower_product = 0, upper_product = 0;
 #pragma unroll
-                for (int which = 0; which < 2; which++) {
-                    heads[next][which] = load_vector(weights[which] + int64_t(block) * 144);
-                    quants[next][which] = load_vector(weights[which] + int64_t(block) * 144 + 16 + lane * 16);
-                }
+            for (int part = 0; part < 2; part++) {
+                lower_product = products_of_vector(read.quants[which][part], 0x0f0f0f0f, lower[part], lower_product);
+                upper_product = products_of_vector(read.quants[which][part], 0xf0f0f0f0, upper[part], upper_product);
             }
-#pragma unroll
-            for (int next = 0; next < AT_ONCE; next++) {
-                const int block = from + 4 * next;
-                const unsigned char *const own = x + block * 256 + chunk * 64 + half * 16;
-                const uint4 lower = load_vector(own), upper = load_vector(own + 32);
-                const float lower_scale = scales[block * 8 + chunk * 2], upper_scale = scales[block * 8 + chunk * 2 + 1];
-                const int lower_sum = sum_of_vector(lower), upper_sum = sum_of_vector(upper);
-#pragma unroll
-                for (int which = 0; which < 2; which++) {
-                    const uint4 head = heads[next][which], four = quants[next][which];
-                    // The scales and least values of the chunk's two parts, in bytes.
-                    uint32_t scale = chunk < 2 ? head.y & 0x3f3f3f3f : (head.w & 0x0f0f0f0f) | (head.y >> 2 & 0x30303030);
-                    uint32_t least = chunk < 2 ? head.z & 0x3f3f3f3f : (head.w >> 4 & 0x0f0f0f0f) | (head.z >> 2 & 0x30303030);
-                    scale >>= chunk % 2 * 16;
-                    least >>= chunk % 2 * 16;
-                    const int lower_product = products_of_vector(masked(four, 0), lower);
-                    const int upper_product = products_of_vector(masked(four, 4), upper);
-                    union {
-                        uint32_t bits;
-                        __half numbers[2];
-                    } both;
-                    both.bits = head.x;
-                    sums[which] += to_float(both.numbers[0]) * (lower_scale * float(int(scale & 255) * lower_product) +
-                                                                upper_scale * float(int(scale >> 8 & 255) * upper_product)) -
-                                   to_float(both.numbers[1]) * (lower_scale * float(int(least & 255) * lower_sum) +
-                                                                upper_scale * float(int(least >> 8 & 255) * upper_sum));
-                }
-            }
+            union {
+                uint32_t bits;
+                __half numbers[2];
+            } both;
+            both.bits = head.x;
+            sums[which] += to_float(both.numbers[0]) * (scale.x * float(int(own_scales & 255) * lower_product) +
+                                                        upper_scale * float(int(own_scales >> 8) * upper_product)) -
+                           to_float(both.numbers[1]) * (sum.x * float(int(least & 255)) + sum.y * float(int(least >> 8)));
         }
     }
 
     // Of a block, 128 bytes hold the lower four bits of the weights, 64 their upper two, 16 the scales of 16 weights each, and two a scale
-    // of those. A lane has eight weights of each quarter of a half. They count from -32.
-    __device__ void add_six_bits(const unsigned char *const weights[2], int blocks, float sums[2]) const {
-        const int lane = threadIdx.x % 8, half = lane / 4, eighth = lane % 4 * 8;
-        for (int block = threadIdx.x % 32 / 8; block < blocks; block += 4) {
-            uint32_t parts[4][2];
-            int part_sums[4];
+    // of those. A lane has 16 weights of each quarter of a half. They count from -32.
+    __device__ void add_six_bits(const ProductArguments &a, const Pair &pair, int turn, float sums[2]) const {
+        const int part = threadIdx.x % 4, half = part / 2, blocks = a.columns / 256;
+        const int block = min(turn * 8 + int(threadIdx.x % 32) / 4, blocks - 1);
+        uint32_t low[2][2][5], high[2][5], scale[2][3], odd[2];
+        __half all[2];
+#pragma unroll
+        for (int which = 0; which < 2; which++) {
+            const unsigned char *const from = row_of(a, pair, which, blocks * 210) + block * 210;
+            // Blocks lie at multiples of two: whole words are read from where one begins.
+            odd[which] = uint32_t(reinterpret_cast<uintptr_t>(from)) & 2;
+            const unsigned char *const words = from - odd[which];
+            load_words<5>(words + half * 64 + part % 2 * 16, odd[which], low[which][0]);
+            load_words<5>(words + half * 64 + 32 + part % 2 * 16, odd[which], low[which][1]);
+            load_words<5>(words + 128 + half * 32 + part % 2 * 16, odd[which], high[which]);
+            load_words<3>(words + 192 + half * 8, odd[which], scale[which]);
+            all[which] = *reinterpret_cast<const __half *>(from + 208);
+        }
+        uint4 own[4];
+        float scales_of[4];
+#pragma unroll
+        for (int quarter = 0; quarter < 4; quarter++) {
+            const int number = turn * TURN + int(threadIdx.x % 32) / 4 * 256 + half * 128 + quarter * 32;
+            own[quarter] = load_vector(at(number + part % 2 * 16));
+            // Weights are taken four times as large, so that their sign is that of a byte.
+            scales_of[quarter] = scales[number / 32] * 0.25f;
+        }
+#pragma unroll
+        for (int which = 0; which < 2; which++) {
+            int products[4] = {};
+#pragma unroll
+            for (int word = 0; word < 4; word++) {
+                const uint32_t first = joined(low[which][0], word, odd[which]), second = joined(low[which][1], word, odd[which]);
+                const uint32_t upper = joined(high[which], word, odd[which]);
+                const uint32_t quants[4] = {
+                    (first << 2 & 0x3c3c3c3c) | ((upper << 6 & 0xc0c0c0c0) ^ 0x80808080),
+                    (second << 2 & 0x3c3c3c3c) | ((upper << 4 & 0xc0c0c0c0) ^ 0x80808080),
+                    (first >> 2 & 0x3c3c3c3c) | ((upper << 2 & 0xc0c0c0c0) ^ 0x80808080),
+                    (second >> 2 & 0x3c3c3c3c) | ((upper & 0xc0c0c0c0) ^ 0x80808080),
+                };
+#pragma unroll
+                for (int quarter = 0; quarter < 4; quarter++) {
+                    const uint4 &row = own[quarter];
+                    const uint32_t four = word == 0 ? row.x : word == 1 ? row.y : word == 2 ? row.z : row.w;
+                    products[quarter] = __dp4a(int(quants[quarter]), int(four), products[quarter]);
+                }
+            }
+            float sum = 0.0f;
 #pragma unroll
             for (int quarter = 0; quarter < 4; quarter++) {
-                const uint2 own =
-                    *reinterpret_cast<const uint2 *>(x + block * 256 + half * 128 + quarter * 32 + eighth);
-                parts[quarter][0] = own.x;
-                parts[quarter][1] = own.y;
-                part_sums[quarter] = sum_of_four(own.y, sum_of_four(own.x, 0));
+                const uint32_t bytes = joined(scale[which], quarter / 2, odd[which]) >> (quarter % 2 * 2 + part % 2) * 8;
+                sum += scales_of[quarter] * float(int(int8_t(bytes & 255)) * products[quarter]);
             }
-#pragma unroll
-            for (int which = 0; which < 2; which++) {
-                const unsigned char *const from = weights[which] + int64_t(block) * 210;
-                const int8_t *const of_sixteen = reinterpret_cast<const int8_t *>(from + 192) + half * 8 + eighth / 16;
-                const unsigned char *const low = from + half * 64 + eighth, *const high = from + 128 + half * 32 + eighth;
-                float sum = 0.0f;
-                int products[4] = {};
-#pragma unroll
-                for (int four = 0; four < 2; four++) {
-                    const uint32_t first = load_four(low + 4 * four), second = load_four(low + 32 + 4 * four);
-                    const uint32_t upper = load_four(high + 4 * four);
-                    const uint32_t quants[4] = {
-                        (first & 0x0f0f0f0f) | (upper << 4 & 0x30303030),
-                        (second & 0x0f0f0f0f) | (upper << 2 & 0x30303030),
-                        (first >> 4 & 0x0f0f0f0f) | (upper & 0x30303030),
-                        (second >> 4 & 0x0f0f0f0f) | (upper >> 2 & 0x30303030),
-                    };
-#pragma unroll
-                    for (int quarter = 0; quarter < 4; quarter++)
-                        products[quarter] = products_of_four(quants[quarter], parts[quarter][four], products[quarter]);
-                }
-#pragma unroll
-                for (int quarter = 0; quarter < 4; quarter++)
-                    sum += scales[block * 8 + half * 4 + quarter] *
-                           float(of_sixteen[2 * quarter] * (products[quarter] - 32 * part_sums[quarter]));
-                sums[which] += to_float(*reinterpret_cast<const __half *>(from + 208)) * sum;
-            }
+            sums[which] += to_float(all[which]) * sum;
         }
     }
 
-    __device__ static uint4 masked(const uint4 &bytes, int shift) {
-        return {bytes.x >> shift & 0x0f0f0f0f, bytes.y >> shift & 0x0f0f0f0f, bytes.z >> shift & 0x0f0f0f0f,
-                bytes.w >> shift & 0x0f0f0f0f};
+    // Words from a multiple of four on; the last one only where what is wanted does not begin there.
+    template <int COUNT> __device__ static void load_words(const unsigned char *from, uint32_t odd, uint32_t words[COUNT]) {
+#pragma unroll
+        for (int word = 0; word < COUNT; word++)
+            words[word] = word + 1 < COUNT || odd ? reinterpret_cast<const uint32_t *>(from)[word] : 0;
     }
-    __device__ static int products_of_vector(const uint4 &left, const uint4 &right) {
-        return products_of_four(left.x, right.x,
-                                products_of_four(left.y, right.y, products_of_four(left.z, right.z, products_of_four(left.w, right.w, 0))));
+    // The bytes of a word that begins `odd` bytes later.
+    __device__ static uint32_t joined(const uint32_t *words, int word, uint32_t odd) {
+        return odd ? words[word] >> 16 | words[word + 1] << 16 : words[word];
     }
-    __device__ static int sum_of_vector(const uint4 &bytes) {
-        return sum_of_four(bytes.x, sum_of_four(bytes.y, sum_of_four(bytes.z, sum_of_four(bytes.w, 0))));
+
+    // The sum and the products of 16 bytes of weights, those bits of them that are in `mask`, with as many of the row.
+    __device__ static int products_of_vector(const uint4 &weights, uint32_t mask, const uint4 &row, int sum) {
+        sum = products_of_four(weights.x & mask, row.x, sum);
+        sum = products_of_four(weights.y & mask, row.y, sum);
+        sum = products_of_four(weights.z & mask, row.z, sum);
+        return products_of_four(weights.w & mask, row.w, sum);
     }
 };
+
+// The pair with this number.
+template <bool GATED> __device__ inline Pair pair_of(const ProductArguments &a, int number) {
+    if (GATED) return {{0, 1}, {number, number}};
+    int matrix = 0, left = number;
+#pragma unroll
+    for (int before = 0; before < 2; before++) {
+        const int those = (a.rows[before] + 1) / 2;
+        if (matrix == before && left >= those) {
+            left -= those;
+            matrix++;
+        }
+    }
+    // The last row of an odd number is read twice.
+    return {{matrix, matrix}, {2 * left, min(2 * left + 1, a.rows[matrix] - 1)}};
+}
+
+// The row, for all of the block; the sum of its squares where it has a norm, for all of the warp.
+template <class T, class Row> __device__ inline float read_row(const ProductArguments &a, const Row &row, int padded) {
+    // Vectors of the row that a thread asks for before it uses the first.
+    constexpr int AT_ONCE = 4;
+    const T *const x = static_cast<const T *>(a.x), *const norm = static_cast<const T *>(a.norm);
+    float squares = 0.0f;
+    for (int from = threadIdx.x * 8; from < padded; from += THREADS * 8 * AT_ONCE) {
+        union Vector {
+            uint4 bits;
+            T numbers[8];
+        } own[AT_ONCE], weights[AT_ONCE];
+#pragma unroll
+        for (int next = 0; next < AT_ONCE; next++) {
+            const int first = min(from + next * THREADS * 8, a.columns - 8);
+            own[next].bits = load_vector(x + first);
+            if (norm != nullptr) weights[next].bits = load_vector(norm + first);
+        }
+#pragma unroll
+        for (int next = 0; next < AT_ONCE; next++) {
+            const int first = from + next * THREADS * 8;
+            if (first >= padded) break;
+            float values[8] = {};
+            if (first < a.columns) {
+#pragma unroll
+                for (int place = 0; place < 8; place++) {
+                    values[place] = to_float(own[next].numbers[place]);
+                    if (norm == nullptr) continue;
+                    squares += values[place] * values[place];
+                    values[place] *= to_float(weights[next].numbers[place]);
+                }
+            }
+            row.write(first, values);
+        }
+    }
+    return norm == nullptr ? 0.0f : sum_of_lanes<32>(squares);
+}
 
 template <class T, class Row, bool GATED> __device__ inline void multiply(const ProductArguments &a) {
     DYNAMIC_SHARED(shared);
     __shared__ float scratch[WARPS];
-    const int padded = (a.columns + Row::TURN - 1) / Row::TURN * Row::TURN;
-    const Row row(padded, shared);
-    float squares = 0.0f;
-    for (int first = threadIdx.x * 8; first < padded; first += THREADS * 8) {
-        float values[8] = {};
-        const bool whole = first < a.columns;
-        if (whole) read_eight(static_cast<const T *>(a.x), first, 0, true, values);
-        if (whole && a.norm != nullptr) {
-            float weights[8];
-            read_eight(static_cast<const T *>(a.norm), first, 0, true, weights);
-#pragma unroll
-            for (int place = 0; place < 8; place++) {
-                squares += values[place] * values[place];
-                values[place] *= weights[place];
-            }
-        }
-        row.write(first, values);
-    }
-    // Also waits for the row.
-    const float mean = sum_of_block(squares, scratch) / float(a.columns);
-    const float scale = a.norm == nullptr ? 1.0f : rsqrtf(mean + a.eps);
-
-    const int warp = threadIdx.x / 32;
+    const int warp = threadIdx.x / 32, step = gridDim.x * WARPS;
     int pairs = a.rows[0];
     if (!GATED) pairs = (a.rows[0] + 1) / 2 + (a.rows[1] + 1) / 2 + (a.rows[2] + 1) / 2;
-    for (int pair = blockIdx.x * WARPS + warp; pair < pairs; pair += gridDim.x * WARPS) {
-        int matrices[2] = {0, GATED ? 1 : 0}, rows[2] = {pair, pair};
-        if (!GATED) {
-            int matrix = 0, left = pair;
+    int number = blockIdx.x * WARPS + warp;
+    Pair pair = pair_of<GATED>(a, min(number, pairs - 1));
+    typename Row::Read read;
+    Row::begin(a, pair, read);
+    let_next_begin();
+    wait_for_earlier();
+
+    const int padded = (a.columns + Row::TURN - 1) / Row::TURN * Row::TURN;
+    const Row row(padded, shared);
+    const float squares = read_row<T>(a, row, padded);
+    if (threadIdx.x % 32 == 0) scratch[warp] = squares;
+    __syncthreads();
+    float scale = 1.0f;
+    if (a.norm != nullptr) {
+        float sum = 0.0f;
 #pragma unroll
-            for (int before = 0; before < 2; before++) {
-                const int those = (a.rows[before] + 1) / 2;
-                if (matrix == before && left >= those) {
-                    left -= those;
-                    matrix++;
-                }
-            }
-            matrices[0] = matrices[1] = matrix;
-            rows[0] = 2 * left;
-            // The last row of an odd number is read twice.
-            rows[1] = min(2 * left + 1, a.rows[matrix] - 1);
-        }
-        float sums[2] = {};
-        row.add(a, matrices, rows, sums);
+        for (int from = 0; from < WARPS; from++) sum += scratch[from];
+        scale = rsqrtf(sum / float(a.columns) + a.eps);
+    }
+
+    for (; number < pairs; number += step) {
+        const bool more = number + step < pairs;
+        const Pair after = pair_of<GATED>(a, more ? number + step : number);
+        // What is added in the end is on its way, too.
+        float added[2] = {}, sums[2] = {};
 #pragma unroll
         for (int which = 0; which < 2; which++) {
-            sums[which] = sum_of_lanes<32>(sums[which]) * scale;
-            const T *const bias = static_cast<const T *>(a.biases[matrices[which]]);
-            if (bias != nullptr) sums[which] += to_float(bias[rows[which]]);
+            const T *const bias = static_cast<const T *>(a.biases[pair.matrices[which]]);
+            const T *const residual = static_cast<const T *>(a.residual);
+            if (bias != nullptr) added[which] = to_float(bias[pair.rows[which]]);
+            if (!GATED && residual != nullptr && pair.matrices[0] == 0) added[which] += to_float(residual[pair.rows[which]]);
         }
-        if (threadIdx.x % 32 > 0) continue;
-        T *const result = static_cast<T *>(a.results[matrices[0]]);
-        if constexpr (GATED) {
-            result[pair] = from_float<T>(sums[0] / (1.0f + expf(-sums[0])) * sums[1]);
-        } else {
-            const T *const residual = matrices[0] == 0 ? static_cast<const T *>(a.residual) : nullptr;
-            for (int which = 0; which < 2; which++) {
-                const float more = residual == nullptr ? 0.0f : to_float(residual[rows[which]]);
-                result[rows[which]] = from_float<T>(sums[which] + more);
+        row.add(a, pair, after, more, read, sums);
+#pragma unroll
+        for (int which = 0; which < 2; which++) sums[which] = sum_of_lanes<32>(sums[which]) * scale + added[which];
+        if (threadIdx.x % 32 == 0) {
+            T *const result = static_cast<T *>(a.results[pair.matrices[0]]);
+            if constexpr (GATED) {
+                result[pair.rows[0]] = from_float<T>(sums[0] / (1.0f + expf(-sums[0])) * sums[1]);
+            } else {
+                for (int which = 0; which < 2; which++) result[pair.rows[which]] = from_float<T>(sums[which]);
             }
         }
+        pair = after;
     }
 }
 
 } // namespace
 
-#define OF_TYPE(NAME, TYPE)                                                                                     \
-    LOADING_KERNEL(product_##NAME, ProductArguments, THREADS, 3, (multiply<TYPE, Numbers<TYPE>, false>(a)))       \
-    LOADING_KERNEL(product_gated_##NAME, ProductArguments, THREADS, 3, (multiply<TYPE, Numbers<TYPE>, true>(a)))  \
-    LOADING_KERNEL(product_blocks_##NAME, ProductArguments, THREADS, 3, (multiply<TYPE, Rounded, false>(a)))      \
-    LOADING_KERNEL(product_blocks_gated_##NAME, ProductArguments, THREADS, 3, (multiply<TYPE, Rounded, true>(a)))
+#define OF_TYPE(NAME, TYPE)                                                                                        \
+    LOADING_KERNEL(product_##NAME, ProductArguments, THREADS, 2, (multiply<TYPE, Numbers<TYPE>, false>(a)))       \
+    LOADING_KERNEL(product_gated_##NAME, ProductArguments, THREADS, 2, (multiply<TYPE, Numbers<TYPE>, true>(a)))  \
+    LOADING_KERNEL(product_blocks_##NAME, ProductArguments, THREADS, 2, (multiply<TYPE, Rounded, false>(a)))      \
+    LOADING_KERNEL(product_blocks_gated_##NAME, ProductArguments, THREADS, 2, (multiply<TYPE, Rounded, true>(a)))
 
 OF_TYPE(f16, __half)
 OF_TYPE(bf16, __nv_bfloat16)
