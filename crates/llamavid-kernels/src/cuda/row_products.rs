@@ -9,6 +9,8 @@ use crate::{BlockFormat, Norm, Projection, Weight};
 /// One to three `projections` of the one row `x` (…, columns), or of its norm: a result (…, rows) of each, to the first of which
 /// `residual` is added. When `gated`, the first of two makes the gate of the second, and there is one result.
 ///
+/// The first weights are read before what was launched earlier has ended, so they must be constant: made by the host or long ago.
+///
 /// None for what no kernel takes: several rows, f32, other blocks than those of Q4_K and Q6_K.
 pub(crate) fn row_products(
     x: &Tensor,
