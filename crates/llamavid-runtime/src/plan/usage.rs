@@ -169,7 +169,7 @@ pub(super) fn usage(
             work.query_tokens as u64,
             element,
         ),
-        prefill: prefill(config, steps.prefill_chunk as u64, work, element, kind),
+        prefill: prefill(config, steps.prefill_chunk as u64, work, element, held, kind),
         // The row, its copy, and the sampler's order of it.
         logits: 4 * 4 * config.language.vocab_size as u64,
     };
@@ -233,7 +233,9 @@ fn visual_encoder(config: &ModelConfig, frames: u64, dtype: DType, held: &Held, 
     let block = match dtype {
         // Biases are added where numbers pass anyway, also beside matrices in blocks.
         _ if kind == DeviceKind::Cuda && config.visual.width() / heads.max(1) <= WIDEST_FUSED_HEAD => {
-            attention.max(feed_forward) * element
+            // A matrix in blocks is unpacked for many rows.
+            let unpacked = if held.encoder_in_blocks { width * (mlp_width as u64).max(3 * width) } else { 0 };
+            (attention.max(feed_forward) + unpacked) * element
         }
         // Laid out for inference: input, result, norm, queries, keys, values, the hidden layer, and its rows in 8 bits.
         DType::F32 if kind == DeviceKind::Cpu => {
@@ -276,7 +278,14 @@ fn token_generator(config: &ModelConfig, frames: u64, words: u64, element: u64) 
 }
 
 /// The last chunk of the prompt, in a layer: what it attends to is longest then.
-fn prefill(config: &ModelConfig, chunk: u64, work: &Work, element: u64, kind: DeviceKind) -> u64 {
+fn prefill(
+    config: &ModelConfig,
+    chunk: u64,
+    work: &Work,
+    element: u64,
+    held: &Held,
+    kind: DeviceKind,
+) -> u64 {
     let (language, positions) = (&config.language, work.prompt_tokens as u64);
     let (width, inner) = (language.hidden_size as u64, language.intermediate_size as u64);
     let projected = ((language.heads + 2 * language.kv_heads) * language.head_dim) as u64;
@@ -302,8 +311,14 @@ fn prefill(config: &ModelConfig, chunk: u64, work: &Work, element: u64, kind: De
     };
     // What is between the layers is whole on each of several devices.
     let whole = 4 * width * work.ranks as u64;
-    let attention = chunk * (whole + 2 * projected) * element + scores;
-    let feed_forward = chunk * (whole + 3 * inner) * element;
+    // A matrix in blocks is unpacked for many rows: the largest of either half of a layer.
+    let unpacked = |columns: u64| match kind {
+        DeviceKind::Cuda if held.language_in_blocks => width * columns * element,
+        _ => 0,
+    };
+    let of_heads = (language.heads.max(language.kv_heads) * language.head_dim) as u64;
+    let attention = chunk * (whole + 2 * projected) * element + scores + unpacked(of_heads);
+    let feed_forward = chunk * (whole + 3 * inner) * element + unpacked(inner);
     attention.max(feed_forward)
 }
 
