@@ -8,9 +8,8 @@ use std::arch::x86_64::{
 };
 
 use super::bytes::{ByteStep, Sums, TOGETHER};
-use super::parts::{Ahead, PANEL, Step};
+use super::parts::{Ahead, Step};
 use super::tiles::{Rows, TILE_ROWS};
-use crate::amx::{self, Tiles};
 use crate::vector::with_rows;
 
 /// Numbers of a vector.
@@ -80,40 +79,6 @@ tiles!(
     /// The processor has AVX-512 with BF16.
     pairs, tile_of_pairs, multiply_pairs, "avx512f,avx512bf16", [1; f32], Step, Step
 );
-
-/// The same in matrices of AMX, and in vectors what is left of rows and of steps.
-///
-/// # Safety
-/// The processor has AMX, which the process may use, and AVX-512 with VNNI.
-pub(super) unsafe fn matrices(panel: &[ByteStep], x: Rows<u8>, sums: &mut [Sums], ahead: &mut Ahead) {
-    let Rows { values, stride } = x;
-    let times = panel.len() * TOGETHER / amx::LONGEST;
-    let (steps, rest) = panel.split_at(times * amx::LONGEST / TOGETHER);
-    let (blocks, others) = sums.as_chunks_mut::<{ amx::ROWS }>();
-    let rows = blocks.len() * amx::ROWS;
-    // SAFETY: as the caller promises, and whoever calls has no tiles; rows of `x` and steps are as long as is said.
-    unsafe {
-        if rows > 0 && times > 0 {
-            assert!(
-                (rows - 1) * stride + size_of_val(steps) / PANEL <= values.len(),
-                "rows of another length"
-            );
-            let tiles = Tiles::new(amx::LONGEST);
-            for (index, sums) in blocks.iter_mut().enumerate() {
-                ahead.read(amx::ROWS);
-                let x = x.from(index * amx::ROWS).values.as_ptr();
-                tiles.add_products(x, stride, steps.as_ptr().cast(), times, sums.as_mut_ptr().cast());
-            }
-        }
-        if rows > 0 && !rest.is_empty() {
-            let x = Rows { values: &values[times * amx::LONGEST..], stride };
-            fours(rest, x, blocks.as_flattened_mut(), &mut Ahead::nothing());
-        }
-        if !others.is_empty() {
-            fours(panel, x.from(rows), others, ahead);
-        }
-    }
-}
 
 #[inline]
 #[target_feature(enable = "avx512f,avx512vnni")]

@@ -7,7 +7,13 @@ mod attention;
 mod bytes;
 #[cfg(target_arch = "x86_64")]
 mod groups;
+#[cfg(target_arch = "x86_64")]
+mod layers_in_tiles;
+#[cfg(target_arch = "x86_64")]
+mod lines;
 mod linear;
+#[cfg(target_arch = "x86_64")]
+mod matrices;
 mod parts;
 mod tasks;
 mod tiles;
