@@ -7,7 +7,7 @@
 
 use std::arch::x86_64::{
     __m256i, __m512, _CMP_ORD_Q, _mm256_loadu_si256, _mm512_and_si512, _mm512_castps_si512,
-    _mm512_castsi512_ps, _mm512_cmp_ps_mask, _mm512_cvtph_ps, _mm512_loadu_ps, _mm512_mask_add_epi32,
+    _mm512_castsi512_ps, _mm512_cmp_ps_mask, _mm512_cvtph_ps, _mm512_loadu_ps, _mm512_mask_add_epi32, _mm512_maskz_loadu_ps,
     _mm512_or_si512, _mm512_set1_epi32, _mm512_setzero_ps, _mm512_srli_epi32, _mm512_store_si512,
     _mm512_sub_ps,
 };
@@ -19,7 +19,7 @@ use super::parts::{PANEL, Step, TASK_ROWS};
 use super::tiles::HalfStep;
 
 /// Numbers of a vector.
-const LANES: usize = 16;
+pub(super) const LANES: usize = 16;
 /// Numbers of a step in pieces. Those that are multiplied together are half as many apart: two vectors of a row lie that way.
 pub(super) const SPAN: usize = 2 * LANES;
 /// Pieces of a number of 32 bits.
@@ -131,6 +131,53 @@ unsafe fn split_row(row: &[f32], places: Places, index: usize) {
             split::<PIECES>(numbers, places.at(index, step, 0), STEP);
         }
     }
+}
+
+/// Writes as many steps of a row as there are, in pieces. Numbers that it lacks are 0.
+///
+/// # Safety
+/// The processor has AVX-512.
+#[target_feature(enable = "avx512f")]
+pub(super) unsafe fn split_numbers<const COUNT: usize>(row: &[f32], into: &mut [Line], steps: usize) {
+    assert!(row.len() <= steps * SPAN && steps * COUNT * STEP <= into.len() + STEP - 1, "lines for a row");
+    for step in 0..steps {
+        let numbers = row.as_ptr().wrapping_add(step * SPAN);
+        let left = row.len().saturating_sub(step * SPAN);
+        // SAFETY: vectors are read as far as there are numbers, and there is a line for each piece of each step.
+        unsafe {
+            let numbers = [
+                _mm512_maskz_loadu_ps(mask(left), numbers),
+                _mm512_maskz_loadu_ps(mask(left.saturating_sub(LANES)), numbers.wrapping_add(LANES)),
+            ];
+            split::<COUNT>(numbers, into.as_mut_ptr().add(step * COUNT * STEP), STEP);
+        }
+    }
+}
+
+/// Writes numbers of two rows in pieces side by side, those of a panel at most, as two lines of weights. Numbers that they lack are 0.
+///
+/// # Safety
+/// The processor has AVX-512.
+#[target_feature(enable = "avx512f")]
+pub(super) unsafe fn split_rows<const COUNT: usize>(rows: [&[f32]; 2], into: &mut [Line]) {
+    assert!((COUNT - 1) * STEP + 2 <= into.len(), "lines for two rows");
+    for half in 0..2 {
+        let first = half * LANES;
+        // SAFETY: vectors are read as far as there are numbers, and there are two lines of each piece.
+        unsafe {
+            let numbers = [
+                _mm512_maskz_loadu_ps(mask(rows[0].len().saturating_sub(first)), rows[0].as_ptr().wrapping_add(first)),
+                _mm512_maskz_loadu_ps(mask(rows[1].len().saturating_sub(first)), rows[1].as_ptr().wrapping_add(first)),
+            ];
+            split::<COUNT>(numbers, into.as_mut_ptr().add(half), STEP);
+        }
+    }
+}
+
+/// The first lanes of a vector, as many as are wanted and as there are.
+#[inline]
+fn mask(lanes: usize) -> u16 {
+    if lanes >= LANES { u16::MAX } else { (1 << lanes) - 1 }
 }
 
 /// Writes pieces of numbers of two vectors, those of the first beside those of the second, `apart` lines from one another.

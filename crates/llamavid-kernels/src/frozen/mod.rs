@@ -4,6 +4,8 @@
 //! Letters: F frames, R rows of a frame, V width.
 
 mod attention;
+#[cfg(target_arch = "x86_64")]
+mod attention_in_tiles;
 mod bytes;
 #[cfg(target_arch = "x86_64")]
 mod groups;
@@ -168,7 +170,12 @@ impl FrozenAttention {
             let input = self.layer.norm(processor, x, normed, rounded);
             let (heads, width) = (self.heads, second.columns() / self.heads);
             // What is rounded to 8 bits before and after may have 16 in between.
-            let narrow = if first.rounds(processor) { Narrow::of(processor, width) } else { Narrow::No };
+            let rounds = first.rounds(processor);
+            #[cfg(target_arch = "x86_64")]
+            let in_tiles = layers_in_tiles::pay(processor, rows);
+            #[cfg(not(target_arch = "x86_64"))]
+            let in_tiles = false;
+            let narrow = if rounds && !in_tiles { Narrow::of(processor, width) } else { Narrow::No };
             let row = narrow.room(first.rows());
             packed.resize(frames * rows * row, 0.0);
             let target = Target::rows(packed.as_mut_ptr(), packed.len(), row);
@@ -176,8 +183,14 @@ impl FrozenAttention {
             unsafe { first.forward(processor, input, rooms, target, Ending::Written(narrow)) };
             normed.reshape(frames * rows, second.columns());
             let attention = Packed { values: packed, narrow, frames, rows, heads, width };
-            // SAFETY: as above.
-            unsafe { attention.attend(processor, rooms, normed.target()) };
+            // SAFETY: as above, and where there are tiles the process may use them.
+            unsafe {
+                match in_tiles {
+                    #[cfg(target_arch = "x86_64")]
+                    true => attention.attend_in_tiles(rounds, rooms, normed.target()),
+                    _ => attention.attend(processor, rooms, normed.target()),
+                }
+            }
             Ok(self.layer.end(processor, normed, x, rounded, rooms))
         })?;
         Tensor::from_vec(result, x.shape(), &Device::Cpu)

@@ -1,0 +1,172 @@
+//! Attention of all rows of a frame to each other in AMX's tiles: numbers in one piece of 16 bits where the layers around it are
+//! rounded to 8, else in three ([`super::lines`]).
+
+use std::arch::x86_64::{
+    __m512i, _mm512_load_si512, _mm512_setzero_si512, _mm512_shuffle_i32x4, _mm512_store_si512, _mm512_unpackhi_epi32,
+    _mm512_unpackhi_epi64, _mm512_unpacklo_epi32, _mm512_unpacklo_epi64,
+};
+
+use super::attention::{Packed, gather};
+use super::lines::{LANES, Line, PIECES, SPAN, split_numbers, split_rows};
+use super::matrices::{Begin, Product, ROWS, STEP, Whole, multiply};
+use super::parts::{PANEL, Step, Target};
+use super::tasks::{Room, room, share_out};
+use crate::softmax;
+
+/// Begins sums.
+static NOTHING: Step = Step::ZERO;
+
+impl Packed<'_> {
+    /// The same as [`Packed::attend`], of rows that are not narrow; `rounded` for numbers in one piece.
+    ///
+    /// # Safety
+    /// As there, and the processor has AMX, which the process may use.
+    pub(super) unsafe fn attend_in_tiles(self, rounded: bool, rooms: &mut Vec<Room>, target: Target) {
+        // SAFETY: as the caller promises.
+        unsafe {
+            match rounded {
+                true => self.attend_in_pieces::<1>(Product::Halves, rooms, target),
+                false => self.attend_in_pieces::<PIECES>(Product::ThreeByThree, rooms, target),
+            }
+        }
+    }
+
+    /// # Safety
+    /// As [`Self::attend_in_tiles`].
+    unsafe fn attend_in_pieces<const COUNT: usize>(
+        self,
+        product: Product,
+        rooms: &mut Vec<Room>,
+        target: Target,
+    ) {
+        let Self { values, frames, rows, heads, width, .. } = self;
+        if values.is_empty() {
+            return;
+        }
+        let stride = 3 * heads * width;
+        // Of keys and of values: panels, and steps of each.
+        let (panels, steps) = (rows.div_ceil(PANEL), width.div_ceil(SPAN));
+        let of_a_step = COUNT * STEP;
+        let scale = (width as f32).sqrt().recip();
+        share_out(frames * heads, rooms, |scratch, task| {
+            let (frame, head) = (task / heads, task % heads);
+            let Room { sums, shares, lines, .. } = scratch;
+            let laid_out = panels * steps * of_a_step;
+            let lines = room(lines, 2 * laid_out + panels.max(steps) * of_a_step, Line::ZERO);
+            let (keys, lines) = lines.split_at_mut(laid_out);
+            let (of_values, x) = lines.split_at_mut(laid_out);
+            let of_frame = &values[frame * rows * stride..][..rows * stride];
+            let row = |index: usize, row: usize| match row < rows {
+                true => &of_frame[row * stride + (index * heads + head) * width..][..width],
+                false => &[],
+            };
+            for (panel, keys) in keys.chunks_exact_mut(steps * of_a_step).enumerate() {
+                for place in 0..PANEL {
+                    // SAFETY: the processor has AVX-512, as all with tiles; there are as many lines.
+                    unsafe { split_numbers::<COUNT>(row(1, panel * PANEL + place), &mut keys[place..], steps) };
+                }
+                for keys in keys.as_chunks_mut::<STEP>().0 {
+                    // SAFETY: as above.
+                    unsafe { exchange(keys) };
+                }
+            }
+            for (index, of_values) in of_values.chunks_exact_mut(of_a_step).enumerate() {
+                let (panel, step) = (index / panels, index % panels);
+                let columns = panel * PANEL..width.min((panel + 1) * PANEL);
+                for place in 0..LANES {
+                    let first = step * SPAN + place;
+                    let two = [first, first + LANES].map(|index| row(2, index).get(columns.clone()).unwrap_or(&[]));
+                    // SAFETY: as above.
+                    unsafe { split_rows::<COUNT>(two, &mut of_values[2 * place..]) };
+                }
+            }
+            // SAFETY: the processor has them, as the caller promises, and nothing here makes others.
+            let tiles = unsafe { Whole::new() };
+            let products = |panels: &[Line], x: &[Line], steps: usize, half: bool, sums: &mut [Step]| {
+                let length = steps * of_a_step;
+                assert!(x.len() >= length, "rows of another length");
+                for (panel, sums) in panels.chunks_exact(length).zip(sums.chunks_exact_mut(ROWS)) {
+                    let lines = (x.as_ptr(), panel.as_ptr());
+                    let begin = Begin::With(&NOTHING);
+                    // SAFETY: there are as many lines of each, and sums of as many rows.
+                    unsafe { multiply(&tiles, product, half, lines, steps, begin, sums.as_mut_ptr()) };
+                }
+            };
+            for first in (0..rows).step_by(ROWS) {
+                let count = ROWS.min(rows - first);
+                let half = count <= ROWS / 2;
+                let sums = room(sums, ROWS * panels.max(steps), Step::ZERO);
+                let shares = room(shares, count * rows, 0.0);
+                for place in 0..count {
+                    // SAFETY: as above.
+                    unsafe { split_numbers::<COUNT>(row(0, first + place), &mut x[place..], steps) };
+                }
+                products(keys, x, steps, half, sums);
+                gather(sums, ROWS, scale, rows, shares);
+                softmax::normalise(rows, shares);
+                for (place, shares) in shares.chunks_exact(rows).enumerate() {
+                    // SAFETY: as above.
+                    unsafe { split_numbers::<COUNT>(shares, &mut x[place..], panels) };
+                }
+                products(of_values, x, panels, half, sums);
+                for (index, sums) in sums[..steps * ROWS].chunks_exact(ROWS).enumerate() {
+                    let column = index * PANEL;
+                    for (row, sums) in sums[..count].iter().enumerate() {
+                        let row = frame * rows + first + row;
+                        let sums = &sums.0[..PANEL.min(width - column)];
+                        // SAFETY: only this task has these rows of this head, and the caller has all of them alone.
+                        unsafe { target.write(row, head * width + column, sums) };
+                    }
+                }
+            }
+        });
+    }
+}
+
+/// Makes weights of rows of `x`: the words of two times 16 lines change places with the lines, and then those of the first and of the
+/// second half take turns.
+///
+/// # Safety
+/// The processor has AVX-512.
+#[target_feature(enable = "avx512f")]
+unsafe fn exchange(lines: &mut [Line; STEP]) {
+    let lines: *mut __m512i = lines.as_mut_ptr().cast();
+    let mut columns = [[_mm512_setzero_si512(); LANES]; 2];
+    for (half, columns) in columns.iter_mut().enumerate() {
+        // Twos and fours of words within quarters of vectors, and then quarters.
+        for four in 0..LANES / 4 {
+            // SAFETY: there are as many lines, of a vector each.
+            let [a, b, c, d] = unsafe {
+                let first = lines.add(half * LANES + 4 * four);
+                [
+                    _mm512_load_si512(first),
+                    _mm512_load_si512(first.add(1)),
+                    _mm512_load_si512(first.add(2)),
+                    _mm512_load_si512(first.add(3)),
+                ]
+            };
+            let (ab, above_ab) = (_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
+            let (cd, above_cd) = (_mm512_unpacklo_epi32(c, d), _mm512_unpackhi_epi32(c, d));
+            columns[4 * four] = _mm512_unpacklo_epi64(ab, cd);
+            columns[4 * four + 1] = _mm512_unpackhi_epi64(ab, cd);
+            columns[4 * four + 2] = _mm512_unpacklo_epi64(above_ab, above_cd);
+            columns[4 * four + 3] = _mm512_unpackhi_epi64(above_ab, above_cd);
+        }
+        for place in 0..4 {
+            let [a, b, c, d] = [columns[place], columns[4 + place], columns[8 + place], columns[12 + place]];
+            let (ab, above_ab) = (_mm512_shuffle_i32x4::<0x44>(a, b), _mm512_shuffle_i32x4::<0xee>(a, b));
+            let (cd, above_cd) = (_mm512_shuffle_i32x4::<0x44>(c, d), _mm512_shuffle_i32x4::<0xee>(c, d));
+            columns[place] = _mm512_shuffle_i32x4::<0x88>(ab, cd);
+            columns[4 + place] = _mm512_shuffle_i32x4::<0xdd>(ab, cd);
+            columns[8 + place] = _mm512_shuffle_i32x4::<0x88>(above_ab, above_cd);
+            columns[12 + place] = _mm512_shuffle_i32x4::<0xdd>(above_ab, above_cd);
+        }
+    }
+    for place in 0..LANES {
+        // SAFETY: as above; all were read.
+        unsafe {
+            _mm512_store_si512(lines.add(2 * place), columns[0][place]);
+            _mm512_store_si512(lines.add(2 * place + 1), columns[1][place]);
+        }
+    }
+}
