@@ -14,14 +14,12 @@ use crate::processor::{Processor, WholeNumbers};
 
 /// Rows from which their products are quicker than in vectors, although weights are split for them.
 const MANY: usize = 24;
-/// Rows of a task at most.
+/// Bytes of rows, and of sums, of a task: both stay in the second cache.
+const KEPT: usize = 512 << 10;
+/// Rows of a task at most, if all that tiles read of them is kept.
+const MOST: usize = 18 * ROWS;
+/// Rows of a task at most, if only a part of each is.
 const BLOCK: usize = 9 * ROWS;
-/// Lines of a task's rows that are multiplied with all of its panels before the next ones are: they stay in the second cache.
-const KEPT: usize = (768 << 10) / size_of::<Line>();
-/// Panels of a task whose rows do not stay in the second cache, so that they come from further away once for all of them.
-const GROUP: usize = 8;
-/// Bytes of a part of a panel.
-const PART: usize = 16 << 10;
 
 /// Rows for tiles.
 #[derive(Debug, Clone, Copy)]
@@ -78,14 +76,25 @@ impl FrozenLinear {
             (None, _) => Product::ThreeByThree,
         };
         let (count, steps) = (x.count(), x.steps());
-        let blocks = count.div_ceil(BLOCK).max(1);
+        let of_a_step = product.of_x() * size_of::<Line>();
+        let most = if 2 * KEPT / (steps * of_a_step) >= MOST { MOST } else { BLOCK };
+        let blocks = count.div_ceil(most).max(1);
         let length = count.div_ceil(blocks).next_multiple_of(ROWS);
-        let part = PART / (product.of_weights() * STEP * size_of::<Line>());
-        let kept = even(steps, KEPT / (length * product.of_x()).max(1)).next_multiple_of(part);
+        let part = part(product);
+        // Rows that are too long are gone through in pieces, each with all panels of a task, the sums of which are kept.
         let panels = self.rows.div_ceil(PANEL);
-        let group = if kept < steps { even(panels, GROUP) } else { 1 };
-        share_out(panels.div_ceil(group) * blocks, rooms, |scratch, task| {
-            let (group_first, first) = (task / blocks * group, task % blocks * length);
+        let (kept, group) = if steps * of_a_step * length <= 2 * KEPT {
+            (steps, 1)
+        } else {
+            let threads = rayon::current_num_threads();
+            let groups = panels.div_ceil(KEPT / (length * size_of::<Step>())).next_multiple_of(threads);
+            let kept = even(steps, KEPT / (length * of_a_step)).next_multiple_of(part);
+            (kept, panels.div_ceil(groups))
+        };
+        let groups = panels.div_ceil(group);
+        share_out(groups * blocks, rooms, |scratch, task| {
+            // Rows stay from one task to the next.
+            let (group_first, first) = (task % groups * group, task / groups * length);
             let of_group = group_first..panels.min(group_first + group);
             let rows = length.min(count.saturating_sub(first));
             let places = rows.next_multiple_of(ROWS);
@@ -102,6 +111,17 @@ impl FrozenLinear {
                 for (panel, sums) in of_group.clone().zip(sums.chunks_exact_mut(places)) {
                     let columns = panel * PANEL..self.rows.min((panel + 1) * PANEL);
                     let length = even(until - begin, part);
+                    let mut of_x_ahead = {
+                        // With each panel the next part of some rows.
+                        let index = panel - of_group.start;
+                        if until < steps && index * ROWS < rows {
+                            let lines = x.from(first / ROWS + index, until);
+                            let next = (steps - until).min(kept) * product.of_x() * STEP;
+                            Ahead::new(&lines[..next], rows * (until - begin).div_ceil(length))
+                        } else {
+                            Ahead::nothing()
+                        }
+                    };
                     for step in (begin..until).step_by(length) {
                         let of_part = step..until.min(step + length);
                         let last = of_part.end == steps;
@@ -117,6 +137,7 @@ impl FrozenLinear {
                         for row in (0..rows).step_by(ROWS) {
                             let used = ROWS.min(rows - row);
                             ahead.read(used);
+                            of_x_ahead.read(used);
                             let begin = match (step, whole) {
                                 (0, Some(_)) => Begin::With(&NOTHING),
                                 (0, None) => Begin::With(&self.bias[panel]),
@@ -225,6 +246,14 @@ impl FrozenLinear {
             Panels::Numbers(numbers) => Ahead::new(&numbers[range], rows),
             Panels::Bytes(panels) => Ahead::new(panels.steps(panel, first..last), rows),
         }
+    }
+}
+
+/// Steps of a part of a panel: with more the cache would be too small, and with fewer sums be read and written too often.
+fn part(product: Product) -> usize {
+    match product {
+        Product::Bytes | Product::Halves => 8,
+        Product::ThreeByTwo | Product::ThreeByThree => 4,
     }
 }
 
