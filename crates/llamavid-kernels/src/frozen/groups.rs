@@ -1,15 +1,19 @@
 //! Tiles of AVX-512 whose lanes multiply all that lies in 32 bits at once: four whole numbers, or two numbers of 16 bits.
 
 use std::arch::x86_64::{
-    __m256i, __m512, __m512bh, __m512i, _mm512_castps_si512, _mm512_castsi512_ps, _mm512_castsi512_si256,
-    _mm512_cvtepu16_epi32, _mm512_cvtne2ps_pbh, _mm512_dpbf16_ps, _mm512_dpbusd_epi32,
-    _mm512_extracti64x4_epi64, _mm512_loadu_si512, _mm512_mask_storeu_epi32, _mm512_maskz_loadu_ps,
-    _mm512_or_si512, _mm512_set1_epi32, _mm512_slli_epi32, _mm512_storeu_si512,
+    __m256i, __m512, __m512bh, __m512i, _CMP_LT_OQ, _mm512_abs_ps, _mm512_and_si512, _mm512_castps_si512,
+    _mm512_castsi512_ps, _mm512_castsi512_si256, _mm512_cmp_ps_mask, _mm512_cvtepu16_epi32,
+    _mm512_cvtne2ps_pbh, _mm512_dpbf16_ps, _mm512_dpbusd_epi32, _mm512_extracti64x4_epi64, _mm512_fmadd_ps,
+    _mm512_fnmadd_ps, _mm512_loadu_ps, _mm512_loadu_si512, _mm512_mask_mov_ps, _mm512_mask_storeu_epi32,
+    _mm512_mask_storeu_ps, _mm512_maskz_loadu_ps, _mm512_mul_ps, _mm512_or_si512, _mm512_permutex2var_ps,
+    _mm512_rcp14_ps, _mm512_set1_epi32, _mm512_set1_ps, _mm512_slli_epi32, _mm512_storeu_ps,
+    _mm512_storeu_si512,
 };
 
 use super::bytes::{ByteStep, Sums, TOGETHER};
-use super::parts::{Ahead, Step};
+use super::parts::{Ahead, PART, Parts, Step};
 use super::tiles::{Rows, TILE_ROWS};
+use crate::gelu::{P, Q};
 use crate::vector::with_rows;
 
 /// Numbers of a vector.
@@ -110,6 +114,68 @@ pub(super) unsafe fn narrow(numbers: &[f32], into: &mut [f32]) {
             let pairs: __m512i = std::mem::transmute(_mm512_cvtne2ps_pbh(high, low));
             let place = into.as_mut_ptr().add(first / 2);
             _mm512_mask_storeu_epi32(place.cast(), mask(left.div_ceil(2)), pairs);
+        }
+    }
+}
+
+/// Widens a row whose numbers [`narrow`] wrote.
+///
+/// # Safety
+/// The processor has AVX-512.
+#[target_feature(enable = "avx512f")]
+pub(super) unsafe fn read_pairs(x: &Parts, row: usize, into: &mut [f32]) {
+    /// Of numbers of two vectors, those of one and the other by turns.
+    const TURNS: [[i32; LANES]; 2] = [
+        [0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23],
+        [8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31],
+    ];
+    assert!(x.columns() == into.len().div_ceil(2), "a row of other numbers");
+    for (into, first) in into.chunks_mut(2 * PART).zip((0..x.columns()).step_by(PART)) {
+        let pairs = x.from(first)[row].as_ptr();
+        for place in (0..into.len()).step_by(2 * LANES) {
+            let left = into.len() - place;
+            // SAFETY: vectors are read and written as far as there are pairs and numbers; indices are vectors.
+            unsafe {
+                let pairs = _mm512_castps_si512(load(pairs.add(place / 2), left.div_ceil(2)));
+                let lower = _mm512_castsi512_ps(_mm512_slli_epi32::<16>(pairs));
+                let upper = _mm512_castsi512_ps(_mm512_and_si512(pairs, _mm512_set1_epi32(!0 << 16)));
+                let turns = [_mm512_loadu_si512(TURNS[0].as_ptr().cast()), _mm512_loadu_si512(TURNS[1].as_ptr().cast())];
+                let into = into.as_mut_ptr().add(place);
+                _mm512_mask_storeu_ps(into, mask(left), _mm512_permutex2var_ps(lower, turns[0], upper));
+                let (into, left) = (into.wrapping_add(LANES), left.saturating_sub(LANES));
+                _mm512_mask_storeu_ps(into, mask(left), _mm512_permutex2var_ps(lower, turns[1], upper));
+            }
+        }
+    }
+}
+
+/// The GELU of each number to 3e-7 of its size, or of 1 where that is less: [`crate::gelu::activate`] without a division.
+///
+/// # Safety
+/// The processor has AVX-512.
+#[target_feature(enable = "avx512f")]
+pub(super) unsafe fn activate(sums: &mut [Step]) {
+    for vector in Step::numbers(sums).as_chunks_mut::<LANES>().0 {
+        // SAFETY: each is a vector.
+        unsafe {
+            let value = _mm512_loadu_ps(vector.as_ptr());
+            let x = _mm512_mul_ps(value, _mm512_set1_ps(std::f32::consts::FRAC_1_SQRT_2));
+            let square = _mm512_mul_ps(x, x);
+            let (mut above, mut below) = (_mm512_set1_ps(P[6] as f32), _mm512_set1_ps(Q[6] as f32));
+            for power in (0..6).rev() {
+                above = _mm512_fmadd_ps(above, square, _mm512_set1_ps(P[power] as f32));
+                below = _mm512_fmadd_ps(below, square, _mm512_set1_ps(Q[power] as f32));
+            }
+            // 14 bits of 1 / below, and twice as many.
+            let part = _mm512_rcp14_ps(below);
+            let part = _mm512_fmadd_ps(_mm512_fnmadd_ps(below, part, _mm512_set1_ps(1.0)), part, part);
+            let inside = _mm512_mul_ps(_mm512_mul_ps(x, above), part);
+            let is_inside = _mm512_cmp_ps_mask::<_CMP_LT_OQ>(_mm512_abs_ps(x), _mm512_set1_ps(4.0));
+            let (one, sign) = (_mm512_set1_epi32(1f32.to_bits() as i32), _mm512_set1_epi32(i32::MIN));
+            let outside = _mm512_or_si512(_mm512_and_si512(_mm512_castps_si512(x), sign), one);
+            let error = _mm512_mask_mov_ps(_mm512_castsi512_ps(outside), is_inside, inside);
+            let half = _mm512_mul_ps(value, _mm512_set1_ps(0.5));
+            _mm512_storeu_ps(vector.as_mut_ptr(), _mm512_fmadd_ps(half, error, half));
         }
     }
 }

@@ -5,11 +5,13 @@
 //! these rows are too long for that, the task goes through a part of them with all its panels first.
 
 use super::bytes::{BytePanels, ByteRows, RoundedRow, Sums};
-use super::linear::{Ending, FrozenLinear, Input, Panels, finish};
+use super::groups;
+use super::linear::{Ending, FrozenLinear, Input, Panels, finish, write};
 use super::lines::{Line, Lines, SPAN, split_panel};
 use super::matrices::{Begin, Product, ROWS, STEP, Whole, multiply};
 use super::parts::{Ahead, PANEL, Step, Target};
 use super::tasks::{Room, room, share_out};
+use crate::Activation;
 use crate::processor::{Processor, WholeNumbers};
 
 /// Rows from which their products are quicker than in vectors, although weights are split for them.
@@ -81,12 +83,12 @@ impl FrozenLinear {
         let blocks = count.div_ceil(most).max(1);
         let length = count.div_ceil(blocks).next_multiple_of(ROWS);
         let part = part(product);
+        let threads = rayon::current_num_threads();
         // Rows that are too long are gone through in pieces, each with all panels of a task, the sums of which are kept.
         let panels = self.rows.div_ceil(PANEL);
         let (kept, group) = if steps * of_a_step * length <= 2 * KEPT {
             (steps, 1)
         } else {
-            let threads = rayon::current_num_threads();
             let groups = panels.div_ceil(KEPT / (length * size_of::<Step>())).next_multiple_of(threads);
             let kept = even(steps, KEPT / (length * of_a_step)).next_multiple_of(part);
             (kept, panels.div_ceil(groups))
@@ -125,12 +127,14 @@ impl FrozenLinear {
                     for step in (begin..until).step_by(length) {
                         let of_part = step..until.min(step + length);
                         let last = of_part.end == steps;
-                        let mut ahead = match of_part.end == until {
-                            true => self.part_ahead(whole, panel + 1, begin..begin + length, rows),
-                            false => {
-                                let next = of_part.end..until.min(of_part.end + length);
-                                self.part_ahead(whole, panel, next, rows)
-                            }
+                        // Two parts further, since a part of few rows is done before memory answers.
+                        let further = step + 2 * length;
+                        let mut ahead = if further < until {
+                            self.part_ahead(whole, panel, further..until.min(further + length), rows)
+                        } else {
+                            let next = begin + (further - until) / length * length;
+                            let panel = if group == 1 { panel + threads } else { panel + 1 };
+                            self.part_ahead(whole, panel, next..until.min(next + length), rows)
                         };
                         // SAFETY: the processor has AVX-512.
                         let weights = unsafe { self.part(whole, panel, of_part.clone(), lines, widened) };
@@ -175,7 +179,14 @@ impl FrozenLinear {
                             let width = ending.room(columns.len());
                             let strip = target.strip(range.clone(), ending.room(columns.start), width);
                             // SAFETY: as the caller promises, and each task has rows and columns of its own.
-                            finish(finished, columns.len(), strip, ending.from(range.start, columns.start));
+                            let ending = ending.from(range.start, columns.start);
+                            if let Ending::Activated(Activation::Gelu, _) = ending {
+                                // SAFETY: the processor has AVX-512.
+                                unsafe { groups::activate(finished) };
+                                write(finished, columns.len(), strip, ending);
+                            } else {
+                                finish(finished, columns.len(), strip, ending);
+                            }
                         }
                     }
                 }

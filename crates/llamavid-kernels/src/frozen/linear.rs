@@ -8,6 +8,8 @@ use half::slice::HalfFloatSliceExt;
 use rayon::prelude::*;
 
 use super::attention::Narrow;
+#[cfg(target_arch = "x86_64")]
+use super::groups;
 use super::bytes::{BYTES, BytePanels, ByteRows, ByteStep, Sums, add_products};
 #[cfg(target_arch = "x86_64")]
 use super::layers_in_tiles::{self, InTiles};
@@ -80,7 +82,8 @@ impl Input<'_> {
 pub(super) enum Ending<'a> {
     /// Written as narrow as told, in the room that they take then.
     Written(Narrow),
-    Activated(Activation),
+    /// The same of what an activation makes of them.
+    Activated(Activation, Narrow),
     /// Written after rows, which are as long as those of the result, are added to them.
     Added(Rows<'a>),
 }
@@ -89,8 +92,8 @@ impl Ending<'_> {
     /// Room that so many numbers take where they are written.
     pub(super) fn room(self, numbers: usize) -> usize {
         match self {
-            Self::Written(narrow) => narrow.room(numbers),
-            Self::Activated(_) | Self::Added(_) => numbers,
+            Self::Written(narrow) | Self::Activated(_, narrow) => narrow.room(numbers),
+            Self::Added(_) => numbers,
         }
     }
 
@@ -175,16 +178,30 @@ impl FrozenLinear {
         self.whole(processor).is_some()
     }
 
-    /// Rows as it multiplies them; `rounded` has room for them.
+    /// How its input may be written before it is rounded further.
+    #[cfg_attr(not(target_arch = "x86_64"), allow(unused_variables, reason = "rows stay as they are there"))]
+    pub(super) fn narrow_input(&self, processor: Processor, count: usize) -> Narrow {
+        #[cfg(target_arch = "x86_64")]
+        if layers_in_tiles::pay(processor, count) && self.rounds(processor) {
+            return Narrow::of(processor, self.columns);
+        }
+        Narrow::No
+    }
+
+    /// Rows as it multiplies them, which are as narrow as told; `rounded` has room for them.
     pub(super) fn input<'a>(
         &'a self,
         processor: Processor,
-        x: &'a Parts,
+        (x, narrow): (&'a Parts, Narrow),
         rounded: &'a mut ByteRows,
     ) -> Input<'a> {
         #[cfg(target_arch = "x86_64")]
         if layers_in_tiles::pay(processor, x.count()) {
-            let make = |row: usize, into: &mut [f32]| x.read(row, into);
+            let make = |row: usize, into: &mut [f32]| match narrow {
+                Narrow::No => x.read(row, into),
+                // SAFETY: the processor has AVX-512, as all with tiles.
+                Narrow::Pairs => unsafe { groups::read_pairs(x, row, into) },
+            };
             return self.in_tiles(processor, x.count(), make, rounded);
         }
         let Some(panels) = self.whole(processor) else { return Input::Numbers(x) };
@@ -378,15 +395,25 @@ fn fit_halves(values: &[f32]) -> bool {
 #[inline(always)]
 fn finish_inline<const FUSED: bool>(sums: &mut [Step], width: usize, target: Strip, ending: Ending) {
     match ending {
-        Ending::Activated(Activation::Gelu) => gelu::activate::<FUSED>(Step::numbers(sums)),
-        Ending::Activated(Activation::QuickGelu) => gelu::activate_quick::<FUSED>(Step::numbers(sums)),
+        Ending::Activated(Activation::Gelu, _) => gelu::activate::<FUSED>(Step::numbers(sums)),
+        Ending::Activated(Activation::QuickGelu, _) => gelu::activate_quick::<FUSED>(Step::numbers(sums)),
         Ending::Written(_) | Ending::Added(_) => {}
     }
+    write_inline::<FUSED>(sums, width, target, ending);
+}
+widest!(
+    /// Writes sums of a panel, of which so many are used, to their rows. Whoever calls it has these places of `target` alone.
+    pub(super) fn finish(sums: &mut [Step], width: usize, target: Strip, ending: Ending) = finish_inline
+);
+
+#[inline(always)]
+fn write_inline<const FUSED: bool>(sums: &mut [Step], width: usize, target: Strip, ending: Ending) {
     for (row, sums) in sums.iter_mut().enumerate() {
         let mut narrowed = [0f32; PANEL];
         let numbers = match ending {
-            Ending::Written(narrow) => narrow.numbers(&sums.0[..width], &mut narrowed),
-            Ending::Activated(_) => &sums.0[..width],
+            Ending::Written(narrow) | Ending::Activated(_, narrow) => {
+                narrow.numbers(&sums.0[..width], &mut narrowed)
+            }
             Ending::Added(others) => {
                 sums.add(&others.from(row).values[..width]);
                 &sums.0[..width]
@@ -397,8 +424,8 @@ fn finish_inline<const FUSED: bool>(sums: &mut [Step], width: usize, target: Str
     }
 }
 widest!(
-    /// Writes sums of a panel, of which so many are used, to their rows. Whoever calls it has these places of `target` alone.
-    pub(super) fn finish(sums: &mut [Step], width: usize, target: Strip, ending: Ending) = finish_inline
+    /// The same of those that were activated, if they are to be.
+    pub(super) fn write(sums: &mut [Step], width: usize, target: Strip, ending: Ending) = write_inline
 );
 
 #[cfg(test)]

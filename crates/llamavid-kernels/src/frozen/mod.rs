@@ -111,7 +111,7 @@ impl SubLayer {
     fn end(
         &self,
         processor: Processor,
-        hidden: &Parts,
+        hidden: (&Parts, Narrow),
         x: &[f32],
         rounded: &mut ByteRows,
         rooms: &mut Vec<Room>,
@@ -191,7 +191,7 @@ impl FrozenAttention {
                     _ => attention.attend(processor, rooms, normed.target()),
                 }
             }
-            Ok(self.layer.end(processor, normed, x, rounded, rooms))
+            Ok(self.layer.end(processor, (normed, Narrow::No), x, rounded, rooms))
         })?;
         Tensor::from_vec(result, x.shape(), &Device::Cpu)
     }
@@ -232,11 +232,12 @@ impl FrozenFeedForward {
         let FrozenScratch { normed, hidden, rounded, rooms, .. } = scratch;
         let result = with_values([x], |[x]| {
             let input = layer.norm(processor, x, normed, rounded);
-            hidden.reshape(frames * rows, layer.first.rows());
-            let target = hidden.target();
+            let narrow = layer.second.narrow_input(processor, frames * rows);
+            hidden.reshape(frames * rows, narrow.room(layer.first.rows()));
+            let (target, ending) = (hidden.target(), Ending::Activated(*activation, narrow));
             // SAFETY: the target has a row for each of `x`, and is borrowed for this.
-            unsafe { layer.first.forward(processor, input, rooms, target, Ending::Activated(*activation)) };
-            Ok(layer.end(processor, hidden, x, rounded, rooms))
+            unsafe { layer.first.forward(processor, input, rooms, target, ending) };
+            Ok(layer.end(processor, (hidden, narrow), x, rounded, rooms))
         })?;
         Tensor::from_vec(result, x.shape(), &Device::Cpu)
     }
