@@ -208,5 +208,5 @@ fn gather_inline<const FUSED: bool>(sums: &[Step], count: usize, scale: f32, wid
 }
 widest!(
     /// Writes rows of sums, of which each panel has `count`, one after the other and scaled.
-    pub(super) fn gather(sums: &[Step], count: usize, scale: f32, width: usize, into: &mut [f32]) = gather_inline
+    fn gather(sums: &[Step], count: usize, scale: f32, width: usize, into: &mut [f32]) = gather_inline
 );

@@ -2,16 +2,19 @@
 //! rounded to 8, else in three ([`super::lines`]).
 
 use std::arch::x86_64::{
-    __m512i, _mm512_load_si512, _mm512_setzero_si512, _mm512_shuffle_i32x4, _mm512_store_si512, _mm512_unpackhi_epi32,
-    _mm512_unpackhi_epi64, _mm512_unpacklo_epi32, _mm512_unpacklo_epi64,
+    __m512i, _MM_FROUND_NO_EXC, _MM_FROUND_TO_NEAREST_INT, _mm512_add_ps, _mm512_fmadd_ps, _mm512_fmsub_ps,
+    _mm512_load_ps, _mm512_load_si512, _mm512_mask_max_ps, _mm512_maskz_scalef_ps, _mm512_max_ps,
+    _mm512_mul_ps, _mm512_reduce_add_ps, _mm512_reduce_max_ps, _mm512_roundscale_ps, _mm512_set1_ps,
+    _mm512_setzero_ps, _mm512_setzero_si512, _mm512_shuffle_i32x4, _mm512_store_ps, _mm512_store_si512,
+    _mm512_sub_ps, _mm512_unpackhi_epi32, _mm512_unpackhi_epi64, _mm512_unpacklo_epi32,
+    _mm512_unpacklo_epi64,
 };
 
-use super::attention::{Packed, gather};
-use super::lines::{LANES, Line, PIECES, SPAN, split_numbers, split_rows};
+use super::attention::Packed;
+use super::lines::{LANES, Line, PIECES, SPAN, mask, split, split_numbers, split_rows};
 use super::matrices::{Begin, Product, ROWS, STEP, Whole, multiply};
 use super::parts::{PANEL, Step, Target};
 use super::tasks::{Room, room, share_out};
-use crate::softmax;
 
 /// Begins sums.
 static NOTHING: Step = Step::ZERO;
@@ -50,7 +53,7 @@ impl Packed<'_> {
         let scale = (width as f32).sqrt().recip();
         share_out(frames * heads, rooms, |scratch, task| {
             let (frame, head) = (task / heads, task % heads);
-            let Room { sums, shares, lines, .. } = scratch;
+            let Room { sums, lines, .. } = scratch;
             let laid_out = panels * steps * of_a_step;
             let lines = room(lines, 2 * laid_out + panels.max(steps) * of_a_step, Line::ZERO);
             let (keys, lines) = lines.split_at_mut(laid_out);
@@ -96,17 +99,14 @@ impl Packed<'_> {
                 let count = ROWS.min(rows - first);
                 let half = count <= ROWS / 2;
                 let sums = room(sums, ROWS * panels.max(steps), Step::ZERO);
-                let shares = room(shares, count * rows, 0.0);
                 for place in 0..count {
                     // SAFETY: as above.
                     unsafe { split_numbers::<COUNT>(row(0, first + place), &mut x[place..], steps) };
                 }
                 products(keys, x, steps, half, sums);
-                gather(sums, ROWS, scale, rows, shares);
-                softmax::normalise(rows, shares);
-                for (place, shares) in shares.chunks_exact(rows).enumerate() {
-                    // SAFETY: as above.
-                    unsafe { split_numbers::<COUNT>(shares, &mut x[place..], panels) };
+                for place in 0..count {
+                    // SAFETY: as above; each panel has sums of as many rows.
+                    unsafe { share::<COUNT>(&mut sums[place..], rows, scale, &mut x[place..]) };
                 }
                 products(of_values, x, panels, half, sums);
                 for (index, sums) in sums[..steps * ROWS].chunks_exact(ROWS).enumerate() {
@@ -120,6 +120,74 @@ impl Packed<'_> {
                 }
             }
         });
+    }
+}
+
+/// Writes the softmax of a row of scores times `scale` in pieces, 0 behind its end. Each panel's scores are [`ROWS`] steps behind those
+/// of the one before.
+///
+/// e^x is 2^x to 2e-7 of its value; less than 2^-1000 counts as that.
+///
+/// # Safety
+/// The processor has AVX-512.
+#[target_feature(enable = "avx512f")]
+unsafe fn share<const COUNT: usize>(sums: &mut [Step], length: usize, scale: f32, into: &mut [Line]) {
+    /// ln 2 to the power of each place, by its factorial, from the last one on.
+    const TERMS: [f32; 8] = [
+        1.525_273_4e-5,
+        1.540_353e-4,
+        1.333_355_8e-3,
+        9.618_129e-3,
+        5.550_411e-2,
+        2.402_265_1e-1,
+        std::f32::consts::LN_2,
+        1.0,
+    ];
+    let panels = length.div_ceil(PANEL);
+    assert!(
+        (panels - 1) * ROWS < sums.len() && ((panels - 1) * COUNT + COUNT - 1) * STEP < into.len(),
+        "scores and lines of a row"
+    );
+    let (sums, into): (*mut f32, *mut Line) = (sums.as_mut_ptr().cast(), into.as_mut_ptr());
+    let place = |vector: usize| vector / 2 * ROWS * PANEL + vector % 2 * LANES;
+    let vectors = length.div_ceil(LANES);
+    // SAFETY: there are scores in each panel, and two vectors of them in a step; a line for each piece.
+    unsafe {
+        let mut largest = _mm512_set1_ps(f32::NEG_INFINITY);
+        for vector in 0..vectors {
+            let used = mask(length - vector * LANES);
+            let scores = _mm512_load_ps(sums.add(place(vector)));
+            // What is no number is passed over.
+            largest = _mm512_mask_max_ps(largest, used, scores, largest);
+        }
+        let factor = scale * std::f32::consts::LOG2_E;
+        let largest = _mm512_set1_ps(_mm512_reduce_max_ps(largest) * factor);
+        let mut total = _mm512_setzero_ps();
+        for vector in 0..2 * panels {
+            let used = mask(length.saturating_sub(vector * LANES));
+            let at = sums.add(place(vector));
+            let x = _mm512_fmsub_ps(_mm512_load_ps(at), _mm512_set1_ps(factor), largest);
+            // What is no number stays so.
+            let x = _mm512_max_ps(_mm512_set1_ps(-1000.0), x);
+            let whole = _mm512_roundscale_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(x);
+            let rest = _mm512_sub_ps(x, whole);
+            let mut power = _mm512_set1_ps(TERMS[0]);
+            for term in &TERMS[1..] {
+                power = _mm512_fmadd_ps(power, rest, _mm512_set1_ps(*term));
+            }
+            let power = _mm512_maskz_scalef_ps(used, power, whole);
+            total = _mm512_add_ps(total, power);
+            _mm512_store_ps(at, power);
+        }
+        let part = _mm512_set1_ps(_mm512_reduce_add_ps(total).recip());
+        for panel in 0..panels {
+            let at = sums.add(place(2 * panel));
+            let shares = [
+                _mm512_mul_ps(_mm512_load_ps(at), part),
+                _mm512_mul_ps(_mm512_load_ps(at.add(LANES)), part),
+            ];
+            split::<COUNT>(shares, into.add(panel * COUNT * STEP), STEP);
+        }
     }
 }
 

@@ -176,7 +176,7 @@ pub(super) unsafe fn split_rows<const COUNT: usize>(rows: [&[f32]; 2], into: &mu
 
 /// The first lanes of a vector, as many as are wanted and as there are.
 #[inline]
-fn mask(lanes: usize) -> u16 {
+pub(super) fn mask(lanes: usize) -> u16 {
     if lanes >= LANES { u16::MAX } else { (1 << lanes) - 1 }
 }
 
