@@ -238,3 +238,70 @@ unsafe fn exchange(lines: &mut [Line; STEP]) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use half::bf16;
+
+    use super::*;
+    use crate::frozen::layers_in_tiles::pay;
+    use crate::processor::Processor;
+
+    /// Shares that scores become, whose pieces are put together again; none without AVX-512.
+    fn shares(scores: &[f32], scale: f32) -> Option<Vec<f32>> {
+        if !Processor::tested().into_iter().any(|processor| pay(processor, 1 << 10)) {
+            return None;
+        }
+        let panels = scores.len().div_ceil(PANEL);
+        // What is behind the end of a row must not be read.
+        let mut sums = vec![Step([f32::NAN; PANEL]); panels * ROWS];
+        for (sums, scores) in sums.iter_mut().step_by(ROWS).zip(scores.chunks(PANEL)) {
+            sums.0[..scores.len()].copy_from_slice(scores);
+        }
+        let mut lines = vec![Line::ZERO; panels * PIECES * STEP];
+        // SAFETY: the processor has AVX-512.
+        unsafe { share::<PIECES>(&mut sums, scores.len(), scale, &mut lines) };
+        let share = |index: usize| {
+            let place = 2 * (index % LANES * 2 + index % PANEL / LANES);
+            let piece = |piece: usize| {
+                let Line(bytes) = lines[(index / PANEL * PIECES + piece) * STEP];
+                bf16::from_le_bytes([bytes[place], bytes[place + 1]]).to_f32()
+            };
+            piece(0) + (piece(1) + piece(2))
+        };
+        let found: Vec<f32> = (0..scores.len()).map(share).collect();
+        let mut behind = scores.len()..panels * PANEL;
+        assert!(found[0].is_nan() || behind.all(|index| share(index) == 0.0), "behind the end");
+        Some(found)
+    }
+
+    #[test]
+    fn shares_are_those_of_the_softmax() {
+        for length in [1, 15, 16, 17, 32, 33, 257] {
+            for size in [0.1, 5.0, 300.0] {
+                let scores: Vec<f32> = (0..length).map(|place| size * (place as f32 * 0.7).sin()).collect();
+                let Some(found) = shares(&scores, 0.25) else { return };
+                let powers: Vec<f64> =
+                    scores.iter().map(|score| (0.25 * f64::from(*score) - 0.25 * f64::from(size)).exp()).collect();
+                let total: f64 = powers.iter().sum();
+                for (found, power) in found.iter().zip(&powers) {
+                    let expected = power / total;
+                    let error = (f64::from(*found) - expected).abs();
+                    // Of the power, and of the score that it is of.
+                    let most = (4e-7 - 1e-7 * power.ln()) * expected;
+                    assert!(error <= most + 1e-30, "{length} {size}: {found} is not {expected}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn shares_of_far_scores_and_of_none() {
+        let Some(far) = shares(&[f32::MIN, 3.0, f32::NEG_INFINITY, -1e6], 1.0) else { return };
+        assert_eq!(far, [0.0, 1.0, 0.0, 0.0]);
+        let wrong = shares(&[1.0, f32::NAN, 2.0], 1.0).unwrap();
+        assert!(wrong.iter().all(|share| share.is_nan()));
+        let wrong = shares(&[1.0, f32::INFINITY, 2.0], 1.0).unwrap();
+        assert!(wrong.iter().any(|share| share.is_nan()));
+    }
+}

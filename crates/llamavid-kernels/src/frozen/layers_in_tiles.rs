@@ -272,3 +272,140 @@ fn part(product: Product) -> usize {
 fn even(whole: usize, most: usize) -> usize {
     whole.div_ceil(whole.div_ceil(most.max(1)).max(1)).max(1)
 }
+
+#[cfg(all(test, target_os = "linux"))]
+mod tests {
+    use candle_core::{Device, Tensor};
+
+    use super::*;
+    use crate::frozen::attention::Narrow;
+    use crate::frozen::parts::Parts;
+    use crate::frozen::tiles::Rows;
+    use crate::{Projection, Weight};
+
+    /// Numbers without a pattern around 0, some of them a thousand times as large as others.
+    fn noise(count: usize, seed: u32) -> Vec<f32> {
+        let mut state = seed;
+        let mut next = || {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            (state >> 8) as f32 / (1 << 23) as f32 - 1.0
+        };
+        (0..count).map(|_| next() * (5.0 * next()).exp2()).collect()
+    }
+
+    /// Sums of a layer's products, and what their sizes add up to, in f64.
+    fn exact(weights: &[f32], bias: &[f32], x: &[f32], columns: usize) -> Vec<[f64; 2]> {
+        let rows = x.chunks_exact(columns);
+        rows.flat_map(|x| {
+            weights.chunks_exact(columns).zip(bias).map(|(weights, bias)| {
+                let products = || x.iter().zip(weights).map(|(x, weight)| f64::from(*x) * f64::from(*weight));
+                let size: f64 = products().map(f64::abs).sum();
+                [products().sum::<f64>() + f64::from(*bias), size + f64::from(bias.abs())]
+            })
+        })
+        .collect()
+    }
+
+    /// What a layer makes of rows, which are added to ones.
+    fn forward(processor: Processor, layer: &FrozenLinear, x: &[f32], count: usize) -> Vec<f32> {
+        let columns = layer.columns();
+        let (mut numbers, mut rounded, mut rooms) = (Parts::default(), ByteRows::default(), Vec::new());
+        let make = |row: usize, into: &mut [f32]| into.copy_from_slice(&x[row * columns..][..columns]);
+        let input = layer.made_input(processor, count, make, &mut numbers, &mut rounded);
+        let ones = vec![1f32; count * layer.rows()];
+        let mut result = vec![0f32; ones.len()];
+        let target = Target::rows(result.as_mut_ptr(), result.len(), layer.rows());
+        let ending = Ending::Added(Rows { values: &ones, stride: layer.rows() });
+        // SAFETY: the target has as many rows, and nobody else uses it.
+        unsafe { layer.forward(processor, input, &mut rooms, target, ending) };
+        result
+    }
+
+    fn layer(weights: &[f32], bias: &[f32]) -> FrozenLinear {
+        let shape = (bias.len(), weights.len() / bias.len());
+        let weight = Tensor::from_slice(weights, shape, &Device::Cpu).unwrap();
+        let bias = Tensor::from_slice(bias, bias.len(), &Device::Cpu).unwrap();
+        FrozenLinear::new(&[Projection { weight: Weight::Dense(&weight), bias: Some(&bias) }]).unwrap()
+    }
+
+    /// Rows, columns and outputs around the sizes of steps, parts, tiles and tasks.
+    const SHAPES: [[usize; 3]; 8] = [
+        [24, 1, 1],
+        [33, 31, 40],
+        [48, 33, 32],
+        [49, 128, 5],
+        [47, 129, 64],
+        [290, 70, 33],
+        [100, 1100, 70],
+        [300, 600, 100],
+    ];
+
+    #[test]
+    fn numbers_in_pieces_err_as_little_as_numbers() {
+        for [count, columns, rows] in SHAPES {
+            let (weights, bias) = (noise(rows * columns, 1), noise(rows, 2));
+            let halves: Vec<f32> = weights.iter().map(|value| half::f16::from_f32(*value).to_f32()).collect();
+            let x = noise(count * columns, 3);
+            for weights in [&weights, &halves] {
+                let expected = exact(weights, &bias, &x, columns);
+                let layer = layer(weights, &bias);
+                for processor in Processor::tested() {
+                    let found = forward(processor, &layer, &x, count);
+                    // Of the sizes of all products: a rounding of the sum behind some of them, all of which are as likely up as down.
+                    let most = 4.0 * (columns as f64).sqrt().max(4.0) * 2f64.powi(-24);
+                    for (place, (found, [sum, size])) in found.iter().zip(&expected).enumerate() {
+                        let error = (f64::from(*found) - 1.0 - sum).abs() / (size + 1.0);
+                        assert!(error <= most, "{processor:?} {count} {columns} {rows}, {place}: {error:e}");
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn whole_numbers_in_tiles_are_those_in_vectors() {
+        for [count, columns, rows] in [[33, 129, 40], [64, 200, 33], [300, 700, 70], [47, 5000, 40]] {
+            let weights = noise(rows * columns, 1);
+            let mut layer = layer(&weights, &noise(rows, 2));
+            layer.panels = Panels::Bytes(BytePanels::new(&weights, rows, columns));
+            let x = noise(count * columns, 3);
+            let processors = Processor::tested();
+            let found: Vec<_> = processors
+                .iter()
+                .filter(|processor| layer.rounds(**processor))
+                .map(|processor| forward(*processor, &layer, &x, count))
+                .collect();
+            assert!(found.windows(2).all(|two| two[0] == two[1]), "{count} {columns} {rows}");
+        }
+    }
+
+    #[test]
+    fn what_is_not_finite_stays_in_its_row() {
+        let (count, columns, rows) = (70, 90, 40);
+        let layer = layer(&noise(rows * columns, 1), &noise(rows, 2));
+        for wrong in [f32::NAN, f32::from_bits(0x7fff_ffff), f32::from_bits(0xff80_0001), f32::INFINITY] {
+            let mut x = noise(count * columns, 3);
+            x[37 * columns + 71] = wrong;
+            for processor in Processor::tested() {
+                let found = forward(processor, &layer, &x, count);
+                for (row, found) in found.chunks_exact(rows).enumerate() {
+                    let finite = found.iter().filter(|value| value.is_finite()).count();
+                    assert_eq!(finite, if row == 37 { 0 } else { rows }, "{processor:?} {wrong} {row}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn the_hidden_numbers_of_rounded_layers_are_narrow() {
+        let weights = noise(40 * 160, 1);
+        let mut layer = layer(&weights, &noise(40, 2));
+        layer.panels = Panels::Bytes(BytePanels::new(&weights, 40, 160));
+        for processor in Processor::tested() {
+            let narrow = layer.narrow_input(processor, 100) != Narrow::No;
+            let pairs = pay(processor, 100) && is_x86_feature_detected!("avx512bf16");
+            assert_eq!(narrow, pairs, "{processor:?}");
+            assert!(layer.narrow_input(processor, 1) == Narrow::No);
+        }
+    }
+}

@@ -260,3 +260,60 @@ pub(super) unsafe fn split_panel<const COUNT: usize, N: Number>(panel: &[N], int
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use half::bf16;
+
+    use super::*;
+    use crate::frozen::layers_in_tiles::pay;
+    use crate::processor::Processor;
+
+    /// Pieces of a number, from the largest on; none without AVX-512.
+    fn pieces<const COUNT: usize>(value: f32) -> Option<[f32; COUNT]> {
+        if !Processor::tested().into_iter().any(|processor| pay(processor, 1 << 10)) {
+            return None;
+        }
+        let mut lines = vec![Line::ZERO; COUNT * STEP];
+        // SAFETY: the processor has AVX-512, and there is a line for each piece.
+        unsafe { split_numbers::<COUNT>(&[0.0, value], &mut lines, 1) };
+        Some(std::array::from_fn(|piece| {
+            let Line(bytes) = lines[piece * STEP];
+            assert_eq!(bytes[..4], [0; 4], "beside 0, with which it is multiplied later");
+            bf16::from_le_bytes([bytes[4], bytes[5]]).to_f32()
+        }))
+    }
+
+    #[test]
+    fn pieces_are_a_number_again() {
+        let mut state = 1u32;
+        for _ in 0..10_000 {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            let value = f32::from_bits(state);
+            // Pieces of smaller ones are too small for 16 bits, and larger ones are rounded to what is not finite.
+            if !(1e-32..3e38).contains(&value.abs()) {
+                continue;
+            }
+            let Some([first, second, third]) = pieces::<3>(value) else { return };
+            assert_eq!(first + (second + third), value, "{value:e}");
+            assert!(second.abs() <= value.abs() * 2f32.powi(-8) && third.abs() <= value.abs() * 2f32.powi(-16));
+            let half = half::f16::from_f32(value.abs().ln()).to_f32();
+            assert_eq!(pieces::<2>(half).unwrap().iter().sum::<f32>(), half);
+        }
+    }
+
+    #[test]
+    fn what_is_no_number_is_none_in_pieces() {
+        for bits in [0x7fff_ffff, 0xffff_ffff, 0x7f80_0001, 0x7fc0_0000, 0xffff_8000] {
+            let value = f32::from_bits(bits);
+            let Some(three) = pieces::<3>(value) else { return };
+            assert!(three.iter().sum::<f32>().is_nan());
+            assert!(!pieces::<1>(value).unwrap()[0].is_finite());
+        }
+        for value in [f32::INFINITY, f32::NEG_INFINITY] {
+            let Some(three) = pieces::<3>(value) else { return };
+            assert!(!three.iter().sum::<f32>().is_finite());
+            assert_eq!(pieces::<1>(value), Some([value]));
+        }
+    }
+}
