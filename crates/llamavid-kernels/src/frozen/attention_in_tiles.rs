@@ -66,7 +66,9 @@ impl Packed<'_> {
             for (panel, keys) in keys.chunks_exact_mut(steps * of_a_step).enumerate() {
                 for place in 0..PANEL {
                     // SAFETY: the processor has AVX-512, as all with tiles; there are as many lines.
-                    unsafe { split_numbers::<COUNT>(row(1, panel * PANEL + place), &mut keys[place..], steps) };
+                    unsafe {
+                        split_numbers::<COUNT>(row(1, panel * PANEL + place), &mut keys[place..], steps)
+                    };
                 }
                 for keys in keys.as_chunks_mut::<STEP>().0 {
                     // SAFETY: as above.
@@ -78,7 +80,8 @@ impl Packed<'_> {
                 let columns = panel * PANEL..width.min((panel + 1) * PANEL);
                 for place in 0..LANES {
                     let first = step * SPAN + place;
-                    let two = [first, first + LANES].map(|index| row(2, index).get(columns.clone()).unwrap_or(&[]));
+                    let two =
+                        [first, first + LANES].map(|index| row(2, index).get(columns.clone()).unwrap_or(&[]));
                     // SAFETY: as above.
                     unsafe { split_rows::<COUNT>(two, &mut of_values[2 * place..]) };
                 }
@@ -182,10 +185,8 @@ unsafe fn share<const COUNT: usize>(sums: &mut [Step], length: usize, scale: f32
         let part = _mm512_set1_ps(_mm512_reduce_add_ps(total).recip());
         for panel in 0..panels {
             let at = sums.add(place(2 * panel));
-            let shares = [
-                _mm512_mul_ps(_mm512_load_ps(at), part),
-                _mm512_mul_ps(_mm512_load_ps(at.add(LANES)), part),
-            ];
+            let shares =
+                [_mm512_mul_ps(_mm512_load_ps(at), part), _mm512_mul_ps(_mm512_load_ps(at.add(LANES)), part)];
             split::<COUNT>(shares, into.add(panel * COUNT * STEP), STEP);
         }
     }
@@ -230,11 +231,12 @@ unsafe fn exchange(lines: &mut [Line; STEP]) {
             columns[12 + place] = _mm512_shuffle_i32x4::<0xdd>(above_ab, above_cd);
         }
     }
-    for place in 0..LANES {
+    let [first, second] = columns;
+    for (place, (first, second)) in first.into_iter().zip(second).enumerate() {
         // SAFETY: as above; all were read.
         unsafe {
-            _mm512_store_si512(lines.add(2 * place), columns[0][place]);
-            _mm512_store_si512(lines.add(2 * place + 1), columns[1][place]);
+            _mm512_store_si512(lines.add(2 * place), first);
+            _mm512_store_si512(lines.add(2 * place + 1), second);
         }
     }
 }
@@ -281,8 +283,10 @@ mod tests {
             for size in [0.1, 5.0, 300.0] {
                 let scores: Vec<f32> = (0..length).map(|place| size * (place as f32 * 0.7).sin()).collect();
                 let Some(found) = shares(&scores, 0.25) else { return };
-                let powers: Vec<f64> =
-                    scores.iter().map(|score| (0.25 * f64::from(*score) - 0.25 * f64::from(size)).exp()).collect();
+                let powers: Vec<f64> = scores
+                    .iter()
+                    .map(|score| (0.25 * f64::from(*score) - 0.25 * f64::from(size)).exp())
+                    .collect();
                 let total: f64 = powers.iter().sum();
                 for (found, power) in found.iter().zip(&powers) {
                     let expected = power / total;

@@ -102,7 +102,8 @@ impl BytePanels {
     /// Lines of a panel from a step of tiles on.
     #[cfg(target_arch = "x86_64")]
     pub(super) fn lines(&self, panel: usize, steps: Range<usize>) -> &[Line] {
-        let [first, last] = [steps.start, steps.end].map(|step| panel * self.steps + step * (WHOLE / TOGETHER));
+        let [first, last] =
+            [steps.start, steps.end].map(|step| panel * self.steps + step * (WHOLE / TOGETHER));
         let numbers = &self.numbers[first..last];
         // SAFETY: numbers are bytes, two lines of them a step of four.
         unsafe { std::slice::from_raw_parts(numbers.as_ptr().cast(), 2 * numbers.len()) }

@@ -139,7 +139,10 @@ pub(super) unsafe fn read_pairs(x: &Parts, row: usize, into: &mut [f32]) {
                 let pairs = _mm512_castps_si512(load(pairs.add(place / 2), left.div_ceil(2)));
                 let lower = _mm512_castsi512_ps(_mm512_slli_epi32::<16>(pairs));
                 let upper = _mm512_castsi512_ps(_mm512_and_si512(pairs, _mm512_set1_epi32(!0 << 16)));
-                let turns = [_mm512_loadu_si512(TURNS[0].as_ptr().cast()), _mm512_loadu_si512(TURNS[1].as_ptr().cast())];
+                let turns = [
+                    _mm512_loadu_si512(TURNS[0].as_ptr().cast()),
+                    _mm512_loadu_si512(TURNS[1].as_ptr().cast()),
+                ];
                 let into = into.as_mut_ptr().add(place);
                 _mm512_mask_storeu_ps(into, mask(left), _mm512_permutex2var_ps(lower, turns[0], upper));
                 let (into, left) = (into.wrapping_add(LANES), left.saturating_sub(LANES));

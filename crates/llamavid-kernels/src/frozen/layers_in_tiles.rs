@@ -171,7 +171,13 @@ impl FrozenLinear {
                             let finished = match whole {
                                 Some((rows, panels)) => {
                                     let finished = &mut finished[..used];
-                                    panels.scale(panel, sums, &rows[range.clone()], &self.bias[panel], finished);
+                                    panels.scale(
+                                        panel,
+                                        sums,
+                                        &rows[range.clone()],
+                                        &self.bias[panel],
+                                        finished,
+                                    );
                                     finished
                                 }
                                 None => Sums::as_numbers(sums),

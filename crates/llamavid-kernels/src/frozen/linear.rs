@@ -8,9 +8,9 @@ use half::slice::HalfFloatSliceExt;
 use rayon::prelude::*;
 
 use super::attention::Narrow;
+use super::bytes::{BYTES, BytePanels, ByteRows, ByteStep, Sums, add_products};
 #[cfg(target_arch = "x86_64")]
 use super::groups;
-use super::bytes::{BYTES, BytePanels, ByteRows, ByteStep, Sums, add_products};
 #[cfg(target_arch = "x86_64")]
 use super::layers_in_tiles::{self, InTiles};
 use super::parts::{Ahead, PANEL, PART, Parts, Step, Strip, Target};

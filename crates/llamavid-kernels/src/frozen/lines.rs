@@ -7,9 +7,9 @@
 
 use std::arch::x86_64::{
     __m256i, __m512, _CMP_ORD_Q, _mm256_loadu_si256, _mm512_and_si512, _mm512_castps_si512,
-    _mm512_castsi512_ps, _mm512_cmp_ps_mask, _mm512_cvtph_ps, _mm512_loadu_ps, _mm512_mask_add_epi32, _mm512_maskz_loadu_ps,
-    _mm512_or_si512, _mm512_set1_epi32, _mm512_setzero_ps, _mm512_srli_epi32, _mm512_store_si512,
-    _mm512_sub_ps,
+    _mm512_castsi512_ps, _mm512_cmp_ps_mask, _mm512_cvtph_ps, _mm512_loadu_ps, _mm512_mask_add_epi32,
+    _mm512_maskz_loadu_ps, _mm512_or_si512, _mm512_set1_epi32, _mm512_setzero_ps, _mm512_srli_epi32,
+    _mm512_store_si512, _mm512_sub_ps,
 };
 
 use rayon::prelude::*;
@@ -74,7 +74,13 @@ impl Places {
 
 impl Lines {
     /// Makes room for other rows of `columns` numbers, of which a step has `of_a_step`, in pieces. They are any.
-    pub(super) fn reshape(&mut self, count: usize, columns: usize, of_a_step: usize, pieces: usize) -> Places {
+    pub(super) fn reshape(
+        &mut self,
+        count: usize,
+        columns: usize,
+        of_a_step: usize,
+        pieces: usize,
+    ) -> Places {
         (self.count, self.columns, self.pieces) = (count, columns, pieces);
         self.steps = columns.div_ceil(of_a_step);
         self.lines.resize(count.div_ceil(ROWS) * self.steps * pieces * STEP, Line::ZERO);
@@ -85,7 +91,12 @@ impl Lines {
     ///
     /// # Safety
     /// The processor has AVX-512.
-    pub(super) unsafe fn fill(&mut self, count: usize, columns: usize, make: impl Fn(usize, &mut [f32]) + Sync) {
+    pub(super) unsafe fn fill(
+        &mut self,
+        count: usize,
+        columns: usize,
+        make: impl Fn(usize, &mut [f32]) + Sync,
+    ) {
         let places = self.reshape(count, columns, SPAN, PIECES);
         let steps = self.steps;
         (0..count).into_par_iter().with_min_len(TASK_ROWS).for_each_init(
@@ -139,7 +150,7 @@ unsafe fn split_row(row: &[f32], places: Places, index: usize) {
 /// The processor has AVX-512.
 #[target_feature(enable = "avx512f")]
 pub(super) unsafe fn split_numbers<const COUNT: usize>(row: &[f32], into: &mut [Line], steps: usize) {
-    assert!(row.len() <= steps * SPAN && steps * COUNT * STEP <= into.len() + STEP - 1, "lines for a row");
+    assert!(row.len() <= steps * SPAN && steps * COUNT * STEP < into.len() + STEP, "lines for a row");
     for step in 0..steps {
         let numbers = row.as_ptr().wrapping_add(step * SPAN);
         let left = row.len().saturating_sub(step * SPAN);
@@ -166,8 +177,14 @@ pub(super) unsafe fn split_rows<const COUNT: usize>(rows: [&[f32]; 2], into: &mu
         // SAFETY: vectors are read as far as there are numbers, and there are two lines of each piece.
         unsafe {
             let numbers = [
-                _mm512_maskz_loadu_ps(mask(rows[0].len().saturating_sub(first)), rows[0].as_ptr().wrapping_add(first)),
-                _mm512_maskz_loadu_ps(mask(rows[1].len().saturating_sub(first)), rows[1].as_ptr().wrapping_add(first)),
+                _mm512_maskz_loadu_ps(
+                    mask(rows[0].len().saturating_sub(first)),
+                    rows[0].as_ptr().wrapping_add(first),
+                ),
+                _mm512_maskz_loadu_ps(
+                    mask(rows[1].len().saturating_sub(first)),
+                    rows[1].as_ptr().wrapping_add(first),
+                ),
             ];
             split::<COUNT>(numbers, into.as_mut_ptr().add(half), STEP);
         }
@@ -186,7 +203,11 @@ pub(super) fn mask(lanes: usize) -> u16 {
 /// The processor has AVX-512, and nobody else uses these lines.
 #[inline]
 #[target_feature(enable = "avx512f")]
-pub(super) unsafe fn split<const COUNT: usize>([mut first, mut second]: [__m512; 2], into: *mut Line, apart: usize) {
+pub(super) unsafe fn split<const COUNT: usize>(
+    [mut first, mut second]: [__m512; 2],
+    into: *mut Line,
+    apart: usize,
+) {
     let (half, upper) = (_mm512_set1_epi32(1 << 15), _mm512_set1_epi32(!0 << 16));
     for piece in 0..COUNT {
         let (mut bits, mut others) = (_mm512_castps_si512(first), _mm512_castps_si512(second));
@@ -296,7 +317,9 @@ mod tests {
             }
             let Some([first, second, third]) = pieces::<3>(value) else { return };
             assert_eq!(first + (second + third), value, "{value:e}");
-            assert!(second.abs() <= value.abs() * 2f32.powi(-8) && third.abs() <= value.abs() * 2f32.powi(-16));
+            assert!(
+                second.abs() <= value.abs() * 2f32.powi(-8) && third.abs() <= value.abs() * 2f32.powi(-16)
+            );
             let half = half::f16::from_f32(value.abs().ln()).to_f32();
             assert_eq!(pieces::<2>(half).unwrap().iter().sum::<f32>(), half);
         }

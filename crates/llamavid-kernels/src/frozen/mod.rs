@@ -11,9 +11,9 @@ mod bytes;
 mod groups;
 #[cfg(target_arch = "x86_64")]
 mod layers_in_tiles;
+mod linear;
 #[cfg(target_arch = "x86_64")]
 mod lines;
-mod linear;
 #[cfg(target_arch = "x86_64")]
 mod matrices;
 mod parts;
