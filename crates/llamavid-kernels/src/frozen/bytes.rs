@@ -13,6 +13,8 @@ use rayon::prelude::*;
 use super::groups;
 #[cfg(target_arch = "x86_64")]
 use super::lines::{Line, Lines};
+#[cfg(target_arch = "x86_64")]
+use super::parts::Strip;
 use super::parts::{Ahead, PANEL, PART, Step, TASK_ROWS};
 use super::tiles::Rows;
 use crate::processor::Processor;
@@ -97,6 +99,34 @@ impl BytePanels {
             }
             _ => false,
         }
+    }
+
+    /// Writes the GELU of what sums of a panel stand for, narrow; false, and nothing is written, if rows have large numbers.
+    ///
+    /// # Safety
+    /// The processor has AVX-512 with BF16, and whoever calls has these places of `target` alone.
+    #[cfg(target_arch = "x86_64")]
+    pub(super) unsafe fn activate(
+        &self,
+        panel: usize,
+        whole: &[Sums],
+        x: &[RoundedRow],
+        bias: &Step,
+        target: Strip,
+    ) -> bool {
+        if x.iter().any(|row| !row.large.is_empty()) {
+            return false;
+        }
+        for (row, (whole, x)) in whole.iter().zip(x).enumerate() {
+            let mut narrow = [0f32; PANEL / 2];
+            let of_weights = (&self.scales[panel], &self.totals[panel], bias);
+            // SAFETY: as the caller promises.
+            unsafe {
+                groups::activate_whole(whole, (x.scale, x.zero), of_weights, &mut narrow);
+                target.write(row, &narrow);
+            }
+        }
+        true
     }
 
     /// Lines of a panel from a step of tiles on.

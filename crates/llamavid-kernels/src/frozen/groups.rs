@@ -1,13 +1,14 @@
 //! Tiles of AVX-512 whose lanes multiply all that lies in 32 bits at once: four whole numbers, or two numbers of 16 bits.
 
 use std::arch::x86_64::{
-    __m256i, __m512, __m512bh, __m512i, _CMP_LT_OQ, _mm512_abs_ps, _mm512_and_si512, _mm512_castps_si512,
-    _mm512_castsi512_ps, _mm512_castsi512_si256, _mm512_cmp_ps_mask, _mm512_cvtepu16_epi32,
-    _mm512_cvtne2ps_pbh, _mm512_dpbf16_ps, _mm512_dpbusd_epi32, _mm512_extracti64x4_epi64, _mm512_fmadd_ps,
-    _mm512_fnmadd_ps, _mm512_loadu_ps, _mm512_loadu_si512, _mm512_mask_mov_ps, _mm512_mask_storeu_epi32,
-    _mm512_mask_storeu_ps, _mm512_maskz_loadu_ps, _mm512_mul_ps, _mm512_or_si512, _mm512_permutex2var_ps,
-    _mm512_rcp14_ps, _mm512_set1_epi32, _mm512_set1_ps, _mm512_slli_epi32, _mm512_storeu_ps,
-    _mm512_storeu_si512,
+    __m256i, __m512, __m512bh, __m512i, _CMP_LT_OQ, _mm512_abs_ps, _mm512_add_ps, _mm512_and_si512,
+    _mm512_castps_si512, _mm512_castsi512_ps, _mm512_castsi512_si256, _mm512_cmp_ps_mask, _mm512_cvtepi32_ps,
+    _mm512_cvtepu16_epi32, _mm512_cvtne2ps_pbh, _mm512_dpbf16_ps, _mm512_dpbusd_epi32,
+    _mm512_extracti64x4_epi64, _mm512_fmadd_ps, _mm512_fnmadd_ps, _mm512_loadu_ps, _mm512_loadu_si512,
+    _mm512_mask_mov_ps, _mm512_mask_storeu_epi32, _mm512_mask_storeu_ps, _mm512_maskz_loadu_ps,
+    _mm512_mul_ps, _mm512_mullo_epi32, _mm512_or_si512, _mm512_permutex2var_ps, _mm512_rcp14_ps,
+    _mm512_set1_epi32, _mm512_set1_ps, _mm512_setzero_ps, _mm512_slli_epi32, _mm512_storeu_ps,
+    _mm512_storeu_si512, _mm512_sub_epi32,
 };
 
 use super::bytes::{ByteStep, Sums, TOGETHER};
@@ -162,25 +163,63 @@ pub(super) unsafe fn activate(sums: &mut [Step]) {
         // SAFETY: each is a vector.
         unsafe {
             let value = _mm512_loadu_ps(vector.as_ptr());
-            let x = _mm512_mul_ps(value, _mm512_set1_ps(std::f32::consts::FRAC_1_SQRT_2));
-            let square = _mm512_mul_ps(x, x);
-            let (mut above, mut below) = (_mm512_set1_ps(P[6] as f32), _mm512_set1_ps(Q[6] as f32));
-            for power in (0..6).rev() {
-                above = _mm512_fmadd_ps(above, square, _mm512_set1_ps(P[power] as f32));
-                below = _mm512_fmadd_ps(below, square, _mm512_set1_ps(Q[power] as f32));
-            }
-            // 14 bits of 1 / below, and twice as many.
-            let part = _mm512_rcp14_ps(below);
-            let part = _mm512_fmadd_ps(_mm512_fnmadd_ps(below, part, _mm512_set1_ps(1.0)), part, part);
-            let inside = _mm512_mul_ps(_mm512_mul_ps(x, above), part);
-            let is_inside = _mm512_cmp_ps_mask::<_CMP_LT_OQ>(_mm512_abs_ps(x), _mm512_set1_ps(4.0));
-            let (one, sign) = (_mm512_set1_epi32(1f32.to_bits() as i32), _mm512_set1_epi32(i32::MIN));
-            let outside = _mm512_or_si512(_mm512_and_si512(_mm512_castps_si512(x), sign), one);
-            let error = _mm512_mask_mov_ps(_mm512_castsi512_ps(outside), is_inside, inside);
-            let half = _mm512_mul_ps(value, _mm512_set1_ps(0.5));
-            _mm512_storeu_ps(vector.as_mut_ptr(), _mm512_fmadd_ps(half, error, half));
+            _mm512_storeu_ps(vector.as_mut_ptr(), gelu(value));
         }
     }
+}
+
+/// The same of what sums of whole numbers of a row stand for, with what its numbers stand for and the one that stands for 0, and
+/// with the same and the sums of whole numbers of weights, and biases. The result is narrow.
+///
+/// # Safety
+/// The processor has AVX-512 with BF16.
+#[target_feature(enable = "avx512f,avx512bf16")]
+pub(super) unsafe fn activate_whole(
+    whole: &Sums,
+    (scale, zero): (f32, i32),
+    (scales, totals, bias): (&Step, &Sums, &Step),
+    into: &mut [f32; LANES],
+) {
+    let mut found = [_mm512_setzero_ps(); 2];
+    for (index, found) in found.iter_mut().enumerate() {
+        let lane = index * LANES;
+        // SAFETY: each of these is two vectors.
+        unsafe {
+            let sums = _mm512_loadu_si512(whole.0.as_ptr().add(lane).cast());
+            let totals = _mm512_loadu_si512(totals.0.as_ptr().add(lane).cast());
+            let sums = _mm512_sub_epi32(sums, _mm512_mullo_epi32(totals, _mm512_set1_epi32(zero)));
+            let scale = _mm512_mul_ps(_mm512_loadu_ps(scales.0.as_ptr().add(lane)), _mm512_set1_ps(scale));
+            let bias = _mm512_loadu_ps(bias.0.as_ptr().add(lane));
+            *found = gelu(_mm512_add_ps(_mm512_mul_ps(_mm512_cvtepi32_ps(sums), scale), bias));
+        }
+    }
+    // SAFETY: there is room for a vector, and both are as many bits.
+    unsafe {
+        let pairs: __m512i = std::mem::transmute(_mm512_cvtne2ps_pbh(found[1], found[0]));
+        _mm512_storeu_si512(into.as_mut_ptr().cast(), pairs);
+    }
+}
+
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn gelu(value: __m512) -> __m512 {
+    let x = _mm512_mul_ps(value, _mm512_set1_ps(std::f32::consts::FRAC_1_SQRT_2));
+    let square = _mm512_mul_ps(x, x);
+    let (mut above, mut below) = (_mm512_set1_ps(P[6] as f32), _mm512_set1_ps(Q[6] as f32));
+    for power in (0..6).rev() {
+        above = _mm512_fmadd_ps(above, square, _mm512_set1_ps(P[power] as f32));
+        below = _mm512_fmadd_ps(below, square, _mm512_set1_ps(Q[power] as f32));
+    }
+    // 14 bits of 1 / below, and twice as many.
+    let part = _mm512_rcp14_ps(below);
+    let part = _mm512_fmadd_ps(_mm512_fnmadd_ps(below, part, _mm512_set1_ps(1.0)), part, part);
+    let inside = _mm512_mul_ps(_mm512_mul_ps(x, above), part);
+    let is_inside = _mm512_cmp_ps_mask::<_CMP_LT_OQ>(_mm512_abs_ps(x), _mm512_set1_ps(4.0));
+    let (one, sign) = (_mm512_set1_epi32(1f32.to_bits() as i32), _mm512_set1_epi32(i32::MIN));
+    let outside = _mm512_or_si512(_mm512_and_si512(_mm512_castps_si512(x), sign), one);
+    let error = _mm512_mask_mov_ps(_mm512_castsi512_ps(outside), is_inside, inside);
+    let half = _mm512_mul_ps(value, _mm512_set1_ps(0.5));
+    _mm512_fmadd_ps(half, error, half)
 }
 
 /// Puts the numbers of 16 bits of two rows side by side, those of a panel at most, and 0 where a row has none.

@@ -4,6 +4,7 @@
 //! A part of a panel stays in the first cache while the rows of a task go by, which stay in the second one with their sums. Where
 //! these rows are too long for that, the task goes through a part of them with all its panels first.
 
+use super::attention::Narrow;
 use super::bytes::{BytePanels, ByteRows, RoundedRow, Sums};
 use super::groups;
 use super::linear::{Ending, FrozenLinear, Input, Panels, finish, write};
@@ -22,6 +23,9 @@ const KEPT: usize = 512 << 10;
 const MOST: usize = 18 * ROWS;
 /// Rows of a task at most, if only a part of each is.
 const BLOCK: usize = 9 * ROWS;
+
+/// Parts of panels that are asked for ahead.
+const AHEAD: usize = 3;
 
 /// Rows for tiles.
 #[derive(Debug, Clone, Copy)]
@@ -127,15 +131,13 @@ impl FrozenLinear {
                     for step in (begin..until).step_by(length) {
                         let of_part = step..until.min(step + length);
                         let last = of_part.end == steps;
-                        // Two parts further, since a part of few rows is done before memory answers.
-                        let further = step + 2 * length;
-                        let mut ahead = if further < until {
-                            self.part_ahead(whole, panel, further..until.min(further + length), rows)
-                        } else {
-                            let next = begin + (further - until) / length * length;
-                            let panel = if group == 1 { panel + threads } else { panel + 1 };
-                            self.part_ahead(whole, panel, next..until.min(next + length), rows)
-                        };
+                        // Some parts further, since a part of few rows is done before memory answers.
+                        let parts = (until - begin).div_ceil(length);
+                        let index = (step - begin) / length + AHEAD;
+                        let others = index / parts * if group == 1 { threads } else { 1 };
+                        let next = begin + index % parts * length;
+                        let next = next..until.min(next + length);
+                        let mut ahead = self.part_ahead(whole, panel + others, next, rows);
                         // SAFETY: the processor has AVX-512.
                         let weights = unsafe { self.part(whole, panel, of_part.clone(), lines, widened) };
                         for row in (0..rows).step_by(ROWS) {
@@ -168,6 +170,22 @@ impl FrozenLinear {
                             }
                             let sums = &mut sums[..used];
                             let range = first + row..first + row + used;
+                            #[allow(clippy::collapsible_if, reason = "more than one condition")]
+                            if let (
+                                Some((rows, panels)),
+                                Ending::Activated(Activation::Gelu, Narrow::Pairs),
+                            ) = (whole, ending)
+                            {
+                                if columns.len() == PANEL {
+                                    let strip = target.strip(range.clone(), columns.start / 2, PANEL / 2);
+                                    let rows = &rows[range.clone()];
+                                    // SAFETY: the processor has the instructions, of which `narrow_input` tells; the rest as below.
+                                    if unsafe { panels.activate(panel, sums, rows, &self.bias[panel], strip) }
+                                    {
+                                        continue;
+                                    }
+                                }
+                            }
                             let finished = match whole {
                                 Some((rows, panels)) => {
                                     let finished = &mut finished[..used];
@@ -284,7 +302,6 @@ mod tests {
     use candle_core::{Device, Tensor};
 
     use super::*;
-    use crate::frozen::attention::Narrow;
     use crate::frozen::parts::Parts;
     use crate::frozen::tiles::Rows;
     use crate::{Projection, Weight};
