@@ -13,8 +13,8 @@ use llamavid_kernels::{
 };
 
 /// Whose block it is, its width, heads, hidden width and rows of a frame.
-const BLOCKS: [(&str, usize, usize, usize, usize); 2] =
-    [("ViT-g", 1408, 16, 6144, 257), ("embedded model", 128, 4, 512, 37)];
+const BLOCKS: [(&str, usize, usize, usize, usize); 3] =
+    [("ViT-g", 1408, 16, 6144, 257), ("half of it", 704, 8, 3072, 257), ("embedded model", 128, 4, 512, 37)];
 
 fn blocks(criterion: &mut Criterion) {
     println!("{} on {} threads", instruction_set().unwrap(), rayon::current_num_threads());

@@ -116,7 +116,8 @@ fn share(x: f32) -> f64 {
     0.5 * (1.0 + error_function(f64::from(x) * std::f64::consts::FRAC_1_SQRT_2))
 }
 
-const P: [f64; 7] = [
+/// The error function of `x` up to 4 in size is `x` P(x²) / Q(x²), with the factors of 1 first.
+pub(crate) const P: [f64; 7] = [
     1.12837916815,
     0.166902832875,
     0.050938406266,
@@ -125,7 +126,7 @@ const P: [f64; 7] = [
     -2.88769835856e-07,
     -4.48404022104e-08,
 ];
-const Q: [f64; 7] = [
+pub(crate) const Q: [f64; 7] = [
     1.0,
     0.481247156552,
     0.105558440403,

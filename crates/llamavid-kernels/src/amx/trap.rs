@@ -151,8 +151,9 @@ impl State {
                         .copy_from_slice(&from[..shape.bytes]);
                 }
             }
-            Mnemonic::Tdpbssd => self.multiply(instruction, signed, signed)?,
-            Mnemonic::Tdpbusd => self.multiply(instruction, unsigned, signed)?,
+            Mnemonic::Tdpbssd => self.multiply(instruction, |sum, products| add(sum, products, signed))?,
+            Mnemonic::Tdpbusd => self.multiply(instruction, |sum, products| add(sum, products, unsigned))?,
+            Mnemonic::Tdpbf16ps => self.multiply(instruction, add_pairs)?,
             _ => return Err("nothing here knows it".into()),
         }
         Ok(())
@@ -196,12 +197,11 @@ impl State {
         }
     }
 
-    /// Adds the products of rows of the second operand with columns of the third, which lie in steps of four numbers, to the first.
+    /// Lets `add` add the products of 32 bits of rows of the second operand and of columns of the third to the first.
     fn multiply(
         &mut self,
         instruction: &Instruction,
-        of_x: fn(u8) -> i32,
-        of_weights: fn(u8) -> i32,
+        add: impl Fn([u8; 4], &mut dyn Iterator<Item = [[u8; 4]; 2]>) -> [u8; 4],
     ) -> Result<(), String> {
         let (sums, of_sums) = self.tile(instruction.op0_register())?;
         let (x, shape_of_x) = self.tile(instruction.op1_register())?;
@@ -221,19 +221,34 @@ impl State {
             let (places, beyond) = sums.split_at_mut(of_sums.bytes);
             beyond.fill(0);
             for (column, sum) in places.as_chunks_mut::<4>().0.iter_mut().enumerate() {
-                let mut found = i32::from_le_bytes(*sum);
-                for step in 0..shape_of_weights.rows {
-                    for place in 0..4 {
-                        let product =
-                            of_x(x[row][4 * step + place]) * of_weights(weights[step][4 * column + place]);
-                        found = found.wrapping_add(product);
-                    }
-                }
-                *sum = found.to_le_bytes();
+                let step = |step: usize| [x[row].as_chunks().0[step], weights[step].as_chunks().0[column]];
+                *sum = add(*sum, &mut (0..shape_of_weights.rows).map(step));
             }
         }
         Ok(())
     }
+}
+
+/// Adds products of four whole numbers each. Those of weights have a sign.
+fn add(sum: [u8; 4], steps: &mut dyn Iterator<Item = [[u8; 4]; 2]>, of_x: fn(u8) -> i32) -> [u8; 4] {
+    let products = steps.flat_map(|[x, weights]| {
+        std::array::from_fn::<_, 4, _>(|place| of_x(x[place]) * signed(weights[place]))
+    });
+    products.fold(i32::from_le_bytes(sum), i32::wrapping_add).to_le_bytes()
+}
+
+/// Adds products of two numbers in bf16 each: first of each step, and second ones, are added up by themselves. What is less than
+/// 2^-126 is 0 throughout.
+fn add_pairs(sum: [u8; 4], steps: &mut dyn Iterator<Item = [[u8; 4]; 2]>) -> [u8; 4] {
+    let flushed = |value: f32| if value.abs() < f32::MIN_POSITIVE { 0f32.copysign(value) } else { value };
+    let number = |[_, _, low, high]: [u8; 4]| flushed(f32::from_le_bytes([0, 0, low, high]));
+    let [mut first, mut second] = [0f32; 2];
+    for pair in steps {
+        let [x, weights] = pair.map(|[a, b, c, d]| [number([0, 0, a, b]), number([0, 0, c, d])]);
+        first = flushed(x[0].mul_add(weights[0], first));
+        second = flushed(x[1].mul_add(weights[1], second));
+    }
+    flushed(flushed(f32::from_le_bytes(sum)) + flushed(first + second)).to_le_bytes()
 }
 
 fn signed(number: u8) -> i32 {

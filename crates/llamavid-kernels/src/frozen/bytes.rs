@@ -11,8 +11,12 @@ use rayon::prelude::*;
 
 #[cfg(target_arch = "x86_64")]
 use super::groups;
+#[cfg(target_arch = "x86_64")]
+use super::lines::{Line, Lines};
+#[cfg(target_arch = "x86_64")]
+use super::parts::Strip;
 use super::parts::{Ahead, PANEL, PART, Step, TASK_ROWS};
-use super::tiles::{Rows, TILE_ROWS};
+use super::tiles::Rows;
 use crate::processor::Processor;
 #[cfg(target_arch = "x86_64")]
 use crate::processor::WholeNumbers;
@@ -22,6 +26,8 @@ use crate::vector::{NEAREST, multiply_add, widest};
 pub(super) const TOGETHER: usize = 4;
 /// Numbers of a row that lie together: a panel's part of as many columns stays in the first cache.
 pub(super) const BYTES: usize = 2 * PART;
+/// Numbers of a row of weights that there is room for at least, and multiples of them: those of a tile's rows.
+const WHOLE: usize = 64;
 /// Numbers of a row of `x` up to which it is not rounded: little is gained, and patches of small encoders would turn too far.
 #[cfg(target_arch = "x86_64")]
 const SHORT: usize = 128;
@@ -52,12 +58,20 @@ pub(super) struct Sums(pub(super) [i32; PANEL]);
 
 impl Sums {
     pub(super) const ZERO: Self = Self([0; PANEL]);
+
+    /// Sums that are numbers, which lie in the room of whole ones.
+    #[cfg(target_arch = "x86_64")]
+    pub(super) fn as_numbers(sums: &mut [Self]) -> &mut [Step] {
+        // SAFETY: both are as many numbers of 32 bits.
+        unsafe { std::slice::from_raw_parts_mut(sums.as_mut_ptr().cast(), sums.len()) }
+    }
 }
 
 impl BytePanels {
     /// Rounds and lays out weights (rows, columns).
     pub(super) fn new(values: &[f32], rows: usize, columns: usize) -> Self {
-        let (panels, steps) = (rows.div_ceil(PANEL), columns.div_ceil(TOGETHER));
+        let panels = rows.div_ceil(PANEL);
+        let steps = columns.next_multiple_of(WHOLE).div_ceil(TOGETHER);
         let mut numbers = vec![ByteStep([[0; TOGETHER]; PANEL]); panels * steps];
         let mut scales = vec![Step::ZERO; panels];
         let mut totals = vec![Sums::ZERO; panels];
@@ -85,6 +99,44 @@ impl BytePanels {
             }
             _ => false,
         }
+    }
+
+    /// Writes the GELU of what sums of a panel stand for, narrow; false, and nothing is written, if rows have large numbers.
+    ///
+    /// # Safety
+    /// The processor has AVX-512 with BF16, and whoever calls has these places of `target` alone.
+    #[cfg(target_arch = "x86_64")]
+    pub(super) unsafe fn activate(
+        &self,
+        panel: usize,
+        whole: &[Sums],
+        x: &[RoundedRow],
+        bias: &Step,
+        target: Strip,
+    ) -> bool {
+        if x.iter().any(|row| !row.large.is_empty()) {
+            return false;
+        }
+        for (row, (whole, x)) in whole.iter().zip(x).enumerate() {
+            let mut narrow = [0f32; PANEL / 2];
+            let of_weights = (&self.scales[panel], &self.totals[panel], bias);
+            // SAFETY: as the caller promises.
+            unsafe {
+                groups::activate_whole(whole, (x.scale, x.zero), of_weights, &mut narrow);
+                target.write(row, &narrow);
+            }
+        }
+        true
+    }
+
+    /// Lines of a panel from a step of tiles on.
+    #[cfg(target_arch = "x86_64")]
+    pub(super) fn lines(&self, panel: usize, steps: Range<usize>) -> &[Line] {
+        let [first, last] =
+            [steps.start, steps.end].map(|step| panel * self.steps + step * (WHOLE / TOGETHER));
+        let numbers = &self.numbers[first..last];
+        // SAFETY: numbers are bytes, two lines of them a step of four.
+        unsafe { std::slice::from_raw_parts(numbers.as_ptr().cast(), 2 * numbers.len()) }
     }
 
     /// Columns of a panel as numbers.
@@ -117,15 +169,6 @@ impl BytePanels {
     }
 }
 
-/// Rows that are multiplied together: as many as all tasks but the last had best have a multiple of.
-pub(super) fn tile_rows(processor: Processor) -> usize {
-    match processor {
-        #[cfg(target_arch = "x86_64")]
-        Processor::Avx512(_, WholeNumbers::Tiles) => crate::amx::ROWS,
-        _ => TILE_ROWS,
-    }
-}
-
 /// Adds the products of rows of `x` with steps of a panel.
 pub(super) fn add_products(
     processor: Processor,
@@ -137,10 +180,9 @@ pub(super) fn add_products(
     match processor {
         // SAFETY: the processor has AVX-512 with VNNI.
         #[cfg(target_arch = "x86_64")]
-        Processor::Avx512(_, WholeNumbers::Fours) => unsafe { groups::fours(panel, x, sums, ahead) },
-        // SAFETY: the processor has AMX, which the process may use, and AVX-512 with VNNI.
-        #[cfg(target_arch = "x86_64")]
-        Processor::Avx512(_, WholeNumbers::Tiles) => unsafe { groups::matrices(panel, x, sums, ahead) },
+        Processor::Avx512(_, WholeNumbers::Fours | WholeNumbers::Tiles) => unsafe {
+            groups::fours(panel, x, sums, ahead)
+        },
         // SAFETY: the processor has AVX2, which is a part of AVX-512.
         #[cfg(target_arch = "x86_64")]
         Processor::Avx512(..) | Processor::Avx2(..) => unsafe { x86::pairs(panel, x, sums, ahead) },
@@ -261,6 +303,9 @@ pub(super) struct ByteRows {
     numbers: Vec<[u8; BYTES]>,
     rows: Vec<RoundedRow>,
     columns: usize,
+    /// The same for tiles, which are written instead of the others.
+    #[cfg(target_arch = "x86_64")]
+    lines: Lines,
 }
 
 /// Where tasks write the numbers of rows of their own.
@@ -296,6 +341,39 @@ impl ByteRows {
                 }
             },
         );
+    }
+
+    /// The same as tiles read them.
+    #[cfg(target_arch = "x86_64")]
+    pub(super) fn fill_lines(
+        &mut self,
+        count: usize,
+        columns: usize,
+        make: impl Fn(usize, &mut [f32]) + Sync,
+    ) -> (&Lines, &[RoundedRow]) {
+        let places = self.lines.reshape(count, columns, WHOLE, 1);
+        self.rows.resize_with(count, RoundedRow::default);
+        self.rows.par_iter_mut().with_min_len(TASK_ROWS).enumerate().for_each_init(
+            || (vec![0f32; columns], vec![Line::ZERO; columns.div_ceil(WHOLE)]),
+            |(row, lines), (index, rounded)| {
+                make(index, row);
+                let survey = take_large(row, &mut rounded.large);
+                let steps;
+                (steps, rounded.scale, rounded.zero) = survey.steps(row);
+                round(row, steps, rounded.zero, &mut Line::bytes(lines)[..columns]);
+                for (step, line) in lines.iter().enumerate() {
+                    // SAFETY: there are as many lines of as many rows, and only this task writes this row.
+                    unsafe { places.at(index, step, 0).write(*line) };
+                }
+            },
+        );
+        (&self.lines, &self.rows)
+    }
+
+    /// Room for rows in pieces.
+    #[cfg(target_arch = "x86_64")]
+    pub(super) fn lines(&mut self) -> &mut Lines {
+        &mut self.lines
     }
 
     pub(super) fn count(&self) -> usize {

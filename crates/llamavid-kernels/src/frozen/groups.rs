@@ -1,16 +1,20 @@
 //! Tiles of AVX-512 whose lanes multiply all that lies in 32 bits at once: four whole numbers, or two numbers of 16 bits.
 
 use std::arch::x86_64::{
-    __m256i, __m512, __m512bh, __m512i, _mm512_castps_si512, _mm512_castsi512_ps, _mm512_castsi512_si256,
+    __m256i, __m512, __m512bh, __m512i, _CMP_LT_OQ, _mm512_abs_ps, _mm512_add_ps, _mm512_and_si512,
+    _mm512_castps_si512, _mm512_castsi512_ps, _mm512_castsi512_si256, _mm512_cmp_ps_mask, _mm512_cvtepi32_ps,
     _mm512_cvtepu16_epi32, _mm512_cvtne2ps_pbh, _mm512_dpbf16_ps, _mm512_dpbusd_epi32,
-    _mm512_extracti64x4_epi64, _mm512_loadu_si512, _mm512_mask_storeu_epi32, _mm512_maskz_loadu_ps,
-    _mm512_or_si512, _mm512_set1_epi32, _mm512_slli_epi32, _mm512_storeu_si512,
+    _mm512_extracti64x4_epi64, _mm512_fmadd_ps, _mm512_fnmadd_ps, _mm512_loadu_ps, _mm512_loadu_si512,
+    _mm512_mask_mov_ps, _mm512_mask_storeu_epi32, _mm512_mask_storeu_ps, _mm512_maskz_loadu_ps,
+    _mm512_mul_ps, _mm512_mullo_epi32, _mm512_or_si512, _mm512_permutex2var_ps, _mm512_rcp14_ps,
+    _mm512_set1_epi32, _mm512_set1_ps, _mm512_setzero_ps, _mm512_slli_epi32, _mm512_storeu_ps,
+    _mm512_storeu_si512, _mm512_sub_epi32,
 };
 
 use super::bytes::{ByteStep, Sums, TOGETHER};
-use super::parts::{Ahead, PANEL, Step};
+use super::parts::{Ahead, PART, Parts, Step};
 use super::tiles::{Rows, TILE_ROWS};
-use crate::amx::{self, Tiles};
+use crate::gelu::{P, Q};
 use crate::vector::with_rows;
 
 /// Numbers of a vector.
@@ -81,40 +85,6 @@ tiles!(
     pairs, tile_of_pairs, multiply_pairs, "avx512f,avx512bf16", [1; f32], Step, Step
 );
 
-/// The same in matrices of AMX, and in vectors what is left of rows and of steps.
-///
-/// # Safety
-/// The processor has AMX, which the process may use, and AVX-512 with VNNI.
-pub(super) unsafe fn matrices(panel: &[ByteStep], x: Rows<u8>, sums: &mut [Sums], ahead: &mut Ahead) {
-    let Rows { values, stride } = x;
-    let times = panel.len() * TOGETHER / amx::LONGEST;
-    let (steps, rest) = panel.split_at(times * amx::LONGEST / TOGETHER);
-    let (blocks, others) = sums.as_chunks_mut::<{ amx::ROWS }>();
-    let rows = blocks.len() * amx::ROWS;
-    // SAFETY: as the caller promises, and whoever calls has no tiles; rows of `x` and steps are as long as is said.
-    unsafe {
-        if rows > 0 && times > 0 {
-            assert!(
-                (rows - 1) * stride + size_of_val(steps) / PANEL <= values.len(),
-                "rows of another length"
-            );
-            let tiles = Tiles::new(amx::LONGEST);
-            for (index, sums) in blocks.iter_mut().enumerate() {
-                ahead.read(amx::ROWS);
-                let x = x.from(index * amx::ROWS).values.as_ptr();
-                tiles.add_products(x, stride, steps.as_ptr().cast(), times, sums.as_mut_ptr().cast());
-            }
-        }
-        if rows > 0 && !rest.is_empty() {
-            let x = Rows { values: &values[times * amx::LONGEST..], stride };
-            fours(rest, x, blocks.as_flattened_mut(), &mut Ahead::nothing());
-        }
-        if !others.is_empty() {
-            fours(panel, x.from(rows), others, ahead);
-        }
-    }
-}
-
 #[inline]
 #[target_feature(enable = "avx512f,avx512vnni")]
 fn multiply_fours(sum: __m512i, x: __m512i, weights: __m512i) -> __m512i {
@@ -147,6 +117,109 @@ pub(super) unsafe fn narrow(numbers: &[f32], into: &mut [f32]) {
             _mm512_mask_storeu_epi32(place.cast(), mask(left.div_ceil(2)), pairs);
         }
     }
+}
+
+/// Widens a row whose numbers [`narrow`] wrote.
+///
+/// # Safety
+/// The processor has AVX-512.
+#[target_feature(enable = "avx512f")]
+pub(super) unsafe fn read_pairs(x: &Parts, row: usize, into: &mut [f32]) {
+    /// Of numbers of two vectors, those of one and the other by turns.
+    const TURNS: [[i32; LANES]; 2] = [
+        [0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23],
+        [8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31],
+    ];
+    assert!(x.columns() == into.len().div_ceil(2), "a row of other numbers");
+    for (into, first) in into.chunks_mut(2 * PART).zip((0..x.columns()).step_by(PART)) {
+        let pairs = x.from(first)[row].as_ptr();
+        for place in (0..into.len()).step_by(2 * LANES) {
+            let left = into.len() - place;
+            // SAFETY: vectors are read and written as far as there are pairs and numbers; indices are vectors.
+            unsafe {
+                let pairs = _mm512_castps_si512(load(pairs.add(place / 2), left.div_ceil(2)));
+                let lower = _mm512_castsi512_ps(_mm512_slli_epi32::<16>(pairs));
+                let upper = _mm512_castsi512_ps(_mm512_and_si512(pairs, _mm512_set1_epi32(!0 << 16)));
+                let turns = [
+                    _mm512_loadu_si512(TURNS[0].as_ptr().cast()),
+                    _mm512_loadu_si512(TURNS[1].as_ptr().cast()),
+                ];
+                let into = into.as_mut_ptr().add(place);
+                _mm512_mask_storeu_ps(into, mask(left), _mm512_permutex2var_ps(lower, turns[0], upper));
+                let (into, left) = (into.wrapping_add(LANES), left.saturating_sub(LANES));
+                _mm512_mask_storeu_ps(into, mask(left), _mm512_permutex2var_ps(lower, turns[1], upper));
+            }
+        }
+    }
+}
+
+/// The GELU of each number to 3e-7 of its size, or of 1 where that is less: [`crate::gelu::activate`] without a division.
+///
+/// # Safety
+/// The processor has AVX-512.
+#[target_feature(enable = "avx512f")]
+pub(super) unsafe fn activate(sums: &mut [Step]) {
+    for vector in Step::numbers(sums).as_chunks_mut::<LANES>().0 {
+        // SAFETY: each is a vector.
+        unsafe {
+            let value = _mm512_loadu_ps(vector.as_ptr());
+            _mm512_storeu_ps(vector.as_mut_ptr(), gelu(value));
+        }
+    }
+}
+
+/// The same of what sums of whole numbers of a row stand for, with what its numbers stand for and the one that stands for 0, and
+/// with the same and the sums of whole numbers of weights, and biases. The result is narrow.
+///
+/// # Safety
+/// The processor has AVX-512 with BF16.
+#[target_feature(enable = "avx512f,avx512bf16")]
+pub(super) unsafe fn activate_whole(
+    whole: &Sums,
+    (scale, zero): (f32, i32),
+    (scales, totals, bias): (&Step, &Sums, &Step),
+    into: &mut [f32; LANES],
+) {
+    let mut found = [_mm512_setzero_ps(); 2];
+    for (index, found) in found.iter_mut().enumerate() {
+        let lane = index * LANES;
+        // SAFETY: each of these is two vectors.
+        unsafe {
+            let sums = _mm512_loadu_si512(whole.0.as_ptr().add(lane).cast());
+            let totals = _mm512_loadu_si512(totals.0.as_ptr().add(lane).cast());
+            let sums = _mm512_sub_epi32(sums, _mm512_mullo_epi32(totals, _mm512_set1_epi32(zero)));
+            let scale = _mm512_mul_ps(_mm512_loadu_ps(scales.0.as_ptr().add(lane)), _mm512_set1_ps(scale));
+            let bias = _mm512_loadu_ps(bias.0.as_ptr().add(lane));
+            *found = gelu(_mm512_add_ps(_mm512_mul_ps(_mm512_cvtepi32_ps(sums), scale), bias));
+        }
+    }
+    // SAFETY: there is room for a vector, and both are as many bits.
+    unsafe {
+        let pairs: __m512i = std::mem::transmute(_mm512_cvtne2ps_pbh(found[1], found[0]));
+        _mm512_storeu_si512(into.as_mut_ptr().cast(), pairs);
+    }
+}
+
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn gelu(value: __m512) -> __m512 {
+    let x = _mm512_mul_ps(value, _mm512_set1_ps(std::f32::consts::FRAC_1_SQRT_2));
+    let square = _mm512_mul_ps(x, x);
+    let (mut above, mut below) = (_mm512_set1_ps(P[6] as f32), _mm512_set1_ps(Q[6] as f32));
+    for power in (0..6).rev() {
+        above = _mm512_fmadd_ps(above, square, _mm512_set1_ps(P[power] as f32));
+        below = _mm512_fmadd_ps(below, square, _mm512_set1_ps(Q[power] as f32));
+    }
+    // 14 bits of 1 / below, and twice as many.
+    let part = _mm512_rcp14_ps(below);
+    let part = _mm512_fmadd_ps(_mm512_fnmadd_ps(below, part, _mm512_set1_ps(1.0)), part, part);
+    let inside = _mm512_mul_ps(_mm512_mul_ps(x, above), part);
+    let is_inside = _mm512_cmp_ps_mask::<_CMP_LT_OQ>(_mm512_abs_ps(x), _mm512_set1_ps(4.0));
+    let (one, sign) = (_mm512_set1_epi32(1f32.to_bits() as i32), _mm512_set1_epi32(i32::MIN));
+    let outside = _mm512_or_si512(_mm512_and_si512(_mm512_castps_si512(x), sign), one);
+    let error = _mm512_mask_mov_ps(_mm512_castsi512_ps(outside), is_inside, inside);
+    let half = _mm512_mul_ps(value, _mm512_set1_ps(0.5));
+    _mm512_fmadd_ps(half, error, half)
 }
 
 /// Puts the numbers of 16 bits of two rows side by side, those of a panel at most, and 0 where a row has none.

@@ -8,7 +8,11 @@ use half::slice::HalfFloatSliceExt;
 use rayon::prelude::*;
 
 use super::attention::Narrow;
-use super::bytes::{BYTES, BytePanels, ByteRows, ByteStep, Sums, add_products, tile_rows};
+use super::bytes::{BYTES, BytePanels, ByteRows, ByteStep, Sums, add_products};
+#[cfg(target_arch = "x86_64")]
+use super::groups;
+#[cfg(target_arch = "x86_64")]
+use super::layers_in_tiles::{self, InTiles};
 use super::parts::{Ahead, PANEL, PART, Parts, Step, Strip, Target};
 use super::tasks::{Room, room, share_out};
 use super::tiles::{HalfStep, Rows, TILE_ROWS, Tiles, widen};
@@ -26,16 +30,16 @@ const ENDED: usize = 2;
 /// A linear layer for products with many rows.
 #[derive(Debug)]
 pub(super) struct FrozenLinear {
-    panels: Panels,
-    rows: usize,
-    columns: usize,
+    pub(super) panels: Panels,
+    pub(super) rows: usize,
+    pub(super) columns: usize,
     /// Of each panel.
-    bias: Vec<Step>,
+    pub(super) bias: Vec<Step>,
 }
 
 /// Panels of weights one after the other: a number of each of [`PANEL`] rows, then the next number of each.
 #[derive(Debug)]
-enum Panels {
+pub(super) enum Panels {
     Numbers(Vec<Step>),
     /// Numbers that 16 bits hold exactly. A part is widened when it is needed.
     Halves(Vec<HalfStep>),
@@ -49,6 +53,8 @@ pub(super) enum Input<'a> {
     Numbers(&'a Parts),
     /// In whole numbers, with the panels that are multiplied with such.
     Whole(&'a ByteRows, &'a BytePanels),
+    #[cfg(target_arch = "x86_64")]
+    InTiles(InTiles<'a>),
 }
 
 impl Input<'_> {
@@ -56,6 +62,8 @@ impl Input<'_> {
         match self {
             Self::Numbers(rows) => rows.count(),
             Self::Whole(rows, _) => rows.count(),
+            #[cfg(target_arch = "x86_64")]
+            Self::InTiles(rows) => rows.lines.count(),
         }
     }
 
@@ -63,6 +71,8 @@ impl Input<'_> {
         match self {
             Self::Numbers(rows) => rows.columns(),
             Self::Whole(rows, _) => rows.columns(),
+            #[cfg(target_arch = "x86_64")]
+            Self::InTiles(rows) => rows.lines.columns(),
         }
     }
 }
@@ -72,22 +82,23 @@ impl Input<'_> {
 pub(super) enum Ending<'a> {
     /// Written as narrow as told, in the room that they take then.
     Written(Narrow),
-    Activated(Activation),
+    /// The same of what an activation makes of them.
+    Activated(Activation, Narrow),
     /// Written after rows, which are as long as those of the result, are added to them.
     Added(Rows<'a>),
 }
 
 impl Ending<'_> {
     /// Room that so many numbers take where they are written.
-    fn room(self, numbers: usize) -> usize {
+    pub(super) fn room(self, numbers: usize) -> usize {
         match self {
-            Self::Written(narrow) => narrow.room(numbers),
-            Self::Activated(_) | Self::Added(_) => numbers,
+            Self::Written(narrow) | Self::Activated(_, narrow) => narrow.room(numbers),
+            Self::Added(_) => numbers,
         }
     }
 
     /// The same for rows and columns from some on.
-    fn from(self, row: usize, column: usize) -> Self {
+    pub(super) fn from(self, row: usize, column: usize) -> Self {
         match self {
             Self::Added(Rows { values, stride }) => {
                 Self::Added(Rows { values: &values[row * stride + column..], stride })
@@ -155,7 +166,7 @@ impl FrozenLinear {
     }
 
     /// Its weights, where rows are rounded to whole numbers before they are multiplied with them.
-    fn whole(&self, processor: Processor) -> Option<&BytePanels> {
+    pub(super) fn whole(&self, processor: Processor) -> Option<&BytePanels> {
         match &self.panels {
             Panels::Bytes(panels) if panels.multiplies(processor) => Some(panels),
             _ => None,
@@ -167,13 +178,32 @@ impl FrozenLinear {
         self.whole(processor).is_some()
     }
 
-    /// Rows as it multiplies them; `rounded` has room for them.
+    /// How its input may be written before it is rounded further.
+    #[cfg_attr(not(target_arch = "x86_64"), allow(unused_variables, reason = "rows stay as they are there"))]
+    pub(super) fn narrow_input(&self, processor: Processor, count: usize) -> Narrow {
+        #[cfg(target_arch = "x86_64")]
+        if layers_in_tiles::pay(processor, count) && self.rounds(processor) {
+            return Narrow::of(processor, self.columns);
+        }
+        Narrow::No
+    }
+
+    /// Rows as it multiplies them, which are as narrow as told; `rounded` has room for them.
     pub(super) fn input<'a>(
         &'a self,
         processor: Processor,
-        x: &'a Parts,
+        (x, narrow): (&'a Parts, Narrow),
         rounded: &'a mut ByteRows,
     ) -> Input<'a> {
+        #[cfg(target_arch = "x86_64")]
+        if layers_in_tiles::pay(processor, x.count()) {
+            let make = |row: usize, into: &mut [f32]| match narrow {
+                Narrow::No => x.read(row, into),
+                // SAFETY: the processor has AVX-512, as all with tiles.
+                Narrow::Pairs => unsafe { groups::read_pairs(x, row, into) },
+            };
+            return self.in_tiles(processor, x.count(), make, rounded);
+        }
         let Some(panels) = self.whole(processor) else { return Input::Numbers(x) };
         rounded.fill(x.count(), x.columns(), |row, into| x.read(row, into));
         Input::Whole(rounded, panels)
@@ -188,6 +218,10 @@ impl FrozenLinear {
         numbers: &'a mut Parts,
         rounded: &'a mut ByteRows,
     ) -> Input<'a> {
+        #[cfg(target_arch = "x86_64")]
+        if layers_in_tiles::pay(processor, count) {
+            return self.in_tiles(processor, count, make, rounded);
+        }
         if let Some(panels) = self.whole(processor) {
             rounded.fill(count, self.columns, make);
             Input::Whole(rounded, panels)
@@ -210,13 +244,15 @@ impl FrozenLinear {
         ending: Ending,
     ) {
         assert_eq!(x.columns(), self.columns, "rows that do not go with the weights");
+        #[cfg(target_arch = "x86_64")]
+        if let Input::InTiles(x) = x {
+            // SAFETY: as the caller promises.
+            return unsafe { self.forward_in_tiles(x, rooms, target, ending) };
+        }
         let count = x.count();
         let blocks = count.div_ceil(BLOCK).max(1);
-        let (together, tile_rows) = match x {
-            Input::Numbers(_) => (PART, TILE_ROWS),
-            Input::Whole(..) => (BYTES, tile_rows(processor)),
-        };
-        let length = count.div_ceil(blocks).next_multiple_of(tile_rows);
+        let together = if let Input::Whole(..) = x { BYTES } else { PART };
+        let length = count.div_ceil(blocks).next_multiple_of(TILE_ROWS);
         let threads = rayon::current_num_threads();
         share_out(self.rows.div_ceil(PANEL) * blocks, rooms, |scratch, task| {
             let (panel, first) = (task / blocks, task % blocks * length);
@@ -233,7 +269,7 @@ impl FrozenLinear {
                     false => self.ahead(panel, columns.end..columns.end + together, rows),
                 };
                 let factors = self.factors(processor, x, panel, columns, widened);
-                let step = if last { ENDED * tile_rows } else { rows };
+                let step = if last { ENDED * TILE_ROWS } else { rows };
                 for begin in (0..rows).step_by(step.max(1)) {
                     let range = begin..rows.min(begin + step);
                     let sums = &mut sums[range.clone()];
@@ -283,6 +319,8 @@ impl FrozenLinear {
         let x = match x {
             Input::Whole(x, panels) => return Factors::Whole(x, panels, panels.steps(panel, columns)),
             Input::Numbers(x) => x,
+            #[cfg(target_arch = "x86_64")]
+            Input::InTiles(_) => unreachable!("rows of other products"),
         };
         match &self.panels {
             Panels::Numbers(steps) => Factors::Numbers(x, &steps[range]),
@@ -357,15 +395,25 @@ fn fit_halves(values: &[f32]) -> bool {
 #[inline(always)]
 fn finish_inline<const FUSED: bool>(sums: &mut [Step], width: usize, target: Strip, ending: Ending) {
     match ending {
-        Ending::Activated(Activation::Gelu) => gelu::activate::<FUSED>(Step::numbers(sums)),
-        Ending::Activated(Activation::QuickGelu) => gelu::activate_quick::<FUSED>(Step::numbers(sums)),
+        Ending::Activated(Activation::Gelu, _) => gelu::activate::<FUSED>(Step::numbers(sums)),
+        Ending::Activated(Activation::QuickGelu, _) => gelu::activate_quick::<FUSED>(Step::numbers(sums)),
         Ending::Written(_) | Ending::Added(_) => {}
     }
+    write_inline::<FUSED>(sums, width, target, ending);
+}
+widest!(
+    /// Writes sums of a panel, of which so many are used, to their rows. Whoever calls it has these places of `target` alone.
+    pub(super) fn finish(sums: &mut [Step], width: usize, target: Strip, ending: Ending) = finish_inline
+);
+
+#[inline(always)]
+fn write_inline<const FUSED: bool>(sums: &mut [Step], width: usize, target: Strip, ending: Ending) {
     for (row, sums) in sums.iter_mut().enumerate() {
         let mut narrowed = [0f32; PANEL];
         let numbers = match ending {
-            Ending::Written(narrow) => narrow.numbers(&sums.0[..width], &mut narrowed),
-            Ending::Activated(_) => &sums.0[..width],
+            Ending::Written(narrow) | Ending::Activated(_, narrow) => {
+                narrow.numbers(&sums.0[..width], &mut narrowed)
+            }
             Ending::Added(others) => {
                 sums.add(&others.from(row).values[..width]);
                 &sums.0[..width]
@@ -376,8 +424,8 @@ fn finish_inline<const FUSED: bool>(sums: &mut [Step], width: usize, target: Str
     }
 }
 widest!(
-    /// Writes sums of a panel, of which so many are used, to their rows. Whoever calls it has these places of `target` alone.
-    fn finish(sums: &mut [Step], width: usize, target: Strip, ending: Ending) = finish_inline
+    /// The same of those that were activated, if they are to be.
+    pub(super) fn write(sums: &mut [Step], width: usize, target: Strip, ending: Ending) = write_inline
 );
 
 #[cfg(test)]

@@ -4,10 +4,18 @@
 //! Letters: F frames, R rows of a frame, V width.
 
 mod attention;
+#[cfg(target_arch = "x86_64")]
+mod attention_in_tiles;
 mod bytes;
 #[cfg(target_arch = "x86_64")]
 mod groups;
+#[cfg(target_arch = "x86_64")]
+mod layers_in_tiles;
 mod linear;
+#[cfg(target_arch = "x86_64")]
+mod lines;
+#[cfg(target_arch = "x86_64")]
+mod matrices;
 mod parts;
 mod tasks;
 mod tiles;
@@ -103,7 +111,7 @@ impl SubLayer {
     fn end(
         &self,
         processor: Processor,
-        hidden: &Parts,
+        hidden: (&Parts, Narrow),
         x: &[f32],
         rounded: &mut ByteRows,
         rooms: &mut Vec<Room>,
@@ -162,7 +170,12 @@ impl FrozenAttention {
             let input = self.layer.norm(processor, x, normed, rounded);
             let (heads, width) = (self.heads, second.columns() / self.heads);
             // What is rounded to 8 bits before and after may have 16 in between.
-            let narrow = if first.rounds(processor) { Narrow::of(processor, width) } else { Narrow::No };
+            let rounds = first.rounds(processor);
+            #[cfg(target_arch = "x86_64")]
+            let in_tiles = layers_in_tiles::pay(processor, rows);
+            #[cfg(not(target_arch = "x86_64"))]
+            let in_tiles = false;
+            let narrow = if rounds && !in_tiles { Narrow::of(processor, width) } else { Narrow::No };
             let row = narrow.room(first.rows());
             packed.resize(frames * rows * row, 0.0);
             let target = Target::rows(packed.as_mut_ptr(), packed.len(), row);
@@ -170,9 +183,15 @@ impl FrozenAttention {
             unsafe { first.forward(processor, input, rooms, target, Ending::Written(narrow)) };
             normed.reshape(frames * rows, second.columns());
             let attention = Packed { values: packed, narrow, frames, rows, heads, width };
-            // SAFETY: as above.
-            unsafe { attention.attend(processor, rooms, normed.target()) };
-            Ok(self.layer.end(processor, normed, x, rounded, rooms))
+            // SAFETY: as above, and where there are tiles the process may use them.
+            unsafe {
+                match in_tiles {
+                    #[cfg(target_arch = "x86_64")]
+                    true => attention.attend_in_tiles(rounds, rooms, normed.target()),
+                    _ => attention.attend(processor, rooms, normed.target()),
+                }
+            }
+            Ok(self.layer.end(processor, (normed, Narrow::No), x, rounded, rooms))
         })?;
         Tensor::from_vec(result, x.shape(), &Device::Cpu)
     }
@@ -213,11 +232,12 @@ impl FrozenFeedForward {
         let FrozenScratch { normed, hidden, rounded, rooms, .. } = scratch;
         let result = with_values([x], |[x]| {
             let input = layer.norm(processor, x, normed, rounded);
-            hidden.reshape(frames * rows, layer.first.rows());
-            let target = hidden.target();
+            let narrow = layer.second.narrow_input(processor, frames * rows);
+            hidden.reshape(frames * rows, narrow.room(layer.first.rows()));
+            let (target, ending) = (hidden.target(), Ending::Activated(*activation, narrow));
             // SAFETY: the target has a row for each of `x`, and is borrowed for this.
-            unsafe { layer.first.forward(processor, input, rooms, target, Ending::Activated(*activation)) };
-            Ok(layer.end(processor, hidden, x, rounded, rooms))
+            unsafe { layer.first.forward(processor, input, rooms, target, ending) };
+            Ok(layer.end(processor, (hidden, narrow), x, rounded, rooms))
         })?;
         Tensor::from_vec(result, x.shape(), &Device::Cpu)
     }

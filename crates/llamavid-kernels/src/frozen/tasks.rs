@@ -5,6 +5,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use rayon::prelude::*;
 
 use super::bytes::Sums;
+#[cfg(target_arch = "x86_64")]
+use super::lines::Line;
 use super::parts::Step;
 
 /// Room of a thread for what its tasks need beside their inputs. It stays from one product to the next.
@@ -18,6 +20,9 @@ pub(super) struct Room {
     pub(super) shares: Vec<f32>,
     /// Shares in 16 bits.
     pub(super) pairs: Vec<f32>,
+    /// A part of a panel for tiles.
+    #[cfg(target_arch = "x86_64")]
+    pub(super) lines: Vec<Line>,
 }
 
 /// As many numbers as are wanted; they are any.

@@ -1,0 +1,311 @@
+//! Attention of all rows of a frame to each other in AMX's tiles: numbers in one piece of 16 bits where the layers around it are
+//! rounded to 8, else in three ([`super::lines`]).
+
+use std::arch::x86_64::{
+    __m512i, _MM_FROUND_NO_EXC, _MM_FROUND_TO_NEAREST_INT, _mm512_add_ps, _mm512_fmadd_ps, _mm512_fmsub_ps,
+    _mm512_load_ps, _mm512_load_si512, _mm512_mask_max_ps, _mm512_maskz_scalef_ps, _mm512_max_ps,
+    _mm512_mul_ps, _mm512_reduce_add_ps, _mm512_reduce_max_ps, _mm512_roundscale_ps, _mm512_set1_ps,
+    _mm512_setzero_ps, _mm512_setzero_si512, _mm512_shuffle_i32x4, _mm512_store_ps, _mm512_store_si512,
+    _mm512_sub_ps, _mm512_unpackhi_epi32, _mm512_unpackhi_epi64, _mm512_unpacklo_epi32,
+    _mm512_unpacklo_epi64,
+};
+
+use super::attention::Packed;
+use super::lines::{LANES, Line, PIECES, SPAN, mask, split, split_numbers, split_rows};
+use super::matrices::{Begin, Product, ROWS, STEP, Whole, multiply};
+use super::parts::{PANEL, Step, Target};
+use super::tasks::{Room, room, share_out};
+
+/// Begins sums.
+static NOTHING: Step = Step::ZERO;
+
+impl Packed<'_> {
+    /// The same as [`Packed::attend`], of rows that are not narrow; `rounded` for numbers in one piece.
+    ///
+    /// # Safety
+    /// As there, and the processor has AMX, which the process may use.
+    pub(super) unsafe fn attend_in_tiles(self, rounded: bool, rooms: &mut Vec<Room>, target: Target) {
+        // SAFETY: as the caller promises.
+        unsafe {
+            match rounded {
+                true => self.attend_in_pieces::<1>(Product::Halves, rooms, target),
+                false => self.attend_in_pieces::<PIECES>(Product::ThreeByThree, rooms, target),
+            }
+        }
+    }
+
+    /// # Safety
+    /// As [`Self::attend_in_tiles`].
+    unsafe fn attend_in_pieces<const COUNT: usize>(
+        self,
+        product: Product,
+        rooms: &mut Vec<Room>,
+        target: Target,
+    ) {
+        let Self { values, frames, rows, heads, width, .. } = self;
+        if values.is_empty() {
+            return;
+        }
+        let stride = 3 * heads * width;
+        // Of keys and of values: panels, and steps of each.
+        let (panels, steps) = (rows.div_ceil(PANEL), width.div_ceil(SPAN));
+        let of_a_step = COUNT * STEP;
+        let scale = (width as f32).sqrt().recip();
+        share_out(frames * heads, rooms, |scratch, task| {
+            let (frame, head) = (task / heads, task % heads);
+            let Room { sums, lines, .. } = scratch;
+            let laid_out = panels * steps * of_a_step;
+            let lines = room(lines, 2 * laid_out + panels.max(steps) * of_a_step, Line::ZERO);
+            let (keys, lines) = lines.split_at_mut(laid_out);
+            let (of_values, x) = lines.split_at_mut(laid_out);
+            let of_frame = &values[frame * rows * stride..][..rows * stride];
+            let row = |index: usize, row: usize| match row < rows {
+                true => &of_frame[row * stride + (index * heads + head) * width..][..width],
+                false => &[],
+            };
+            for (panel, keys) in keys.chunks_exact_mut(steps * of_a_step).enumerate() {
+                for place in 0..PANEL {
+                    // SAFETY: the processor has AVX-512, as all with tiles; there are as many lines.
+                    unsafe {
+                        split_numbers::<COUNT>(row(1, panel * PANEL + place), &mut keys[place..], steps)
+                    };
+                }
+                for keys in keys.as_chunks_mut::<STEP>().0 {
+                    // SAFETY: as above.
+                    unsafe { exchange(keys) };
+                }
+            }
+            for (index, of_values) in of_values.chunks_exact_mut(of_a_step).enumerate() {
+                let (panel, step) = (index / panels, index % panels);
+                let columns = panel * PANEL..width.min((panel + 1) * PANEL);
+                for place in 0..LANES {
+                    let first = step * SPAN + place;
+                    let two =
+                        [first, first + LANES].map(|index| row(2, index).get(columns.clone()).unwrap_or(&[]));
+                    // SAFETY: as above.
+                    unsafe { split_rows::<COUNT>(two, &mut of_values[2 * place..]) };
+                }
+            }
+            // SAFETY: the processor has them, as the caller promises, and nothing here makes others.
+            let tiles = unsafe { Whole::new() };
+            let products = |panels: &[Line], x: &[Line], steps: usize, half: bool, sums: &mut [Step]| {
+                let length = steps * of_a_step;
+                assert!(x.len() >= length, "rows of another length");
+                for (panel, sums) in panels.chunks_exact(length).zip(sums.chunks_exact_mut(ROWS)) {
+                    let lines = (x.as_ptr(), panel.as_ptr());
+                    let begin = Begin::With(&NOTHING);
+                    // SAFETY: there are as many lines of each, and sums of as many rows.
+                    unsafe { multiply(&tiles, product, half, lines, steps, begin, sums.as_mut_ptr()) };
+                }
+            };
+            for first in (0..rows).step_by(ROWS) {
+                let count = ROWS.min(rows - first);
+                let half = count <= ROWS / 2;
+                let sums = room(sums, ROWS * panels.max(steps), Step::ZERO);
+                for place in 0..count {
+                    // SAFETY: as above.
+                    unsafe { split_numbers::<COUNT>(row(0, first + place), &mut x[place..], steps) };
+                }
+                products(keys, x, steps, half, sums);
+                for place in 0..count {
+                    // SAFETY: as above; each panel has sums of as many rows.
+                    unsafe { share::<COUNT>(&mut sums[place..], rows, scale, &mut x[place..]) };
+                }
+                products(of_values, x, panels, half, sums);
+                for (index, sums) in sums[..steps * ROWS].chunks_exact(ROWS).enumerate() {
+                    let column = index * PANEL;
+                    for (row, sums) in sums[..count].iter().enumerate() {
+                        let row = frame * rows + first + row;
+                        let sums = &sums.0[..PANEL.min(width - column)];
+                        // SAFETY: only this task has these rows of this head, and the caller has all of them alone.
+                        unsafe { target.write(row, head * width + column, sums) };
+                    }
+                }
+            }
+        });
+    }
+}
+
+/// Writes the softmax of a row of scores times `scale` in pieces, 0 behind its end. Each panel's scores are [`ROWS`] steps behind those
+/// of the one before.
+///
+/// e^x is 2^x to 2e-7 of its value; less than 2^-1000 counts as that.
+///
+/// # Safety
+/// The processor has AVX-512.
+#[target_feature(enable = "avx512f")]
+unsafe fn share<const COUNT: usize>(sums: &mut [Step], length: usize, scale: f32, into: &mut [Line]) {
+    /// ln 2 to the power of each place, by its factorial, from the last one on.
+    const TERMS: [f32; 8] = [
+        1.525_273_4e-5,
+        1.540_353e-4,
+        1.333_355_8e-3,
+        9.618_129e-3,
+        5.550_411e-2,
+        2.402_265_1e-1,
+        std::f32::consts::LN_2,
+        1.0,
+    ];
+    let panels = length.div_ceil(PANEL);
+    assert!(
+        (panels - 1) * ROWS < sums.len() && ((panels - 1) * COUNT + COUNT - 1) * STEP < into.len(),
+        "scores and lines of a row"
+    );
+    let (sums, into): (*mut f32, *mut Line) = (sums.as_mut_ptr().cast(), into.as_mut_ptr());
+    let place = |vector: usize| vector / 2 * ROWS * PANEL + vector % 2 * LANES;
+    let vectors = length.div_ceil(LANES);
+    // SAFETY: there are scores in each panel, and two vectors of them in a step; a line for each piece.
+    unsafe {
+        let mut largest = _mm512_set1_ps(f32::NEG_INFINITY);
+        for vector in 0..vectors {
+            let used = mask(length - vector * LANES);
+            let scores = _mm512_load_ps(sums.add(place(vector)));
+            // What is no number is passed over.
+            largest = _mm512_mask_max_ps(largest, used, scores, largest);
+        }
+        let factor = scale * std::f32::consts::LOG2_E;
+        let largest = _mm512_set1_ps(_mm512_reduce_max_ps(largest) * factor);
+        let mut total = _mm512_setzero_ps();
+        for vector in 0..2 * panels {
+            let used = mask(length.saturating_sub(vector * LANES));
+            let at = sums.add(place(vector));
+            let x = _mm512_fmsub_ps(_mm512_load_ps(at), _mm512_set1_ps(factor), largest);
+            // What is no number stays so.
+            let x = _mm512_max_ps(_mm512_set1_ps(-1000.0), x);
+            let whole = _mm512_roundscale_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(x);
+            let rest = _mm512_sub_ps(x, whole);
+            let mut power = _mm512_set1_ps(TERMS[0]);
+            for term in &TERMS[1..] {
+                power = _mm512_fmadd_ps(power, rest, _mm512_set1_ps(*term));
+            }
+            let power = _mm512_maskz_scalef_ps(used, power, whole);
+            total = _mm512_add_ps(total, power);
+            _mm512_store_ps(at, power);
+        }
+        let part = _mm512_set1_ps(_mm512_reduce_add_ps(total).recip());
+        for panel in 0..panels {
+            let at = sums.add(place(2 * panel));
+            let shares =
+                [_mm512_mul_ps(_mm512_load_ps(at), part), _mm512_mul_ps(_mm512_load_ps(at.add(LANES)), part)];
+            split::<COUNT>(shares, into.add(panel * COUNT * STEP), STEP);
+        }
+    }
+}
+
+/// Makes weights of rows of `x`: the words of two times 16 lines change places with the lines, and then those of the first and of the
+/// second half take turns.
+///
+/// # Safety
+/// The processor has AVX-512.
+#[target_feature(enable = "avx512f")]
+unsafe fn exchange(lines: &mut [Line; STEP]) {
+    let lines: *mut __m512i = lines.as_mut_ptr().cast();
+    let mut columns = [[_mm512_setzero_si512(); LANES]; 2];
+    for (half, columns) in columns.iter_mut().enumerate() {
+        // Twos and fours of words within quarters of vectors, and then quarters.
+        for four in 0..LANES / 4 {
+            // SAFETY: there are as many lines, of a vector each.
+            let [a, b, c, d] = unsafe {
+                let first = lines.add(half * LANES + 4 * four);
+                [
+                    _mm512_load_si512(first),
+                    _mm512_load_si512(first.add(1)),
+                    _mm512_load_si512(first.add(2)),
+                    _mm512_load_si512(first.add(3)),
+                ]
+            };
+            let (ab, above_ab) = (_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
+            let (cd, above_cd) = (_mm512_unpacklo_epi32(c, d), _mm512_unpackhi_epi32(c, d));
+            columns[4 * four] = _mm512_unpacklo_epi64(ab, cd);
+            columns[4 * four + 1] = _mm512_unpackhi_epi64(ab, cd);
+            columns[4 * four + 2] = _mm512_unpacklo_epi64(above_ab, above_cd);
+            columns[4 * four + 3] = _mm512_unpackhi_epi64(above_ab, above_cd);
+        }
+        for place in 0..4 {
+            let [a, b, c, d] = [columns[place], columns[4 + place], columns[8 + place], columns[12 + place]];
+            let (ab, above_ab) = (_mm512_shuffle_i32x4::<0x44>(a, b), _mm512_shuffle_i32x4::<0xee>(a, b));
+            let (cd, above_cd) = (_mm512_shuffle_i32x4::<0x44>(c, d), _mm512_shuffle_i32x4::<0xee>(c, d));
+            columns[place] = _mm512_shuffle_i32x4::<0x88>(ab, cd);
+            columns[4 + place] = _mm512_shuffle_i32x4::<0xdd>(ab, cd);
+            columns[8 + place] = _mm512_shuffle_i32x4::<0x88>(above_ab, above_cd);
+            columns[12 + place] = _mm512_shuffle_i32x4::<0xdd>(above_ab, above_cd);
+        }
+    }
+    let [first, second] = columns;
+    for (place, (first, second)) in first.into_iter().zip(second).enumerate() {
+        // SAFETY: as above; all were read.
+        unsafe {
+            _mm512_store_si512(lines.add(2 * place), first);
+            _mm512_store_si512(lines.add(2 * place + 1), second);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use half::bf16;
+
+    use super::*;
+    use crate::frozen::layers_in_tiles::pay;
+    use crate::processor::Processor;
+
+    /// Shares that scores become, whose pieces are put together again; none without AVX-512.
+    fn shares(scores: &[f32], scale: f32) -> Option<Vec<f32>> {
+        if !Processor::tested().into_iter().any(|processor| pay(processor, 1 << 10)) {
+            return None;
+        }
+        let panels = scores.len().div_ceil(PANEL);
+        // What is behind the end of a row must not be read.
+        let mut sums = vec![Step([f32::NAN; PANEL]); panels * ROWS];
+        for (sums, scores) in sums.iter_mut().step_by(ROWS).zip(scores.chunks(PANEL)) {
+            sums.0[..scores.len()].copy_from_slice(scores);
+        }
+        let mut lines = vec![Line::ZERO; panels * PIECES * STEP];
+        // SAFETY: the processor has AVX-512.
+        unsafe { share::<PIECES>(&mut sums, scores.len(), scale, &mut lines) };
+        let share = |index: usize| {
+            let place = 2 * (index % LANES * 2 + index % PANEL / LANES);
+            let piece = |piece: usize| {
+                let Line(bytes) = lines[(index / PANEL * PIECES + piece) * STEP];
+                bf16::from_le_bytes([bytes[place], bytes[place + 1]]).to_f32()
+            };
+            piece(0) + (piece(1) + piece(2))
+        };
+        let found: Vec<f32> = (0..scores.len()).map(share).collect();
+        let mut behind = scores.len()..panels * PANEL;
+        assert!(found[0].is_nan() || behind.all(|index| share(index) == 0.0), "behind the end");
+        Some(found)
+    }
+
+    #[test]
+    fn shares_are_those_of_the_softmax() {
+        for length in [1, 15, 16, 17, 32, 33, 257] {
+            for size in [0.1, 5.0, 300.0] {
+                let scores: Vec<f32> = (0..length).map(|place| size * (place as f32 * 0.7).sin()).collect();
+                let Some(found) = shares(&scores, 0.25) else { return };
+                let powers: Vec<f64> = scores
+                    .iter()
+                    .map(|score| (0.25 * f64::from(*score) - 0.25 * f64::from(size)).exp())
+                    .collect();
+                let total: f64 = powers.iter().sum();
+                for (found, power) in found.iter().zip(&powers) {
+                    let expected = power / total;
+                    let error = (f64::from(*found) - expected).abs();
+                    // Of the power, and of the score that it is of.
+                    let most = (4e-7 - 1e-7 * power.ln()) * expected;
+                    assert!(error <= most + 1e-30, "{length} {size}: {found} is not {expected}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn shares_of_far_scores_and_of_none() {
+        let Some(far) = shares(&[f32::MIN, 3.0, f32::NEG_INFINITY, -1e6], 1.0) else { return };
+        assert_eq!(far, [0.0, 1.0, 0.0, 0.0]);
+        let wrong = shares(&[1.0, f32::NAN, 2.0], 1.0).unwrap();
+        assert!(wrong.iter().all(|share| share.is_nan()));
+        let wrong = shares(&[1.0, f32::INFINITY, 2.0], 1.0).unwrap();
+        assert!(wrong.iter().any(|share| share.is_nan()));
+    }
+}

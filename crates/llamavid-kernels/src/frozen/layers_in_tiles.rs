@@ -1,0 +1,434 @@
+//! Linear layers in AMX's tiles: whole numbers of 8 bits where weights and rows are rounded to such, else numbers of 32 bits in pieces
+//! of 16 ([`super::lines`]).
+//!
+//! A part of a panel stays in the first cache while the rows of a task go by, which stay in the second one with their sums. Where
+//! these rows are too long for that, the task goes through a part of them with all its panels first.
+
+use super::attention::Narrow;
+use super::bytes::{BytePanels, ByteRows, RoundedRow, Sums};
+use super::groups;
+use super::linear::{Ending, FrozenLinear, Input, Panels, finish, write};
+use super::lines::{Line, Lines, SPAN, split_panel};
+use super::matrices::{Begin, Product, ROWS, STEP, Whole, multiply};
+use super::parts::{Ahead, PANEL, Step, Target};
+use super::tasks::{Room, room, share_out};
+use crate::Activation;
+use crate::processor::{Processor, WholeNumbers};
+
+/// Rows from which their products are quicker than in vectors, although weights are split for them.
+const MANY: usize = 24;
+/// Bytes of rows, and of sums, of a task: both stay in the second cache.
+const KEPT: usize = 512 << 10;
+/// Rows of a task at most, if all that tiles read of them is kept.
+const MOST: usize = 18 * ROWS;
+/// Rows of a task at most, if only a part of each is.
+const BLOCK: usize = 9 * ROWS;
+
+/// Parts of panels that are asked for ahead.
+const AHEAD: usize = 3;
+
+/// Rows for tiles.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct InTiles<'a> {
+    pub(super) lines: &'a Lines,
+    /// What whole numbers stand for, with the panels that they are multiplied with; else lines are in pieces.
+    whole: Option<(&'a [RoundedRow], &'a BytePanels)>,
+}
+
+/// Whether so many rows are multiplied in tiles.
+pub(super) fn pay(processor: Processor, count: usize) -> bool {
+    matches!(processor, Processor::Avx512(_, WholeNumbers::Tiles)) && count >= MANY
+}
+
+/// Begins sums of whole numbers.
+static NOTHING: Step = Step::ZERO;
+
+impl FrozenLinear {
+    /// Rows that `make` has, as tiles multiply them. For processors of which [`pay`] tells.
+    pub(super) fn in_tiles<'a>(
+        &'a self,
+        processor: Processor,
+        count: usize,
+        make: impl Fn(usize, &mut [f32]) + Sync,
+        room: &'a mut ByteRows,
+    ) -> Input<'a> {
+        Input::InTiles(match self.whole(processor) {
+            Some(panels) => {
+                let (lines, rows) = room.fill_lines(count, self.columns, make);
+                InTiles { lines, whole: Some((rows, panels)) }
+            }
+            None => {
+                let lines = room.lines();
+                // SAFETY: the processor has AVX-512, as all with tiles.
+                unsafe { lines.fill(count, self.columns, make) };
+                InTiles { lines, whole: None }
+            }
+        })
+    }
+
+    /// # Safety
+    /// As [`Self::forward`], and the processor has AMX, which the process may use.
+    pub(super) unsafe fn forward_in_tiles(
+        &self,
+        x: InTiles,
+        rooms: &mut Vec<Room>,
+        target: Target,
+        ending: Ending,
+    ) {
+        let InTiles { lines: x, whole } = x;
+        let product = match (whole, &self.panels) {
+            (Some(_), _) => Product::Bytes,
+            (None, Panels::Halves(_)) => Product::ThreeByTwo,
+            (None, _) => Product::ThreeByThree,
+        };
+        let (count, steps) = (x.count(), x.steps());
+        let of_a_step = product.of_x() * size_of::<Line>();
+        let most = if 2 * KEPT / (steps * of_a_step) >= MOST { MOST } else { BLOCK };
+        let blocks = count.div_ceil(most).max(1);
+        let length = count.div_ceil(blocks).next_multiple_of(ROWS);
+        let part = part(product);
+        let threads = rayon::current_num_threads();
+        // Rows that are too long are gone through in pieces, each with all panels of a task, the sums of which are kept.
+        let panels = self.rows.div_ceil(PANEL);
+        let (kept, group) = if steps * of_a_step * length <= 2 * KEPT {
+            (steps, 1)
+        } else {
+            let groups = panels.div_ceil(KEPT / (length * size_of::<Step>())).next_multiple_of(threads);
+            let kept = even(steps, KEPT / (length * of_a_step)).next_multiple_of(part);
+            (kept, panels.div_ceil(groups))
+        };
+        let groups = panels.div_ceil(group);
+        share_out(groups * blocks, rooms, |scratch, task| {
+            // Rows stay from one task to the next.
+            let (group_first, first) = (task % groups * group, task / groups * length);
+            let of_group = group_first..panels.min(group_first + group);
+            let rows = length.min(count.saturating_sub(first));
+            let places = rows.next_multiple_of(ROWS);
+            if rows == 0 {
+                return;
+            }
+            let Room { sums: finished, whole: sums, widened, lines, .. } = scratch;
+            let sums = room(sums, of_group.len() * places, Sums::ZERO);
+            let finished = room(finished, ROWS, Step::ZERO);
+            // SAFETY: the processor has them, as the caller promises, and nothing here makes others.
+            let tiles = unsafe { Whole::new() };
+            for begin in (0..steps).step_by(kept) {
+                let until = steps.min(begin + kept);
+                for (panel, sums) in of_group.clone().zip(sums.chunks_exact_mut(places)) {
+                    let columns = panel * PANEL..self.rows.min((panel + 1) * PANEL);
+                    let length = even(until - begin, part);
+                    let mut of_x_ahead = {
+                        // With each panel the next part of some rows.
+                        let index = panel - of_group.start;
+                        if until < steps && index * ROWS < rows {
+                            let lines = x.from(first / ROWS + index, until);
+                            let next = (steps - until).min(kept) * product.of_x() * STEP;
+                            Ahead::new(&lines[..next], rows * (until - begin).div_ceil(length))
+                        } else {
+                            Ahead::nothing()
+                        }
+                    };
+                    for step in (begin..until).step_by(length) {
+                        let of_part = step..until.min(step + length);
+                        let last = of_part.end == steps;
+                        // Some parts further, since a part of few rows is done before memory answers.
+                        let parts = (until - begin).div_ceil(length);
+                        let index = (step - begin) / length + AHEAD;
+                        let others = index / parts * if group == 1 { threads } else { 1 };
+                        let next = begin + index % parts * length;
+                        let next = next..until.min(next + length);
+                        let mut ahead = self.part_ahead(whole, panel + others, next, rows);
+                        // SAFETY: the processor has AVX-512.
+                        let weights = unsafe { self.part(whole, panel, of_part.clone(), lines, widened) };
+                        for row in (0..rows).step_by(ROWS) {
+                            let used = ROWS.min(rows - row);
+                            ahead.read(used);
+                            of_x_ahead.read(used);
+                            let begin = match (step, whole) {
+                                (0, Some(_)) => Begin::With(&NOTHING),
+                                (0, None) => Begin::With(&self.bias[panel]),
+                                _ => Begin::Sums,
+                            };
+                            let lines = x.from((first + row) / ROWS, step);
+                            let sums = &mut sums[row..row + ROWS];
+                            assert!(lines.len() >= of_part.len() * product.of_x() * STEP);
+                            assert!(weights.len() == of_part.len() * product.of_weights() * STEP);
+                            // SAFETY: there are as many lines, and sums of as many rows, of which a number takes 32 bits.
+                            unsafe {
+                                multiply(
+                                    &tiles,
+                                    product,
+                                    used <= ROWS / 2,
+                                    (lines.as_ptr(), weights.as_ptr()),
+                                    of_part.len(),
+                                    begin,
+                                    sums.as_mut_ptr().cast(),
+                                );
+                            }
+                            if !last {
+                                continue;
+                            }
+                            let sums = &mut sums[..used];
+                            let range = first + row..first + row + used;
+                            #[allow(clippy::collapsible_if, reason = "more than one condition")]
+                            if let (
+                                Some((rows, panels)),
+                                Ending::Activated(Activation::Gelu, Narrow::Pairs),
+                            ) = (whole, ending)
+                            {
+                                if columns.len() == PANEL {
+                                    let strip = target.strip(range.clone(), columns.start / 2, PANEL / 2);
+                                    let rows = &rows[range.clone()];
+                                    // SAFETY: the processor has the instructions, of which `narrow_input` tells; the rest as below.
+                                    if unsafe { panels.activate(panel, sums, rows, &self.bias[panel], strip) }
+                                    {
+                                        continue;
+                                    }
+                                }
+                            }
+                            let finished = match whole {
+                                Some((rows, panels)) => {
+                                    let finished = &mut finished[..used];
+                                    panels.scale(
+                                        panel,
+                                        sums,
+                                        &rows[range.clone()],
+                                        &self.bias[panel],
+                                        finished,
+                                    );
+                                    finished
+                                }
+                                None => Sums::as_numbers(sums),
+                            };
+                            let width = ending.room(columns.len());
+                            let strip = target.strip(range.clone(), ending.room(columns.start), width);
+                            // SAFETY: as the caller promises, and each task has rows and columns of its own.
+                            let ending = ending.from(range.start, columns.start);
+                            if let Ending::Activated(Activation::Gelu, _) = ending {
+                                // SAFETY: the processor has AVX-512.
+                                unsafe { groups::activate(finished) };
+                                write(finished, columns.len(), strip, ending);
+                            } else {
+                                finish(finished, columns.len(), strip, ending);
+                            }
+                        }
+                    }
+                }
+            }
+        });
+    }
+
+    /// A part of a panel, some steps of tiles; `lines` and `widened` have room for it.
+    ///
+    /// # Safety
+    /// The processor has AVX-512.
+    unsafe fn part<'a>(
+        &'a self,
+        whole: Option<(&[RoundedRow], &'a BytePanels)>,
+        panel: usize,
+        steps: std::ops::Range<usize>,
+        lines: &'a mut Vec<Line>,
+        widened: &mut Vec<Step>,
+    ) -> &'a [Line] {
+        if let Some((_, panels)) = whole {
+            return panels.lines(panel, steps);
+        }
+        let columns = steps.start * SPAN..self.columns.min(steps.end * SPAN);
+        let range = panel * self.columns + columns.start..panel * self.columns + columns.end;
+        let length = steps.len() * STEP;
+        // SAFETY: as the caller promises.
+        unsafe {
+            match &self.panels {
+                Panels::Halves(numbers) => {
+                    let lines = room(lines, 2 * length, Line::ZERO);
+                    split_panel::<2, _>(&numbers[range], lines);
+                    lines
+                }
+                Panels::Numbers(numbers) => {
+                    let lines = room(lines, 3 * length, Line::ZERO);
+                    split_panel::<3, _>(&numbers[range], lines);
+                    lines
+                }
+                Panels::Bytes(panels) => {
+                    let widened = room(widened, columns.len(), Step::ZERO);
+                    panels.widen(panel, columns, widened);
+                    let lines = room(lines, 3 * length, Line::ZERO);
+                    split_panel::<3, _>(widened, lines);
+                    lines
+                }
+            }
+        }
+    }
+
+    /// The same as it lies in memory, as far as there is such a part, spread over so many rows.
+    fn part_ahead<'a>(
+        &'a self,
+        whole: Option<(&[RoundedRow], &'a BytePanels)>,
+        panel: usize,
+        steps: std::ops::Range<usize>,
+        rows: usize,
+    ) -> Ahead<'a> {
+        if panel * PANEL >= self.rows {
+            return Ahead::nothing();
+        }
+        if let Some((_, panels)) = whole {
+            return Ahead::new(panels.lines(panel, steps), rows);
+        }
+        let [first, last] = [steps.start, steps.end].map(|step| self.columns.min(step * SPAN));
+        let range = panel * self.columns + first..panel * self.columns + last;
+        match &self.panels {
+            Panels::Halves(numbers) => Ahead::new(&numbers[range], rows),
+            Panels::Numbers(numbers) => Ahead::new(&numbers[range], rows),
+            Panels::Bytes(panels) => Ahead::new(panels.steps(panel, first..last), rows),
+        }
+    }
+}
+
+/// Steps of a part of a panel: with more the cache would be too small, and with fewer sums be read and written too often.
+fn part(product: Product) -> usize {
+    match product {
+        Product::Bytes | Product::Halves => 8,
+        Product::ThreeByTwo | Product::ThreeByThree => 4,
+    }
+}
+
+/// The length of parts of a whole, which are `most` long at most and as even as may be.
+fn even(whole: usize, most: usize) -> usize {
+    whole.div_ceil(whole.div_ceil(most.max(1)).max(1)).max(1)
+}
+
+#[cfg(all(test, target_os = "linux"))]
+mod tests {
+    use candle_core::{Device, Tensor};
+
+    use super::*;
+    use crate::frozen::parts::Parts;
+    use crate::frozen::tiles::Rows;
+    use crate::{Projection, Weight};
+
+    /// Numbers without a pattern around 0, some of them a thousand times as large as others.
+    fn noise(count: usize, seed: u32) -> Vec<f32> {
+        let mut state = seed;
+        let mut next = || {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            (state >> 8) as f32 / (1 << 23) as f32 - 1.0
+        };
+        (0..count).map(|_| next() * (5.0 * next()).exp2()).collect()
+    }
+
+    /// Sums of a layer's products, and what their sizes add up to, in f64.
+    fn exact(weights: &[f32], bias: &[f32], x: &[f32], columns: usize) -> Vec<[f64; 2]> {
+        let rows = x.chunks_exact(columns);
+        rows.flat_map(|x| {
+            weights.chunks_exact(columns).zip(bias).map(|(weights, bias)| {
+                let products = || x.iter().zip(weights).map(|(x, weight)| f64::from(*x) * f64::from(*weight));
+                let size: f64 = products().map(f64::abs).sum();
+                [products().sum::<f64>() + f64::from(*bias), size + f64::from(bias.abs())]
+            })
+        })
+        .collect()
+    }
+
+    /// What a layer makes of rows, which are added to ones.
+    fn forward(processor: Processor, layer: &FrozenLinear, x: &[f32], count: usize) -> Vec<f32> {
+        let columns = layer.columns();
+        let (mut numbers, mut rounded, mut rooms) = (Parts::default(), ByteRows::default(), Vec::new());
+        let make = |row: usize, into: &mut [f32]| into.copy_from_slice(&x[row * columns..][..columns]);
+        let input = layer.made_input(processor, count, make, &mut numbers, &mut rounded);
+        let ones = vec![1f32; count * layer.rows()];
+        let mut result = vec![0f32; ones.len()];
+        let target = Target::rows(result.as_mut_ptr(), result.len(), layer.rows());
+        let ending = Ending::Added(Rows { values: &ones, stride: layer.rows() });
+        // SAFETY: the target has as many rows, and nobody else uses it.
+        unsafe { layer.forward(processor, input, &mut rooms, target, ending) };
+        result
+    }
+
+    fn layer(weights: &[f32], bias: &[f32]) -> FrozenLinear {
+        let shape = (bias.len(), weights.len() / bias.len());
+        let weight = Tensor::from_slice(weights, shape, &Device::Cpu).unwrap();
+        let bias = Tensor::from_slice(bias, bias.len(), &Device::Cpu).unwrap();
+        FrozenLinear::new(&[Projection { weight: Weight::Dense(&weight), bias: Some(&bias) }]).unwrap()
+    }
+
+    /// Rows, columns and outputs around the sizes of steps, parts, tiles and tasks.
+    const SHAPES: [[usize; 3]; 8] = [
+        [24, 1, 1],
+        [33, 31, 40],
+        [48, 33, 32],
+        [49, 128, 5],
+        [47, 129, 64],
+        [290, 70, 33],
+        [100, 1100, 70],
+        [300, 600, 100],
+    ];
+
+    #[test]
+    fn numbers_in_pieces_err_as_little_as_numbers() {
+        for [count, columns, rows] in SHAPES {
+            let (weights, bias) = (noise(rows * columns, 1), noise(rows, 2));
+            let halves: Vec<f32> = weights.iter().map(|value| half::f16::from_f32(*value).to_f32()).collect();
+            let x = noise(count * columns, 3);
+            for weights in [&weights, &halves] {
+                let expected = exact(weights, &bias, &x, columns);
+                let layer = layer(weights, &bias);
+                for processor in Processor::tested() {
+                    let found = forward(processor, &layer, &x, count);
+                    // Of the sizes of all products: a rounding of the sum behind some of them, all of which are as likely up as down.
+                    let most = 4.0 * (columns as f64).sqrt().max(4.0) * 2f64.powi(-24);
+                    for (place, (found, [sum, size])) in found.iter().zip(&expected).enumerate() {
+                        let error = (f64::from(*found) - 1.0 - sum).abs() / (size + 1.0);
+                        assert!(error <= most, "{processor:?} {count} {columns} {rows}, {place}: {error:e}");
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn whole_numbers_in_tiles_are_those_in_vectors() {
+        for [count, columns, rows] in [[33, 129, 40], [64, 200, 33], [300, 700, 70], [47, 5000, 40]] {
+            let weights = noise(rows * columns, 1);
+            let mut layer = layer(&weights, &noise(rows, 2));
+            layer.panels = Panels::Bytes(BytePanels::new(&weights, rows, columns));
+            let x = noise(count * columns, 3);
+            let processors = Processor::tested();
+            let found: Vec<_> = processors
+                .iter()
+                .filter(|processor| layer.rounds(**processor))
+                .map(|processor| forward(*processor, &layer, &x, count))
+                .collect();
+            assert!(found.windows(2).all(|two| two[0] == two[1]), "{count} {columns} {rows}");
+        }
+    }
+
+    #[test]
+    fn what_is_not_finite_stays_in_its_row() {
+        let (count, columns, rows) = (70, 90, 40);
+        let layer = layer(&noise(rows * columns, 1), &noise(rows, 2));
+        for wrong in [f32::NAN, f32::from_bits(0x7fff_ffff), f32::from_bits(0xff80_0001), f32::INFINITY] {
+            let mut x = noise(count * columns, 3);
+            x[37 * columns + 71] = wrong;
+            for processor in Processor::tested() {
+                let found = forward(processor, &layer, &x, count);
+                for (row, found) in found.chunks_exact(rows).enumerate() {
+                    let finite = found.iter().filter(|value| value.is_finite()).count();
+                    assert_eq!(finite, if row == 37 { 0 } else { rows }, "{processor:?} {wrong} {row}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn the_hidden_numbers_of_rounded_layers_are_narrow() {
+        let weights = noise(40 * 160, 1);
+        let mut layer = layer(&weights, &noise(40, 2));
+        layer.panels = Panels::Bytes(BytePanels::new(&weights, 40, 160));
+        for processor in Processor::tested() {
+            let narrow = layer.narrow_input(processor, 100) != Narrow::No;
+            let pairs = pay(processor, 100) && is_x86_feature_detected!("avx512bf16");
+            assert_eq!(narrow, pairs, "{processor:?}");
+            assert!(layer.narrow_input(processor, 1) == Narrow::No);
+        }
+    }
+}
