@@ -82,6 +82,21 @@ impl Products {
     pub(crate) const ZERO: Self = Self([[[0; SIDE]; SIDE]; GROUPS]);
 }
 
+/// 16 rows of 32 numbers, of [`Tiles::add_products_of_pieces`]'s left operand. Of its right one, 16 pairs of numbers of 16 rows: the first
+/// pair of each row, then the next ones.
+#[derive(Debug, Clone, Copy)]
+#[repr(C, align(64))]
+pub(crate) struct Halves(pub(crate) [[bf16; 2 * SIDE]; SIDE]);
+
+/// Sums of products of [`ROWS`] rows with as many others: the first 16 with the first 16 and with the others, then those of the others.
+#[derive(Debug, Clone, Copy)]
+#[repr(C, align(64))]
+pub(crate) struct Sums(pub(crate) [[[f32; SIDE]; SIDE]; 4]);
+
+impl Sums {
+    pub(crate) const ZERO: Self = Self([[[0.0; SIDE]; SIDE]; 4]);
+}
+
 /// The tiles of this thread, configured until this is dropped: 0 to 3 for sums of 16 rows with 16 others, 4 and 5 for 16 rows of
 /// `x`, 6 and 7 for 16 rows of weights.
 pub(crate) struct Tiles {
@@ -193,6 +208,85 @@ impl Tiles {
         /// product; what is less than 2^-126 counts as 0.
         add_products_of_halves, "tdpbf16ps", *const bf16, *const bf16, *mut f32
     );
+
+    /// The products of 32 rows with 32 others in pieces of 16 bits (bf16), of which each operand has one or several: of the first one
+    /// two tiles for every 32 numbers, `steps` times, then those of the second. Adds the products of each of `pairs` of pieces, in
+    /// their order, to `sums`, or to zeros in their place when `anew`. Sums are rounded to f32 behind every product of tiles; what is
+    /// less than 2^-126 counts as 0.
+    ///
+    /// # Safety
+    /// These are for rows of [`LONGEST`] bytes. The operands' pieces can be read; nobody else uses the sums.
+    pub(crate) unsafe fn add_products_of_pieces(
+        &self,
+        left: *const Halves,
+        right: *const Halves,
+        steps: usize,
+        pairs: &[[usize; 2]],
+        anew: bool,
+        sums: *mut Sums,
+    ) {
+        assert!(self.length == LONGEST && steps > 0 && !pairs.is_empty(), "tiles of other rows");
+        // SAFETY: tiles of 16 rows are read as far as there are steps of pieces, as the caller promises, and sums are four of them.
+        unsafe {
+            asm!(
+                "test {anew}, {anew}",
+                "jnz 2f",
+                "tileloadd tmm0, [{sums} + {side}]",
+                "tileloadd tmm1, [{sums} + {side} + {tile}]",
+                "tileloadd tmm2, [{sums} + {side} + 2 * {tile}]",
+                "tileloadd tmm3, [{sums} + {side} + 3 * {tile}]",
+                "jmp 3f",
+                "2:",
+                "tilezero tmm0",
+                "tilezero tmm1",
+                "tilezero tmm2",
+                "tilezero tmm3",
+                "3:",
+                "mov {x}, [{pairs}]",
+                "mov {y}, [{pairs} + 8]",
+                "imul {x}, {piece}",
+                "imul {y}, {piece}",
+                "add {x}, {left}",
+                "add {y}, {right}",
+                "mov {todo}, {piece}",
+                "4:",
+                "tileloadd tmm4, [{x} + {side}]",
+                "tileloadd tmm6, [{y} + {side}]",
+                "tileloadd tmm7, [{y} + {side} + {tile}]",
+                "tdpbf16ps tmm0, tmm4, tmm6",
+                "tileloadd tmm5, [{x} + {side} + {tile}]",
+                "tdpbf16ps tmm1, tmm4, tmm7",
+                "tdpbf16ps tmm2, tmm5, tmm6",
+                "tdpbf16ps tmm3, tmm5, tmm7",
+                "add {x}, 2 * {tile}",
+                "add {y}, 2 * {tile}",
+                "sub {todo}, 2 * {tile}",
+                "jnz 4b",
+                "add {pairs}, 16",
+                "dec {count}",
+                "jnz 3b",
+                "tilestored [{sums} + {side}], tmm0",
+                "tilestored [{sums} + {side} + {tile}], tmm1",
+                "tilestored [{sums} + {side} + 2 * {tile}], tmm2",
+                "tilestored [{sums} + {side} + 3 * {tile}], tmm3",
+                anew = in(reg) u64::from(anew),
+                sums = in(reg) sums,
+                side = in(reg) LONGEST,
+                left = in(reg) left,
+                right = in(reg) right,
+                piece = in(reg) steps * 2 * size_of::<Halves>(),
+                pairs = inout(reg) pairs.as_ptr() => _,
+                count = inout(reg) pairs.len() => _,
+                x = out(reg) _,
+                y = out(reg) _,
+                todo = out(reg) _,
+                tile = const size_of::<Halves>(),
+                out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
+                out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
+                options(nostack)
+            );
+        }
+    }
 
     /// The products of 16 rows of `x` with 16 rows of weights, of [`GROUPS`] groups of numbers, which follow one another. Both have signs.
     ///
@@ -367,6 +461,57 @@ mod tests {
                     error <= size * (times * NUMBERS) as f64 * 2f64.powi(-24),
                     "{times} {stride} {row} {error}"
                 );
+            }
+        }
+    }
+
+    #[test]
+    fn sums_of_pieces_are_those_of_the_pairs_that_are_asked_for() {
+        if !tiles() {
+            return;
+        }
+        // Whole numbers of few bits: their sums are exact.
+        let pieces = |count: usize, seed: u32| -> Vec<Halves> {
+            let bytes = random(count * SIDE * 2 * SIDE, seed);
+            let numbers: Vec<bf16> =
+                bytes.into_iter().map(|byte| bf16::from_f32(f32::from(byte as i8))).collect();
+            numbers
+                .chunks(SIDE * 2 * SIDE)
+                .map(|tile| {
+                    Halves(std::array::from_fn(|row| std::array::from_fn(|place| tile[row * 32 + place])))
+                })
+                .collect()
+        };
+        for (steps, pairs, anew) in
+            [(1, &[[0, 0]][..], false), (3, &[[0, 1], [1, 0], [0, 0]], true), (2, &[[2, 0], [1, 2]], false)]
+        {
+            let [left, right] = [3, 5].map(|seed| pieces(3 * steps * 2, seed));
+            let mut sums = Sums([[[7.0; SIDE]; SIDE]; 4]);
+            // SAFETY: three pieces of each are there.
+            unsafe {
+                let tiles = Tiles::new(LONGEST);
+                tiles.add_products_of_pieces(
+                    left.as_ptr(),
+                    right.as_ptr(),
+                    steps,
+                    pairs,
+                    anew,
+                    &raw mut sums,
+                );
+            }
+            for (row, other) in (0..ROWS).flat_map(|row| (0..ROWS).map(move |other| (row, other))) {
+                let mut expected = if anew { 0.0 } else { 7.0 };
+                for ([piece, of_other], column) in
+                    pairs.iter().flat_map(|pair| (0..steps * 32).map(move |column| (pair, column)))
+                {
+                    let (step, column) = (column / 32, column % 32);
+                    let a = left[(piece * steps + step) * 2 + row / SIDE].0[row % SIDE][column];
+                    let b = right[(of_other * steps + step) * 2 + other / SIDE].0[column / 2]
+                        [2 * (other % SIDE) + column % 2];
+                    expected += f32::from(a) * f32::from(b);
+                }
+                let found = sums.0[row / SIDE * 2 + other / SIDE][row % SIDE][other % SIDE];
+                assert_eq!(found, expected, "{steps} {pairs:?} {row} {other}");
             }
         }
     }
