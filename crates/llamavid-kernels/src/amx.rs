@@ -82,11 +82,14 @@ impl Products {
     pub(crate) const ZERO: Self = Self([[[0; SIDE]; SIDE]; GROUPS]);
 }
 
-/// 16 rows of 32 numbers, of [`Tiles::add_products_of_pieces`]'s left operand. Of its right one, 16 pairs of numbers of 16 rows: the first
-/// pair of each row, then the next ones.
+/// Numbers of a row of a [`Piece`]: those of two tiles.
+pub(crate) const RUN: usize = 4 * SIDE;
+
+/// A piece of [`RUN`] numbers of [`ROWS`] rows: the first 32 numbers of each row, then the others. On the right of a product, the first
+/// pair of numbers of 16 rows, 15 more, the same of the other 16 rows, and all that of the other 32 numbers.
 #[derive(Debug, Clone, Copy)]
 #[repr(C, align(64))]
-pub(crate) struct Halves(pub(crate) [[bf16; 2 * SIDE]; SIDE]);
+pub(crate) struct Piece(pub(crate) [[[bf16; 2 * SIDE]; ROWS]; RUN / (2 * SIDE)]);
 
 /// Sums of products of [`ROWS`] rows with as many others: the first 16 with the first 16 and with the others, then those of the others.
 #[derive(Debug, Clone, Copy)]
@@ -209,24 +212,21 @@ impl Tiles {
         add_products_of_halves, "tdpbf16ps", *const bf16, *const bf16, *mut f32
     );
 
-    /// The products of 32 rows with 32 others in pieces of 16 bits (bf16), of which each operand has one or several: of the first one
-    /// two tiles for every 32 numbers, `steps` times, then those of the second. Adds the products of each of `pairs` of pieces, in
-    /// their order, to `sums`, or to zeros in their place when `anew`. Sums are rounded to f32 behind every product of tiles; what is
-    /// less than 2^-126 counts as 0.
+    /// Adds the products of `pairs` of pieces, in their order, to `sums`, or to zeros in their place when `anew`. Sums are rounded to f32
+    /// behind every product of tiles; what is less than 2^-126 counts as 0.
     ///
     /// # Safety
-    /// These are for rows of [`LONGEST`] bytes. The operands' pieces can be read; nobody else uses the sums.
+    /// These are for rows of [`LONGEST`] bytes. Pieces of these numbers can be read; nobody else uses the sums.
     pub(crate) unsafe fn add_products_of_pieces(
         &self,
-        left: *const Halves,
-        right: *const Halves,
-        steps: usize,
+        left: *const Piece,
+        right: *const Piece,
         pairs: &[[usize; 2]],
         anew: bool,
         sums: *mut Sums,
     ) {
-        assert!(self.length == LONGEST && steps > 0 && !pairs.is_empty(), "tiles of other rows");
-        // SAFETY: tiles of 16 rows are read as far as there are steps of pieces, as the caller promises, and sums are four of them.
+        assert!(self.length == LONGEST && !pairs.is_empty(), "tiles of other rows");
+        // SAFETY: the pieces are four tiles each, as the sums are.
         unsafe {
             asm!(
                 "test {anew}, {anew}",
@@ -244,12 +244,10 @@ impl Tiles {
                 "3:",
                 "mov {x}, [{pairs}]",
                 "mov {y}, [{pairs} + 8]",
-                "imul {x}, {piece}",
-                "imul {y}, {piece}",
+                "imul {x}, {x}, {piece}",
+                "imul {y}, {y}, {piece}",
                 "add {x}, {left}",
                 "add {y}, {right}",
-                "mov {todo}, {piece}",
-                "4:",
                 "tileloadd tmm4, [{x} + {side}]",
                 "tileloadd tmm6, [{y} + {side}]",
                 "tileloadd tmm7, [{y} + {side} + {tile}]",
@@ -258,10 +256,14 @@ impl Tiles {
                 "tdpbf16ps tmm1, tmm4, tmm7",
                 "tdpbf16ps tmm2, tmm5, tmm6",
                 "tdpbf16ps tmm3, tmm5, tmm7",
-                "add {x}, 2 * {tile}",
-                "add {y}, 2 * {tile}",
-                "sub {todo}, 2 * {tile}",
-                "jnz 4b",
+                "tileloadd tmm4, [{x} + {side} + 2 * {tile}]",
+                "tileloadd tmm6, [{y} + {side} + 2 * {tile}]",
+                "tileloadd tmm7, [{y} + {side} + 3 * {tile}]",
+                "tdpbf16ps tmm0, tmm4, tmm6",
+                "tileloadd tmm5, [{x} + {side} + 3 * {tile}]",
+                "tdpbf16ps tmm1, tmm4, tmm7",
+                "tdpbf16ps tmm2, tmm5, tmm6",
+                "tdpbf16ps tmm3, tmm5, tmm7",
                 "add {pairs}, 16",
                 "dec {count}",
                 "jnz 3b",
@@ -274,13 +276,12 @@ impl Tiles {
                 side = in(reg) LONGEST,
                 left = in(reg) left,
                 right = in(reg) right,
-                piece = in(reg) steps * 2 * size_of::<Halves>(),
                 pairs = inout(reg) pairs.as_ptr() => _,
                 count = inout(reg) pairs.len() => _,
                 x = out(reg) _,
                 y = out(reg) _,
-                todo = out(reg) _,
-                tile = const size_of::<Halves>(),
+                piece = const size_of::<Piece>(),
+                tile = const LONGEST * SIDE,
                 out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
                 out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
                 options(nostack)
@@ -471,47 +472,45 @@ mod tests {
             return;
         }
         // Whole numbers of few bits: their sums are exact.
-        let pieces = |count: usize, seed: u32| -> Vec<Halves> {
-            let bytes = random(count * SIDE * 2 * SIDE, seed);
-            let numbers: Vec<bf16> =
-                bytes.into_iter().map(|byte| bf16::from_f32(f32::from(byte as i8))).collect();
-            numbers
-                .chunks(SIDE * 2 * SIDE)
-                .map(|tile| {
-                    Halves(std::array::from_fn(|row| std::array::from_fn(|place| tile[row * 32 + place])))
+        let pieces = |count: usize, seed: u32| -> Vec<Piece> {
+            let mut bytes = random(count * ROWS * RUN, seed).into_iter();
+            let mut next = || bf16::from_f32(f32::from(bytes.next().unwrap_or(0) as i8));
+            (0..count)
+                .map(|_| {
+                    let mut piece = Piece([[[bf16::ZERO; 2 * SIDE]; ROWS]; 2]);
+                    piece
+                        .0
+                        .as_flattened_mut()
+                        .as_flattened_mut()
+                        .iter_mut()
+                        .for_each(|number| *number = next());
+                    piece
                 })
                 .collect()
         };
-        for (steps, pairs, anew) in
-            [(1, &[[0, 0]][..], false), (3, &[[0, 1], [1, 0], [0, 0]], true), (2, &[[2, 0], [1, 2]], false)]
+        for (pairs, anew) in
+            [(&[[0, 0]][..], false), (&[[0, 1], [1, 0], [0, 0]], true), (&[[2, 0], [1, 2]], false)]
         {
-            let [left, right] = [3, 5].map(|seed| pieces(3 * steps * 2, seed));
+            let [left, right] = [3, 5].map(|seed| pieces(3, seed));
             let mut sums = Sums([[[7.0; SIDE]; SIDE]; 4]);
             // SAFETY: three pieces of each are there.
             unsafe {
                 let tiles = Tiles::new(LONGEST);
-                tiles.add_products_of_pieces(
-                    left.as_ptr(),
-                    right.as_ptr(),
-                    steps,
-                    pairs,
-                    anew,
-                    &raw mut sums,
-                );
+                let into = &raw mut sums;
+                tiles.add_products_of_pieces(left.as_ptr(), right.as_ptr(), pairs, anew, into);
             }
             for (row, other) in (0..ROWS).flat_map(|row| (0..ROWS).map(move |other| (row, other))) {
                 let mut expected = if anew { 0.0 } else { 7.0 };
-                for ([piece, of_other], column) in
-                    pairs.iter().flat_map(|pair| (0..steps * 32).map(move |column| (pair, column)))
-                {
-                    let (step, column) = (column / 32, column % 32);
-                    let a = left[(piece * steps + step) * 2 + row / SIDE].0[row % SIDE][column];
-                    let b = right[(of_other * steps + step) * 2 + other / SIDE].0[column / 2]
-                        [2 * (other % SIDE) + column % 2];
-                    expected += f32::from(a) * f32::from(b);
+                for [a, b] in pairs {
+                    for column in 0..RUN {
+                        let (step, column) = (column / 32, column % 32);
+                        let a = left[*a].0[step][row][column];
+                        let b = right[*b].0[step][other / SIDE * SIDE + column / 2];
+                        expected += f32::from(a) * f32::from(b[2 * (other % SIDE) + column % 2]);
+                    }
                 }
                 let found = sums.0[row / SIDE * 2 + other / SIDE][row % SIDE][other % SIDE];
-                assert_eq!(found, expected, "{steps} {pairs:?} {row} {other}");
+                assert_eq!(found, expected, "{pairs:?} {row} {other}");
             }
         }
     }

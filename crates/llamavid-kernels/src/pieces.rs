@@ -6,9 +6,10 @@
 //!
 //! - Weights in blocks stand for few bits. They and `x` are a piece each, and one product of them errs by up to 2^-7, 0.23 % in the mean of
 //!   squares. Rows that are rounded to 8 bits, as elsewhere beside such weights, err by 0.4 to 0.6 %.
-//! - Weights in 16 bits are exactly one piece (bf16) or two (f16). With `x` in two, all products but that of both second ones: 2^-16.
+//! - Weights in 16 bits are exactly one piece (bf16) or two (f16). With `x` in two, and all products but that of both second ones, it is
+//!   up to 2^-15, and 2^-18 in the mean of squares.
 //! - Weights in f32 are three pieces, and so is `x`: exactly, but for numbers next to none. Six products of pieces are left when those are
-//!   gone that are below the last bit of the number's product. They are added up from the smallest on, and afresh for every [`PART`] numbers,
+//!   gone that are below the last bit of the number's product. They are added up from the smallest on, and afresh for every [`RUN`] numbers,
 //!   so that sums err as those of f32 do: nothing that is computed in f32 elsewhere is rounded here.
 //!
 //! What several pieces cannot stand for, which is what is not finite or so large or small that their products leave f32's range, goes
@@ -18,21 +19,21 @@
 //! numbers of its rows, and is laid out once for all weights.
 
 use std::arch::x86_64::{
-    __m512, __m512i, _mm256_fmadd_ps, _mm256_set1_ps, _mm256_storeu_ps, _mm512_add_ps, _mm512_and_si512,
-    _mm512_castps_si512, _mm512_castsi256_si512, _mm512_castsi512_ps, _mm512_castsi512_si256,
-    _mm512_cvtepu16_epi32, _mm512_cvtne2ps_pbh, _mm512_cvtph_ps, _mm512_extracti64x4_epi64, _mm512_fmsub_ps,
-    _mm512_loadu_ps, _mm512_loadu_si512, _mm512_mask_permutexvar_epi8, _mm512_maskz_loadu_epi16,
-    _mm512_maskz_loadu_ps, _mm512_max_epu32, _mm512_reduce_max_epu32, _mm512_set1_epi32, _mm512_set1_ps,
-    _mm512_setzero_ps, _mm512_setzero_si512, _mm512_shuffle_i32x4, _mm512_slli_epi32, _mm512_storeu_ps,
-    _mm512_storeu_si512, _mm512_sub_ps, _mm512_unpackhi_epi32, _mm512_unpackhi_epi64, _mm512_unpacklo_epi32,
-    _mm512_unpacklo_epi64,
+    __m512, __m512i, _MM_HINT_T1, _mm_prefetch, _mm256_fmadd_ps, _mm256_set1_ps, _mm256_storeu_ps,
+    _mm512_add_ps, _mm512_and_si512, _mm512_castps_si512, _mm512_castsi256_si512, _mm512_castsi512_ps,
+    _mm512_castsi512_si256, _mm512_cvtepu16_epi32, _mm512_cvtne2ps_pbh, _mm512_cvtph_ps,
+    _mm512_extracti64x4_epi64, _mm512_fmsub_ps, _mm512_loadu_ps, _mm512_loadu_si512,
+    _mm512_mask_permutexvar_epi8, _mm512_maskz_loadu_epi16, _mm512_maskz_loadu_ps, _mm512_max_epu32,
+    _mm512_reduce_max_epu32, _mm512_set1_epi32, _mm512_set1_ps, _mm512_setzero_ps, _mm512_setzero_si512,
+    _mm512_shuffle_i32x4, _mm512_slli_epi32, _mm512_storeu_ps, _mm512_storeu_si512, _mm512_sub_ps,
+    _mm512_unpackhi_epi32, _mm512_unpackhi_epi64, _mm512_unpacklo_epi32, _mm512_unpacklo_epi64,
 };
 use std::marker::PhantomData;
 use std::ops::{Range, RangeInclusive};
 
 use rayon::prelude::*;
 
-use crate::amx::{Halves, LONGEST, ROWS, SIDE, Sums, Tiles};
+use crate::amx::{LONGEST, Piece, ROWS, RUN, SIDE, Sums, Tiles};
 use crate::block_format::BlockFormat;
 use crate::panels::Panels;
 use crate::processor::{Processor, WholeNumbers};
@@ -41,11 +42,8 @@ use crate::whole_blocks::{NUMBERS, Row, Scales, WholeBlock, each_eighth, with_bl
 
 /// Numbers of a row that a tile takes.
 const STEP: usize = 2 * SIDE;
-/// Numbers of a row that are multiplied at a time, where each is a piece, and fewer where they are more: the pieces of both operands and
-/// the sums stay in the first cache.
-const PART: usize = 256;
-/// Parts that are laid out at a time, so that memory is read in long runs.
-const PARTS: usize = 4;
+/// Numbers of a row of weights that are laid out at a time, whole parts.
+const LAID_OUT: usize = NUMBERS;
 /// Panels of 32 rows of weights of a task at most: each part of `x` is read for all of them.
 const TASK_PANELS: usize = 8;
 /// Rows of `x` that are multiplied at a time at most: their sums with a task's panels stay in the second cache.
@@ -53,18 +51,17 @@ const X_ROWS: usize = 512;
 /// Of the largest number of a row, without its sign: products of two, and of their last pieces, stay within f32.
 const LARGEST: RangeInclusive<f32> = 3.552_713_7e-15..=2.814_749_8e14;
 
-/// Rows of `x` from which it is worth it to convert weights of a format, where the processor has tiles.
-pub(crate) fn many(format: BlockFormat) -> usize {
-    match format {
-        BlockFormat::F32 => 16,
-        BlockFormat::F16 | BlockFormat::BF16 => 16,
-        _ => 16,
-    }
-}
-
-/// Whether so many rows are multiplied with weights of a format in pieces.
+/// Whether so many rows are multiplied with weights of a format in pieces: where the processor has tiles, and what is won is worth the
+/// conversion of the weights.
 pub(crate) fn pay(processor: Processor, format: BlockFormat, count: usize) -> bool {
-    matches!(processor, Processor::Avx512(_, WholeNumbers::Tiles)) && count >= many(format)
+    let many = match format {
+        // As many take as long in f32.
+        BlockFormat::F32 => 32,
+        BlockFormat::F16 | BlockFormat::BF16 => 16,
+        // Tiles of whole numbers have 16.
+        _ => 17,
+    };
+    matches!(processor, Processor::Avx512(_, WholeNumbers::Tiles)) && count >= many
 }
 
 /// Writes what a layer makes of rows, all of it, or adds to it.
@@ -111,41 +108,65 @@ trait Source {
     const PAIRS: &'static [[usize; 2]];
     /// Whether the sums of each part are added up by themselves.
     const AFRESH: bool = false;
-    /// Numbers of a part.
-    const PART: usize = PART;
+    /// Numbers of a row that are multiplied at a time, whole runs: the pieces of 32 rows of both operands and the sums stay in the first
+    /// cache.
+    const PART: usize;
 
-    /// Lays out `length` numbers of a row from a multiple of [`NUMBERS`] on, or of [`Self::PART`] where that is more; false if pieces
-    /// cannot stand for them.
+    /// Lays out up to [`LAID_OUT`] numbers of a row from a column on that is a multiple of it, with zeros up to a multiple of [`RUN`]; false
+    /// if pieces cannot stand for them.
     ///
     /// # Safety
     /// The processor has the instructions, the row has these numbers, and there is room for them.
     unsafe fn lay_out(row: &[u8], from: usize, length: usize, place: Place) -> bool;
 }
 
-/// Where the pieces of a row go.
+/// The pairs of pieces of a run, of every run of a part: `ALL` in all. Numbers have so many pieces on the left and on the right.
+const fn pairs<const ALL: usize, const LEFT: usize, const RIGHT: usize>(
+    of_run: &[[usize; 2]],
+) -> [[usize; 2]; ALL] {
+    let mut pairs = [[0; 2]; ALL];
+    let mut index = 0;
+    while index < ALL {
+        let (run, [left, right]) = (index / of_run.len(), of_run[index % of_run.len()]);
+        pairs[index] = [run * LEFT + left, run * RIGHT + right];
+        index += 1;
+    }
+    pairs
+}
+
+/// Where the pieces of a part of a row go: those of its first [`RUN`] numbers, all of the first ones before the second ones, then those
+/// of the next.
 #[derive(Clone, Copy)]
 struct Place {
     /// Those of its first numbers.
     first: *mut __m512i,
-    /// Vectors from a part to the next one.
-    part: usize,
 }
 
 impl Place {
-    /// Writes the pieces of a step of a part, which has so many steps.
+    /// Writes the pieces of a step.
     ///
     /// # Safety
     /// There is room for them, and the processor has AVX-512.
     #[inline(always)]
-    unsafe fn write<const N: usize>(self, part: usize, steps: usize, step: usize, pieces: [__m512i; N]) {
+    unsafe fn write<const N: usize>(self, step: usize, pieces: [__m512i; N]) {
         for (piece, vector) in pieces.into_iter().enumerate() {
             // SAFETY: as the caller promises.
-            unsafe {
-                let at = self.first.add(part * self.part + (piece * steps + step) * ROWS);
-                _mm512_storeu_si512(at, vector);
-            }
+            unsafe { _mm512_storeu_si512(self.first.add(vector_of_step::<N>(step, piece)), vector) };
         }
     }
+}
+
+/// Vectors before the one that a step of a part has of one of `N` pieces.
+#[inline(always)]
+const fn vector_of_step<const N: usize>(step: usize, piece: usize) -> usize {
+    const STEPS: usize = RUN / STEP;
+    ((step / STEPS * N + piece) * STEPS + step % STEPS) * ROWS
+}
+
+/// Steps that numbers of a part take with the zeros behind them.
+#[inline(always)]
+const fn steps_of(length: usize) -> usize {
+    length.div_ceil(RUN) * (RUN / STEP)
 }
 
 /// The largest of some numbers, without signs.
@@ -184,9 +205,9 @@ struct Singles;
 impl Source for Singles {
     const LEFT: usize = 3;
     const RIGHT: usize = 3;
-    const PAIRS: &'static [[usize; 2]] = &[[0, 2], [2, 0], [1, 1], [0, 1], [1, 0], [0, 0]];
+    const PAIRS: &'static [[usize; 2]] = &pairs::<6, 3, 3>(&[[0, 2], [2, 0], [1, 1], [0, 1], [1, 0], [0, 0]]);
     const AFRESH: bool = true;
-    const PART: usize = PART / 4;
+    const PART: usize = RUN;
 
     #[inline(always)]
     unsafe fn lay_out(row: &[u8], from: usize, length: usize, place: Place) -> bool {
@@ -194,14 +215,10 @@ impl Source for Singles {
         unsafe {
             let values = row.as_ptr().cast::<f32>().add(from);
             let mut largest = Largest::new();
-            for (part, first) in (0..length).step_by(Self::PART).enumerate() {
-                let left = Self::PART.min(length - first);
-                let steps = left.div_ceil(STEP);
-                for step in 0..steps {
-                    let numbers = two(values.add(first + step * STEP), left - step * STEP);
-                    largest.note(numbers);
-                    place.write(part, steps, step, in_pieces::<3>(numbers));
-                }
+            for step in 0..steps_of(length) {
+                let numbers = two(values.wrapping_add(step * STEP), length.saturating_sub(step * STEP));
+                largest.note(numbers);
+                place.write(step, in_pieces::<3>(numbers));
             }
             largest.is_possible()
         }
@@ -214,8 +231,8 @@ struct InF16;
 impl Source for InF16 {
     const LEFT: usize = 2;
     const RIGHT: usize = 2;
-    const PAIRS: &'static [[usize; 2]] = &[[0, 1], [1, 0], [0, 0]];
-    const PART: usize = PART / 2;
+    const PAIRS: &'static [[usize; 2]] = &pairs::<6, 2, 2>(&[[0, 1], [1, 0], [0, 0]]);
+    const PART: usize = 2 * RUN;
 
     #[inline(always)]
     unsafe fn lay_out(row: &[u8], from: usize, length: usize, place: Place) -> bool {
@@ -223,18 +240,14 @@ impl Source for InF16 {
         unsafe {
             let values = row.as_ptr().cast::<i16>().add(from);
             let mut largest = Largest::new();
-            for (part, first) in (0..length).step_by(Self::PART).enumerate() {
-                let left = Self::PART.min(length - first);
-                let steps = left.div_ceil(STEP);
-                for step in 0..steps {
-                    let bits = halves(values.add(first + step * STEP), left - step * STEP);
-                    let numbers = [
-                        _mm512_cvtph_ps(_mm512_castsi512_si256(bits)),
-                        _mm512_cvtph_ps(_mm512_extracti64x4_epi64::<1>(bits)),
-                    ];
-                    largest.note(numbers);
-                    place.write(part, steps, step, in_pieces::<2>(numbers));
-                }
+            for step in 0..steps_of(length) {
+                let bits = halves(values.wrapping_add(step * STEP), length.saturating_sub(step * STEP));
+                let numbers = [
+                    _mm512_cvtph_ps(_mm512_castsi512_si256(bits)),
+                    _mm512_cvtph_ps(_mm512_extracti64x4_epi64::<1>(bits)),
+                ];
+                largest.note(numbers);
+                place.write(step, in_pieces::<2>(numbers));
             }
             largest.is_possible()
         }
@@ -247,8 +260,8 @@ struct InBf16;
 impl Source for InBf16 {
     const LEFT: usize = 1;
     const RIGHT: usize = 2;
-    const PAIRS: &'static [[usize; 2]] = &[[0, 1], [0, 0]];
-    const PART: usize = PART / 2;
+    const PAIRS: &'static [[usize; 2]] = &pairs::<4, 1, 2>(&[[0, 1], [0, 0]]);
+    const PART: usize = 2 * RUN;
 
     #[inline(always)]
     unsafe fn lay_out(row: &[u8], from: usize, length: usize, place: Place) -> bool {
@@ -256,16 +269,12 @@ impl Source for InBf16 {
         unsafe {
             let values = row.as_ptr().cast::<i16>().add(from);
             let mut largest = Largest::new();
-            for (part, first) in (0..length).step_by(Self::PART).enumerate() {
-                let left = Self::PART.min(length - first);
-                let steps = left.div_ceil(STEP);
-                for step in 0..steps {
-                    let bits = halves(values.add(first + step * STEP), left - step * STEP);
-                    let first = _mm512_castsi512_ps(_mm512_slli_epi32::<16>(bits));
-                    let second = _mm512_castsi512_ps(_mm512_and_si512(bits, _mm512_set1_epi32(!0xffff)));
-                    largest.note([first, second]);
-                    place.write(part, steps, step, [bits]);
-                }
+            for step in 0..steps_of(length) {
+                let bits = halves(values.wrapping_add(step * STEP), length.saturating_sub(step * STEP));
+                let first = _mm512_castsi512_ps(_mm512_slli_epi32::<16>(bits));
+                let second = _mm512_castsi512_ps(_mm512_and_si512(bits, _mm512_set1_epi32(!0xffff)));
+                largest.note([first, second]);
+                place.write(step, [bits]);
             }
             largest.is_possible()
         }
@@ -278,44 +287,39 @@ struct InBlocks<B>(PhantomData<B>);
 impl<B: WholeBlock> Source for InBlocks<B> {
     const LEFT: usize = 1;
     const RIGHT: usize = 1;
-    const PAIRS: &'static [[usize; 2]] = &[[0, 0]];
-    const PART: usize = {
-        assert!(PART == NUMBERS);
-        PART
-    };
+    const PAIRS: &'static [[usize; 2]] = &pairs::<4, 1, 1>(&[[0, 0]]);
+    const PART: usize = NUMBERS;
 
     #[inline(always)]
-    unsafe fn lay_out(row: &[u8], from: usize, length: usize, place: Place) -> bool {
+    unsafe fn lay_out(row: &[u8], from: usize, _length: usize, place: Place) -> bool {
         let row = Row::new::<B>(row);
         // Whole numbers become the lower bits of numbers in f32 that begin with `one`, so that no instruction has to convert them.
         let (upper, one, byte) =
             if B::EIGHT_BITS { (0x4700_0000, 32768.0, 1) } else { (0x4300_0000, 128.0, 2) };
-        for block in 0..length.div_ceil(NUMBERS) {
-            let at = row.at::<B>(from / NUMBERS + block);
-            // SAFETY: the row has this block, as the caller promises.
-            unsafe {
-                let Scales { scales, least } = B::scales(at);
-                let (mut of_groups, mut less) = ([0f32; 16], [0f32; 16]);
-                for vector in 0..B::VECTORS {
-                    // Exact for eight bits, whose scales have eleven and whose least values are a power of two times those.
-                    let less_and_one = _mm256_fmadd_ps(scales[vector], _mm256_set1_ps(one), least[vector]);
-                    _mm256_storeu_ps(of_groups.as_mut_ptr().add(8 * vector), scales[vector]);
-                    _mm256_storeu_ps(less.as_mut_ptr().add(8 * vector), less_and_one);
-                }
-                let places = [place_of_bytes(byte, 0), place_of_bytes(byte, 16)];
-                each_eighth!(eighth => {
-                    let whole = _mm512_castsi256_si512(B::numbers(at, eighth));
-                    let mut numbers = [_mm512_setzero_ps(); 2];
-                    for half in 0..2 {
-                        let group = (2 * eighth + half) * B::VECTORS / 2;
-                        let upper = _mm512_set1_epi32(upper);
-                        let bits = _mm512_mask_permutexvar_epi8(upper, 0x1111_1111_1111_1111 << byte, places[half], whole);
-                        let (scale, less) = (_mm512_set1_ps(of_groups[group]), _mm512_set1_ps(less[group]));
-                        numbers[half] = _mm512_fmsub_ps(_mm512_castsi512_ps(bits), scale, less);
-                    }
-                    place.write(block, NUMBERS / STEP, eighth, in_pieces::<1>(numbers));
-                });
+        let at = row.at::<B>(from / NUMBERS);
+        // SAFETY: the row has this block, as the caller promises.
+        unsafe {
+            let Scales { scales, least } = B::scales(at);
+            let (mut of_groups, mut less) = ([0f32; 16], [0f32; 16]);
+            for vector in 0..B::VECTORS {
+                // Exact for eight bits, whose scales have eleven and whose least values are a power of two times those.
+                let less_and_one = _mm256_fmadd_ps(scales[vector], _mm256_set1_ps(one), least[vector]);
+                _mm256_storeu_ps(of_groups.as_mut_ptr().add(8 * vector), scales[vector]);
+                _mm256_storeu_ps(less.as_mut_ptr().add(8 * vector), less_and_one);
             }
+            let places = [place_of_bytes(byte, 0), place_of_bytes(byte, 16)];
+            each_eighth!(eighth => {
+                let whole = _mm512_castsi256_si512(B::numbers(at, eighth));
+                let mut numbers = [_mm512_setzero_ps(); 2];
+                for half in 0..2 {
+                    let group = (2 * eighth + half) * B::VECTORS / 2;
+                    let upper = _mm512_set1_epi32(upper);
+                    let bits = _mm512_mask_permutexvar_epi8(upper, 0x1111_1111_1111_1111 << byte, places[half], whole);
+                    let (scale, less) = (_mm512_set1_ps(of_groups[group]), _mm512_set1_ps(less[group]));
+                    numbers[half] = _mm512_fmsub_ps(_mm512_castsi512_ps(bits), scale, less);
+                }
+                place.write(eighth, in_pieces::<1>(numbers));
+            });
         }
         true
     }
@@ -418,8 +422,8 @@ unsafe fn transposed(rows: [__m512i; SIDE]) -> [__m512i; SIDE] {
 
 /// Rows of `x` as the right operand: parts of all rows, 32 rows after the other.
 struct Right {
-    tiles: Vec<Halves>,
-    /// Tiles of a part of 32 rows.
+    pieces: Vec<Piece>,
+    /// Pieces of a part of 32 rows.
     block: usize,
 }
 
@@ -427,24 +431,24 @@ impl Right {
     /// None if pieces cannot stand for the rows.
     fn new<S: Source>(panels: &Panels, parallel: bool) -> Option<Self> {
         let (x, columns) = (panels.x, panels.layer.columns);
-        let block = 2 * S::RIGHT * (S::PART / STEP);
+        let block = S::RIGHT * (S::PART / RUN);
         let blocks = panels.count.div_ceil(ROWS);
         let length = columns.div_ceil(S::PART) * blocks * block;
-        let mut tiles = Vec::with_capacity(length);
-        let fill = |(index, into): (usize, &mut [std::mem::MaybeUninit<Halves>])| {
+        let mut pieces = Vec::with_capacity(length);
+        let fill = |(index, into): (usize, &mut [std::mem::MaybeUninit<Piece>])| {
             let (part, first) = (index / blocks * S::PART, index % blocks * ROWS);
             let rows = &x[first * columns..x.len().min((first + ROWS) * columns)];
             // SAFETY: the processor has the instructions, the rows have numbers from `part` on, and there is room for their pieces.
             unsafe { lay_out_right::<S>(rows, columns, part, into.as_mut_ptr().cast()) }.then_some(())
         };
-        let room = &mut tiles.spare_capacity_mut()[..length];
+        let room = &mut pieces.spare_capacity_mut()[..length];
         match parallel {
             true => room.par_chunks_exact_mut(block).enumerate().try_for_each(fill),
             false => room.chunks_exact_mut(block).enumerate().try_for_each(fill),
         }?;
-        // SAFETY: all that is read of them was written: the last part of a row may take fewer tiles.
-        unsafe { tiles.set_len(length) };
-        Some(Self { tiles, block })
+        // SAFETY: all that is read of them was written: the last part of a row may take fewer.
+        unsafe { pieces.set_len(length) };
+        Some(Self { pieces, block })
     }
 }
 
@@ -457,9 +461,9 @@ unsafe fn lay_out_right<S: Source>(rows: &[f32], columns: usize, from: usize, in
     // SAFETY: as the caller promises.
     unsafe {
         match S::RIGHT {
-            1 => lay_out_pieces::<1>(rows, columns, from, S::PART, into),
-            2 => lay_out_pieces::<2>(rows, columns, from, S::PART, into),
-            _ => lay_out_pieces::<3>(rows, columns, from, S::PART, into),
+            1 => lay_out_pieces::<1>(rows, columns, from..columns.min(from + S::PART), into),
+            2 => lay_out_pieces::<2>(rows, columns, from..columns.min(from + S::PART), into),
+            _ => lay_out_pieces::<3>(rows, columns, from..columns.min(from + S::PART), into),
         }
     }
 }
@@ -470,12 +474,11 @@ unsafe fn lay_out_right<S: Source>(rows: &[f32], columns: usize, from: usize, in
 unsafe fn lay_out_pieces<const N: usize>(
     rows: &[f32],
     columns: usize,
-    from: usize,
-    part: usize,
+    part: Range<usize>,
     into: *mut __m512i,
 ) -> bool {
-    let left = part.min(columns - from);
-    let steps = left.div_ceil(STEP);
+    let (from, length) = (part.start, part.len());
+    let steps = steps_of(length);
     let count = rows.len() / columns;
     let mut possible = true;
     // SAFETY: as the caller promises.
@@ -486,16 +489,15 @@ unsafe fn lay_out_pieces<const N: usize>(
                 for place in 0..SIDE {
                     let row = half * SIDE + place;
                     if row < count {
-                        let at = rows.as_ptr().add(row * columns + from + step * STEP);
-                        let numbers = two(at, left - step * STEP);
-                        let found = in_pieces::<N>(numbers);
+                        let at = rows.as_ptr().wrapping_add(row * columns + from + step * STEP);
+                        let found = in_pieces::<N>(two(at, length.saturating_sub(step * STEP)));
                         for piece in 0..N {
                             pieces[piece][place] = found[piece];
                         }
                     }
                 }
                 for (piece, rows) in pieces.into_iter().enumerate() {
-                    let tile = (piece * steps + step) * ROWS + half * SIDE;
+                    let tile = vector_of_step::<N>(step, piece) + half * SIDE;
                     for (place, pairs) in transposed(rows).into_iter().enumerate() {
                         _mm512_storeu_si512(into.add(tile + place), pairs);
                     }
@@ -506,7 +508,8 @@ unsafe fn lay_out_pieces<const N: usize>(
             for row in rows.chunks_exact(columns) {
                 let mut largest = Largest::new();
                 for step in 0..steps {
-                    largest.note(two(row.as_ptr().add(from + step * STEP), left - step * STEP));
+                    let at = row.as_ptr().wrapping_add(from + step * STEP);
+                    largest.note(two(at, length.saturating_sub(step * STEP)));
                 }
                 possible &= largest.is_possible();
             }
@@ -531,48 +534,59 @@ impl Task<'_> {
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,avx512vbmi,avx2,fma,f16c")]
     unsafe fn run<S: Source>(self) -> bool {
         let Panels { layer, count, .. } = self.panels;
-        let (_format, bytes) = layer.weights.in_blocks();
+        let (format, bytes) = layer.weights.in_blocks();
         let row_bytes = bytes.len() / layer.rows;
         let weights = &bytes[self.rows.start * row_bytes..self.rows.end * row_bytes];
         let panels = self.rows.len().div_ceil(ROWS);
         let blocks = count.div_ceil(ROWS);
-        // Tiles of a part of 32 rows.
-        let block = 2 * S::LEFT * (S::PART / STEP);
-        let laid_out = PARTS * S::PART;
-        let mut left: Vec<Halves> = Vec::with_capacity(PARTS * panels * block);
+        // Pieces of 32 rows that are laid out.
+        let block = S::LEFT * (LAID_OUT / RUN);
+        let mut left: Vec<Piece> = Vec::with_capacity(panels * block);
         let mut sums: Vec<Sums> = Vec::with_capacity(blocks * panels);
         let mut of_part = Sums::ZERO;
         // SAFETY: whoever calls has no tiles of its own.
         let tiles = unsafe { Tiles::new(LONGEST) };
-        for from in (0..layer.columns).step_by(laid_out) {
-            let length = laid_out.min(layer.columns - from);
+        for from in (0..layer.columns).step_by(LAID_OUT) {
+            let length = LAID_OUT.min(layer.columns - from);
             for (row, bytes) in weights.chunks_exact(row_bytes).enumerate() {
-                let tile = row / ROWS * block + row % ROWS / SIDE;
-                // SAFETY: there is room for the parts of all panels, and the row has these numbers. Nobody reads the sums of rows that
-                // are missing.
+                // SAFETY: there is room for the numbers of all panels, and the row has them. Nobody reads the sums of rows that are missing.
                 let possible = unsafe {
-                    let first = left.as_mut_ptr().add(tile).cast::<__m512i>().add(row % SIDE);
-                    S::lay_out(bytes, from, length, Place { first, part: panels * block * SIDE })
+                    let first = left.as_mut_ptr().add(row / ROWS * block).cast::<__m512i>().add(row % ROWS);
+                    S::lay_out(bytes, from, length, Place { first })
                 };
                 if !possible {
                     return false;
                 }
             }
-            for (part, first) in (0..length).step_by(S::PART).enumerate() {
-                let steps = S::PART.min(length - first).div_ceil(STEP);
-                let x = &self.x.tiles[(from + first) / S::PART * blocks * self.x.block..];
+            let [next, behind] = [1, 2].map(|times| {
+                let column = (from + times * LAID_OUT).min(layer.columns);
+                column / format.block_length() * format.block_bytes()
+            });
+            let turns = length.div_ceil(S::PART) * blocks * panels;
+            let mut turn = 0;
+            for first in (0..length).step_by(S::PART) {
+                let runs = S::PART.min(length - first).div_ceil(RUN);
+                let pairs = &S::PAIRS[..S::PAIRS.len() * runs / (S::PART / RUN)];
+                let x = &self.x.pieces[(from + first) / S::PART * blocks * self.x.block..];
                 for (index, x) in x.chunks_exact(self.x.block).take(blocks).enumerate() {
                     for panel in 0..panels {
-                        // SAFETY: both operands have these steps, and there is room for the sums, which begin with the first part.
+                        let rows = self.rows.len() * turn / turns..self.rows.len() * (turn + 1) / turns;
+                        for row in rows {
+                            ahead(weights[row * row_bytes..].as_ptr().wrapping_add(next), behind - next);
+                        }
+                        turn += 1;
+                        let share = size_of::<Piece>() * self.x.block / panels;
+                        ahead(x.as_ptr_range().end.cast::<u8>().wrapping_add(panel * share), share);
+                        let begins = from + first == 0;
+                        // SAFETY: both operands have these pieces, and there is room for the sums, which begin with the first part.
                         unsafe {
-                            let left = left.as_ptr().add((part * panels + panel) * block);
+                            let left = left.as_ptr().add(panel * block + first / RUN * S::LEFT);
                             let sums = sums.as_mut_ptr().add(index * panels + panel);
-                            let begins = from + first == 0;
                             if !S::AFRESH || begins {
-                                tiles.add_products_of_pieces(left, x.as_ptr(), steps, S::PAIRS, begins, sums);
+                                tiles.add_products_of_pieces(left, x.as_ptr(), pairs, begins, sums);
                             } else {
                                 let into = &raw mut of_part;
-                                tiles.add_products_of_pieces(left, x.as_ptr(), steps, S::PAIRS, true, into);
+                                tiles.add_products_of_pieces(left, x.as_ptr(), pairs, true, into);
                                 add(&of_part, sums);
                             }
                         }
@@ -632,6 +646,17 @@ impl Task<'_> {
                 }
             }
         }
+    }
+}
+
+/// Brings bytes to the second cache, if they are there.
+#[inline(always)]
+fn ahead(at: *const u8, bytes: usize) {
+    /// Bytes of a line of the caches.
+    const LINE: usize = 64;
+    for byte in (0..bytes).step_by(LINE) {
+        // SAFETY: nothing is read, whatever the address; every x86-64 has the instruction.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(at.wrapping_add(byte).cast()) };
     }
 }
 

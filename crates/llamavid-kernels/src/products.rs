@@ -724,6 +724,26 @@ mod tests {
     }
 
     #[test]
+    fn many_rows_beside_weights_in_f32_err_no_more_than_sums_in_f32() {
+        let (rows, columns, count) = (33, 1500, 50);
+        for (what, weights, x) in [
+            ("noise", noise(rows * columns, 31), noise(count * columns, 32)),
+            ("no signs", noise(rows * columns, 33).iter().map(|value| value.abs()).collect(), {
+                noise(count * columns, 34).iter().map(|value| value.abs()).collect()
+            }),
+            ("large numbers", with_large(noise(rows * columns, 35), 1e4), noise(count * columns, 36)),
+        ] {
+            let layer = Layer { weights: Weights::Numbers(&weights), rows, columns, bias: None };
+            let exact = exactly(&weights, columns, &x, Rounding::None);
+            for processor in Processor::tested() {
+                let found = error(&computed(processor, layer, &x), &exact);
+                let plain = error(&computed(processor.without_whole_numbers(), layer, &x), &exact);
+                assert!(found <= 1.2 * plain, "{processor:?} {what}: {found}, in f32 {plain}");
+            }
+        }
+    }
+
+    #[test]
     fn what_cannot_be_rounded_to_sixteen_bits_is_multiplied_as_it_is() {
         let (rows, columns, count) = (300, 300, 50);
         let bf16 = |mut values: Vec<f32>, changes: &[(usize, f32)]| {
