@@ -29,7 +29,7 @@ pub(crate) struct IntegerProduct {
 }
 
 impl IntegerProduct {
-    /// `x` (count, columns) for weights in `format`; none where f32 is wanted, or quicker.
+    /// `x` (count, columns) for weights in `format`; none where f32 is wanted, or quicker, or pieces of 16 bits are.
     pub(crate) fn new(processor: Processor, format: BlockFormat, x: &[f32], columns: usize) -> Option<Self> {
         let count = x.len() / columns;
         #[cfg(target_arch = "x86_64")]

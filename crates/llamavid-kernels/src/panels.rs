@@ -4,7 +4,8 @@
 //! of sums stays in the registers while two vectors of a panel meet a number of each row of `x`; a panel's part stays in the
 //! first cache. K. Goto and R. van de Geijn, "Anatomy of High-Performance Matrix Multiplication" (2008), with the roles of
 //! the matrices exchanged. Weights that are not stored in f32 are multiplied in whole numbers of 16 bits where that is quicker
-//! ([`crate::sixteen_bits`]): in the same panels, of another [`Kind`] of numbers.
+//! ([`crate::sixteen_bits`]): in the same panels, of another [`Kind`] of numbers. AMX has a way of its own (`pieces`), of which only
+//! the tasks are the same.
 
 use std::ops::Range;
 use std::sync::OnceLock;
@@ -105,12 +106,12 @@ impl Panels<'_> {
         pieces::pay(self.processor, self.layer.weights.in_blocks().0, self.count)
     }
 
-    /// Whether weights and rows are multiplied in whole numbers of 16 bits. Vectors of AVX-512 without VNNI take as long for that as
-    /// for f32: products of pairs are to be added, and both are done by the same two units.
+    /// Whether weights and rows are multiplied in whole numbers of 16 bits. Tiles are quicker ([`pieces`]), and vectors of AVX-512
+    /// without VNNI take as long for that as for f32: products of pairs are to be added, and both are done by the same two units.
     #[cfg(target_arch = "x86_64")]
     pub(crate) fn rounds(&self) -> bool {
         let quicker = match self.processor {
-            Processor::Avx512(_, whole) => matches!(whole, WholeNumbers::Fours | WholeNumbers::Tiles),
+            Processor::Avx512(_, whole) => whole == WholeNumbers::Fours,
             Processor::Avx2(_, whole) => whole != WholeNumbers::None,
             Processor::Portable => false,
         };

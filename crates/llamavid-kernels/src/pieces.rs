@@ -13,13 +13,13 @@
 //!   so that sums err as those of f32 do: nothing that is computed in f32 elsewhere is rounded here.
 //!
 //! What several pieces cannot stand for, which is what is not finite or so large or small that their products leave f32's range, goes
-//! to the panels in f32. Single pieces stand for whatever f32 does.
+//! to the panels in f32. Single pieces stand for whatever f32 does, but for what is less than 2^-126: tiles take that for 0.
 //!
 //! Rows of weights are the left operand as they lie, so that they only have to be converted. `x` is the right one, in pairs of
 //! numbers of its rows, and is laid out once for all weights.
 
 use std::arch::x86_64::{
-    __m512, __m512i, _MM_HINT_T1, _mm_prefetch, _mm256_fmadd_ps, _mm256_set1_ps, _mm256_storeu_ps,
+    __m512, __m512bh, __m512i, _MM_HINT_T1, _mm_prefetch, _mm256_fmadd_ps, _mm256_set1_ps, _mm256_storeu_ps,
     _mm512_add_ps, _mm512_and_si512, _mm512_castps_si512, _mm512_castsi256_si512, _mm512_castsi512_ps,
     _mm512_castsi512_si256, _mm512_cvtepu16_epi32, _mm512_cvtne2ps_pbh, _mm512_cvtph_ps,
     _mm512_extracti64x4_epi64, _mm512_fmsub_ps, _mm512_loadu_ps, _mm512_loadu_si512,
@@ -192,7 +192,7 @@ impl Largest {
 
     /// Whether several pieces can stand for them.
     #[inline(always)]
-    unsafe fn is_possible(self) -> bool {
+    unsafe fn is_possible(&self) -> bool {
         // SAFETY: as above.
         let largest = f32::from_bits(unsafe { _mm512_reduce_max_epu32(self.0) });
         largest == 0.0 || LARGEST.contains(&largest)
@@ -374,7 +374,7 @@ unsafe fn in_pieces<const N: usize>(numbers: [__m512; 2]) -> [__m512i; N] {
         let mut pieces = [_mm512_setzero_si512(); N];
         let [mut first, mut second] = numbers;
         for (index, piece) in pieces.iter_mut().enumerate() {
-            let nearest = std::mem::transmute::<_, __m512i>(_mm512_cvtne2ps_pbh(second, first));
+            let nearest = std::mem::transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(second, first));
             *piece = nearest;
             if index + 1 < N {
                 let low = _mm512_cvtepu16_epi32(_mm512_castsi512_si256(nearest));
@@ -486,14 +486,11 @@ unsafe fn lay_out_pieces<const N: usize>(
         for half in 0..2 {
             for step in 0..steps {
                 let mut pieces = [[_mm512_setzero_si512(); SIDE]; N];
-                for place in 0..SIDE {
-                    let row = half * SIDE + place;
-                    if row < count {
-                        let at = rows.as_ptr().wrapping_add(row * columns + from + step * STEP);
-                        let found = in_pieces::<N>(two(at, length.saturating_sub(step * STEP)));
-                        for piece in 0..N {
-                            pieces[piece][place] = found[piece];
-                        }
+                for (place, row) in (half * SIDE..count.min((half + 1) * SIDE)).enumerate() {
+                    let at = rows.as_ptr().wrapping_add(row * columns + from + step * STEP);
+                    let found = in_pieces::<N>(two(at, length.saturating_sub(step * STEP)));
+                    for (pieces, found) in pieces.iter_mut().zip(found) {
+                        pieces[place] = found;
                     }
                 }
                 for (piece, rows) in pieces.into_iter().enumerate() {

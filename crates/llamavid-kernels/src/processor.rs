@@ -24,7 +24,7 @@ pub(crate) enum Processor {
 }
 
 /// How rows are multiplied with weights in blocks. Many rows beside weights in 16 bits are rounded to 16 bits as well, where
-/// [`crate::sixteen_bits`] is quicker than f32.
+/// [`crate::sixteen_bits`] or AMX ([`crate::pieces`]) is quicker than f32.
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum WholeNumbers {
@@ -35,7 +35,7 @@ pub(crate) enum WholeNumbers {
     Pairs,
     /// Rounded to 8 bits: four products are added up at once (VNNI, dot products).
     Fours,
-    /// The same, and many rows as products of small matrices (AMX, i8mm).
+    /// The same, and more rows as products of small matrices (AMX, i8mm); many with AMX in pieces of 16 bits.
     Tiles,
 }
 
