@@ -82,6 +82,24 @@ impl Products {
     pub(crate) const ZERO: Self = Self([[[0; SIDE]; SIDE]; GROUPS]);
 }
 
+/// Numbers of a row of a [`Piece`]: those of two tiles.
+pub(crate) const RUN: usize = 4 * SIDE;
+
+/// A piece of [`RUN`] numbers of [`ROWS`] rows: the first 32 numbers of each row, then the others. On the right of a product, the first
+/// pair of numbers of 16 rows, 15 more, the same of the other 16 rows, and all that of the other 32 numbers.
+#[derive(Debug, Clone, Copy)]
+#[repr(C, align(64))]
+pub(crate) struct Piece(pub(crate) [[[bf16; 2 * SIDE]; ROWS]; RUN / (2 * SIDE)]);
+
+/// Sums of products of [`ROWS`] rows with as many others: the first 16 with the first 16 and with the others, then those of the others.
+#[derive(Debug, Clone, Copy)]
+#[repr(C, align(64))]
+pub(crate) struct Sums(pub(crate) [[[f32; SIDE]; SIDE]; 4]);
+
+impl Sums {
+    pub(crate) const ZERO: Self = Self([[[0.0; SIDE]; SIDE]; 4]);
+}
+
 /// The tiles of this thread, configured until this is dropped: 0 to 3 for sums of 16 rows with 16 others, 4 and 5 for 16 rows of
 /// `x`, 6 and 7 for 16 rows of weights.
 pub(crate) struct Tiles {
@@ -193,6 +211,83 @@ impl Tiles {
         /// product; what is less than 2^-126 counts as 0.
         add_products_of_halves, "tdpbf16ps", *const bf16, *const bf16, *mut f32
     );
+
+    /// Adds the products of `pairs` of pieces, in their order, to `sums`, or to zeros in their place when `anew`. Sums are rounded to f32
+    /// behind every product of tiles; what is less than 2^-126 counts as 0.
+    ///
+    /// # Safety
+    /// These are for rows of [`LONGEST`] bytes. Pieces of these numbers can be read; nobody else uses the sums.
+    pub(crate) unsafe fn add_products_of_pieces(
+        &self,
+        left: *const Piece,
+        right: *const Piece,
+        pairs: &[[usize; 2]],
+        anew: bool,
+        sums: *mut Sums,
+    ) {
+        assert!(self.length == LONGEST && !pairs.is_empty(), "tiles of other rows");
+        // SAFETY: the pieces are four tiles each, as the sums are.
+        unsafe {
+            asm!(
+                "test {anew}, {anew}",
+                "jnz 2f",
+                "tileloadd tmm0, [{sums} + {side}]",
+                "tileloadd tmm1, [{sums} + {side} + {tile}]",
+                "tileloadd tmm2, [{sums} + {side} + 2 * {tile}]",
+                "tileloadd tmm3, [{sums} + {side} + 3 * {tile}]",
+                "jmp 3f",
+                "2:",
+                "tilezero tmm0",
+                "tilezero tmm1",
+                "tilezero tmm2",
+                "tilezero tmm3",
+                "3:",
+                "mov {x}, [{pairs}]",
+                "mov {y}, [{pairs} + 8]",
+                "imul {x}, {x}, {piece}",
+                "imul {y}, {y}, {piece}",
+                "add {x}, {left}",
+                "add {y}, {right}",
+                "tileloadd tmm4, [{x} + {side}]",
+                "tileloadd tmm6, [{y} + {side}]",
+                "tileloadd tmm7, [{y} + {side} + {tile}]",
+                "tdpbf16ps tmm0, tmm4, tmm6",
+                "tileloadd tmm5, [{x} + {side} + {tile}]",
+                "tdpbf16ps tmm1, tmm4, tmm7",
+                "tdpbf16ps tmm2, tmm5, tmm6",
+                "tdpbf16ps tmm3, tmm5, tmm7",
+                "tileloadd tmm4, [{x} + {side} + 2 * {tile}]",
+                "tileloadd tmm6, [{y} + {side} + 2 * {tile}]",
+                "tileloadd tmm7, [{y} + {side} + 3 * {tile}]",
+                "tdpbf16ps tmm0, tmm4, tmm6",
+                "tileloadd tmm5, [{x} + {side} + 3 * {tile}]",
+                "tdpbf16ps tmm1, tmm4, tmm7",
+                "tdpbf16ps tmm2, tmm5, tmm6",
+                "tdpbf16ps tmm3, tmm5, tmm7",
+                "add {pairs}, 16",
+                "dec {count}",
+                "jnz 3b",
+                "tilestored [{sums} + {side}], tmm0",
+                "tilestored [{sums} + {side} + {tile}], tmm1",
+                "tilestored [{sums} + {side} + 2 * {tile}], tmm2",
+                "tilestored [{sums} + {side} + 3 * {tile}], tmm3",
+                anew = in(reg) u64::from(anew),
+                sums = in(reg) sums,
+                side = in(reg) LONGEST,
+                left = in(reg) left,
+                right = in(reg) right,
+                pairs = inout(reg) pairs.as_ptr() => _,
+                count = inout(reg) pairs.len() => _,
+                x = out(reg) _,
+                y = out(reg) _,
+                piece = const size_of::<Piece>(),
+                tile = const LONGEST * SIDE,
+                out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
+                out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
+                options(nostack)
+            );
+        }
+    }
 
     /// The products of 16 rows of `x` with 16 rows of weights, of [`GROUPS`] groups of numbers, which follow one another. Both have signs.
     ///
@@ -367,6 +462,55 @@ mod tests {
                     error <= size * (times * NUMBERS) as f64 * 2f64.powi(-24),
                     "{times} {stride} {row} {error}"
                 );
+            }
+        }
+    }
+
+    #[test]
+    fn sums_of_pieces_are_those_of_the_pairs_that_are_asked_for() {
+        if !tiles() {
+            return;
+        }
+        // Whole numbers of few bits: their sums are exact.
+        let pieces = |count: usize, seed: u32| -> Vec<Piece> {
+            let mut bytes = random(count * ROWS * RUN, seed).into_iter();
+            let mut next = || bf16::from_f32(f32::from(bytes.next().unwrap_or(0) as i8));
+            (0..count)
+                .map(|_| {
+                    let mut piece = Piece([[[bf16::ZERO; 2 * SIDE]; ROWS]; 2]);
+                    piece
+                        .0
+                        .as_flattened_mut()
+                        .as_flattened_mut()
+                        .iter_mut()
+                        .for_each(|number| *number = next());
+                    piece
+                })
+                .collect()
+        };
+        for (pairs, anew) in
+            [(&[[0, 0]][..], false), (&[[0, 1], [1, 0], [0, 0]], true), (&[[2, 0], [1, 2]], false)]
+        {
+            let [left, right] = [3, 5].map(|seed| pieces(3, seed));
+            let mut sums = Sums([[[7.0; SIDE]; SIDE]; 4]);
+            // SAFETY: three pieces of each are there.
+            unsafe {
+                let tiles = Tiles::new(LONGEST);
+                let into = &raw mut sums;
+                tiles.add_products_of_pieces(left.as_ptr(), right.as_ptr(), pairs, anew, into);
+            }
+            for (row, other) in (0..ROWS).flat_map(|row| (0..ROWS).map(move |other| (row, other))) {
+                let mut expected = if anew { 0.0 } else { 7.0 };
+                for [a, b] in pairs {
+                    for column in 0..RUN {
+                        let (step, column) = (column / 32, column % 32);
+                        let a = left[*a].0[step][row][column];
+                        let b = right[*b].0[step][other / SIDE * SIDE + column / 2];
+                        expected += f32::from(a) * f32::from(b[2 * (other % SIDE) + column % 2]);
+                    }
+                }
+                let found = sums.0[row / SIDE * 2 + other / SIDE][row % SIDE][other % SIDE];
+                assert_eq!(found, expected, "{pairs:?} {row} {other}");
             }
         }
     }

@@ -29,9 +29,13 @@ pub(crate) struct IntegerProduct {
 }
 
 impl IntegerProduct {
-    /// `x` (count, columns) for weights in `format`; none where f32 is wanted, or quicker.
+    /// `x` (count, columns) for weights in `format`; none where f32 is wanted, or quicker, or pieces of 16 bits are.
     pub(crate) fn new(processor: Processor, format: BlockFormat, x: &[f32], columns: usize) -> Option<Self> {
         let count = x.len() / columns;
+        #[cfg(target_arch = "x86_64")]
+        if crate::pieces::pay(processor, format, count) {
+            return None;
+        }
         let laid_out = match processor.whole_numbers() {
             WholeNumbers::Fours | WholeNumbers::Tiles => count >= LAID_OUT,
             #[cfg(target_arch = "x86_64")]

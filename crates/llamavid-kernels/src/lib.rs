@@ -39,6 +39,8 @@ mod matrix;
 #[cfg(target_arch = "aarch64")]
 mod neon_products;
 mod panels;
+#[cfg(target_arch = "x86_64")]
+mod pieces;
 mod processor;
 mod products;
 mod quantised_matrix;

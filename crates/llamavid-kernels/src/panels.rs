@@ -4,7 +4,8 @@
 //! of sums stays in the registers while two vectors of a panel meet a number of each row of `x`; a panel's part stays in the
 //! first cache. K. Goto and R. van de Geijn, "Anatomy of High-Performance Matrix Multiplication" (2008), with the roles of
 //! the matrices exchanged. Weights that are not stored in f32 are multiplied in whole numbers of 16 bits where that is quicker
-//! ([`crate::sixteen_bits`]): in the same panels, of another [`Kind`] of numbers.
+//! ([`crate::sixteen_bits`]): in the same panels, of another [`Kind`] of numbers. AMX has a way of its own (`pieces`), of which only
+//! the tasks are the same.
 
 use std::ops::Range;
 use std::sync::OnceLock;
@@ -15,6 +16,8 @@ use rayon::prelude::*;
 #[cfg(target_arch = "x86_64")]
 use crate::block_format::BlockFormat;
 use crate::block_format::decode;
+#[cfg(target_arch = "x86_64")]
+use crate::pieces;
 use crate::processor::Processor;
 #[cfg(target_arch = "x86_64")]
 use crate::processor::WholeNumbers;
@@ -91,18 +94,24 @@ impl Panels<'_> {
     /// Whether the rows are worth laying out the weights for.
     pub(crate) fn pay(&self) -> bool {
         #[cfg(target_arch = "x86_64")]
-        if self.rounds() {
-            return self.count >= MANY_ROUNDED;
+        if self.in_pieces() || self.rounds() {
+            return self.in_pieces() || self.count >= MANY_ROUNDED;
         }
         self.count >= MANY
     }
 
-    /// Whether weights and rows are multiplied in whole numbers of 16 bits. Vectors of AVX-512 without VNNI take as long for that as
-    /// for f32: products of pairs are to be added, and both are done by the same two units.
+    /// Whether weights and rows are multiplied in pieces of 16 bits.
+    #[cfg(target_arch = "x86_64")]
+    pub(crate) fn in_pieces(&self) -> bool {
+        pieces::pay(self.processor, self.layer.weights.in_blocks().0, self.count)
+    }
+
+    /// Whether weights and rows are multiplied in whole numbers of 16 bits. Tiles are quicker ([`pieces`]), and vectors of AVX-512
+    /// without VNNI take as long for that as for f32: products of pairs are to be added, and both are done by the same two units.
     #[cfg(target_arch = "x86_64")]
     pub(crate) fn rounds(&self) -> bool {
         let quicker = match self.processor {
-            Processor::Avx512(_, whole) => matches!(whole, WholeNumbers::Fours | WholeNumbers::Tiles),
+            Processor::Avx512(_, whole) => whole == WholeNumbers::Fours,
             Processor::Avx2(_, whole) => whole != WholeNumbers::None,
             Processor::Portable => false,
         };
@@ -118,6 +127,7 @@ impl Panels<'_> {
         unsafe {
             #[cfg(target_arch = "x86_64")]
             match self.processor {
+                _ if self.in_pieces() => return pieces::multiply(self, output, parallel),
                 Processor::Avx512(..) if self.rounds() => return self.multiply_as::<Wide>(output, parallel),
                 Processor::Avx2(_, WholeNumbers::Fours) if self.rounds() => {
                     return self.multiply_as::<Narrow>(output, parallel);
@@ -135,18 +145,29 @@ impl Panels<'_> {
     /// As [`Self::multiply`], and the processor has the kind's instructions.
     unsafe fn multiply_as<K: Kind>(self, output: Output, parallel: bool) {
         let x = self.parts_of_x::<K>(parallel);
+        self.in_tasks(TASK_UNITS, output, parallel, |rows| {
+            x.as_ref().is_some_and(|x| self.processor.run(Task::<K> { panels: self, x, rows, output }))
+        });
+    }
+
+    /// Runs `task` on all rows of the weights, up to `units` times [`UNIT`] each time, and multiplies in f32 what it gives false for. It
+    /// may only use the columns of these rows.
+    pub(crate) fn in_tasks(
+        self,
+        units: usize,
+        output: Output,
+        parallel: bool,
+        task: impl Fn(Range<usize>) -> bool + Sync,
+    ) {
         let singles = OnceLock::new();
-        let units = self.layer.rows.div_ceil(UNIT);
-        let tasks = units.div_ceil(TASK_UNITS).next_multiple_of(rayon::current_num_threads());
+        let all = self.layer.rows.div_ceil(UNIT);
+        let tasks = all.div_ceil(units).next_multiple_of(rayon::current_num_threads());
         let task = |index: usize| {
             let [first, last] =
-                [index, index + 1].map(|index| (index * units / tasks * UNIT).min(self.layer.rows));
-            let done = x
-                .as_ref()
-                .is_some_and(|x| self.processor.run(Task::<K> { panels: self, x, first, last, output }));
-            if !done {
+                [index, index + 1].map(|index| (index * all / tasks * UNIT).min(self.layer.rows));
+            if first < last && !task(first..last) {
                 let x = singles.get_or_init(|| self.parts_of_x::<Singles>(false).unwrap_or_default());
-                self.processor.run(Task::<Singles> { panels: self, x, first, last, output });
+                self.processor.run(Task::<Singles> { panels: self, x, rows: first..last, output });
             }
         };
         match parallel {
@@ -196,8 +217,7 @@ fn transposed(rows: [[f32; TOGETHER]; TOGETHER]) -> [[f32; TOGETHER]; TOGETHER] 
 struct Task<'a, K: Kind> {
     panels: Panels<'a>,
     x: &'a [K::Part],
-    first: usize,
-    last: usize,
+    rows: Range<usize>,
     output: Output,
 }
 
@@ -209,8 +229,8 @@ impl<K: Kind> WithSimd for Task<'_, K> {
         let Panels { layer: Layer { columns, bias, .. }, count, add, .. } = self.panels;
         let zeros = [simd.splat_f32s(0.0); VECTORS];
         let panel_rows = VECTORS * S::F32_LANES;
-        let rows = |first: usize| first..self.last.min(first + panel_rows);
-        let firsts = (self.first..self.last).step_by(panel_rows);
+        let rows = |first: usize| first..self.rows.end.min(first + panel_rows);
+        let firsts = self.rows.clone().step_by(panel_rows);
         let [words, parts] = [K::OF_A_WORD, PART].map(|unit| LAID_OUT.min(columns).div_ceil(unit));
         let mut panels = vec![zeros; firsts.len() * words];
         let mut scales = vec![zeros; firsts.len() * parts];

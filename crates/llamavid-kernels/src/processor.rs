@@ -10,7 +10,8 @@ pub const PROCESSOR_VARIABLE: &str = "LLAMAVID_CPU";
 /// A set of instructions that kernels are compiled for.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Processor {
-    /// AVX-512 F, VL, BW, DQ and CD, with VNNI where it multiplies fours of whole numbers, and AMX as well where it has tiles.
+    /// AVX-512 F, VL, BW, DQ and CD, with VNNI where it multiplies fours of whole numbers, and AMX, BF16 and VBMI as well where it has
+    /// tiles.
     #[cfg(target_arch = "x86_64")]
     Avx512(pulp::x86::V4, WholeNumbers),
     /// AVX2 with fused multiply-add and conversion of half precision.
@@ -23,7 +24,7 @@ pub(crate) enum Processor {
 }
 
 /// How rows are multiplied with weights in blocks. Many rows beside weights in 16 bits are rounded to 16 bits as well, where
-/// [`crate::sixteen_bits`] is quicker than f32.
+/// [`crate::sixteen_bits`] or AMX ([`crate::pieces`]) is quicker than f32.
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum WholeNumbers {
@@ -34,7 +35,7 @@ pub(crate) enum WholeNumbers {
     Pairs,
     /// Rounded to 8 bits: four products are added up at once (VNNI, dot products).
     Fours,
-    /// The same, and many rows as products of small matrices (AMX, i8mm).
+    /// The same, and more rows as products of small matrices (AMX, i8mm); many with AMX in pieces of 16 bits.
     Tiles,
 }
 
@@ -110,7 +111,10 @@ impl Processor {
         if is_x86_feature_detected!("f16c") {
             if let Some(simd) = pulp::x86::V4::try_new() {
                 if is_x86_feature_detected!("avx512vnni") {
-                    if crate::amx::available() {
+                    if is_x86_feature_detected!("avx512bf16")
+                        && is_x86_feature_detected!("avx512vbmi")
+                        && crate::amx::available()
+                    {
                         found.push(Self::Avx512(simd, WholeNumbers::Tiles));
                     }
                     found.push(Self::Avx512(simd, WholeNumbers::Fours));
@@ -139,12 +143,15 @@ impl Processor {
         found
     }
 
-    /// The same for tests, and AMX as well: where the processor has AVX-512 with VNNI but no tiles, something stands in for them.
+    /// The same for tests, and AMX as well: where the processor has all else that goes with it but no tiles, something stands in for them.
     #[cfg(test)]
     pub(crate) fn tested() -> Vec<Self> {
         let available = Self::available();
         #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
-        if let Self::Avx512(simd, WholeNumbers::Fours) = available[0] {
+        if let Self::Avx512(simd, WholeNumbers::Fours) = available[0]
+            && is_x86_feature_detected!("avx512bf16")
+            && is_x86_feature_detected!("avx512vbmi")
+        {
             crate::amx::trap::set();
             return [vec![Self::Avx512(simd, WholeNumbers::Tiles)], available].concat();
         }

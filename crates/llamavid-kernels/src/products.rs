@@ -255,6 +255,13 @@ impl Output {
         Self { values: values.as_mut_ptr(), length: values.len(), width }
     }
 
+    /// The rows from a row on.
+    pub(crate) fn below(self, row: usize) -> Self {
+        let start = row * self.width;
+        assert!(start <= self.length, "rows beyond the result");
+        Self { values: self.values.wrapping_add(start), length: self.length - start, ..self }
+    }
+
     /// Writes `row` to all rows, zeros if there is none, or adds it to them.
     ///
     /// # Safety
@@ -508,9 +515,19 @@ mod tests {
             .collect()
     }
 
+    /// How what is multiplied is rounded.
+    #[derive(Debug, Clone, Copy, PartialEq)]
+    enum Rounding {
+        None,
+        /// To whole numbers of 16 bits, both.
+        SixteenBits,
+        /// To pieces: how far a product may be from what it is.
+        Pieces(f64),
+    }
+
     /// Sums in f64, and how far from them a result may be: rounding errors grow with the products without signs. Rows that are
-    /// `rounded` to 16 bits err by up to half of what a whole number stands for.
-    fn exactly(numbers: &[f32], columns: usize, x: &[f32], rounded: bool) -> Vec<(f64, f64)> {
+    /// rounded to 16 bits err by up to half of what a whole number stands for.
+    fn exactly(numbers: &[f32], columns: usize, x: &[f32], rounding: Rounding) -> Vec<(f64, f64)> {
         let size = |part: &[f32]| part.iter().map(|value| f64::from(value.abs())).sum::<f64>();
         let half = |part: &[f32]| {
             let squares: f64 = part.iter().map(|value| f64::from(*value).powi(2)).sum();
@@ -525,29 +542,40 @@ mod tests {
                 .chunks(128)
                 .zip(row.chunks(128))
                 .map(|(x, row)| half(x) * size(row) + half(row) * size(x) + 128.0 * half(x) * half(row));
-            (sum, 1e-6 * all + if rounded { parts.sum() } else { 0.0 })
+            let rounded = match rounding {
+                Rounding::None => 0.0,
+                Rounding::SixteenBits => parts.sum(),
+                Rounding::Pieces(relative) => relative * all,
+            };
+            (sum, 1e-6 * all + rounded)
         };
         x.chunks_exact(columns)
             .flat_map(|x| numbers.chunks_exact(columns).map(move |row| of(x, row)))
             .collect()
     }
 
-    /// Whether rows are rounded to 16 bits.
+    /// How rows and weights are rounded.
     #[cfg_attr(not(target_arch = "x86_64"), allow(unused_variables, reason = "none are there"))]
-    fn rounds(processor: Processor, layer: Layer, x: &[f32]) -> bool {
+    fn rounding(processor: Processor, layer: Layer, x: &[f32]) -> Rounding {
         #[cfg(target_arch = "x86_64")]
         {
             let panels = Panels { processor, layer, x, count: x.len() / layer.columns, add: false };
-            let others = match layer.weights {
-                Weights::Blocks(format, _) => {
-                    BlockProduct::new(processor, format, x, layer.columns).is_some()
+            let (format, _bytes) = layer.weights.in_blocks();
+            if BlockProduct::new(processor, format, x, layer.columns).is_some() || !panels.pay() {
+                return Rounding::None;
+            }
+            match format {
+                BlockFormat::F32 => Rounding::None,
+                BlockFormat::F16 | BlockFormat::BF16 if panels.in_pieces() => {
+                    Rounding::Pieces(2f64.powi(-15))
                 }
-                Weights::Numbers(_) => false,
-            };
-            panels.rounds() && panels.pay() && !others
+                _ if panels.in_pieces() => Rounding::Pieces(2f64.powi(-7)),
+                _ if panels.rounds() => Rounding::SixteenBits,
+                _ => Rounding::None,
+            }
         }
         #[cfg(not(target_arch = "x86_64"))]
-        false
+        Rounding::None
     }
 
     /// What a layer makes of rows on a processor.
@@ -595,7 +623,6 @@ mod tests {
                     x.iter_mut().step_by(16).for_each(|x| *x = 127.0);
                     let places = x.iter_mut().enumerate();
                     places.for_each(|(place, x)| *x *= [1.0, 0.25, 8.0][place / 32 % 3]);
-                    let exact = [false, true].map(|rounded| exactly(&numbers, columns, &x, rounded));
                     let bias = noise(rows, 5);
                     for (add, parallel, bias) in [
                         (false, true, None),
@@ -606,7 +633,7 @@ mod tests {
                         let already = if add { 2.0 } else { 0.0 };
                         for weights in [Weights::Blocks(format, &bytes), Weights::Numbers(&numbers)] {
                             let layer = Layer { weights, rows, columns, bias };
-                            let mut exact = exact[usize::from(rounds(processor, layer, &x))].clone();
+                            let mut exact = exactly(&numbers, columns, &x, rounding(processor, layer, &x));
                             let biases = bias.unwrap_or(&[]).iter().cycle();
                             for ((sum, allowed), bias) in exact.iter_mut().zip(biases) {
                                 *sum += f64::from(*bias);
@@ -635,7 +662,7 @@ mod tests {
                 decode(Processor::Portable, format, &bytes, &mut numbers);
                 for count in [1, 6, 63] {
                     let x = noise(count * columns, 6);
-                    let exact = exactly(&numbers, columns, &x, false);
+                    let exact = exactly(&numbers, columns, &x, Rounding::None);
                     let layer = Layer { weights: Weights::Blocks(format, &bytes), rows, columns, bias: None };
                     let relative = error(&computed(processor, layer, &x), &exact);
                     assert!(relative < 6e-3, "{processor:?} {} {count}: {relative}", format.name());
@@ -678,7 +705,7 @@ mod tests {
                 let bytes = format.encode(&weights, columns).unwrap();
                 let mut numbers = vec![0f32; rows * columns];
                 decode(Processor::Portable, format, &bytes, &mut numbers);
-                let exact = exactly(&numbers, columns, &x, true);
+                let exact = exactly(&numbers, columns, &x, Rounding::SixteenBits);
                 let mut halves = vec![0f32; x.len()];
                 let bytes_of_x = BlockFormat::F16.encode(&x, columns).unwrap();
                 decode(Processor::Portable, BlockFormat::F16, &bytes_of_x, &mut halves);
@@ -692,6 +719,26 @@ mod tests {
                     let relative = error(&result, &exact);
                     assert!(relative < 0.7 * in_halves, "{what}: {relative}, in half precision {in_halves}");
                 }
+            }
+        }
+    }
+
+    #[test]
+    fn many_rows_beside_weights_in_f32_err_no_more_than_sums_in_f32() {
+        let (rows, columns, count) = (33, 1500, 50);
+        for (what, weights, x) in [
+            ("noise", noise(rows * columns, 31), noise(count * columns, 32)),
+            ("no signs", noise(rows * columns, 33).iter().map(|value| value.abs()).collect(), {
+                noise(count * columns, 34).iter().map(|value| value.abs()).collect()
+            }),
+            ("large numbers", with_large(noise(rows * columns, 35), 1e4), noise(count * columns, 36)),
+        ] {
+            let layer = Layer { weights: Weights::Numbers(&weights), rows, columns, bias: None };
+            let exact = exactly(&weights, columns, &x, Rounding::None);
+            for processor in Processor::tested() {
+                let found = error(&computed(processor, layer, &x), &exact);
+                let plain = error(&computed(processor.without_whole_numbers(), layer, &x), &exact);
+                assert!(found <= 1.2 * plain, "{processor:?} {what}: {found}, in f32 {plain}");
             }
         }
     }
@@ -742,7 +789,7 @@ mod tests {
                 Layer { weights: Weights::Blocks(BlockFormat::BF16, &bytes), rows, columns, bias: None };
             let mut numbers = vec![0f32; rows * columns];
             decode(Processor::Portable, BlockFormat::BF16, &bytes, &mut numbers);
-            let exact = exactly(&numbers, columns, &x, true);
+            let exact = exactly(&numbers, columns, &x, Rounding::SixteenBits);
             for processor in Processor::tested() {
                 let result = computed(processor, layer, &x);
                 let plain = computed(processor.without_whole_numbers(), layer, &x);
