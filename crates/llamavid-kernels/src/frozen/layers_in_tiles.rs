@@ -25,7 +25,7 @@ const MOST: usize = 18 * ROWS;
 const BLOCK: usize = 9 * ROWS;
 
 /// Parts of panels that are asked for ahead.
-const AHEAD: usize = 3;
+const AHEAD: usize = 2;
 
 /// Rows for tiles.
 #[derive(Debug, Clone, Copy)]
@@ -170,21 +170,20 @@ impl FrozenLinear {
                             }
                             let sums = &mut sums[..used];
                             let range = first + row..first + row + used;
-                            #[allow(clippy::collapsible_if, reason = "more than one condition")]
-                            if let (
-                                Some((rows, panels)),
-                                Ending::Activated(Activation::Gelu, Narrow::Pairs),
-                            ) = (whole, ending)
-                            {
-                                if columns.len() == PANEL {
+                            let is_written = match (whole, ending) {
+                                (
+                                    Some((rows, panels)),
+                                    Ending::Activated(Activation::Gelu, Narrow::Pairs),
+                                ) if columns.len() == PANEL => {
                                     let strip = target.strip(range.clone(), columns.start / 2, PANEL / 2);
-                                    let rows = &rows[range.clone()];
-                                    // SAFETY: the processor has the instructions, of which `narrow_input` tells; the rest as below.
-                                    if unsafe { panels.activate(panel, sums, rows, &self.bias[panel], strip) }
-                                    {
-                                        continue;
-                                    }
+                                    let (rows, bias) = (&rows[range.clone()], &self.bias[panel]);
+                                    // SAFETY: the processor has the instructions for what is narrow; the rest as below.
+                                    unsafe { panels.activate(panel, sums, rows, bias, strip) }
                                 }
+                                _ => false,
+                            };
+                            if is_written {
+                                continue;
                             }
                             let finished = match whole {
                                 Some((rows, panels)) => {
