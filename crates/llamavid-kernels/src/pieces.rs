@@ -2,7 +2,7 @@
 //! three, each what is nearest to what those before it leave.
 //!
 //! A piece has 8 bits of its number's significand and sums are f32, so that the number of pieces, and of their products, is how exact a
-//! product is (u is the unit of rounding, half of a number's last bit):
+//! product is:
 //!
 //! - Weights in blocks stand for few bits. They and `x` are a piece each, and one product of them errs by up to 2^-7, 0.23 % in the mean of
 //!   squares. Rows that are rounded to 8 bits, as elsewhere beside such weights, err by 0.4 to 0.6 %.
