@@ -139,7 +139,7 @@ unsafe fn add<B: WholeBlock, K: Kind>(kind: &K, x: &WholeRows, rows: &[u8], colu
 
 /// Reads rows in the order in which they lie. Memory gives them several times as quickly as a piece of each in turn, which is how
 /// they are laid out.
-fn into_cache(rows: &[u8]) {
+pub(crate) fn into_cache(rows: &[u8]) {
     /// Bytes of a line of the caches.
     const LINE: usize = 64;
     rows.iter().step_by(LINE).for_each(|byte| {

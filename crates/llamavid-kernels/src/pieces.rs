@@ -2,7 +2,7 @@
 //! three, each what is nearest to what those before it leave.
 //!
 //! A piece has 8 bits of its number's significand and sums are f32, so that the number of pieces, and of their products, is how exact a
-//! product is (u is the unit of rounding, half of a number's last bit):
+//! product is:
 //!
 //! - Weights in blocks stand for few bits. They and `x` are a piece each, and one product of them errs by up to 2^-7, 0.23 % in the mean of
 //!   squares. Rows that are rounded to 8 bits, as elsewhere beside such weights, err by 0.4 to 0.6 %.
@@ -35,6 +35,7 @@ use rayon::prelude::*;
 
 use crate::amx::{LONGEST, Piece, ROWS, RUN, SIDE, Sums, Tiles};
 use crate::block_format::BlockFormat;
+use crate::integer_panels::into_cache;
 use crate::panels::Panels;
 use crate::processor::{Processor, WholeNumbers};
 use crate::products::Output;
@@ -46,6 +47,9 @@ const STEP: usize = 2 * SIDE;
 const LAID_OUT: usize = NUMBERS;
 /// Panels of 32 rows of weights of a task at most: each part of `x` is read for all of them.
 const TASK_PANELS: usize = 8;
+/// Rows of `x` up to which reading the weights takes most of the time: panels are tasks of their own then, which are read in the order in
+/// which they lie before all else.
+const FEW: usize = 64;
 /// Rows of `x` that are multiplied at a time at most: their sums with a task's panels stay in the second cache.
 const X_ROWS: usize = 512;
 /// Of the largest number of a row, without its sign: products of two, and of their last pieces, stay within f32.
@@ -58,8 +62,8 @@ pub(crate) fn pay(processor: Processor, format: BlockFormat, count: usize) -> bo
         // As many take as long in f32.
         BlockFormat::F32 => 32,
         BlockFormat::F16 | BlockFormat::BF16 => 16,
-        // Tiles of whole numbers have 16.
-        _ => 17,
+        // Up to two tiles of whole numbers take no longer than the weights' way from memory.
+        _ => 33,
     };
     matches!(processor, Processor::Avx512(_, WholeNumbers::Tiles)) && count >= many
 }
@@ -91,7 +95,7 @@ pub(crate) unsafe fn multiply(panels: Panels, output: Output, parallel: bool) {
 /// As [`multiply`].
 unsafe fn multiply_from<S: Source>(panels: Panels, output: Output, parallel: bool) {
     let x = Right::new::<S>(&panels, parallel);
-    panels.in_tasks(TASK_PANELS, output, parallel, |rows| {
+    panels.in_tasks(if panels.count <= FEW { 1 } else { TASK_PANELS }, output, parallel, |rows| {
         let Some(x) = &x else { return false };
         // SAFETY: the processor has the instructions; the columns of the result belong to the task, as the caller promises.
         unsafe { Task { panels, x, rows, output }.run::<S>() }
@@ -541,6 +545,9 @@ impl Task<'_> {
         let mut left: Vec<Piece> = Vec::with_capacity(panels * block);
         let mut sums: Vec<Sums> = Vec::with_capacity(blocks * panels);
         let mut of_part = Sums::ZERO;
+        if count <= FEW {
+            into_cache(weights);
+        }
         // SAFETY: whoever calls has no tiles of its own.
         let tiles = unsafe { Tiles::new(LONGEST) };
         for from in (0..layer.columns).step_by(LAID_OUT) {

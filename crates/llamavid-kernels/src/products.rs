@@ -665,7 +665,9 @@ mod tests {
                     let exact = exactly(&numbers, columns, &x, Rounding::None);
                     let layer = Layer { weights: Weights::Blocks(format, &bytes), rows, columns, bias: None };
                     let relative = error(&computed(processor, layer, &x), &exact);
-                    assert!(relative < 6e-3, "{processor:?} {} {count}: {relative}", format.name());
+                    // Pieces err half as much.
+                    let most = if rounding(processor, layer, &x) == Rounding::None { 6e-3 } else { 3e-3 };
+                    assert!(relative < most, "{processor:?} {} {count}: {relative}", format.name());
                 }
             }
         }
