@@ -118,61 +118,6 @@ struct Configuration {
     rows: [u8; 16],
 }
 
-/// A function of [`Tiles`] that adds products of 32 rows of `x` with 32 rows of weights to sums, with one of AMX's instructions.
-macro_rules! sums_of {
-    ($(#[$meta:meta])* $name:ident, $multiply:literal, $X:ty, $Weights:ty, $Sums:ty) => {
-        $(#[$meta])*
-        ///
-        /// # Safety
-        /// These are for rows of [`LONGEST`] bytes. As many bytes of each row can be read, where rows of `x` start `stride` bytes after
-        /// one another; nobody else uses the sums.
-        pub(crate) unsafe fn $name(&self, x: $X, stride: usize, weights: $Weights, times: usize, sums: $Sums) {
-            assert!(self.length == LONGEST && times > 0, "tiles of other rows");
-            // SAFETY: tiles of 16 rows are read and written as far as there are rows, as the caller promises.
-            unsafe {
-                asm!(
-                    "tileloadd tmm0, [{sums} + {step}]",
-                    "tileloadd tmm1, [{sums} + {step} + {side}]",
-                    "tileloadd tmm2, [{sums} + {step} + {rows}]",
-                    "tileloadd tmm3, [{sums} + {step} + {rows} + {side}]",
-                    "2:",
-                    "tileloadd tmm4, [{x} + {stride}]",
-                    "tileloadd tmm6, [{weights} + {step}]",
-                    "tileloadd tmm7, [{weights} + {step} + {side}]",
-                    concat!($multiply, " tmm0, tmm4, tmm6"),
-                    "tileloadd tmm5, [{others} + {stride}]",
-                    concat!($multiply, " tmm1, tmm4, tmm7"),
-                    concat!($multiply, " tmm2, tmm5, tmm6"),
-                    concat!($multiply, " tmm3, tmm5, tmm7"),
-                    "add {x}, {length}",
-                    "add {others}, {length}",
-                    "add {weights}, {rows}",
-                    "dec {times}",
-                    "jnz 2b",
-                    "tilestored [{sums} + {step}], tmm0",
-                    "tilestored [{sums} + {step} + {side}], tmm1",
-                    "tilestored [{sums} + {step} + {rows}], tmm2",
-                    "tilestored [{sums} + {step} + {rows} + {side}], tmm3",
-                    x = inout(reg) x => _,
-                    others = inout(reg) x.wrapping_byte_add(SIDE * stride) => _,
-                    stride = in(reg) stride,
-                    weights = inout(reg) weights => _,
-                    times = inout(reg) times => _,
-                    sums = in(reg) sums,
-                    step = in(reg) STEP,
-                    // From 16 rows of weights to the next 16 in a step, and from 16 steps, or rows of sums, to the next.
-                    side = const 4 * SIDE,
-                    rows = const SIDE * STEP,
-                    length = const LONGEST,
-                    out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
-                    out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
-                    options(nostack)
-                );
-            }
-        }
-    };
-}
-
 impl Tiles {
     /// For rows of `x` of `length` numbers, a multiple of 4.
     ///
@@ -200,17 +145,6 @@ impl Tiles {
         }
         Self { length, of_this_thread: PhantomData }
     }
-
-    sums_of!(
-        /// Adds the products of 32 rows of `x` without a sign with 32 rows of weights with one to `sums`, of each row of `x` 32:
-        /// [`LONGEST`] numbers of each row, `times` over.
-        add_products, "tdpbusd", *const u8, *const i8, *mut i32
-    );
-    sums_of!(
-        /// The same of numbers of 16 bits (bf16), two of which lie in the room of four whole ones. Sums are rounded to f32 behind every
-        /// product; what is less than 2^-126 counts as 0.
-        add_products_of_halves, "tdpbf16ps", *const bf16, *const bf16, *mut f32
-    );
 
     /// Adds the products of `pairs` of pieces, in their order, to `sums`, or to zeros in their place when `anew`. Sums are rounded to f32
     /// behind every product of tiles; what is less than 2^-126 counts as 0.
@@ -400,70 +334,6 @@ mod tests {
         // SAFETY: there is room for it, and the processor has the instruction, or what stands in for it.
         unsafe { asm!("sttilecfg [{}]", in(reg) &raw mut bytes, options(nostack, preserves_flags)) };
         bytes
-    }
-
-    #[test]
-    fn sums_of_whole_rows_are_exact() {
-        if !tiles() {
-            return;
-        }
-        for (times, stride) in [(1, 64), (1, 69), (3, 192), (8, 512), (5, 1030)] {
-            let x = random(31 * stride + times * LONGEST, 3);
-            let weights: Vec<i8> =
-                random(times * LONGEST * ROWS, 5).into_iter().map(|number| number as i8).collect();
-            let mut sums = vec![7i32; ROWS * ROWS];
-            // SAFETY: rows of these lengths are there.
-            unsafe {
-                let tiles = Tiles::new(LONGEST);
-                tiles.add_products(x.as_ptr(), stride, weights.as_ptr(), times, sums.as_mut_ptr());
-            }
-            for (place, sum) in sums.into_iter().enumerate() {
-                let (row, of_weights) = (place / ROWS, place % ROWS);
-                let products = (0..times * LONGEST).map(|column| {
-                    let weight = weights[column / 4 * STEP + 4 * of_weights + column % 4];
-                    i32::from(x[row * stride + column]) * i32::from(weight)
-                });
-                assert_eq!(sum, 7 + products.sum::<i32>(), "{times} {stride} {row} {of_weights}");
-            }
-        }
-    }
-
-    #[test]
-    fn sums_of_halves_are_near() {
-        if !tiles() {
-            return;
-        }
-        let halves = |bytes: Vec<u8>| {
-            let number =
-                |byte: u8| bf16::from_f32(f32::from(byte as i8) * 2f32.powi(i32::from(byte % 9) - 4));
-            bytes.into_iter().map(number).collect::<Vec<_>>()
-        };
-        const NUMBERS: usize = LONGEST / size_of::<bf16>();
-        for (times, stride) in [(1, 32), (1, 37), (3, 96), (5, 515)] {
-            let x = halves(random(31 * stride + times * NUMBERS, 3));
-            let weights = halves(random(times * NUMBERS * ROWS, 5));
-            let mut sums = vec![7f32; ROWS * ROWS];
-            // SAFETY: rows of these lengths are there.
-            unsafe {
-                let tiles = Tiles::new(LONGEST);
-                let bytes = stride * size_of::<bf16>();
-                tiles.add_products_of_halves(x.as_ptr(), bytes, weights.as_ptr(), times, sums.as_mut_ptr());
-            }
-            for (place, sum) in sums.into_iter().enumerate() {
-                let (row, of_weights) = (place / ROWS, place % ROWS);
-                let (mut expected, mut size) = (7f64, 7f64);
-                for column in 0..times * NUMBERS {
-                    let weight = weights[column / 2 * 2 * ROWS + 2 * of_weights + column % 2];
-                    let product = f64::from(x[row * stride + column]) * f64::from(weight);
-                    (expected, size) = (expected + product, size + product.abs());
-                }
-                let error = (f64::from(sum) - expected).abs();
-                assert!(
-                    error <= size * (times * NUMBERS) as f64 * 2f64.powi(-24),
-                    "{times} {stride} {row} {error}"
-                );
-            }
-        }
     }
 
     #[test]
