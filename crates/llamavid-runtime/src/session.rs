@@ -491,8 +491,11 @@ pub(crate) fn prefill_chunk(config: &LanguageModelConfig, kind: DeviceKind) -> u
     const CUDA_CHUNK: usize = 4096;
     let attention = 2 * (config.heads + config.kv_heads) * config.head_dim;
     let a_token = config.layers * config.hidden_size * (attention + 3 * config.intermediate_size);
+    // AMX is several times as quick, and wants as many more rows for weights that it unpacks.
+    let cpu_step =
+        if llamavid_kernels::instruction_set() == Ok("avx512amx") { 4 * CPU_STEP } else { CPU_STEP };
     match kind {
-        DeviceKind::Cpu => (CPU_STEP / a_token.max(1)).clamp(64, PREFILL_CHUNK),
+        DeviceKind::Cpu => (cpu_step / a_token.max(1)).clamp(64, PREFILL_CHUNK),
         DeviceKind::Cuda => CUDA_CHUNK,
     }
 }
