@@ -40,7 +40,12 @@ export const hour: Part = async ({ device: name, size, material }) => {
       lines: {
         read: { title: `${title}, prefill`, unit: 'tokens/s', kind: 'speed' },
         // What was planned is the goal.
-        memory: { title: `${title}, memory`, unit: 'GiB', kind: 'cost', goal: { value: Math.ceil((10 * needed) / GIB) / 10 } },
+        memory: {
+          title: `${title}, memory`,
+          unit: 'GiB',
+          kind: 'cost',
+          goal: { value: Math.ceil((10 * needed) / GIB) / 10 },
+        },
         planned: { title: `${title}, memory that plan told`, unit: 'GiB', kind: 'cost' },
       },
       ours: {

@@ -1,14 +1,6 @@
 /** The peers, in a folder of their own that may be deleted at any time. */
 import { execFileSync } from 'node:child_process';
-import {
-  existsSync,
-  mkdirSync,
-  readdirSync,
-  readFileSync,
-  renameSync,
-  rmSync,
-  writeFileSync,
-} from 'node:fs';
+import { existsSync, mkdirSync, readdirSync, readFileSync, renameSync, rmSync, writeFileSync } from 'node:fs';
 import { homedir } from 'node:os';
 import { join } from 'node:path';
 import process from 'node:process';
@@ -81,7 +73,9 @@ export class PeerFolder {
     const ninja = join(python, '../ninja');
     const off = ['TESTS', 'EXAMPLES', 'SERVER', 'UI', 'APP'].map((part) => `-DLLAMA_BUILD_${part}=OFF`);
     // GCC 12 leaves out the writes of what its AMX code loads as the configuration of tiles, and the program ends with a fault.
-    const flags = hasTiles() ? ['-DCMAKE_CXX_FLAGS=-fno-tree-dse -fno-dse -fno-lifetime-dse -fno-strict-aliasing'] : [];
+    const flags = hasTiles()
+      ? ['-DCMAKE_CXX_FLAGS=-fno-tree-dse -fno-dse -fno-lifetime-dse -fno-strict-aliasing']
+      : [];
     const kind = ['-DCMAKE_BUILD_TYPE=Release', '-DGGML_NATIVE=ON', '-DBUILD_SHARED_LIBS=OFF'];
     const options = [...kind, ...flags, ...off];
     const tools = ['-G', 'Ninja', `-DCMAKE_MAKE_PROGRAM=${ninja}`, '-DLLAMA_OPENSSL=OFF'];
