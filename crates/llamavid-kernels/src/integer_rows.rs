@@ -10,7 +10,7 @@ use std::arch::x86_64::{
 };
 use std::mem::MaybeUninit;
 
-use crate::block_vectors::totals_of_eight;
+use crate::block_vectors::{self, LINE, ask_for, totals_of_eight};
 use crate::processor::{Processor, WholeNumbers};
 use crate::products::Output;
 use crate::whole_blocks::{NUMBERS, Row, WholeBlock, each_eighth, with_block};
@@ -41,9 +41,8 @@ pub(crate) unsafe fn add_rows(
         with_block!(
             x.format,
             B => match processor {
-                Processor::Avx512(_, WholeNumbers::Fours | WholeNumbers::Tiles) => {
-                    in_fours::<B>(x, rows, column, output)
-                }
+                Processor::Avx512(_, WholeNumbers::Tiles) => in_fours::<B, { block_vectors::AHEAD }>(x, rows, column, output),
+                Processor::Avx512(_, WholeNumbers::Fours) => in_fours::<B, 0>(x, rows, column, output),
                 Processor::Avx2(_, WholeNumbers::Fours) => in_fours_of_avx::<B>(x, rows, column, output),
                 _ => in_pairs::<B>(x, rows, column, output),
             },
@@ -55,9 +54,14 @@ pub(crate) unsafe fn add_rows(
 /// # Safety
 /// As [`add_rows`], and the processor has AVX-512 with VNNI.
 #[target_feature(enable = "avx512f,avx512vl,avx512bw,avx512dq,avx512vnni,avx2,fma,f16c")]
-unsafe fn in_fours<B: WholeBlock>(x: &WholeRows, rows: &[u8], column: usize, output: Output) {
+unsafe fn in_fours<B: WholeBlock, const AHEAD: usize>(
+    x: &WholeRows,
+    rows: &[u8],
+    column: usize,
+    output: Output,
+) {
     // SAFETY: as the caller promises.
-    unsafe { add::<B, Fours>(x, rows, column, output) }
+    unsafe { add::<B, Fours, AHEAD>(x, rows, column, output) }
 }
 
 /// # Safety
@@ -65,7 +69,7 @@ unsafe fn in_fours<B: WholeBlock>(x: &WholeRows, rows: &[u8], column: usize, out
 #[target_feature(enable = "avx2,fma,f16c,avxvnni")]
 unsafe fn in_fours_of_avx<B: WholeBlock>(x: &WholeRows, rows: &[u8], column: usize, output: Output) {
     // SAFETY: as the caller promises.
-    unsafe { add::<B, FoursOfAvx>(x, rows, column, output) }
+    unsafe { add::<B, FoursOfAvx, 0>(x, rows, column, output) }
 }
 
 /// # Safety
@@ -73,7 +77,7 @@ unsafe fn in_fours_of_avx<B: WholeBlock>(x: &WholeRows, rows: &[u8], column: usi
 #[target_feature(enable = "avx2,fma,f16c")]
 unsafe fn in_pairs<B: WholeBlock>(x: &WholeRows, rows: &[u8], column: usize, output: Output) {
     // SAFETY: as the caller promises.
-    unsafe { add::<B, Pairs>(x, rows, column, output) }
+    unsafe { add::<B, Pairs, 0>(x, rows, column, output) }
 }
 
 /// How products of whole numbers are added up: each sum is one of four.
@@ -130,7 +134,12 @@ impl Products for Pairs {
 }
 
 #[inline(always)]
-unsafe fn add<B: WholeBlock, P: Products>(x: &WholeRows, rows: &[u8], column: usize, output: Output) {
+unsafe fn add<B: WholeBlock, P: Products, const AHEAD: usize>(
+    x: &WholeRows,
+    rows: &[u8],
+    column: usize,
+    output: Output,
+) {
     let row_bytes = x.row_bytes;
     for first in (0..x.count).step_by(X_ROWS) {
         for (index, bytes) in rows.chunks_exact(row_bytes).enumerate() {
@@ -138,10 +147,10 @@ unsafe fn add<B: WholeBlock, P: Products>(x: &WholeRows, rows: &[u8], column: us
             // SAFETY: as the caller of `add_rows` promises.
             unsafe {
                 match x.count - first {
-                    1 => add_row::<B, P, 1>(x, first, &row, column + index, output),
-                    2 => add_row::<B, P, 2>(x, first, &row, column + index, output),
-                    3 => add_row::<B, P, 3>(x, first, &row, column + index, output),
-                    _ => add_row::<B, P, X_ROWS>(x, first, &row, column + index, output),
+                    1 => add_row::<B, P, 1, AHEAD>(x, first, &row, column + index, output),
+                    2 => add_row::<B, P, 2, AHEAD>(x, first, &row, column + index, output),
+                    3 => add_row::<B, P, 3, AHEAD>(x, first, &row, column + index, output),
+                    _ => add_row::<B, P, X_ROWS, AHEAD>(x, first, &row, column + index, output),
                 }
             }
         }
@@ -153,7 +162,7 @@ unsafe fn add<B: WholeBlock, P: Products>(x: &WholeRows, rows: &[u8], column: us
 /// # Safety
 /// As [`add_rows`].
 #[inline(always)]
-unsafe fn add_row<B: WholeBlock, P: Products, const X: usize>(
+unsafe fn add_row<B: WholeBlock, P: Products, const X: usize, const AHEAD: usize>(
     x: &WholeRows,
     first: usize,
     row: &Row,
@@ -174,6 +183,12 @@ unsafe fn add_row<B: WholeBlock, P: Products, const X: usize>(
         let mut factors = [[MaybeUninit::<[__m256; 2]>::uninit(); X]; BLOCKS];
         let mut start = 0;
         while let Some((weights, blocks)) = row.blocks::<B>(start, BLOCKS) {
+            // A row in 8 bits is as quick as memory already, and slower when it is asked for.
+            if AHEAD > 0 && (X > 1 || !B::EIGHT_BITS) {
+                for line in (0..BLOCKS * B::BYTES).step_by(LINE) {
+                    ask_for(weights.wrapping_add(AHEAD + line));
+                }
+            }
             for (block, factors) in factors.iter_mut().enumerate().take(blocks) {
                 let of_block = B::scales(weights.add(B::BYTES * block));
                 for index in 0..X {
