@@ -41,7 +41,9 @@ pub(crate) unsafe fn add_rows(
         with_block!(
             x.format,
             B => match processor {
-                Processor::Avx512(_, WholeNumbers::Tiles) => in_fours::<B, { block_vectors::AHEAD }>(x, rows, column, output),
+                Processor::Avx512(_, WholeNumbers::Tiles) => {
+                    in_fours::<B, { block_vectors::AHEAD }>(x, rows, column, output)
+                }
                 Processor::Avx512(_, WholeNumbers::Fours) => in_fours::<B, 0>(x, rows, column, output),
                 Processor::Avx2(_, WholeNumbers::Fours) => in_fours_of_avx::<B>(x, rows, column, output),
                 _ => in_pairs::<B>(x, rows, column, output),

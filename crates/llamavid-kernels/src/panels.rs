@@ -94,8 +94,12 @@ impl Panels<'_> {
     /// Whether the rows are worth laying out the weights for.
     pub(crate) fn pay(&self) -> bool {
         #[cfg(target_arch = "x86_64")]
-        if self.in_pieces() || self.rounds() {
-            return self.in_pieces() || self.count >= MANY_ROUNDED;
+        if self.in_pieces() {
+            return true;
+        }
+        #[cfg(target_arch = "x86_64")]
+        if self.rounds() {
+            return self.count >= MANY_ROUNDED;
         }
         self.count >= MANY
     }
