@@ -12,6 +12,7 @@ use std::arch::x86_64::{
 };
 
 use super::bytes::{ByteStep, Sums, TOGETHER};
+use super::lines::mask;
 use super::parts::{Ahead, PART, Parts, Step};
 use super::tiles::{Rows, TILE_ROWS};
 use crate::gelu::{P, Q};
@@ -256,10 +257,4 @@ fn both(lower: __m256i, upper: __m256i) -> __m512i {
 unsafe fn load(numbers: *const f32, count: usize) -> __m512 {
     // SAFETY: as the caller promises.
     unsafe { _mm512_maskz_loadu_ps(mask(count), numbers) }
-}
-
-/// The first lanes of a vector, as many as are wanted and as there are.
-#[inline]
-fn mask(lanes: usize) -> u16 {
-    if lanes >= LANES { u16::MAX } else { (1 << lanes) - 1 }
 }
