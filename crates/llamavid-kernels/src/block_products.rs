@@ -1,11 +1,10 @@
 //! Products with weights as they lie in memory: in whole numbers, or in f32 for a few rows.
 
-use crate::block_format::BlockFormat;
 #[cfg(target_arch = "x86_64")]
 use crate::block_vectors::Dots;
 use crate::integer_products::IntegerProduct;
 use crate::processor::{Processor, processor};
-use crate::products::{Layer, Output, PARALLEL, in_tasks};
+use crate::products::{Layer, Output, PARALLEL, Weights, in_tasks};
 
 /// Rows of `x` up to which weights are multiplied in f32 as they are read, and not unpacked.
 #[cfg(target_arch = "x86_64")]
@@ -19,14 +18,14 @@ pub(crate) enum BlockProduct {
 }
 
 impl BlockProduct {
-    /// `x` (count, columns) for weights in `format`; none where the weights are to be unpacked.
-    pub(crate) fn new(processor: Processor, format: BlockFormat, x: &[f32], columns: usize) -> Option<Self> {
-        if let Some(product) = IntegerProduct::new(processor, format, x, columns) {
+    /// `x` (count, columns) for weights of this kind; none where they are to be unpacked.
+    pub(crate) fn new(processor: Processor, weights: Weights, x: &[f32], columns: usize) -> Option<Self> {
+        if let Some(product) = IntegerProduct::new(processor, weights, x, columns) {
             return Some(Self::WholeNumbers(product));
         }
         #[cfg(target_arch = "x86_64")]
         if x.len() <= FEW * columns {
-            return Dots::new(processor, format, x, columns).map(Self::Numbers);
+            return Dots::new(processor, weights.format(), x, columns).map(Self::Numbers);
         }
         None
     }
@@ -40,43 +39,45 @@ impl BlockProduct {
         }
     }
 
-    /// Adds the products with some rows of weights, the bytes of which are `rows`; their results are the columns from `column`
-    /// on.
+    /// Adds the products with some rows of weights; their results are the columns from `column` on.
     ///
     /// # Safety
     /// The result lives, and nobody else uses these columns.
-    pub(crate) unsafe fn add(&self, rows: &[u8], column: usize, output: Output) {
+    pub(crate) unsafe fn add(&self, weights: Weights, column: usize, output: Output) {
         // SAFETY: as the caller promises.
         unsafe {
             match self {
-                Self::WholeNumbers(product) => product.add(rows, column, output),
+                Self::WholeNumbers(product) => product.add(weights, column, output),
                 #[cfg(target_arch = "x86_64")]
-                Self::Numbers(dots) => dots.add(rows, column, output),
+                Self::Numbers(dots) => {
+                    let mut room = Vec::new();
+                    dots.add(weights.in_order(dots.columns(), &mut room).bytes(), column, output);
+                }
             }
         }
     }
 }
 
-/// What each of some layers without bias makes of a few rows. Rows are rounded once for all weights of one format, and threads
+/// What each of some layers without bias makes of a few rows. Rows are rounded once for all weights of one kind, and threads
 /// wait for each other once. None where the rows are many.
 pub(crate) fn few_rows_of_each<const N: usize>(
     layers: [Layer; N],
     x: &[f32],
     count: usize,
 ) -> Option<[Vec<f32>; N]> {
-    let mut products: Vec<(BlockFormat, BlockProduct)> = Vec::new();
+    let unit = layers.iter().map(|layer| layer.weights.unit()).max()?;
+    let mut products: Vec<(Weights, BlockProduct)> = Vec::new();
     for layer in layers {
-        let (format, _bytes) = layer.weights.in_blocks();
         assert_eq!(x.len(), count * layer.columns, "rows that do not go with the weights");
-        if layer.bias.is_some() || x.is_empty() || layer.rows == 0 {
+        if layer.bias.is_some() || x.is_empty() || layer.rows == 0 || !layer.rows.is_multiple_of(unit) {
             return None;
         }
-        if products.iter().all(|(found, _product)| *found != format) {
-            let product = BlockProduct::new(processor(), format, x, layer.columns)?;
+        if products.iter().all(|(found, _product)| !found.is_like(layer.weights)) {
+            let product = BlockProduct::new(processor(), layer.weights, x, layer.columns)?;
             if product.unit() > 1 {
                 return None;
             }
-            products.push((format, product));
+            products.push((layer.weights, product));
         }
     }
     let mut results = layers.map(|layer| vec![0f32; count * layer.rows]);
@@ -87,17 +88,16 @@ pub(crate) fn few_rows_of_each<const N: usize>(
         parts.push((rows, layer, Output::new(result, layer.rows)));
         rows += layer.rows;
     }
-    in_tasks(rows, 1, rows * x.len() >= PARALLEL, |task| {
+    in_tasks(rows, unit, rows * x.len() >= PARALLEL, |task| {
         for (before, layer, output) in &parts {
             let first = task.start.max(*before) - before;
             let last = task.end.saturating_sub(*before).min(layer.rows);
-            let (format, bytes) = layer.weights.in_blocks();
             if first < last
-                && let Some((_format, product)) = products.iter().find(|(found, _)| *found == format)
+                && let Some((_like, product)) =
+                    products.iter().find(|(found, _product)| found.is_like(layer.weights))
             {
-                let row_bytes = bytes.len() / layer.rows;
                 // SAFETY: each task has columns of its own.
-                unsafe { product.add(&bytes[first * row_bytes..last * row_bytes], first, *output) };
+                unsafe { product.add(layer.weights.part(first..last, layer.columns), first, *output) };
             }
         }
     });

@@ -74,6 +74,11 @@ impl Dots {
         })
     }
 
+    /// Numbers of a row.
+    pub(crate) fn columns(&self) -> usize {
+        self.columns
+    }
+
     /// Adds the products with some rows, the bytes of which are `rows`; their results are the columns from `column` on.
     ///
     /// # Safety

@@ -312,15 +312,7 @@ impl Cached<'_> {
 
     /// `count` rows from `first` on.
     fn part<'a>(&self, rows: Weights<'a>, first: usize, count: usize) -> Weights<'a> {
-        match rows {
-            Weights::Numbers(values) => {
-                Weights::Numbers(&values[first * self.width..(first + count) * self.width])
-            }
-            Weights::Blocks(format, bytes) => {
-                let row = self.width / format.block_length() * format.block_bytes();
-                Weights::Blocks(format, &bytes[first * row..(first + count) * row])
-            }
-        }
+        rows.part(first..first + count, self.width)
     }
 }
 
@@ -328,7 +320,7 @@ impl Cached<'_> {
 fn numbers<'a>(rows: Weights<'a>, count: usize, unpacked: &'a mut Vec<f32>) -> &'a [f32] {
     match rows {
         Weights::Numbers(values) => values,
-        Weights::Blocks(format, bytes) => {
+        Weights::Blocks(format, bytes) | Weights::Interleaved(format, bytes) => {
             unpacked.resize(count, 0.0);
             format.decode(bytes, unpacked);
             unpacked

@@ -5,13 +5,10 @@
 //! `x`. Groups of such vectors are matrices as AMX multiplies them.
 
 use std::arch::x86_64::{
-    __m256, __m256i, __m512, __m512i, _mm256_castps_si256, _mm256_cvtepi32_ps, _mm256_dpbusd_avx_epi32,
-    _mm256_fmadd_ps, _mm256_fnmadd_ps, _mm256_loadu_ps, _mm256_loadu_si256, _mm256_mul_ps,
-    _mm256_permute2x128_si256, _mm256_set1_epi8, _mm256_set1_epi32, _mm256_set1_ps, _mm256_setzero_si256,
-    _mm256_storeu_ps, _mm256_storeu_si256, _mm256_sub_epi8, _mm256_unpackhi_epi32, _mm256_unpackhi_epi64,
-    _mm256_unpacklo_epi32, _mm256_unpacklo_epi64, _mm512_cvtepi32_ps, _mm512_dpbusd_epi32, _mm512_fmadd_ps,
-    _mm512_fnmadd_ps, _mm512_loadu_ps, _mm512_loadu_si512, _mm512_mul_ps, _mm512_set1_epi32, _mm512_set1_ps,
-    _mm512_setzero_ps, _mm512_storeu_ps,
+    __m256i, _mm256_castps_si256, _mm256_permute2x128_si256, _mm256_set1_epi8, _mm256_setzero_si256,
+    _mm256_storeu_si256, _mm256_sub_epi8, _mm256_unpackhi_epi32, _mm256_unpackhi_epi64,
+    _mm256_unpacklo_epi32, _mm256_unpacklo_epi64, _mm512_cvtepi32_ps, _mm512_fmadd_ps, _mm512_fnmadd_ps,
+    _mm512_loadu_ps, _mm512_loadu_si512, _mm512_mul_ps, _mm512_set1_ps, _mm512_setzero_ps, _mm512_storeu_ps,
 };
 
 use crate::amx::{GROUPS, Products, SIDE, Tiles};
@@ -20,6 +17,7 @@ use crate::processor::{Processor, WholeNumbers};
 use crate::products::Output;
 use crate::whole_blocks::{NUMBERS, Row, WholeBlock, each_eighth, with_block};
 use crate::whole_rows::WholeRows;
+use crate::whole_vectors::{Narrow, WholeVectors, Wide};
 
 /// Rows of weights that are laid out together: two vectors of sixteen.
 pub(crate) const PANEL_ROWS: usize = 32;
@@ -306,7 +304,8 @@ impl Part<'_> {
                     }
                     for step in group * steps..(group + 1) * steps {
                         let weights = self.panel.numbers[step].as_ptr().add(at);
-                        let weights = [V::load_whole(weights), V::load_whole(weights.add(V::LANES))];
+                        let weights =
+                            [V::load_whole(weights.cast()), V::load_whole(weights.add(V::LANES).cast())];
                         for (row, products) in products.iter_mut().enumerate() {
                             let four = numbers.add(row * length + STEP * step).cast::<i32>().read_unaligned();
                             let four = V::splat_whole(four);
@@ -416,29 +415,16 @@ impl Kind for Matrices {
     }
 }
 
-/// The vectors of a tile. Whoever calls these functions has the instructions, and room for what is read or written.
-trait Vectors {
-    type Whole: Copy;
-    type Numbers: Copy;
-    /// Numbers of a vector.
-    const LANES: usize;
+/// The vectors of a tile.
+trait Vectors: WholeVectors {
     /// Rows of `x` of a tile: with two vectors of each, their products and sums take most of the registers.
     const X_ROWS: usize;
 
     /// [`Part::tile`] in these vectors.
+    ///
+    /// # Safety
+    /// The processor has the instructions.
     unsafe fn tile<B: WholeBlock, const X: usize>(part: &Part, sums: &mut Sums);
-    unsafe fn splat(value: f32) -> Self::Numbers;
-    unsafe fn splat_whole(value: i32) -> Self::Whole;
-    unsafe fn load(at: *const f32) -> Self::Numbers;
-    unsafe fn load_whole(at: *const [u8; STEP]) -> Self::Whole;
-    unsafe fn store(at: *mut f32, values: Self::Numbers);
-    unsafe fn dot(sums: Self::Whole, weights: Self::Whole, x: Self::Whole) -> Self::Whole;
-    unsafe fn converted(values: Self::Whole) -> Self::Numbers;
-    unsafe fn multiply(a: Self::Numbers, b: Self::Numbers) -> Self::Numbers;
-    /// `a * b + c`.
-    unsafe fn multiply_add(a: Self::Numbers, b: Self::Numbers, c: Self::Numbers) -> Self::Numbers;
-    /// `c - a * b`.
-    unsafe fn multiply_subtract(a: Self::Numbers, b: Self::Numbers, c: Self::Numbers) -> Self::Numbers;
 }
 
 impl<V: Vectors> Kind for V {
@@ -462,16 +448,8 @@ impl<V: Vectors> Kind for V {
 }
 
 macro_rules! vectors {
-    ($(#[$meta:meta])* $name:ident, $features:literal, $whole:ty, $numbers:ty, $lanes:literal, $x_rows:literal,
-        $splat:ident, $splat_whole:ident, $load:ident, $load_whole:ident, $store:ident,
-        $dot:ident, $converted:ident, $multiply:ident, $multiply_add:ident, $multiply_subtract:ident) => {
-        $(#[$meta])*
-        struct $name;
-
+    ($name:ident, $features:literal, $x_rows:literal) => {
         impl Vectors for $name {
-            type Whole = $whole;
-            type Numbers = $numbers;
-            const LANES: usize = $lanes;
             const X_ROWS: usize = $x_rows;
 
             #[inline(always)]
@@ -484,50 +462,12 @@ macro_rules! vectors {
                 // SAFETY: as the caller promises.
                 unsafe { tile::<B, X>(part, sums) }
             }
-
-            vectors!(splat($splat; value: f32) -> $numbers);
-            vectors!(splat_whole($splat_whole; value: i32) -> $whole);
-            vectors!(dot($dot; sums: $whole, weights: $whole, x: $whole) -> $whole);
-            vectors!(converted($converted; values: $whole) -> $numbers);
-            vectors!(multiply($multiply; a: $numbers, b: $numbers) -> $numbers);
-            vectors!(multiply_add($multiply_add; a: $numbers, b: $numbers, c: $numbers) -> $numbers);
-            vectors!(multiply_subtract($multiply_subtract; a: $numbers, b: $numbers, c: $numbers) -> $numbers);
-            vectors!(load($load; at: *const f32) -> $numbers);
-
-            #[inline(always)]
-            unsafe fn load_whole(at: *const [u8; STEP]) -> $whole {
-                // SAFETY: as the caller promises.
-                unsafe { $load_whole(at.cast()) }
-            }
-
-            #[inline(always)]
-            unsafe fn store(at: *mut f32, values: $numbers) {
-                // SAFETY: as the caller promises.
-                unsafe { $store(at, values) }
-            }
-        }
-    };
-    ($name:ident($instruction:ident; $($argument:ident: $type:ty),*) -> $result:ty) => {
-        #[inline(always)]
-        unsafe fn $name($($argument: $type),*) -> $result {
-            // SAFETY: as the caller promises.
-            unsafe { $instruction($($argument),*) }
         }
     };
 }
-
-vectors!(
-    /// AVX-512 with VNNI.
-    Wide, "avx512f,avx512vnni", __m512i, __m512, 16, 6,
-    _mm512_set1_ps, _mm512_set1_epi32, _mm512_loadu_ps, _mm512_loadu_si512, _mm512_storeu_ps,
-    _mm512_dpbusd_epi32, _mm512_cvtepi32_ps, _mm512_mul_ps, _mm512_fmadd_ps, _mm512_fnmadd_ps
-);
-vectors!(
-    /// AVX2 with AVX-VNNI: half as many numbers in half as many registers.
-    Narrow, "avx2,fma,avxvnni", __m256i, __m256, 8, 3,
-    _mm256_set1_ps, _mm256_set1_epi32, _mm256_loadu_ps, _mm256_loadu_si256, _mm256_storeu_ps,
-    _mm256_dpbusd_avx_epi32, _mm256_cvtepi32_ps, _mm256_mul_ps, _mm256_fmadd_ps, _mm256_fnmadd_ps
-);
+vectors!(Wide, "avx512f,avx512vnni", 6);
+// Half as many numbers in half as many registers.
+vectors!(Narrow, "avx2,fma,avxvnni", 3);
 
 #[cfg(all(test, target_os = "linux"))]
 mod tests {

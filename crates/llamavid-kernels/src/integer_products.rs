@@ -4,19 +4,25 @@
 //! scale for as many as share one in the weights, as llama.cpp does; sums of those are exact. They are multiplied with both
 //! scales and added up in f32.
 
-use crate::block_format::BlockFormat;
 #[cfg(target_arch = "x86_64")]
 use crate::integer_panels::{PANEL_ROWS, PART, add_panel};
 #[cfg(target_arch = "x86_64")]
 use crate::integer_rows::add_rows;
+#[cfg(target_arch = "x86_64")]
+use crate::interleaved::INTERLEAVED_ROWS;
+use crate::interleaved::has_products;
+#[cfg(target_arch = "x86_64")]
+use crate::interleaved_products::add_interleaved;
 #[cfg(target_arch = "aarch64")]
 use crate::neon_products::{PANEL_ROWS, PART, add_panel, add_rows};
 use crate::processor::{Processor, WholeNumbers};
-use crate::products::Output;
+use crate::products::{Output, Weights};
 use crate::whole_rows::WholeRows;
 
 /// Rows of `x` from which it is worth it to lay out the weights.
 const LAID_OUT: usize = 8;
+/// The same of weights that are interleaved.
+const INTERLEAVED: usize = 33;
 /// Rows of `x` up to which sums of pairs are quicker than f32.
 #[cfg(target_arch = "x86_64")]
 const PAIRS: usize = 16;
@@ -25,25 +31,31 @@ const PAIRS: usize = 16;
 pub(crate) struct IntegerProduct {
     processor: Processor,
     laid_out: bool,
+    /// Numbers of a row of weights.
+    columns: usize,
     x: WholeRows,
 }
 
 impl IntegerProduct {
-    /// `x` (count, columns) for weights in `format`; none where f32 is wanted, or quicker, or pieces of 16 bits are.
-    pub(crate) fn new(processor: Processor, format: BlockFormat, x: &[f32], columns: usize) -> Option<Self> {
+    /// `x` (count, columns) for weights of this kind; none where f32 is wanted, or quicker, or pieces of 16 bits are.
+    pub(crate) fn new(processor: Processor, weights: Weights, x: &[f32], columns: usize) -> Option<Self> {
         let count = x.len() / columns;
         #[cfg(target_arch = "x86_64")]
-        if crate::pieces::pay(processor, format, count) {
+        if crate::pieces::pay(processor, weights.format(), count) {
             return None;
         }
+        let many = match weights {
+            Weights::Interleaved(..) if has_products(processor) => INTERLEAVED,
+            _ => LAID_OUT,
+        };
         let laid_out = match processor.whole_numbers() {
-            WholeNumbers::Fours | WholeNumbers::Tiles => count >= LAID_OUT,
+            WholeNumbers::Fours | WholeNumbers::Tiles => count >= many,
             #[cfg(target_arch = "x86_64")]
             WholeNumbers::Pairs if count <= PAIRS => false,
             _ => return None,
         };
-        let x = WholeRows::new(format, x, columns, laid_out.then_some(PART))?;
-        Some(Self { processor, laid_out, x })
+        let x = WholeRows::new(weights.format(), x, columns, laid_out.then_some(PART))?;
+        Some(Self { processor, laid_out, columns, x })
     }
 
     /// Rows of weights that are multiplied together.
@@ -51,14 +63,25 @@ impl IntegerProduct {
         if self.laid_out { PANEL_ROWS } else { 1 }
     }
 
-    /// Adds the products with some rows of weights, the bytes of which are `rows`; their results are the columns from `column`
-    /// on.
+    /// Adds the products with some rows of weights; their results are the columns from `column` on.
     ///
     /// # Safety
     /// The result lives, and nobody else uses these columns.
-    pub(crate) unsafe fn add(&self, rows: &[u8], column: usize, output: Output) {
-        if !self.laid_out {
+    pub(crate) unsafe fn add(&self, weights: Weights, column: usize, output: Output) {
+        #[cfg(target_arch = "x86_64")]
+        if let (false, Weights::Interleaved(_, bytes)) = (self.laid_out, weights) {
+            let (groups, rest) =
+                bytes.split_at(bytes.len() - bytes.len() % (INTERLEAVED_ROWS * self.x.row_bytes));
             // SAFETY: `processor` had the instructions, and the caller promises the rest.
+            return unsafe {
+                add_interleaved(self.processor, &self.x, groups, column, output);
+                add_rows(self.processor, &self.x, rest, column + groups.len() / self.x.row_bytes, output);
+            };
+        }
+        let mut room = Vec::new();
+        let rows = weights.in_order(self.columns, &mut room).bytes();
+        if !self.laid_out {
+            // SAFETY: as above.
             return unsafe { add_rows(self.processor, &self.x, rows, column, output) };
         }
         for (index, rows) in rows.chunks(PANEL_ROWS * self.x.row_bytes).enumerate() {

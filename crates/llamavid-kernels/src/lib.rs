@@ -31,6 +31,9 @@ mod integer_panels;
 mod integer_products;
 #[cfg(target_arch = "x86_64")]
 mod integer_rows;
+mod interleaved;
+#[cfg(target_arch = "x86_64")]
+mod interleaved_products;
 mod largest;
 mod layer_norm;
 mod linear;
@@ -59,6 +62,8 @@ mod weight;
 mod whole_blocks;
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 mod whole_rows;
+#[cfg(target_arch = "x86_64")]
+mod whole_vectors;
 
 #[cfg(target_arch = "x86_64")]
 pub use amx::available as amx_available;
@@ -76,6 +81,7 @@ pub use embedding::embedding;
 pub use folded_attention::folded_attention;
 pub use frozen::{Activation, FrozenAttention, FrozenFeedForward, FrozenScratch};
 pub use gelu::{gelu, quick_gelu};
+pub use interleaved::{INTERLEAVED_ROWS, interleaving_pays};
 pub use largest::largest;
 pub use layer_norm::layer_norm;
 pub use linear::linear;

@@ -21,7 +21,7 @@ use crate::pieces;
 use crate::processor::Processor;
 #[cfg(target_arch = "x86_64")]
 use crate::processor::WholeNumbers;
-use crate::products::{Layer, Output, Weights};
+use crate::products::{Layer, Output, Weights, row_bytes};
 #[cfg(target_arch = "x86_64")]
 use crate::sixteen_bits::{Narrow, Pairs, Wide};
 use crate::vector::with_rows;
@@ -107,7 +107,7 @@ impl Panels<'_> {
     /// Whether weights and rows are multiplied in pieces of 16 bits.
     #[cfg(target_arch = "x86_64")]
     pub(crate) fn in_pieces(&self) -> bool {
-        pieces::pay(self.processor, self.layer.weights.in_blocks().0, self.count)
+        pieces::pay(self.processor, self.layer.weights.format(), self.count)
     }
 
     /// Whether weights and rows are multiplied in whole numbers of 16 bits. Tiles are quicker ([`pieces`]), and vectors of AVX-512
@@ -119,7 +119,7 @@ impl Panels<'_> {
             Processor::Avx2(_, whole) => whole != WholeNumbers::None,
             Processor::Portable => false,
         };
-        quicker && matches!(self.layer.weights, Weights::Blocks(format, _) if format != BlockFormat::F32)
+        quicker && !matches!(self.layer.weights.format(), BlockFormat::F32)
     }
 
     /// Writes the result, all of it, or adds to it; on all threads when `parallel`.
@@ -150,7 +150,7 @@ impl Panels<'_> {
     unsafe fn multiply_as<K: Kind>(self, output: Output, parallel: bool) {
         let x = self.parts_of_x::<K>(parallel);
         self.in_tasks(TASK_UNITS, output, parallel, |rows| {
-            x.as_ref().is_some_and(|x| self.processor.run(Task::<K> { panels: self, x, rows, output }))
+            x.as_ref().is_some_and(|x| self.task::<K>(x, rows, output))
         });
     }
 
@@ -171,13 +171,20 @@ impl Panels<'_> {
                 [index, index + 1].map(|index| (index * all / tasks * UNIT).min(self.layer.rows));
             if first < last && !task(first..last) {
                 let x = singles.get_or_init(|| self.parts_of_x::<Singles>(false).unwrap_or_default());
-                self.processor.run(Task::<Singles> { panels: self, x, rows: first..last, output });
+                self.task::<Singles>(x, first..last, output);
             }
         };
         match parallel {
             true => (0..tasks).into_par_iter().for_each(task),
             false => (0..tasks).for_each(task),
         }
+    }
+
+    /// Multiplies some rows of the weights; false, and nothing is written, if the kind cannot stand for those.
+    fn task<K: Kind>(self, x: &[K::Part], rows: Range<usize>, output: Output) -> bool {
+        let (columns, mut room) = (self.layer.columns, Vec::new());
+        let weights = self.layer.weights.part(rows.clone(), columns).in_order(columns, &mut room);
+        self.processor.run(Task::<K> { panels: self, x, weights, rows, output })
     }
 
     /// The first numbers of each row of `x`, then the next ones; none if the kind cannot stand for them. Rows as they are would lie a
@@ -221,6 +228,8 @@ fn transposed(rows: [[f32; TOGETHER]; TOGETHER]) -> [[f32; TOGETHER]; TOGETHER] 
 struct Task<'a, K: Kind> {
     panels: Panels<'a>,
     x: &'a [K::Part],
+    /// Those of the rows, none of them interleaved.
+    weights: Weights<'a>,
     rows: Range<usize>,
     output: Output,
 }
@@ -302,21 +311,21 @@ impl<K: Kind> Task<'_, K> {
         panel: &mut [[S::f32s; VECTORS]],
         unpacked: &mut [[f32; LAID_OUT]; TOGETHER],
     ) {
-        let Panels { processor, layer: Layer { weights, rows, columns, .. }, .. } = self.panels;
+        let Panels { processor, layer: Layer { columns, .. }, .. } = self.panels;
         let (length, step) = (panel.len(), VECTORS * S::F32_LANES);
         let into: &mut [f32] = pulp::bytemuck::cast_slice_mut(panel);
         for first in panel_rows.clone().step_by(TOGETHER) {
             let together = TOGETHER.min(panel_rows.end - first);
-            let numbers: [&[f32]; TOGETHER] = match weights {
+            let row = first - self.rows.start;
+            let numbers: [&[f32]; TOGETHER] = match self.weights {
                 // The first stands in for those that are missing.
                 Weights::Numbers(values) => std::array::from_fn(|index| {
-                    let row = first + if index < together { index } else { 0 };
+                    let row = row + if index < together { index } else { 0 };
                     &values[row * columns + from..][..length]
                 }),
-                Weights::Blocks(format, bytes) => {
-                    let row_bytes = bytes.len() / rows;
-                    let begin = from / format.block_length() * format.block_bytes();
-                    for (row, values) in (first..first + together).zip(unpacked.iter_mut()) {
+                Weights::Blocks(format, bytes) | Weights::Interleaved(format, bytes) => {
+                    let [row_bytes, begin] = [columns, from].map(|to| row_bytes(format, to));
+                    for (row, values) in (row..row + together).zip(unpacked.iter_mut()) {
                         decode(processor, format, &bytes[row * row_bytes + begin..], &mut values[..length]);
                     }
                     unpacked.each_ref().map(|values| &values[..length])

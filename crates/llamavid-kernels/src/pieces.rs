@@ -38,7 +38,7 @@ use crate::block_format::BlockFormat;
 use crate::integer_panels::into_cache;
 use crate::panels::Panels;
 use crate::processor::{Processor, WholeNumbers};
-use crate::products::Output;
+use crate::products::{Output, row_bytes};
 use crate::whole_blocks::{NUMBERS, Row, Scales, WholeBlock, each_eighth, with_block};
 
 /// Numbers of a row that a tile takes.
@@ -78,7 +78,7 @@ pub(crate) unsafe fn multiply(panels: Panels, output: Output, parallel: bool) {
     for (index, x) in x.chunks(rows * layer.columns).enumerate() {
         let panels = Panels { x, count: x.len() / layer.columns, ..panels };
         let output = output.below(index * rows);
-        let (format, _bytes) = layer.weights.in_blocks();
+        let format = layer.weights.format();
         // SAFETY: as the caller promises.
         unsafe {
             match format {
@@ -535,9 +535,14 @@ impl Task<'_> {
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,avx512vbmi,avx2,fma,f16c")]
     unsafe fn run<S: Source>(self) -> bool {
         let Panels { layer, count, .. } = self.panels;
-        let (format, bytes) = layer.weights.in_blocks();
-        let row_bytes = bytes.len() / layer.rows;
-        let weights = &bytes[self.rows.start * row_bytes..self.rows.end * row_bytes];
+        let (columns, mut room) = (layer.columns, Vec::new());
+        let weights = layer.weights.part(self.rows.clone(), columns);
+        let format = weights.format();
+        if count <= FEW {
+            into_cache(weights.bytes());
+        }
+        let weights = weights.in_order(columns, &mut room).bytes();
+        let row_bytes = row_bytes(format, columns);
         let panels = self.rows.len().div_ceil(ROWS);
         let blocks = count.div_ceil(ROWS);
         // Pieces of 32 rows that are laid out.
@@ -545,9 +550,6 @@ impl Task<'_> {
         let mut left: Vec<Piece> = Vec::with_capacity(panels * block);
         let mut sums: Vec<Sums> = Vec::with_capacity(blocks * panels);
         let mut of_part = Sums::ZERO;
-        if count <= FEW {
-            into_cache(weights);
-        }
         // SAFETY: whoever calls has no tiles of its own.
         let tiles = unsafe { Tiles::new(LONGEST) };
         for from in (0..layer.columns).step_by(LAID_OUT) {

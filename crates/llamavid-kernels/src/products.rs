@@ -11,6 +11,7 @@ use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 
 use crate::block_format::{BlockFormat, decode};
+use crate::interleaved::INTERLEAVED_ROWS;
 use crate::panels::Panels;
 use crate::processor::{Processor, processor};
 use crate::rows::rows_of_a_task;
@@ -34,16 +35,76 @@ pub(crate) const PARALLEL: usize = 1 << 17;
 pub(crate) enum Weights<'a> {
     Numbers(&'a [f32]),
     Blocks(BlockFormat, &'a [u8]),
+    /// The blocks of each sixteen rows are interleaved, see [`crate::interleaved`].
+    Interleaved(BlockFormat, &'a [u8]),
 }
 
 impl<'a> Weights<'a> {
-    /// Their format and their bytes.
-    pub(crate) fn in_blocks(self) -> (BlockFormat, &'a [u8]) {
+    /// How their numbers are stored.
+    pub(crate) fn format(self) -> BlockFormat {
         match self {
-            Self::Numbers(values) => (BlockFormat::F32, pulp::bytemuck::cast_slice(values)),
-            Self::Blocks(format, bytes) => (format, bytes),
+            Self::Numbers(_) => BlockFormat::F32,
+            Self::Blocks(format, _) | Self::Interleaved(format, _) => format,
         }
     }
+
+    /// Whether `other` are stored in the same way.
+    pub(crate) fn is_like(self, other: Self) -> bool {
+        (self.format(), self.unit()) == (other.format(), other.unit())
+    }
+
+    /// Rows of which a part is to begin with a whole number of times as many.
+    pub(crate) fn unit(self) -> usize {
+        match self {
+            Self::Interleaved(..) => INTERLEAVED_ROWS,
+            Self::Numbers(_) | Self::Blocks(..) => 1,
+        }
+    }
+
+    /// Some rows of `columns` numbers. Those of a unit stay together: the last ones may be fewer, where all rows end.
+    pub(crate) fn part(self, rows: Range<usize>, columns: usize) -> Self {
+        assert!(rows.start.is_multiple_of(self.unit()), "rows from the middle of interleaved ones on");
+        let of = |bytes: &'a [u8], row_bytes: usize| &bytes[rows.start * row_bytes..rows.end * row_bytes];
+        match self {
+            Self::Numbers(values) => Self::Numbers(&values[rows.start * columns..rows.end * columns]),
+            Self::Blocks(format, bytes) => Self::Blocks(format, of(bytes, row_bytes(format, columns))),
+            Self::Interleaved(format, bytes) => {
+                assert!(
+                    rows.len().is_multiple_of(INTERLEAVED_ROWS)
+                        || rows.end * row_bytes(format, columns) == bytes.len(),
+                    "rows up to the middle of interleaved ones"
+                );
+                Self::Interleaved(format, of(bytes, row_bytes(format, columns)))
+            }
+        }
+    }
+
+    /// The same row after row: a copy, which `room` has, where they are interleaved.
+    pub(crate) fn in_order<'b>(self, columns: usize, room: &'b mut Vec<u8>) -> Weights<'b>
+    where
+        'a: 'b,
+    {
+        match self {
+            Self::Numbers(_) | Self::Blocks(..) => self,
+            Self::Interleaved(format, bytes) => {
+                *room = format.rows_in_order(bytes, row_bytes(format, columns));
+                Weights::Blocks(format, room)
+            }
+        }
+    }
+
+    /// Their bytes as they lie.
+    pub(crate) fn bytes(self) -> &'a [u8] {
+        match self {
+            Self::Numbers(values) => pulp::bytemuck::cast_slice(values),
+            Self::Blocks(_, bytes) | Self::Interleaved(_, bytes) => bytes,
+        }
+    }
+}
+
+/// Bytes of a row of whole blocks.
+pub(crate) fn row_bytes(format: BlockFormat, columns: usize) -> usize {
+    columns / format.block_length() * format.block_bytes()
 }
 
 /// A linear layer: rows `x` (count, columns) give (count, rows), `x` times the transpose of the weights plus the bias.
@@ -135,16 +196,13 @@ impl Layer<'_> {
         let parallel = parallel && rows * columns * count >= PARALLEL;
         #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
         if columns > 0
-            && let (format, bytes) = weights.in_blocks()
-            && let Some(product) = BlockProduct::new(processor, format, x, columns)
+            && let Some(product) = BlockProduct::new(processor, weights, x, columns)
         {
             // SAFETY: as the caller promises.
             unsafe { output.begin(bias, add, parallel) };
-            let row_bytes = bytes.len() / rows;
-            return in_tasks(rows, product.unit(), parallel, |task| {
-                let bytes = &bytes[task.start * row_bytes..task.end * row_bytes];
+            return in_tasks(rows, product.unit().max(weights.unit()), parallel, |task| {
                 // SAFETY: each task has columns of its own.
-                unsafe { product.add(bytes, task.start, output) };
+                unsafe { product.add(weights.part(task.clone(), columns), task.start, output) };
             });
         }
         let panels = Panels { processor, layer: self, x, count, add };
@@ -157,17 +215,14 @@ impl Layer<'_> {
         if columns == 0 {
             return;
         }
-        let unit = match weights {
-            Weights::Numbers(_) => 16,
-            Weights::Blocks(format, _) => format.block_length().max(16),
-        };
+        let unit = weights.format().block_length().max(16);
         let part = columns.div_ceil(columns.div_ceil(PART)).next_multiple_of(unit);
         let x = Rows::new(x, columns, part);
         let x = x.values();
-        let product = Product { processor, weights, rows, columns, part, x, count };
-        in_tasks(rows, TILE_ROWS, parallel, |task| {
+        let product = Product { processor, weights, columns, part, x, count };
+        in_tasks(rows, TILE_ROWS.max(weights.unit()), parallel, |task| {
             // SAFETY: each task has columns of its own.
-            unsafe { product.rows(task.start, task.len(), output) };
+            unsafe { product.rows(task, output) };
         });
     }
 }
@@ -320,7 +375,6 @@ impl Output {
 struct Product<'a> {
     processor: Processor,
     weights: Weights<'a>,
-    rows: usize,
     columns: usize,
     /// Numbers of a part.
     part: usize,
@@ -330,15 +384,15 @@ struct Product<'a> {
 }
 
 impl Product<'_> {
-    /// Adds the products with `rows` rows of the weights from `first` on.
+    /// Adds the products with some rows of the weights.
     ///
     /// # Safety
     /// The result must live, and nobody else may use the columns of these rows.
-    unsafe fn rows(&self, first: usize, rows: usize, output: Output) {
-        assert!(first + rows <= self.rows, "rows beyond the weights");
+    unsafe fn rows(&self, rows: Range<usize>, output: Output) {
+        let mut room = Vec::new();
+        let weights = self.weights.part(rows.clone(), self.columns).in_order(self.columns, &mut room);
         // SAFETY: as the caller promises.
-        let tiles = Tiles { product: self, first, last: first + rows, output };
-        self.processor.run(tiles);
+        self.processor.run(Tiles { product: self, weights, rows, output });
     }
 }
 
@@ -346,8 +400,9 @@ impl Product<'_> {
 /// result.
 struct Tiles<'a> {
     product: &'a Product<'a>,
-    first: usize,
-    last: usize,
+    /// Those of the rows, none of them interleaved.
+    weights: Weights<'a>,
+    rows: Range<usize>,
     output: Output,
 }
 
@@ -356,22 +411,21 @@ impl WithSimd for Tiles<'_> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        let Product { processor, weights, rows, columns, part, x, count } = *self.product;
+        let Product { processor, columns, part, x, count, .. } = *self.product;
         let mut unpacked = [Unpacked([0f32; PART]); TILE_ROWS];
         for from in (0..columns).step_by(part) {
             let length = part.min(columns - from);
             let x = &x[from * count..][..count * length];
-            for row in (self.first..self.last).step_by(TILE_ROWS) {
-                let found = TILE_ROWS.min(self.last - row);
-                let tile_rows: [&[f32]; TILE_ROWS] = match weights {
+            for row in (0..self.rows.len()).step_by(TILE_ROWS) {
+                let found = TILE_ROWS.min(self.rows.len() - row);
+                let tile_rows: [&[f32]; TILE_ROWS] = match self.weights {
                     // A tile always has all rows: the first stands in for those that are missing.
                     Weights::Numbers(values) => std::array::from_fn(|index| {
                         let row = row + if index < found { index } else { 0 };
                         &values[row * columns + from..][..length]
                     }),
-                    Weights::Blocks(format, bytes) => {
-                        let row_bytes = bytes.len() / rows;
-                        let part_bytes = from / format.block_length() * format.block_bytes();
+                    Weights::Blocks(format, bytes) | Weights::Interleaved(format, bytes) => {
+                        let [row_bytes, part_bytes] = [columns, from].map(|to| row_bytes(format, to));
                         for (index, values) in unpacked.iter_mut().take(found).enumerate() {
                             let bytes = &bytes[(row + index) * row_bytes + part_bytes..];
                             decode(processor, format, bytes, &mut values.0[..length]);
@@ -379,7 +433,8 @@ impl WithSimd for Tiles<'_> {
                         unpacked.each_ref().map(|row| &row.0[..length])
                     }
                 };
-                add_products(simd, tile_rows, x, Sums { output: self.output, column: row, found });
+                let column = self.rows.start + row;
+                add_products(simd, tile_rows, x, Sums { output: self.output, column, found });
             }
         }
     }
@@ -560,8 +615,8 @@ mod tests {
         #[cfg(target_arch = "x86_64")]
         {
             let panels = Panels { processor, layer, x, count: x.len() / layer.columns, add: false };
-            let (format, _bytes) = layer.weights.in_blocks();
-            if BlockProduct::new(processor, format, x, layer.columns).is_some() || !panels.pay() {
+            let format = layer.weights.format();
+            if BlockProduct::new(processor, layer.weights, x, layer.columns).is_some() || !panels.pay() {
                 return Rounding::None;
             }
             match format {
@@ -602,6 +657,9 @@ mod tests {
                     (5, 3, 7),
                     (67, 5, 1),
                     (64, 9, 4),
+                    (32, 9, 11),
+                    (48, 3, 16),
+                    (16, 5, 31),
                     (13, 7, 101),
                     (67, 3, 53),
                     (70, 5, 60),
@@ -614,6 +672,7 @@ mod tests {
                     };
                     let what = format!("{processor:?} {} {rows} x {columns}, {count}", format.name());
                     let bytes = format.encode(&noise(rows * columns, 3), columns).unwrap();
+                    let interleaved = format.interleave(&bytes, columns).ok();
                     let mut numbers = vec![0f32; rows * columns];
                     decode(Processor::Portable, format, &bytes, &mut numbers);
                     // Whole numbers, the largest in every group, times a power of two: what rounds rows to those
@@ -631,7 +690,10 @@ mod tests {
                         (true, true, None),
                     ] {
                         let already = if add { 2.0 } else { 0.0 };
-                        for weights in [Weights::Blocks(format, &bytes), Weights::Numbers(&numbers)] {
+                        let weights = [Weights::Blocks(format, &bytes), Weights::Numbers(&numbers)];
+                        let interleaved =
+                            interleaved.as_ref().map(|bytes| Weights::Interleaved(format, bytes));
+                        for weights in weights.into_iter().chain(interleaved) {
                             let layer = Layer { weights, rows, columns, bias };
                             let mut exact = exactly(&numbers, columns, &x, rounding(processor, layer, &x));
                             let biases = bias.unwrap_or(&[]).iter().cycle();

@@ -13,6 +13,7 @@ use candle_core::{CpuStorage, CustomOp1, DType, Device, Layout, Result, Shape, T
 use rayon::prelude::*;
 
 use crate::block_format::BlockFormat;
+use crate::interleaved::INTERLEAVED_ROWS;
 use crate::matrix::{Matrix, multiply};
 use crate::products::{Layer, Weights};
 use crate::rows::{fusible, rows_of_a_task, tensor, values, with_values};
@@ -63,6 +64,8 @@ pub struct QuantisedMatrix {
     bytes: SharedBytes,
     /// Rows of a head, where the bytes hold its two halves' rows in turn.
     turned: Option<usize>,
+    /// Whether the blocks of each sixteen rows are interleaved.
+    interleaved: bool,
     /// The bytes on another device than the CPU, which holds none then.
     placed: Option<Arc<QTensor>>,
 }
@@ -84,7 +87,7 @@ impl QuantisedMatrix {
                 bytes.range.len()
             );
         }
-        Ok(Self { format, rows, columns, row_bytes, bytes, turned: None, placed: None })
+        Ok(Self { format, rows, columns, row_bytes, bytes, turned: None, interleaved: false, placed: None })
     }
 
     /// Takes rows that are stored already, of queries or keys as llama.cpp orders them: of each head of `head` rows the first row,
@@ -98,6 +101,35 @@ impl QuantisedMatrix {
             bail!("{} rows are no heads of {head} rows, two halves in turn", self.rows);
         }
         Ok(Self { turned: Some(head), ..self })
+    }
+
+    /// Takes rows that are stored already, with blocks that [`BlockFormat::interleave`] has interleaved.
+    ///
+    /// # Errors
+    /// A format without blocks, and a matrix that is not on the CPU.
+    pub fn with_interleaved_rows(self) -> Result<Self> {
+        self.expect_bytes()?;
+        if !self.format.interleaves() {
+            bail!("a matrix of {} has no blocks that could be interleaved", self.format.name());
+        }
+        Ok(Self { interleaved: true, ..self })
+    }
+
+    /// The same matrix with interleaved blocks, which products of few rows are quicker with where [`crate::interleaving_pays`].
+    ///
+    /// # Errors
+    /// As [`Self::with_interleaved_rows`].
+    pub fn interleaved(&self) -> Result<Self> {
+        if self.interleaved {
+            return Ok(self.clone());
+        }
+        let bytes = self.format.interleave(self.bytes(), self.columns)?;
+        Self { bytes: bytes.into(), ..self.clone() }.with_interleaved_rows()
+    }
+
+    /// Whether its blocks are interleaved.
+    pub fn is_interleaved(&self) -> bool {
+        self.interleaved
     }
 
     /// The same matrix on `device`, for products. Those of few rows round what the matrix is multiplied with to 8 bits, in blocks of 32,
@@ -122,7 +154,7 @@ impl QuantisedMatrix {
         };
         let storage = QStorage::from_data(bytes, device, self.format.of_candle())?;
         let placed = QTensor::new(storage, (self.rows, self.columns))?;
-        Ok(Self { placed: Some(Arc::new(placed)), bytes: Vec::new().into(), turned: None, ..self.clone() })
+        Ok(Self { placed: Some(Arc::new(placed)), bytes: Vec::new().into(), ..ordered.into_owned() })
     }
 
     /// Stores a matrix (rows, columns) of finite numbers in `format`.
@@ -151,12 +183,13 @@ impl QuantisedMatrix {
         self.rows * self.row_bytes
     }
 
-    /// Its bytes as they are stored, row after row; none of one on a device.
+    /// Its bytes as they are stored, row after row or interleaved; none of one on a device.
     pub fn bytes(&self) -> &[u8] {
         self.bytes.as_slice()
     }
 
-    /// Some of its rows and columns: a view where all columns are taken, of whole heads where halves lie in turn, else a copy.
+    /// Some of its rows and columns: a view where all columns are taken, of whole heads where halves lie in turn, and of whole
+    /// sixteens where they are interleaved; else a copy, in which rows are not.
     ///
     /// # Errors
     /// A part outside the matrix, columns that do not begin and end with blocks, a matrix that is not on the CPU.
@@ -172,13 +205,15 @@ impl QuantisedMatrix {
             bail!("columns {columns:?} do not begin and end with blocks of {length} ({name})");
         };
         let whole = |head| rows.start.is_multiple_of(head) && rows.end.is_multiple_of(head);
-        if taken == self.row_bytes && self.turned.is_none_or(whole) {
+        let sixteens = !self.interleaved || whole(INTERLEAVED_ROWS);
+        if taken == self.row_bytes && self.turned.is_none_or(whole) && sixteens {
             let first = self.bytes.range.start + rows.start * self.row_bytes;
             let bytes = SharedBytes { range: first..first + rows.len() * taken, ..self.bytes.clone() };
             return Ok(Self { rows: rows.len(), bytes, ..self.clone() });
         }
-        let bytes = rows.clone().flat_map(|row| &self.row(row)[start..start + taken]).copied();
-        Self::new(self.format, rows.len(), width, bytes.collect::<Vec<_>>().into())
+        let mut bytes = Vec::with_capacity(rows.len() * taken);
+        rows.clone().for_each(|row| bytes.extend_from_slice(&self.row(row)[start..start + taken]));
+        Self::new(self.format, rows.len(), width, bytes.into())
     }
 
     /// All of it in f32, (rows, columns).
@@ -262,7 +297,7 @@ impl QuantisedMatrix {
             if *id as usize >= self.rows {
                 bail!("row {id} of a matrix of {}", self.rows);
             }
-            self.format.decode(self.row(*id as usize), values);
+            self.format.decode(&self.row(*id as usize), values);
         }
         Tensor::from_vec(result, shape, &Device::Cpu)
     }
@@ -289,21 +324,25 @@ impl QuantisedMatrix {
         }
     }
 
-    fn row(&self, row: usize) -> &[u8] {
+    fn row(&self, row: usize) -> Cow<'_, [u8]> {
         let place = match self.turned {
             Some(head) => turned_row(row, head),
             None => row,
         };
-        &self.bytes()[place * self.row_bytes..(place + 1) * self.row_bytes]
+        match self.interleaved {
+            true => Cow::Owned(self.format.row_in_order(self.bytes(), self.row_bytes, place)),
+            false => Cow::Borrowed(&self.bytes()[place * self.row_bytes..(place + 1) * self.row_bytes]),
+        }
     }
 
     /// The same with its bytes in the order of its rows.
     fn in_order(&self) -> Cow<'_, Self> {
-        if self.turned.is_none() {
+        if self.turned.is_none() && !self.interleaved {
             return Cow::Borrowed(self);
         }
-        let bytes: Vec<u8> = (0..self.rows).flat_map(|row| self.row(row)).copied().collect();
-        Cow::Owned(Self { bytes: bytes.into(), turned: None, ..self.clone() })
+        let mut bytes = Vec::with_capacity(self.size_in_bytes());
+        (0..self.rows).for_each(|row| bytes.extend_from_slice(&self.row(row)));
+        Cow::Owned(Self { bytes: bytes.into(), turned: None, interleaved: false, ..self.clone() })
     }
 
     /// Brings what the matrix' bytes make of rows into the order of its rows.
@@ -327,7 +366,7 @@ impl QuantisedMatrix {
             .par_chunks_exact_mut(self.columns.max(1))
             .enumerate()
             .with_min_len(rows_of_a_task(self.columns))
-            .for_each(|(index, values)| self.format.decode(self.row(first + index), values));
+            .for_each(|(index, values)| self.format.decode(&self.row(first + index), values));
     }
 
     /// Unpacks rows panel by panel: the number of the first one, and the panel.
@@ -349,7 +388,10 @@ impl QuantisedMatrix {
 
     /// Its bytes as a layer, with a bias (rows).
     pub(crate) fn layer<'a>(&'a self, bias: Option<&'a [f32]>) -> Layer<'a> {
-        let weights = Weights::Blocks(self.format, self.bytes());
+        let weights = match self.interleaved {
+            true => Weights::Interleaved(self.format, self.bytes()),
+            false => Weights::Blocks(self.format, self.bytes()),
+        };
         Layer { weights, rows: self.rows, columns: self.columns, bias }
     }
 }

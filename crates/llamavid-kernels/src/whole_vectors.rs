@@ -1,0 +1,191 @@
+//! Vectors whose lanes are rows of weights: of each row four whole numbers of 8 bits, a sum of 32 bits, or a number.
+
+use std::arch::x86_64::{
+    __m256, __m256i, __m512, __m512i, _mm_cvtsi32_si128, _mm_loadu_si128, _mm256_abs_epi8, _mm256_add_epi32,
+    _mm256_and_si256, _mm256_cvtepi32_ps, _mm256_cvtph_ps, _mm256_dpbusd_avx_epi32, _mm256_fmadd_ps,
+    _mm256_fnmadd_ps, _mm256_loadu_ps, _mm256_loadu_si256, _mm256_madd_epi16, _mm256_maddubs_epi16,
+    _mm256_mul_ps, _mm256_or_si256, _mm256_set1_epi16, _mm256_set1_epi32, _mm256_set1_ps,
+    _mm256_setzero_si256, _mm256_sign_epi8, _mm256_sll_epi32, _mm256_sra_epi32, _mm256_srl_epi32,
+    _mm256_storeu_ps, _mm256_xor_si256, _mm512_and_si512, _mm512_cvtepi32_ps, _mm512_cvtph_ps,
+    _mm512_dpbusd_epi32, _mm512_fmadd_ps, _mm512_fnmadd_ps, _mm512_loadu_ps, _mm512_loadu_si512,
+    _mm512_mul_ps, _mm512_or_si512, _mm512_set1_epi32, _mm512_set1_ps, _mm512_sll_epi32, _mm512_sra_epi32,
+    _mm512_srl_epi32, _mm512_storeu_ps, _mm512_xor_si512,
+};
+
+/// Such vectors of one set of instructions. Whoever calls these functions has the instructions, and room for what is read or written.
+pub(crate) trait WholeVectors {
+    /// Whole numbers: four of 8 bits or one of 32 in a lane.
+    type Whole: Copy;
+    /// A number of 32 bits in a lane.
+    type Numbers: Copy;
+    /// Rows of a vector.
+    const LANES: usize;
+
+    unsafe fn splat(value: f32) -> Self::Numbers;
+    unsafe fn splat_whole(value: i32) -> Self::Whole;
+    unsafe fn load(at: *const f32) -> Self::Numbers;
+    unsafe fn load_whole(at: *const u8) -> Self::Whole;
+    /// Numbers of 16 bits.
+    unsafe fn load_halves(at: *const u8) -> Self::Numbers;
+    unsafe fn store(at: *mut f32, values: Self::Numbers);
+    /// Adds the products of four weights without a sign with four numbers of `x`.
+    unsafe fn dot(sums: Self::Whole, weights: Self::Whole, x: Self::Whole) -> Self::Whole;
+    /// The same of weights of 8 bits with a sign, where sums begin with [`Self::begin_signed`].
+    unsafe fn dot_signed(sums: Self::Whole, weights: Self::Whole, x: Self::Whole) -> Self::Whole;
+    /// What sums of products begin with for the offset of 128 that makes weights positive.
+    unsafe fn begin_signed(offset: i32) -> Self::Whole;
+    unsafe fn and(a: Self::Whole, b: Self::Whole) -> Self::Whole;
+    unsafe fn or(a: Self::Whole, b: Self::Whole) -> Self::Whole;
+    /// The bits of lanes moved to higher places.
+    unsafe fn left(values: Self::Whole, places: i32) -> Self::Whole;
+    /// The bits of lanes moved to lower places, zeros behind them.
+    unsafe fn right(values: Self::Whole, places: i32) -> Self::Whole;
+    /// The same with the sign behind them.
+    unsafe fn right_signed(values: Self::Whole, places: i32) -> Self::Whole;
+    unsafe fn converted(values: Self::Whole) -> Self::Numbers;
+    unsafe fn multiply(a: Self::Numbers, b: Self::Numbers) -> Self::Numbers;
+    /// `a * b + c`.
+    unsafe fn multiply_add(a: Self::Numbers, b: Self::Numbers, c: Self::Numbers) -> Self::Numbers;
+    /// `c - a * b`.
+    unsafe fn multiply_subtract(a: Self::Numbers, b: Self::Numbers, c: Self::Numbers) -> Self::Numbers;
+}
+
+/// A mask of the sign of each byte.
+const SIGNS: i32 = i32::from_ne_bytes([0x80; 4]);
+
+macro_rules! vectors {
+    ($(#[$meta:meta])* $name:ident, $whole:ty, $numbers:ty, $lanes:literal,
+        $splat:ident, $splat_whole:ident, $load:ident, $load_whole:ident, $store:ident,
+        $and:ident, $or:ident, $left:ident, $right:ident, $right_signed:ident,
+        $converted:ident, $multiply:ident, $multiply_add:ident, $multiply_subtract:ident; $($own:tt)*) => {
+        $(#[$meta])*
+        pub(crate) struct $name;
+
+        impl WholeVectors for $name {
+            type Whole = $whole;
+            type Numbers = $numbers;
+            const LANES: usize = $lanes;
+
+            vectors!(splat($splat; value: f32) -> $numbers);
+            vectors!(splat_whole($splat_whole; value: i32) -> $whole);
+            vectors!(load($load; at: *const f32) -> $numbers);
+            vectors!(and($and; a: $whole, b: $whole) -> $whole);
+            vectors!(or($or; a: $whole, b: $whole) -> $whole);
+            vectors!(converted($converted; values: $whole) -> $numbers);
+            vectors!(multiply($multiply; a: $numbers, b: $numbers) -> $numbers);
+            vectors!(multiply_add($multiply_add; a: $numbers, b: $numbers, c: $numbers) -> $numbers);
+            vectors!(multiply_subtract($multiply_subtract; a: $numbers, b: $numbers, c: $numbers) -> $numbers);
+            vectors!(left($left of $whole));
+            vectors!(right($right of $whole));
+            vectors!(right_signed($right_signed of $whole));
+            $($own)*
+
+            #[inline(always)]
+            unsafe fn load_whole(at: *const u8) -> $whole {
+                // SAFETY: as the caller promises.
+                unsafe { $load_whole(at.cast()) }
+            }
+
+            #[inline(always)]
+            unsafe fn store(at: *mut f32, values: $numbers) {
+                // SAFETY: as the caller promises.
+                unsafe { $store(at, values) }
+            }
+        }
+    };
+    ($name:ident($instruction:ident; $($argument:ident: $type:ty),*) -> $result:ty) => {
+        #[inline(always)]
+        unsafe fn $name($($argument: $type),*) -> $result {
+            // SAFETY: as the caller promises.
+            unsafe { $instruction($($argument),*) }
+        }
+    };
+    ($name:ident($instruction:ident of $whole:ty)) => {
+        #[inline(always)]
+        unsafe fn $name(values: $whole, places: i32) -> $whole {
+            // SAFETY: as the caller promises.
+            unsafe { $instruction(values, _mm_cvtsi32_si128(places)) }
+        }
+    };
+}
+
+/// Products of weights of 8 bits where the weights are to have no sign: 128 is added to them.
+macro_rules! without_sign {
+    ($whole:ty, $xor:ident) => {
+        #[inline(always)]
+        unsafe fn dot_signed(sums: $whole, weights: $whole, x: $whole) -> $whole {
+            // SAFETY: as the caller promises.
+            unsafe { Self::dot(sums, $xor(weights, Self::splat_whole(SIGNS)), x) }
+        }
+
+        #[inline(always)]
+        unsafe fn begin_signed(offset: i32) -> $whole {
+            // SAFETY: as the caller promises.
+            unsafe { Self::splat_whole(offset) }
+        }
+    };
+}
+
+vectors!(
+    /// AVX-512 with VNNI.
+    Wide, __m512i, __m512, 16,
+    _mm512_set1_ps, _mm512_set1_epi32, _mm512_loadu_ps, _mm512_loadu_si512, _mm512_storeu_ps,
+    _mm512_and_si512, _mm512_or_si512, _mm512_sll_epi32, _mm512_srl_epi32, _mm512_sra_epi32,
+    _mm512_cvtepi32_ps, _mm512_mul_ps, _mm512_fmadd_ps, _mm512_fnmadd_ps;
+    vectors!(dot(_mm512_dpbusd_epi32; sums: __m512i, weights: __m512i, x: __m512i) -> __m512i);
+    without_sign!(__m512i, _mm512_xor_si512);
+
+    #[inline(always)]
+    unsafe fn load_halves(at: *const u8) -> __m512 {
+        // SAFETY: as the caller promises.
+        unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(at.cast())) }
+    }
+);
+vectors!(
+    /// AVX2 with AVX-VNNI.
+    Narrow, __m256i, __m256, 8,
+    _mm256_set1_ps, _mm256_set1_epi32, _mm256_loadu_ps, _mm256_loadu_si256, _mm256_storeu_ps,
+    _mm256_and_si256, _mm256_or_si256, _mm256_sll_epi32, _mm256_srl_epi32, _mm256_sra_epi32,
+    _mm256_cvtepi32_ps, _mm256_mul_ps, _mm256_fmadd_ps, _mm256_fnmadd_ps;
+    vectors!(dot(_mm256_dpbusd_avx_epi32; sums: __m256i, weights: __m256i, x: __m256i) -> __m256i);
+    without_sign!(__m256i, _mm256_xor_si256);
+
+    #[inline(always)]
+    unsafe fn load_halves(at: *const u8) -> __m256 {
+        // SAFETY: as the caller promises.
+        unsafe { _mm256_cvtph_ps(_mm_loadu_si128(at.cast())) }
+    }
+);
+vectors!(
+    /// AVX2: products are added up in pairs of 16 bits with a sign, which weights of up to 7 bits without one never leave.
+    Pairs, __m256i, __m256, 8,
+    _mm256_set1_ps, _mm256_set1_epi32, _mm256_loadu_ps, _mm256_loadu_si256, _mm256_storeu_ps,
+    _mm256_and_si256, _mm256_or_si256, _mm256_sll_epi32, _mm256_srl_epi32, _mm256_sra_epi32,
+    _mm256_cvtepi32_ps, _mm256_mul_ps, _mm256_fmadd_ps, _mm256_fnmadd_ps;
+    #[inline(always)]
+    unsafe fn dot(sums: __m256i, weights: __m256i, x: __m256i) -> __m256i {
+        // SAFETY: as the caller promises.
+        unsafe {
+            let pairs = _mm256_maddubs_epi16(weights, x);
+            _mm256_add_epi32(sums, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn dot_signed(sums: __m256i, weights: __m256i, x: __m256i) -> __m256i {
+        // SAFETY: as the caller promises.
+        unsafe { Self::dot(sums, _mm256_abs_epi8(weights), _mm256_sign_epi8(x, weights)) }
+    }
+
+    #[inline(always)]
+    unsafe fn begin_signed(_offset: i32) -> __m256i {
+        // SAFETY: as the caller promises.
+        unsafe { _mm256_setzero_si256() }
+    }
+
+    #[inline(always)]
+    unsafe fn load_halves(at: *const u8) -> __m256 {
+        // SAFETY: as the caller promises.
+        unsafe { _mm256_cvtph_ps(_mm_loadu_si128(at.cast())) }
+    }
+);
