@@ -10,9 +10,11 @@
 use std::ops::Range;
 
 use candle_core::{Result, bail};
+use pulp::bytemuck;
 use rayon::prelude::*;
 
 use crate::block_format::BlockFormat;
+use crate::panels::transposed;
 use crate::processor::{Processor, processor};
 use crate::rows::rows_of_a_task;
 
@@ -124,11 +126,31 @@ fn copy<const UNIT: usize, const INTERLEAVE: bool>(
     bytes: Range<usize>,
     into: &mut [u8],
 ) {
-    for at in bytes.step_by(UNIT) {
+    let places = |row: usize, at: usize| {
+        let (in_rows, interleaved) = (row * row_bytes + at, INTERLEAVED_ROWS * at + UNIT * row);
+        if INTERLEAVE { (in_rows, interleaved) } else { (interleaved, in_rows) }
+    };
+    // Units of 32 bits of four rows, four at a time, are a matrix that is turned.
+    let squares = if UNIT == 4 { bytes.len() / 16 * 16 } else { 0 };
+    let (squares, rest) = (bytes.start..bytes.start + squares, bytes.start + squares..bytes.end);
+    for at in squares.step_by(16) {
+        for row in (0..INTERLEAVED_ROWS).step_by(4) {
+            let mut square = [[0f32; 4]; 4];
+            for (index, line) in square.iter_mut().enumerate() {
+                let start = if INTERLEAVE { places(row + index, at) } else { places(row, at + 4 * index) }.0;
+                bytemuck::bytes_of_mut(line).copy_from_slice(&from[start..start + 16]);
+            }
+            for (index, line) in transposed(square).iter().enumerate() {
+                let start = if INTERLEAVE { places(row, at + 4 * index) } else { places(row + index, at) }.1;
+                into[start..start + 16].copy_from_slice(bytemuck::bytes_of(line));
+            }
+        }
+    }
+    for at in rest.step_by(UNIT) {
         for row in 0..INTERLEAVED_ROWS {
-            let (in_rows, interleaved) = (row * row_bytes + at, INTERLEAVED_ROWS * at + UNIT * row);
-            let (from_at, into_at) = if INTERLEAVE { (in_rows, interleaved) } else { (interleaved, in_rows) };
-            let unit: [u8; UNIT] = std::array::from_fn(|byte| from[from_at + byte]);
+            let (from_at, into_at) = places(row, at);
+            let mut unit = [0; UNIT];
+            unit.copy_from_slice(&from[from_at..from_at + UNIT]);
             into[into_at..into_at + UNIT].copy_from_slice(&unit);
         }
     }
