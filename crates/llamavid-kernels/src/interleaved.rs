@@ -66,14 +66,16 @@ impl BlockFormat {
         Ok(result)
     }
 
-    /// Rows of `row_bytes` each as they were before they were interleaved.
-    pub(crate) fn rows_in_order(self, interleaved: &[u8], row_bytes: usize) -> Vec<u8> {
+    /// Writes rows of `row_bytes` each as they were before they were interleaved. Some blocks of sixteen rows that lie behind each other
+    /// are interleaved rows themselves.
+    pub(crate) fn put_in_order(self, interleaved: &[u8], row_bytes: usize, into: &mut [u8]) {
         let group = INTERLEAVED_ROWS * row_bytes;
-        let mut result = interleaved.to_vec();
-        for (into, groups) in result.chunks_exact_mut(group).zip(interleaved.chunks_exact(group)) {
-            self.reorder::<false>(groups, row_bytes, into);
+        let mut groups = interleaved.chunks_exact(group);
+        let mut places = into.chunks_exact_mut(group);
+        for (from, into) in groups.by_ref().zip(places.by_ref()) {
+            self.reorder::<false>(from, row_bytes, into);
         }
-        result
+        places.into_remainder().copy_from_slice(groups.remainder());
     }
 
     /// One row of interleaved ones as it was before.
@@ -168,7 +170,9 @@ mod tests {
                 let row_bytes = blocks * format.block_bytes();
                 let bytes: Vec<u8> = (0..rows * row_bytes).map(|place| (place * 37 / 16) as u8).collect();
                 let interleaved = format.interleave(&bytes, columns).unwrap();
-                assert_eq!(format.rows_in_order(&interleaved, row_bytes), bytes, "{}", format.name());
+                let mut in_order = vec![0; bytes.len()];
+                format.put_in_order(&interleaved, row_bytes, &mut in_order);
+                assert_eq!(in_order, bytes, "{}", format.name());
                 for (row, bytes) in bytes.chunks_exact(row_bytes).enumerate() {
                     assert_eq!(format.row_in_order(&interleaved, row_bytes, row), bytes, "{}", format.name());
                 }
