@@ -10,9 +10,11 @@
 use std::ops::Range;
 
 use candle_core::{Result, bail};
+use pulp::bytemuck;
 use rayon::prelude::*;
 
 use crate::block_format::BlockFormat;
+use crate::panels::transposed;
 use crate::processor::{Processor, processor};
 use crate::rows::rows_of_a_task;
 
@@ -64,14 +66,16 @@ impl BlockFormat {
         Ok(result)
     }
 
-    /// Rows of `row_bytes` each as they were before they were interleaved.
-    pub(crate) fn rows_in_order(self, interleaved: &[u8], row_bytes: usize) -> Vec<u8> {
+    /// Writes rows of `row_bytes` each as they were before they were interleaved. Some blocks of sixteen rows that lie behind each other
+    /// are interleaved rows themselves.
+    pub(crate) fn put_in_order(self, interleaved: &[u8], row_bytes: usize, into: &mut [u8]) {
         let group = INTERLEAVED_ROWS * row_bytes;
-        let mut result = interleaved.to_vec();
-        for (into, groups) in result.chunks_exact_mut(group).zip(interleaved.chunks_exact(group)) {
-            self.reorder::<false>(groups, row_bytes, into);
+        let mut groups = interleaved.chunks_exact(group);
+        let mut places = into.chunks_exact_mut(group);
+        for (from, into) in groups.by_ref().zip(places.by_ref()) {
+            self.reorder::<false>(from, row_bytes, into);
         }
-        result
+        places.into_remainder().copy_from_slice(groups.remainder());
     }
 
     /// One row of interleaved ones as it was before.
@@ -124,11 +128,31 @@ fn copy<const UNIT: usize, const INTERLEAVE: bool>(
     bytes: Range<usize>,
     into: &mut [u8],
 ) {
-    for at in bytes.step_by(UNIT) {
+    let places = |row: usize, at: usize| {
+        let (in_rows, interleaved) = (row * row_bytes + at, INTERLEAVED_ROWS * at + UNIT * row);
+        if INTERLEAVE { (in_rows, interleaved) } else { (interleaved, in_rows) }
+    };
+    // Units of 32 bits of four rows, four at a time, are a matrix that is turned.
+    let squares = if UNIT == 4 { bytes.len() / 16 * 16 } else { 0 };
+    let (squares, rest) = (bytes.start..bytes.start + squares, bytes.start + squares..bytes.end);
+    for at in squares.step_by(16) {
+        for row in (0..INTERLEAVED_ROWS).step_by(4) {
+            let mut square = [[0f32; 4]; 4];
+            for (index, line) in square.iter_mut().enumerate() {
+                let start = if INTERLEAVE { places(row + index, at) } else { places(row, at + 4 * index) }.0;
+                bytemuck::bytes_of_mut(line).copy_from_slice(&from[start..start + 16]);
+            }
+            for (index, line) in transposed(square).iter().enumerate() {
+                let start = if INTERLEAVE { places(row, at + 4 * index) } else { places(row + index, at) }.1;
+                into[start..start + 16].copy_from_slice(bytemuck::bytes_of(line));
+            }
+        }
+    }
+    for at in rest.step_by(UNIT) {
         for row in 0..INTERLEAVED_ROWS {
-            let (in_rows, interleaved) = (row * row_bytes + at, INTERLEAVED_ROWS * at + UNIT * row);
-            let (from_at, into_at) = if INTERLEAVE { (in_rows, interleaved) } else { (interleaved, in_rows) };
-            let unit: [u8; UNIT] = std::array::from_fn(|byte| from[from_at + byte]);
+            let (from_at, into_at) = places(row, at);
+            let mut unit = [0; UNIT];
+            unit.copy_from_slice(&from[from_at..from_at + UNIT]);
             into[into_at..into_at + UNIT].copy_from_slice(&unit);
         }
     }
@@ -146,7 +170,9 @@ mod tests {
                 let row_bytes = blocks * format.block_bytes();
                 let bytes: Vec<u8> = (0..rows * row_bytes).map(|place| (place * 37 / 16) as u8).collect();
                 let interleaved = format.interleave(&bytes, columns).unwrap();
-                assert_eq!(format.rows_in_order(&interleaved, row_bytes), bytes, "{}", format.name());
+                let mut in_order = vec![0; bytes.len()];
+                format.put_in_order(&interleaved, row_bytes, &mut in_order);
+                assert_eq!(in_order, bytes, "{}", format.name());
                 for (row, bytes) in bytes.chunks_exact(row_bytes).enumerate() {
                     assert_eq!(format.row_in_order(&interleaved, row_bytes, row), bytes, "{}", format.name());
                 }

@@ -208,7 +208,7 @@ impl Panels<'_> {
 
 /// Rows become columns.
 #[inline(always)]
-fn transposed(rows: [[f32; TOGETHER]; TOGETHER]) -> [[f32; TOGETHER]; TOGETHER] {
+pub(crate) fn transposed(rows: [[f32; TOGETHER]; TOGETHER]) -> [[f32; TOGETHER]; TOGETHER] {
     #[cfg(target_arch = "x86_64")]
     {
         use std::arch::x86_64::{__m128, _MM_TRANSPOSE4_PS};

@@ -36,10 +36,11 @@ use rayon::prelude::*;
 use crate::amx::{LONGEST, Piece, ROWS, RUN, SIDE, Sums, Tiles};
 use crate::block_format::BlockFormat;
 use crate::integer_panels::into_cache;
+use crate::interleaved::INTERLEAVED_ROWS;
 use crate::panels::Panels;
 use crate::processor::{Processor, WholeNumbers};
 use crate::products::{Output, row_bytes};
-use crate::whole_blocks::{NUMBERS, Row, Scales, WholeBlock, each_eighth, with_block};
+use crate::whole_blocks::{MOST_BYTES, NUMBERS, Row, Scales, WholeBlock, each_eighth, with_block};
 
 /// Numbers of a row that a tile takes.
 const STEP: usize = 2 * SIDE;
@@ -535,14 +536,9 @@ impl Task<'_> {
     #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,avx512vbmi,avx2,fma,f16c")]
     unsafe fn run<S: Source>(self) -> bool {
         let Panels { layer, count, .. } = self.panels;
-        let (columns, mut room) = (layer.columns, Vec::new());
-        let weights = layer.weights.part(self.rows.clone(), columns);
-        let format = weights.format();
-        if count <= FEW {
-            into_cache(weights.bytes());
-        }
-        let weights = weights.in_order(columns, &mut room).bytes();
-        let row_bytes = row_bytes(format, columns);
+        let part = layer.weights.part(self.rows.clone(), layer.columns);
+        let (format, unit, weights) = (part.format(), part.unit(), part.bytes());
+        let row_bytes = row_bytes(format, layer.columns);
         let panels = self.rows.len().div_ceil(ROWS);
         let blocks = count.div_ceil(ROWS);
         // Pieces of 32 rows that are laid out.
@@ -550,24 +546,41 @@ impl Task<'_> {
         let mut left: Vec<Piece> = Vec::with_capacity(panels * block);
         let mut sums: Vec<Sums> = Vec::with_capacity(blocks * panels);
         let mut of_part = Sums::ZERO;
+        if count <= FEW {
+            into_cache(weights);
+        }
+        let mut in_order = [0; INTERLEAVED_ROWS * MOST_BYTES];
         // SAFETY: whoever calls has no tiles of its own.
         let tiles = unsafe { Tiles::new(LONGEST) };
         for from in (0..layer.columns).step_by(LAID_OUT) {
             let length = LAID_OUT.min(layer.columns - from);
-            for (row, bytes) in weights.chunks_exact(row_bytes).enumerate() {
-                // SAFETY: there is room for the numbers of all panels, and the row has them. Nobody reads the sums of rows that are missing.
-                let possible = unsafe {
-                    let first = left.as_mut_ptr().add(row / ROWS * block).cast::<__m512i>().add(row % ROWS);
-                    S::lay_out(bytes, from, length, Place { first })
-                };
-                if !possible {
-                    return false;
-                }
-            }
-            let [next, behind] = [1, 2].map(|times| {
+            let [begin, next, behind] = [0, 1, 2].map(|times| {
                 let column = (from + times * LAID_OUT).min(layer.columns);
                 column / format.block_length() * format.block_bytes()
             });
+            for (index, rows) in weights.chunks(INTERLEAVED_ROWS * row_bytes).enumerate() {
+                let interleaved = unit > 1 && rows.len() == INTERLEAVED_ROWS * row_bytes;
+                let (rows, row_bytes, from) = if interleaved {
+                    let in_order = &mut in_order[..INTERLEAVED_ROWS * (next - begin)];
+                    let blocks = &rows[INTERLEAVED_ROWS * begin..INTERLEAVED_ROWS * next];
+                    format.put_in_order(blocks, next - begin, in_order);
+                    (&*in_order, next - begin, 0)
+                } else {
+                    (rows, row_bytes, from)
+                };
+                for (row, bytes) in rows.chunks_exact(row_bytes).enumerate() {
+                    let row = INTERLEAVED_ROWS * index + row;
+                    // SAFETY: there is room for the numbers of all panels, and the row has them. Nobody reads the sums of rows that are
+                    // missing.
+                    let possible = unsafe {
+                        let panel = left.as_mut_ptr().add(row / ROWS * block).cast::<__m512i>();
+                        S::lay_out(bytes, from, length, Place { first: panel.add(row % ROWS) })
+                    };
+                    if !possible {
+                        return false;
+                    }
+                }
+            }
             let turns = length.div_ceil(S::PART) * blocks * panels;
             let mut turn = 0;
             for first in (0..length).step_by(S::PART) {
@@ -578,7 +591,9 @@ impl Task<'_> {
                     for panel in 0..panels {
                         let rows = self.rows.len() * turn / turns..self.rows.len() * (turn + 1) / turns;
                         for row in rows {
-                            ahead(weights[row * row_bytes..].as_ptr().wrapping_add(next), behind - next);
+                            let at =
+                                (row - row % unit) * row_bytes + unit * next + row % unit * (behind - next);
+                            ahead(weights.as_ptr().wrapping_add(at), behind - next);
                         }
                         turn += 1;
                         let share = size_of::<Piece>() * self.x.block / panels;

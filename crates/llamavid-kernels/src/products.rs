@@ -87,7 +87,8 @@ impl<'a> Weights<'a> {
         match self {
             Self::Numbers(_) | Self::Blocks(..) => self,
             Self::Interleaved(format, bytes) => {
-                *room = format.rows_in_order(bytes, row_bytes(format, columns));
+                room.resize(bytes.len(), 0);
+                format.put_in_order(bytes, row_bytes(format, columns), room);
                 Weights::Blocks(format, room)
             }
         }
