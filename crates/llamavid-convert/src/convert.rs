@@ -9,8 +9,9 @@ use candle_core::{DType, Device, Tensor};
 use llamavid_runtime::manifest::{Manifest, ManifestFile, TensorOrigin};
 use llamavid_runtime::model_folder::ModelFolder;
 use llamavid_runtime::{Cancellation, Error, Result};
+use llamavid_weights::gguf::layout_name;
 use llamavid_weights::writer::{GgufWriter, SafetensorsWriter};
-use llamavid_weights::{Part, Quantisation};
+use llamavid_weights::{Part, Quantisation, interleaving_pays};
 
 use crate::inputs::Inputs;
 use crate::language_gguf;
@@ -29,6 +30,9 @@ pub struct ConvertOptions {
     pub dtype: Option<DType>,
     /// The block format of the language model; absent, it stays as it is.
     pub quantize: Option<Quantisation>,
+    /// Whether the rows of the language model's matrices in blocks are interleaved, as this project's kernels read them quickest and no
+    /// other program does.
+    pub interleave: bool,
     /// Whether visual encoder and token generator are written in 8 bits.
     pub quantize_vision: bool,
     /// Bytes of a file of weights at most, unless one weight is larger; absent, 5 GB.
@@ -61,11 +65,15 @@ pub fn convert(
     cancellation: &Cancellation,
     on_progress: OnProgress<'_>,
 ) -> Result<Converted> {
-    let inputs = Inputs::recognise(&options.inputs)?;
+    let mut inputs = Inputs::recognise(&options.inputs)?;
     let mut output = Unfinished::begin(&options.output)?;
     let mut plan = Plan::new(&inputs, options)?;
     let total = plan.bytes()?;
     output.expect_room(total)?;
+    if options.interleave && !interleaving_pays() {
+        let note = "this processor reads interleaved rows slower than others; they are for x86-64 with AVX2 or newer";
+        inputs.notes.push(note.to_owned());
+    }
     let watch = Watch::new(cancellation, on_progress, total);
 
     let mut tensors = BTreeMap::new();
@@ -110,6 +118,7 @@ fn write_weights(plan: &Plan, file: &PlannedFile, out: &mut BufWriter<Hashed<'_>
             let mut opened = File::open(file)?;
             std::io::copy(&mut opened, out)?;
         }
+        Body::Interleaved(copy) => copy.write(out)?,
         Body::Gguf { metadata, computed } => {
             let mut writer = GgufWriter::new(out, metadata, file.blocks())?;
             for weight in &file.weights {
@@ -135,12 +144,13 @@ fn read_for_blocks(plan: &Plan, weight: &Weight) -> Result<Tensor> {
 
 fn origin(file: &PlannedFile, weight: &Weight) -> TensorOrigin {
     let source = weight.found.file.file_name().unwrap_or_default();
+    let format = match (&file.body, weight.found.format) {
+        (Body::Copy(_) | Body::Interleaved(_), Some(format)) => format,
+        _ => weight.format,
+    };
     TensorOrigin {
         file: file.name.clone(),
-        dtype: match (&file.body, weight.found.format) {
-            (Body::Copy(_), Some(format)) => format.name().to_owned(),
-            _ => weight.format.name().to_owned(),
-        },
+        dtype: layout_name(format, weight.interleaved),
         source: source.to_string_lossy().into_owned(),
         key: weight.found.key.clone(),
     }

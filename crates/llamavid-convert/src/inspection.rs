@@ -8,6 +8,7 @@ use llamavid_models::visual_encoder::VisualEncoderConfig;
 use llamavid_runtime::manifest::Manifest;
 use llamavid_runtime::model_folder::ModelFolder;
 use llamavid_runtime::{Cancellation, Error, ErrorCode, Result};
+use llamavid_weights::gguf::layout_name;
 use llamavid_weights::{Checkpoint, KeyTable, Loader, Part};
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -49,8 +50,8 @@ pub struct PartInspection {
     pub parameters: u64,
     /// Bytes of its weights in the files.
     pub bytes: u64,
-    /// Weights by dtype.
-    pub dtypes: BTreeMap<&'static str, u64>,
+    /// Weights by dtype, and by how their rows lie.
+    pub dtypes: BTreeMap<String, u64>,
     /// The file or folder of its weights.
     pub source: Option<PathBuf>,
 }
@@ -73,8 +74,8 @@ pub struct SideFile {
 pub struct TensorInspection {
     /// Its name.
     pub name: String,
-    /// Its dtype; absent for one that cannot be read.
-    pub dtype: Option<&'static str>,
+    /// Its dtype, and how its rows lie; absent for one that cannot be read.
+    pub dtype: Option<String>,
     /// Its shape.
     pub shape: Vec<usize>,
 }
@@ -230,9 +231,12 @@ impl Inspection {
                     let (name, bytes) = match place.format {
                         Some(format) => {
                             let block = (format.block_length() as u64, format.block_bytes() as u64);
-                            (format.name(), count / block.0 * block.1)
+                            (layout_name(format, place.interleaved), count / block.0 * block.1)
                         }
-                        None => (place.dtype.as_str(), count * place.dtype.size_in_bytes() as u64),
+                        None => {
+                            let dtype = place.dtype;
+                            (dtype.as_str().to_owned(), count * dtype.size_in_bytes() as u64)
+                        }
                     };
                     found.bytes += bytes;
                     *found.dtypes.entry(name).or_default() += 1;
@@ -270,8 +274,8 @@ fn tensor(weights: &Checkpoint, name: &str) -> TensorInspection {
     TensorInspection {
         name: name.to_owned(),
         dtype: match weights.format(name) {
-            Ok(Some(format)) => Some(format.name()),
-            _ => weights.dtype(name).ok().map(|dtype| dtype.as_str()),
+            Ok(Some(format)) => Some(layout_name(format, weights.is_interleaved(name).unwrap_or(false))),
+            _ => weights.dtype(name).ok().map(|dtype| dtype.as_str().to_owned()),
         },
         shape: weights.shape(name).unwrap_or_default(),
     }

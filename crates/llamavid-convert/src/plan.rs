@@ -1,6 +1,6 @@
 //! What a conversion will write, worked out before the first byte: every weight's place in the inputs and in the result.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor};
@@ -12,7 +12,9 @@ use llamavid_runtime::model_folder::{read_optional, read_query_tokenizer, read_r
 use llamavid_runtime::{Error, ErrorCode, Result, TokenizerFiles, WeightShape, weight_shapes};
 use llamavid_weights::gguf::GgufFile;
 use llamavid_weights::key_table::{INSTRUCT_BLIP, ROPE_DIVISORS, VISION_TOWER};
-use llamavid_weights::writer::{GgufTensor, GgufValue, GgufWriter, SafetensorsWriter, TensorHeader};
+use llamavid_weights::writer::{
+    GgufTensor, GgufValue, GgufWriter, InterleavedCopy, SafetensorsWriter, TensorHeader,
+};
 use llamavid_weights::{BlockFormat, Checkpoint, Found, Loader, Part, Quantisation};
 use serde_json::{Value, json};
 
@@ -62,6 +64,8 @@ pub enum Body {
     },
     /// Another file, as it is.
     Copy(PathBuf),
+    /// Another file of blocks, with the rows of its matrices interleaved.
+    Interleaved(InterleavedCopy),
 }
 
 /// A weight on its way.
@@ -81,6 +85,8 @@ pub struct Weight {
     is_matrix: bool,
     /// The format that is written.
     pub format: BlockFormat,
+    /// Whether its rows are interleaved.
+    pub interleaved: bool,
     /// Where it comes from.
     pub found: Found,
     /// Which of its part's sources that is.
@@ -142,6 +148,11 @@ impl Plan {
             return Err(Error::new(ErrorCode::InvalidArgument, message)
                 .with_hint("Convert without --quantize, or give the language model's own folder."));
         }
+        if let (LanguageSource::Folder(..), None, true) =
+            (&inputs.language, options.quantize, options.interleave)
+        {
+            return Err(nothing_to_interleave());
+        }
         let config = configuration::understand(inputs)?;
         let sources = Sources::open(inputs, &config);
         let mut weights = Vec::new();
@@ -160,6 +171,7 @@ impl Plan {
                 };
                 let name = name.unwrap_or_else(|| ours.clone());
                 let format = stored(options.dtype.unwrap_or(found.dtype));
+                let interleaved = false;
                 let (written_name, shape) = (name.clone(), shape.into_dims());
                 weights.push(Weight {
                     name,
@@ -169,6 +181,7 @@ impl Plan {
                     shape,
                     is_matrix,
                     format,
+                    interleaved,
                     found,
                     source,
                 });
@@ -239,17 +252,16 @@ impl PlannedFile {
     /// The header's entries of a GGUF file.
     pub fn blocks(&self) -> Vec<GgufTensor> {
         let blocks = |weight: &Weight| GgufTensor {
-            name: weight.written_name.clone(),
-            shape: weight.shape.clone(),
-            format: weight.format,
+            interleaved: weight.interleaved,
+            ..GgufTensor::new(weight.written_name.as_str(), weight.shape.as_slice(), weight.format)
         };
         let mut tensors: Vec<GgufTensor> = self.weights.iter().map(blocks).collect();
         if let Body::Gguf { computed, .. } = &self.body {
-            tensors.extend(computed.iter().map(|(name, values)| GgufTensor {
-                name: name.clone(),
-                shape: vec![values.len()],
-                format: BlockFormat::F32,
-            }));
+            let computed = computed.iter();
+            tensors.extend(
+                computed
+                    .map(|(name, values)| GgufTensor::new(name.as_str(), [values.len()], BlockFormat::F32)),
+            );
         }
         tensors
     }
@@ -265,6 +277,7 @@ impl PlannedFile {
                 SafetensorsWriter::<Vec<u8>>::length(&self.headers(), &safetensors_metadata())
             }
             Body::Gguf { metadata, .. } => GgufWriter::<Vec<u8>>::length(metadata, &self.blocks()),
+            Body::Interleaved(copy) => copy.length(),
         };
         length.map_err(|error| Error::new(ErrorCode::ModelUnsupported, format!("{}: {error}", self.name)))
     }
@@ -388,6 +401,7 @@ fn files(
     let mut copied = Vec::new();
     for mut weight in weights {
         if let (Part::LanguageModel, LanguageSource::Gguf(..)) = (weight.part, &inputs.language) {
+            weight.interleaved = weight.found.interleaved;
             copied.push(weight);
             continue;
         }
@@ -408,11 +422,19 @@ fn files(
                 Error::new(ErrorCode::ModelUnsupported, message).with_hint("Convert without --quantize.")
             })?;
         }
+        if options.interleave && weight.part == Part::LanguageModel {
+            let written =
+                GgufTensor::new(weight.written_name.as_str(), weight.shape.as_slice(), weight.format);
+            weight.interleaved = written.interleaved().interleaved;
+        }
         blocks.entry(weight.part).or_default().push(weight);
     }
     let (mut files, index) = shards(rest, options.shard_bytes.unwrap_or(SHARD_BYTES))?;
     if let LanguageSource::Gguf(file, _) = &inputs.language {
-        let body = Body::Copy(file.clone());
+        let body = match options.interleave {
+            true => Body::Interleaved(interleaved(file, &mut copied)?),
+            false => Body::Copy(file.clone()),
+        };
         files.push(PlannedFile { name: LANGUAGE_GGUF.to_owned(), body, weights: copied });
     }
     for (part, weights) in blocks {
@@ -433,6 +455,37 @@ fn files(
         files.push(PlannedFile { name: name.to_owned(), body, weights });
     }
     Ok((files, index))
+}
+
+/// A copy of a GGUF file whose rows are interleaved; the weights that are taken over from it say so then.
+fn interleaved(file: &Path, weights: &mut [Weight]) -> Result<InterleavedCopy> {
+    const TABLE: &str = "token_embd.weight";
+    let failed = |error: std::io::Error| {
+        Error::new(ErrorCode::ModelUnsupported, format!("{}: {error}", file.display()))
+    };
+    // A table of embeddings is read a row at a time, unless it is the output's matrix too.
+    let is_table_only = weights.iter().any(|weight| weight.ours == "lm_head.weight");
+    let wanted = |name: &str| !(is_table_only && name == TABLE);
+    let copy = InterleavedCopy::new(GgufFile::open(file)?, wanted).map_err(failed)?;
+    let names: BTreeSet<&str> = copy
+        .tensors()
+        .iter()
+        .filter(|tensor| tensor.interleaved)
+        .map(|tensor| tensor.name.as_str())
+        .collect();
+    if names.is_empty() {
+        return Err(nothing_to_interleave());
+    }
+    for weight in weights {
+        weight.interleaved = names.contains(weight.found.key.as_str());
+    }
+    Ok(copy)
+}
+
+fn nothing_to_interleave() -> Error {
+    let message = "the language model is not in blocks, whose rows could be interleaved";
+    Error::new(ErrorCode::InvalidArgument, message)
+        .with_hint("Give --quantize as well, or the language model as a GGUF file in blocks.")
 }
 
 /// The format of a weight in a GGUF file.

@@ -24,6 +24,8 @@ pub struct ConversionOptions {
     /// The block format of the language model; absent, it stays as it is.
     #[napi(ts_type = "'q8_0' | 'q4_0' | 'q4_k' | 'q5_k' | 'q6_k'")]
     pub quantize: Option<String>,
+    /// Whether the rows of the language model's matrices in blocks are interleaved; default not.
+    pub interleave: Option<bool>,
     /// Whether visual encoder and token generator are written in 8 bits; default not.
     pub quantize_vision: Option<bool>,
     /// Bytes of a file of weights at most; default 5 GB.
@@ -75,6 +77,7 @@ impl Conversion {
                 output: options.output.into(),
                 dtype,
                 quantize: options.quantize.as_deref().map(runtime::parse_quantisation).transpose()?,
+                interleave: options.interleave.unwrap_or(false),
                 quantize_vision: options.quantize_vision.unwrap_or(false),
                 shard_bytes: options.shard_bytes.map(|bytes| whole("shardBytes", bytes)).transpose()?,
             };

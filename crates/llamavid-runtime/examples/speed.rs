@@ -45,7 +45,7 @@ enum Task {
     Encoder { model: PathBuf, eight_bit: bool, batch: usize, runs: usize },
     /// Makes pixels of a 1080p frame.
     Resize { runs: usize },
-    /// Reads memory and multiplies, with all threads.
+    /// Reads memory and multiplies, with all threads; and whether interleaved rows are multiplied quicker.
     Limits,
     /// Makes the visual tokens of frames for one question.
     Tokens { model: PathBuf, frames: usize, question: String, runs: usize },
@@ -85,7 +85,11 @@ fn main() -> Result<()> {
         Task::Encoder { model, eight_bit, batch, runs } => encode(model, device, eight_bit, batch, runs)?,
         Task::Resize { runs } => resize(runs)?,
         Task::Limits => {
-            println!("{}", json!({ "read": read_bandwidth(), "multiply": multiplications() }));
+            let interleaving = llamavid_kernels::interleaving_pays();
+            println!(
+                "{}",
+                json!({ "read": read_bandwidth(), "multiply": multiplications(), "interleaving": interleaving })
+            );
         }
         Task::Tokens { model, frames, question, runs } => tokens(model, device, frames, &question, runs)?,
     }

@@ -147,11 +147,7 @@ mod tests {
             ("general.architecture".to_owned(), GgufValue::Text("llama".into())),
             ("llama.attention.key_length".to_owned(), GgufValue::U32(16)),
         ];
-        let tensor = GgufTensor {
-            name: ROPE_DIVISORS.to_owned(),
-            shape: vec![divisors.len()],
-            format: BlockFormat::F32,
-        };
+        let tensor = GgufTensor::new(ROPE_DIVISORS, [divisors.len()], BlockFormat::F32);
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("model.gguf");
         let mut writer = GgufWriter::new(File::create(&path).unwrap(), &metadata, vec![tensor]).unwrap();

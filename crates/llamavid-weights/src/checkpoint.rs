@@ -230,6 +230,15 @@ impl Checkpoint {
         located.file.format(&located.key)
     }
 
+    /// Whether it is a matrix in blocks whose rows are interleaved.
+    ///
+    /// # Errors
+    /// No tensor of this name.
+    pub fn is_interleaved(&self, name: &str) -> Result<bool> {
+        let located = self.located(name)?;
+        located.file.is_interleaved(&located.key)
+    }
+
     /// Whether it is a tensor of a GGUF file in fewer than 32 bits, made to be used as it lies there.
     pub(crate) fn is_compact(&self, name: &str) -> Result<bool> {
         let located = self.located(name)?;

@@ -23,7 +23,7 @@ pub mod writer;
 pub use checkpoint::Checkpoint;
 pub use error::{Error, ErrorKind, Result};
 pub use key_table::KeyTable;
-pub use llamavid_kernels::BlockFormat;
+pub use llamavid_kernels::{BlockFormat, interleaving_pays};
 pub use loader::{Found, Loader};
 pub use part::{Part, position_side};
 pub use quantisation::Quantisation;

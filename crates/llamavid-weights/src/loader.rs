@@ -8,12 +8,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use candle_core::{DType, Device, Shape, Tensor};
 use candle_nn::var_builder::SimpleBackend;
 use candle_nn::{Init, VarBuilder};
-use llamavid_kernels::{BlockFormat, QuantisedMatrix};
+use llamavid_kernels::{BlockFormat, QuantisedMatrix, interleaving_pays};
 
 use crate::checkpoint::Checkpoint;
 use crate::elements;
 use crate::error::{Error, Fault, Result};
-use crate::key_table::KeyTable;
+use crate::key_table::{KeyTable, LANGUAGE};
 use crate::quantisation::Quantisation;
 
 /// Names of unused keys that an error lists.
@@ -42,6 +42,8 @@ pub struct Found {
     pub dtype: DType,
     /// How it is stored, where it lies in its file as it is.
     pub format: Option<BlockFormat>,
+    /// Whether its rows are interleaved there.
+    pub interleaved: bool,
 }
 
 #[derive(Debug)]
@@ -49,6 +51,8 @@ struct Source {
     checkpoint: Checkpoint,
     table: &'static KeyTable,
     quantisation: Option<Quantisation>,
+    /// Whether the rows of matrices that are rounded here are interleaved.
+    interleaves: bool,
     account: Mutex<Account>,
 }
 
@@ -74,7 +78,11 @@ impl Loader {
         dtype: DType,
         device: &Device,
     ) -> Self {
-        let source = Source { checkpoint, table, quantisation, account: Mutex::new(Account::default()) };
+        // The other parts have many rows to multiply at any time, and lay their weights out for those themselves.
+        let decodes = table.part == LANGUAGE.part;
+        let interleaves = decodes && device.is_cpu() && interleaving_pays();
+        let account = Mutex::new(Account::default());
+        let source = Source { checkpoint, table, quantisation, interleaves, account };
         Self { source: Arc::new(source), dtype, device: device.clone() }
     }
 
@@ -225,7 +233,13 @@ impl Source {
                     }
                     _ => {
                         self.checkpoint.release(&name);
-                        Some(QuantisedMatrix::quantise(&numbers, format)?)
+                        let matrix = QuantisedMatrix::quantise(&numbers, format)?;
+                        drop(numbers);
+                        Some(if self.interleaves && format.interleaves() {
+                            matrix.interleaved()?
+                        } else {
+                            matrix
+                        })
                     }
                 }
             }
@@ -273,7 +287,8 @@ impl Source {
             return Err(Fault::Invalid(problem).in_tensor(&file, &key));
         }
         let format = self.checkpoint.format(&name)?;
-        Ok(Found { name, file, key, dtype, format })
+        let interleaved = self.checkpoint.is_interleaved(&name)?;
+        Ok(Found { name, file, key, dtype, format, interleaved })
     }
 
     /// A weight by our name, in the dtype asked for.

@@ -46,6 +46,8 @@ pub(crate) enum Entry {
     /// In a format of blocks.
     Blocks {
         format: BlockFormat,
+        /// Whether the rows of the matrix are interleaved.
+        interleaved: bool,
         shape: Vec<usize>,
         range: Range<usize>,
     },
@@ -113,6 +115,11 @@ impl TensorFile {
         })
     }
 
+    /// Whether it is a matrix whose rows are interleaved.
+    pub(crate) fn is_interleaved(&self, key: &str) -> Result<bool> {
+        Ok(matches!(self.entry(key)?, Entry::Blocks { interleaved: true, .. }))
+    }
+
     /// Whether it is a tensor of a GGUF file in fewer than 32 bits, made to be used as it lies there.
     pub(crate) fn is_compact(&self, key: &str) -> Result<bool> {
         Ok(matches!(self.entry(key)?, Entry::Blocks { format, .. } if *format != BlockFormat::F32))
@@ -133,7 +140,8 @@ impl TensorFile {
         let (Some(format), &[rows, columns]) = (self.format(key)?, shape) else { return Ok(None) };
         let outside = || Fault::invalid("lies outside the file").in_tensor(self.path(), key);
         let bytes = SharedBytes::new(self.file.clone(), range).ok_or_else(outside)?;
-        Ok(Some(QuantisedMatrix::new(format, rows, columns, bytes)?))
+        let matrix = QuantisedMatrix::new(format, rows, columns, bytes)?;
+        Ok(Some(if self.is_interleaved(key)? { matrix.with_interleaved_rows()? } else { matrix }))
     }
 
     /// The tensor in f32, on the CPU, where it is stored in 16 bits one number behind the other: widened by all threads as
@@ -155,13 +163,14 @@ impl TensorFile {
 
     /// The tensor, on the CPU.
     pub(crate) fn read(&self, key: &str) -> Result<Tensor> {
-        if let Entry::Blocks { format, shape, range } = self.entry(key)? {
+        if let Entry::Blocks { format, interleaved, shape, range } = self.entry(key)? {
             let outside = || Fault::invalid("lies outside the file").in_tensor(self.path(), key);
             let bytes = SharedBytes::new(self.file.clone(), range.clone()).ok_or_else(outside)?;
             let columns = shape.last().copied().unwrap_or(1);
             let rows = shape.iter().rev().skip(1).product();
-            let matrix = QuantisedMatrix::new(*format, rows, columns, bytes)?.dequantise()?;
-            return Ok(matrix.reshape(shape.as_slice())?);
+            let matrix = QuantisedMatrix::new(*format, rows, columns, bytes)?;
+            let matrix = if *interleaved { matrix.with_interleaved_rows()? } else { matrix };
+            return Ok(matrix.dequantise()?.reshape(shape.as_slice())?);
         }
         let (element, layout, span) = self.located(key)?;
         match span {
@@ -239,7 +248,7 @@ fn parse(bytes: &[u8]) -> Result<BTreeMap<String, Entry>, Fault> {
 
 fn gguf_entries(tensors: BTreeMap<String, Placed>) -> BTreeMap<String, Entry> {
     let entry = |Placed { shape, content }| match content {
-        Content::Stored(format, range) => Entry::Blocks { format, shape, range },
+        Content::Stored { format, interleaved, range } => Entry::Blocks { format, interleaved, shape, range },
         Content::Unsupported(name) => {
             let known = BlockFormat::ALL.map(BlockFormat::name).join(", ");
             Entry::Unsupported(format!("its numbers are of type {name}; {known} are read"))

@@ -10,6 +10,7 @@ interface ConvertFlags {
   output?: string;
   dtype?: NonNullable<ConvertOptions['dtype']>;
   quantize?: NonNullable<ConvertOptions['quantize']>;
+  interleave?: boolean;
   quantizeVision?: boolean;
   json?: boolean;
   quiet?: boolean;
@@ -34,6 +35,10 @@ export function addConvert(command: Command, end: (exitCode: number) => void): v
       `the language model in blocks, as a GGUF file: ${FORMATS.join(', ')}`,
       oneOf('--quantize', FORMATS),
     )
+    .option(
+      '--interleave',
+      'order these blocks, or those of a GGUF file, as they are read quickest here; llama.cpp cannot read them then',
+    )
     .option('--quantize-vision', 'visual encoder and token generator in 8 bits')
     .option('--json', 'write one JSON object to stdout instead of text')
     .option('--quiet', 'no progress on stderr')
@@ -48,7 +53,7 @@ are looked for beside them when they are not named.`,
 }
 
 async function convertModel(inputs: string[], flags: ConvertFlags): Promise<number> {
-  const { output, dtype, quantize, quantizeVision } = flags;
+  const { output, dtype, quantize, interleave, quantizeVision } = flags;
   if (output === undefined || output.trim() === '')
     throw wrong('the output folder is missing', '-o <folder>');
   using interrupt = new Interrupt();
@@ -59,6 +64,7 @@ async function convertModel(inputs: string[], flags: ConvertFlags): Promise<numb
     const made = await convert(inputs, output, {
       dtype,
       quantize,
+      interleave,
       quantizeVision,
       signal: interrupt.signal,
       onProgress: ({ done, total }) => progress.bytes('writing', done, total),

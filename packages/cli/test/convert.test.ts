@@ -35,6 +35,27 @@ describe('llamavid convert', () => {
     expect(JSON.parse(made.stdout)).toMatchObject({ folder: join(root, 'json'), tensors: 176 });
   });
 
+  it('interleaves the rows of a model that answers as before', async () => {
+    const [plain, interleaved] = [join(root, 'q8_0'), join(root, 'q8_0-interleaved')];
+    await llamavid(['convert', tiny, '-o', plain, '--quantize', 'q8_0', '--quiet']);
+    await llamavid(['convert', plain, '-o', interleaved, '--interleave', '--quiet']);
+    const inspected = await llamavid(['inspect', interleaved]);
+    expect(inspected.stdout).toMatch(/language model: .*36 Q8_0 interleaved/);
+    const question = 'what appears first?';
+    const ask = (folder: string) => llamavid(['ask', shapes, question, '--model', folder, '--json']);
+    const [before, after] = await Promise.all([ask(plain), ask(interleaved)]);
+    expect(JSON.parse(after.stdout).tokenIds).toEqual(JSON.parse(before.stdout).tokenIds);
+    const refused = await llamavid([
+      'convert',
+      tiny,
+      '-o',
+      join(root, 'no-blocks'),
+      '--interleave',
+      '--json',
+    ]);
+    expect([refused.exitCode, JSON.parse(refused.stdout).error.code]).toEqual([2, 'INVALID_ARGUMENT']);
+  });
+
   it('killed or interrupted leaves nothing that loads, and succeeds the next time', async () => {
     for (const [kill, exitCode] of [['SIGKILL', null] as const, ['SIGINT', 130] as const]) {
       const output = join(root, kill);

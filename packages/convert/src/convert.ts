@@ -7,6 +7,12 @@ export interface ConvertOptions {
   readonly dtype?: 'f32' | 'bf16' | 'f16' | undefined;
   /** The block format of the language model, which then is a GGUF file. Default: it stays as it is. */
   readonly quantize?: 'q8_0' | 'q4_0' | 'q4_k' | 'q5_k' | 'q6_k' | undefined;
+  /**
+   * Whether the rows of the language model's matrices in blocks are interleaved: the same numbers in as many bytes, in the order in which
+   * answers are computed quickest here. llama.cpp refuses such a file. Wants `quantize`, or a GGUF file in blocks among the inputs.
+   * Default `false`.
+   */
+  readonly interleave?: boolean | undefined;
   /** Whether visual encoder and token generator are written in 8 bits. Default `false`. */
   readonly quantizeVision?: boolean | undefined;
   /** Bytes of a file of weights at most, unless one weight is larger. Default 5 GB. */
@@ -41,14 +47,14 @@ export interface Converted {
  * Nothing is at `output` until all of it is.
  *
  * @throws `MODEL_NOT_FOUND`, `MODEL_FILE_MISSING`, `MODEL_INVALID`, `MODEL_UNSUPPORTED`, `DISK_FULL`, `STORE_LOCKED`,
- * `INVALID_ARGUMENT` for an output that is there already, `ABORTED`.
+ * `INVALID_ARGUMENT` for an output that is there already and for `interleave` without blocks, `ABORTED`.
  */
 export async function convert(
   inputs: readonly string[],
   output: string,
   options: ConvertOptions = {},
 ): Promise<Converted> {
-  const { dtype, quantize, quantizeVision, shardBytes, signal, onProgress } = options;
+  const { dtype, quantize, interleave, quantizeVision, shardBytes, signal, onProgress } = options;
   if (inputs.length === 0) throw wrong('there are no inputs', 'Name the files and folders of the model.');
   if (output === '') throw wrong('the output is empty', 'Name the folder to make.');
   return withCancellation(signal, async (cancellation) => {
@@ -57,6 +63,7 @@ export async function convert(
       output,
       ...(dtype !== undefined && { dtype }),
       ...(quantize !== undefined && { quantize }),
+      ...(interleave !== undefined && { interleave }),
       ...(quantizeVision !== undefined && { quantizeVision }),
       ...(shardBytes !== undefined && { shardBytes }),
     };

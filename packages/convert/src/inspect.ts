@@ -33,7 +33,7 @@ export interface PartInspection {
   readonly parameters: number;
   /** Bytes of its weights in the files. */
   readonly bytes: number;
-  /** How many weights have which dtype. */
+  /** How many weights have which dtype: `Q4_K`, or `Q4_K interleaved`. */
   readonly dtypes: Readonly<Record<string, number>>;
   /** The file or folder of its weights. */
   readonly source: string | null;

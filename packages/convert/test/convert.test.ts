@@ -1,4 +1,13 @@
-import { cpSync, existsSync, mkdtempSync, readdirSync, readFileSync, rmSync, truncateSync } from 'node:fs';
+import {
+  cpSync,
+  existsSync,
+  mkdtempSync,
+  readdirSync,
+  readFileSync,
+  rmSync,
+  statSync,
+  truncateSync,
+} from 'node:fs';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterAll, describe, expect, it } from 'vitest';
@@ -32,6 +41,28 @@ describe('convert', () => {
     const { problems, parts } = await inspect(output, { verify: true });
     expect(problems).toEqual([]);
     expect(parts[2]?.dtypes).toEqual({ F16: 1, F32: 11, Q8_0: 36 });
+  });
+
+  it('interleaves rows, while it quantises and of a file in blocks', async () => {
+    const dtypes = async (folder: string) => (await inspect(folder, { verify: true })).parts[2]?.dtypes;
+    const expected = { F16: 1, F32: 11, 'Q8_0 interleaved': 36 };
+    const once = join(root, 'interleaved');
+    await convert([tiny], once, { quantize: 'q8_0', interleave: true });
+    expect(await dtypes(once)).toEqual(expected);
+    const plain = join(root, 'in-order');
+    await convert([tiny], plain, { quantize: 'q8_0' });
+    const later = join(root, 'interleaved-later');
+    await convert([plain], later, { interleave: true });
+    expect(await dtypes(later)).toEqual(expected);
+    const file = join(later, 'language-model.gguf');
+    const { tensors } = await inspect(file);
+    expect(tensors.find(({ name }) => name === 'output.weight')?.dtype).toBe('Q8_0 interleaved');
+    const { size } = statSync(file);
+    expect(Math.abs(size - statSync(join(plain, 'language-model.gguf')).size)).toBeLessThan(4096);
+    await expect(convert([tiny], join(root, 'no-blocks'), { interleave: true })).rejects.toMatchObject({
+      code: 'INVALID_ARGUMENT',
+      hint: expect.stringContaining('--quantize'),
+    });
   });
 
   it('refuses what it cannot do with a code', async () => {

@@ -25,6 +25,8 @@ interface Limits {
   readonly read: number;
   /** Billions of multiplications and additions in 32 bits a second, each counted. */
   readonly multiply: number;
+  /** Whether weights in blocks are read quicker with their rows interleaved. */
+  readonly interleaving: boolean;
 }
 
 /** A part of the table: comparisons that are made one after the other, so that their weights need not exist together. */

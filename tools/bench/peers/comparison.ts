@@ -4,6 +4,8 @@ import { ratio, type Spread, spread } from './statistics.ts';
 /** A number that is read off each run. */
 export interface Line {
   readonly title: string;
+  /** What contenders do differently beside the work itself. */
+  readonly note?: string;
   readonly unit: string;
   /** Of a speed more is better, of a cost less. */
   readonly kind: 'speed' | 'cost';

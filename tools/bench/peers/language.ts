@@ -1,4 +1,4 @@
-/** The language model beside llama.cpp, which reads the same files. */
+/** The language model beside llama.cpp, which reads the same weights: in blocks, ours from a file whose rows are interleaved. */
 import type { Bench, Row } from './bench.ts';
 import type { Comparison, Contender, Line } from './comparison.ts';
 import { objects } from './process.ts';
@@ -19,6 +19,8 @@ const bits: Readonly<Record<string, number>> = {
 };
 /** Rows of the embedded model do not fill large blocks. */
 const large = ['q4_k', 'q6_k'];
+/** What has no blocks, whose rows could be interleaved. */
+const plain = ['f32', 'f16'];
 
 /** A timed pass, by the names that `llama-batched-bench` has. */
 interface Timed {
@@ -32,9 +34,15 @@ interface Timed {
 interface File {
   readonly title: string;
   readonly path: string;
+  /** The file with the same weights that we read. */
+  readonly ours: string;
+  readonly note: Note;
   /** Bytes that a pass reads of it. */
   readonly read: number;
 }
+
+/** What the table says of a line where we read another file than the peers. */
+type Note = { readonly note?: string };
 
 interface Work {
   /** Tokens of the prompts, each behind an empty cache. */
@@ -54,7 +62,7 @@ export const lmKv8 = workRow({ prompts: [512, 2048], newTokens: 16, eightBitCach
 
 /** Several questions at once: a pass over the weights gives a token of each. */
 export const lmBatch: Row = async function* (bench) {
-  for await (const { title, path } of files(bench)) {
+  for await (const { title, path, ours, note } of files(bench)) {
     const llama = bench.peers.llamaBench();
     const work = { prompts: [1], newTokens: 32, eightBitCache: false };
     const rates = (timed: readonly Timed[]) =>
@@ -63,13 +71,13 @@ export const lmBatch: Row = async function* (bench) {
       lines: Object.fromEntries(
         batches.map((batch) => [
           `batch ${batch}`,
-          { title: `${title}, decode ${batch} at once`, ...speed, goal: { ratio: 1.3 } },
+          { title: `${title}, decode ${batch} at once`, ...note, ...speed, goal: { ratio: 1.3 } },
         ]),
       ),
       ours: {
         by: 'LLaMA-VID',
         run: async () => {
-          const task = { kind: 'together', model: path, batches, newTokens: work.newTokens };
+          const task = { kind: 'together', model: ours, batches, newTokens: work.newTokens };
           return rates((await bench.ours<Timed>(task)).objects);
         },
       },
@@ -89,23 +97,24 @@ const batches = [4, 16];
 
 /** From the file, which is in the system's cache, to the first token behind a prompt of 16, and the memory for it. */
 export const lmStart: Row = async function* (bench) {
-  for await (const { title, path } of files(bench)) {
+  for await (const { title, path, ours, note } of files(bench)) {
     const llama = bench.peers.llamaBench();
     const args = llamaArguments(bench, path, { prompts: [16], newTokens: 1, eightBitCache: false }, 'on', 16);
     yield {
       lines: {
         seconds: {
           title: `${title}, load to first token`,
+          ...note,
           unit: 's',
           kind: 'cost',
           ...(title.startsWith('7b q4') && { goal: { value: 1.5 } }),
         },
-        peak: { title: `${title}, peak of memory`, unit: 'MB', kind: 'cost', goal: { ratio: 0.65 } },
+        peak: { title: `${title}, peak of memory`, ...note, unit: 'MB', kind: 'cost', goal: { ratio: 0.65 } },
       },
       ours: {
         by: 'LLaMA-VID',
         run: async () => {
-          const { seconds, peakBytes } = await bench.ours({ kind: 'firstToken', model: path });
+          const { seconds, peakBytes } = await bench.ours({ kind: 'firstToken', model: ours });
           return { seconds, peak: peakBytes / 1e6 };
         },
       },
@@ -132,7 +141,8 @@ function workRow(work: Work): Row {
   };
 }
 
-async function comparison(bench: Bench, { title, path, read }: File, work: Work): Promise<Comparison> {
+async function comparison(bench: Bench, file: File, work: Work): Promise<Comparison> {
+  const { title, path, note, read } = file;
   const { read: bandwidth } = await bench.limits();
   const { prompts, newTokens, eightBitCache } = work;
   const name = eightBitCache ? `${title}, KV 8 bits` : title;
@@ -140,10 +150,11 @@ async function comparison(bench: Bench, { title, path, read }: File, work: Work)
   const goal = (ratio: number) => ({ goal: eightBitCache ? { ratio: 1, to: wholeCache } : { ratio } });
   for (const tokens of prompts) {
     if (tokens > 1) {
-      lines[`prefill ${tokens}`] = { title: `${name}, prefill ${tokens}`, ...speed, ...goal(1.3) };
+      lines[`prefill ${tokens}`] = { title: `${name}, prefill ${tokens}`, ...note, ...speed, ...goal(1.3) };
     }
     lines[`decode ${tokens}`] = {
       title: `${name}, decode at ${tokens === 1 ? 0 : tokens}`,
+      ...note,
       ...speed,
       ...goal(goalOfDecoding(title, tokens)),
     };
@@ -151,6 +162,7 @@ async function comparison(bench: Bench, { title, path, read }: File, work: Work)
       const goal = title.includes('q4') ? { goal: { value: 90 } } : {};
       lines['weights read'] = {
         title: `${name}, weights read of what memory gives`,
+        ...note,
         unit: '%',
         kind: 'speed',
         ...goal,
@@ -176,7 +188,7 @@ async function comparison(bench: Bench, { title, path, read }: File, work: Work)
   const own = (by: string, eightBitCache: boolean): Contender => ({
     by,
     run: async () => {
-      const task = { kind: 'language', model: path, prompts, newTokens, eightBitCache };
+      const task = { kind: 'language', model: file.ours, prompts, newTokens, eightBitCache };
       return rates((await bench.ours<Timed>(task)).objects);
     },
   });
@@ -208,12 +220,40 @@ async function* files(bench: Bench): AsyncGenerator<File, void, void> {
       if (size === 'tiny' && large.includes(format)) continue;
       const width = bits[format] ?? 32;
       const bytes = (matrices * width + table * Math.max(width, 16)) / 8;
-      using weights = bench.weights(`${size}-${format}.gguf`, bytes, size, format);
+      using weights = await modelFile(bench, size, format, bytes);
       if (weights !== undefined) {
-        yield { title: `${size} ${format}`, path: weights.path, read: (matrices * width) / 8 };
+        yield { ...weights, title: `${size} ${format}`, read: (matrices * width) / 8 };
       }
     }
   }
+}
+
+/**
+ * Random weights of about so many bytes. Those in blocks are there twice, once with their rows interleaved, where that pays and there is
+ * room for both.
+ */
+export async function modelFile(
+  bench: Bench,
+  size: string,
+  format: string,
+  bytes: number,
+): Promise<(Pick<File, 'path' | 'ours' | 'note'> & Disposable) | undefined> {
+  const weights = bench.weights(`${size}-${format}.gguf`, bytes, size, format);
+  if (weights === undefined) return undefined;
+  const wanted = !plain.includes(format) && (await bench.limits()).interleaving;
+  // Both are in memory while they are measured in turn.
+  const interleaved = wanted
+    ? bench.weights(`${size}-${format}-interleaved.gguf`, 2 * bytes, size, format, 'interleaved')
+    : undefined;
+  return {
+    path: weights.path,
+    ours: interleaved?.path ?? weights.path,
+    note: interleaved === undefined ? {} : { note: 'ours: interleaved rows' },
+    [Symbol.dispose]() {
+      weights[Symbol.dispose]();
+      interleaved?.[Symbol.dispose]();
+    },
+  };
 }
 
 /** What `llama-batched-bench` wrote for so many prompts. */

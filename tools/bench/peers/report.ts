@@ -115,7 +115,7 @@ function tableRow(entry: Entry): string {
         : `${sign} ${goal.value}`;
   const cells = [
     `\`${entry.row}\``,
-    entry.title,
+    entry.note === undefined ? entry.title : `${entry.title} (${entry.note})`,
     entry.unit,
     shown(ours),
     peers.map(({ by, spread }) => `${by} ${shown(spread)}`).join('<br>'),

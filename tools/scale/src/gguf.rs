@@ -49,11 +49,12 @@ impl Format {
     }
 }
 
-/// Writes the decoder of LLaMA 7B (`7b`), of TinyLlama's dimensions (`1b`) or of the embedded model's (`tiny`).
+/// Writes the decoder of LLaMA 7B (`7b`), of TinyLlama's dimensions (`1b`) or of the embedded model's (`tiny`). Its weights are the
+/// same whether rows are interleaved or not.
 ///
 /// # Errors
 /// Another size or format, and those of the disk.
-pub fn write(path: &Path, size: &str, format: &str) -> Result<()> {
+pub fn write(path: &Path, size: &str, format: &str, interleave: bool) -> Result<()> {
     let (config, format) = (config(size)?, Format::parse(format)?);
     let weights = weight_shapes(|vb| LanguageModel::new(&config, vb))?;
     let tensors: Vec<GgufTensor> = weights
@@ -61,7 +62,8 @@ pub fn write(path: &Path, size: &str, format: &str) -> Result<()> {
         .map(|weight| {
             let name = language_gguf::name(&weight.name)
                 .ok_or_else(|| format!("llama.cpp has no name for {}", weight.name))?;
-            Ok(GgufTensor { name, shape: weight.shape.dims().to_vec(), format: format.of(weight) })
+            let tensor = GgufTensor::new(name, weight.shape.dims(), format.of(weight));
+            Ok(if interleave { tensor.interleaved() } else { tensor })
         })
         .collect::<Result<_>>()?;
     let side = tempfile::tempdir()?;
@@ -111,6 +113,8 @@ fn config(size: &str) -> Result<LanguageModelConfig> {
 #[cfg(test)]
 mod tests {
     use llamavid_runtime::{Cancellation, Device, LanguageModel, Precision, Split};
+    use llamavid_weights::Checkpoint;
+    use llamavid_weights::gguf::GgufFile;
 
     use super::*;
 
@@ -119,7 +123,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         for format in ["f32", "f16", "q8_0", "q4_0", "q4_k", "q6_k"] {
             let path = folder.path().join(format!("{format}.gguf"));
-            write(&path, "tiny", format).unwrap();
+            write(&path, "tiny", format, false).unwrap();
             let device = Device::open("cpu").unwrap();
             let loading = LanguageModel::load(
                 path,
@@ -133,7 +137,36 @@ mod tests {
             assert_eq!(model.context_length(), POSITIONS);
             assert!(model.count_tokens("what is there?") > 0);
         }
-        assert!(write(&folder.path().join("x.gguf"), "2b", "f32").is_err());
-        assert!(write(&folder.path().join("x.gguf"), "tiny", "q3").is_err());
+    }
+
+    #[test]
+    fn interleaved_weights_are_the_same_ones() {
+        let folder = tempfile::tempdir().unwrap();
+        for format in ["f16", "q8_0", "q4_0"] {
+            let open = |interleave| {
+                let path = folder.path().join(format!("{format}-{interleave}.gguf"));
+                write(&path, "tiny", format, interleave).unwrap();
+                Checkpoint::from_gguf(GgufFile::open(&path).unwrap()).unwrap()
+            };
+            let (plain, interleaved) = (open(false), open(true));
+            let names: Vec<&str> = plain.names().collect();
+            assert_eq!(names, interleaved.names().collect::<Vec<_>>());
+            for name in &names {
+                let read = |file: &Checkpoint| file.read(name, &candle_core::Device::Cpu).unwrap();
+                let values = |file| read(file).flatten_all().unwrap().to_vec1::<f32>().unwrap();
+                assert_eq!(values(&plain), values(&interleaved), "{format} {name}");
+            }
+            let is_interleaved = |name: &&&str| interleaved.is_interleaved(name).unwrap();
+            let count = names.iter().filter(is_interleaved).count();
+            // Seven matrices of each of five layers, and the output's.
+            assert_eq!(count, if format == "f16" { 0 } else { 36 });
+        }
+    }
+
+    #[test]
+    fn others_are_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        assert!(write(&folder.path().join("x.gguf"), "2b", "f32", false).is_err());
+        assert!(write(&folder.path().join("x.gguf"), "tiny", "q3", false).is_err());
     }
 }

@@ -1,5 +1,6 @@
 //! Writes a checkpoint of random weights: `llamavid-scale <folder> 7b|13b|small|vision` in the published
-//! layout, `llamavid-scale <file.gguf> 7b|1b|tiny <format>` a language model in llama.cpp's.
+//! layout, `llamavid-scale <file.gguf> 7b|1b|tiny <format>` a language model in llama.cpp's, and with `interleaved` behind it the same
+//! one in rows that are interleaved.
 //!
 //! The published models cannot be had everywhere, but what they take of memory, time and disk does not depend on what
 //! their weights say. Names and shapes are those that the loader asks for, so a folder that loads has all of them.
@@ -23,10 +24,13 @@ fn main() -> ExitCode {
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
     let written = match arguments.as_slice() {
         [folder, size] => Size::parse(size).and_then(|size| write(Path::new(folder), size)),
-        [file, size, format] => gguf::write(Path::new(file), size, format),
+        [file, size, format] => gguf::write(Path::new(file), size, format, false),
+        [file, size, format, "interleaved"] => gguf::write(Path::new(file), size, format, true),
         _ => {
             let sizes = Size::NAMES.join("|");
-            eprintln!("usage: llamavid-scale <folder> {sizes}, or <file.gguf> 7b|1b|tiny <format>");
+            eprintln!(
+                "usage: llamavid-scale <folder> {sizes}, or <file.gguf> 7b|1b|tiny <format> [interleaved]"
+            );
             return ExitCode::from(2);
         }
     };

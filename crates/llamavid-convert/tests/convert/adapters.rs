@@ -63,7 +63,10 @@ fn they_become_part_of_the_weights() {
         let hidden = model.forward_uncached(&embeds, None, &mut llamavid_models::observer::Blind).unwrap();
         hidden.flatten_all().unwrap().to_vec1::<f32>().unwrap()
     };
-    assert_eq!(weights(&folder), weights(&whole));
+    // Rounded while it is loaded, rows may be interleaved, and then sums come in another order.
+    for (converted, loaded) in weights(&folder).iter().zip(weights(&whole)) {
+        assert!((converted - loaded).abs() < 1e-4, "{converted} instead of {loaded}");
+    }
 }
 
 #[test]

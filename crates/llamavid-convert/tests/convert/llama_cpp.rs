@@ -64,6 +64,15 @@ fn converted(case: &Case, place: &Path) -> PathBuf {
     output
 }
 
+/// The same in rows that are interleaved.
+fn interleaved(output: &Path, place: &Path) -> ModelFolder {
+    let again = place.join("interleaved");
+    let mut options = options(&[output.to_path_buf()], &again);
+    options.interleave = true;
+    run(&options).unwrap();
+    ModelFolder::open(&again).unwrap()
+}
+
 #[test]
 #[ignore = "writes the files that llama.cpp answers on"]
 fn writes_its_files() {
@@ -117,13 +126,16 @@ fn ours_answer_there_as_here() {
 
         let Recorded { greedy: answers, bos, eos, texts } = recorded.remove(case.name).unwrap();
         let folder = ModelFolder::open(&output).unwrap();
-        let model = folder.language_model(DType::F32, &Device::Cpu).unwrap();
         // A choice or two would be no proof.
         let choices: usize = answers.iter().map(|answer| answer.ids.len()).sum();
         assert!(choices >= 8, "{}: {choices}", case.name);
-        for Answer { prompt, ids } in answers {
-            let embeds = model.embed(&prompt).unwrap().unsqueeze(0).unwrap();
-            assert_eq!(greedy(&model, embeds, ids.len()).1, ids, "{} {prompt:?}", case.name);
+        let interleaved = case.dtype.is_none().then(|| interleaved(&output, place.path()));
+        for folder in [Some(&folder), interleaved.as_ref()].into_iter().flatten() {
+            let model = folder.language_model(DType::F32, &Device::Cpu).unwrap();
+            for Answer { prompt, ids } in &answers {
+                let embeds = model.embed(prompt).unwrap().unsqueeze(0).unwrap();
+                assert_eq!(greedy(&model, embeds, ids.len()).1, *ids, "{} {prompt:?}", case.name);
+            }
         }
 
         // The file alone, and the files beside it.

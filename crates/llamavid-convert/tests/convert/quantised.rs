@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
-use candle_core::quantized::gguf_file::{Content, Value};
+use candle_core::quantized::gguf_file::{self, Content, Value};
+use candle_core::quantized::{GgmlDType, QTensor};
 use candle_core::{DType, Device, Tensor};
 use llamavid_models::observer::Blind;
 use llamavid_runtime::ErrorCode;
@@ -12,9 +13,11 @@ use llamavid_runtime::manifest::Manifest;
 use llamavid_runtime::model_folder::ModelFolder;
 use llamavid_weights::writer::write_safetensors;
 use llamavid_weights::{Checkpoint, Quantisation};
+use serde_json::json;
 
 use crate::answers::{answer, greedy};
 use crate::folders::{copy, options, random_model, refused, run, tiny_model};
+use crate::made;
 
 fn quantised(quantize: Quantisation, vision: bool) -> (tempfile::TempDir, std::path::PathBuf) {
     let place = tempfile::tempdir().unwrap();
@@ -137,6 +140,122 @@ fn a_gguf_file_is_taken_over_as_it_is() {
     options.quantize = Some(Quantisation::Q8_0);
     options.output = place.path().join("third");
     refused(run(&options), ErrorCode::InvalidArgument, &["quantised already"]);
+}
+
+#[test]
+fn interleaved_rows_answer_as_they_did() {
+    for quantize in [Quantisation::Q8_0, Quantisation::Q4_0] {
+        let (place, output) = quantised(quantize, false);
+        let once = place.path().join("once");
+        let mut options = options(&[tiny_model()], &once);
+        (options.quantize, options.interleave) = (Some(quantize), true);
+        run(&options).unwrap();
+        // Of the file in blocks: nothing is rounded again, so it is the same file up to what it says of itself.
+        let again = place.path().join("again");
+        (options.quantize, options.inputs, options.output) = (None, vec![output.clone()], again.clone());
+        run(&options).unwrap();
+        // What is interleaved already stays so, with and without the option.
+        let third = place.path().join("third");
+        (options.inputs, options.output) = (vec![again.clone()], third.clone());
+        run(&options).unwrap();
+        let file = |folder: &Path| fs::read(folder.join("language-model.gguf")).unwrap();
+        assert_eq!(file(&third), file(&again));
+        options.interleave = false;
+        options.output = place.path().join("fourth");
+        run(&options).unwrap();
+        assert_eq!(file(&options.output), file(&again));
+
+        let expected = answer(&ModelFolder::open(&output).unwrap());
+        let weights = |folder: &Path| ModelFolder::open(folder).unwrap().language_weights().unwrap().0;
+        let plain = weights(&output);
+        for folder in [&once, &again] {
+            let interleaved = weights(folder);
+            assert_eq!(interleaved.names().collect::<Vec<_>>(), plain.names().collect::<Vec<_>>());
+            let mut count = 0;
+            for name in plain.names() {
+                let read = |weights: &Checkpoint| weights.read(name, &Device::Cpu).unwrap();
+                let values = |weights| read(weights).flatten_all().unwrap().to_vec1::<f32>().unwrap();
+                assert_eq!(values(&interleaved), values(&plain), "{name}");
+                count += usize::from(interleaved.is_interleaved(name).unwrap());
+            }
+            // Seven matrices of each of five layers, and the output's.
+            assert_eq!(count, 36);
+            let (logits, tokens) = answer(&ModelFolder::open(folder).unwrap());
+            assert_eq!(tokens, expected.1, "{}", quantize.name());
+            for (logits, expected) in logits.iter().zip(&expected.0) {
+                let logits = Tensor::new(logits.as_slice(), &Device::Cpu).unwrap();
+                assert!(distance(&logits, &Tensor::new(expected.as_slice(), &Device::Cpu).unwrap()) < 1e-4);
+            }
+            let manifest = Manifest::read(folder).unwrap().unwrap();
+            let origin = &manifest.tensors["model.layers.0.self_attn.q_proj.weight"];
+            assert_eq!(origin.dtype, format!("{} interleaved", quantize.name().to_uppercase()));
+            assert_eq!(manifest.tensors["model.embed_tokens.weight"].dtype, "F16");
+        }
+    }
+}
+
+#[test]
+fn what_is_in_no_blocks_cannot_be_interleaved() {
+    let place = tempfile::tempdir().unwrap();
+    let output = place.path().join("out");
+    let mut options = options(&[tiny_model()], &output);
+    options.interleave = true;
+    refused(run(&options), ErrorCode::InvalidArgument, &["not in blocks"]);
+    // A GGUF file of numbers in 16 bits.
+    let half = place.path().join("half");
+    made::make(&half, &json!({ "hidden_size": 48, "intermediate_size": 80 }), "fixtures/random-model");
+    (options.inputs, options.dtype) = (vec![half], Some(DType::F16));
+    (options.quantize, options.interleave) = (Some(Quantisation::Q8_0), false);
+    run(&options).unwrap();
+    (options.inputs, options.output) = (vec![output], place.path().join("again"));
+    (options.quantize, options.dtype, options.interleave) = (None, None, true);
+    refused(run(&options), ErrorCode::InvalidArgument, &["not in blocks"]);
+    assert!(!options.output.exists());
+}
+
+/// Rows that are read one at a time stay in their order, unless they are multiplied with as well.
+#[test]
+fn a_table_is_interleaved_where_it_is_the_output() {
+    for (tied, expected) in [(true, "Q8_0 interleaved"), (false, "Q8_0")] {
+        let place = tempfile::tempdir().unwrap();
+        let (model, blocks) = (place.path().join("model"), place.path().join("blocks"));
+        let changes = json!({ "hidden_size": 64, "intermediate_size": 96, "num_attention_heads": 4,
+            "num_key_value_heads": 4, "tie_word_embeddings": tied });
+        made::make(&model, &changes, "fixtures/random-model");
+        let mut options = options(&[model], &blocks);
+        options.quantize = Some(Quantisation::Q8_0);
+        run(&options).unwrap();
+        // llama.cpp's quantiser makes blocks of the table too.
+        let file = blocks.join("language-model.gguf");
+        in_blocks(&file, "token_embd.weight");
+        fs::remove_file(blocks.join("manifest.json")).unwrap();
+        let again = place.path().join("again");
+        (options.inputs, options.output) = (vec![blocks.clone()], again.clone());
+        (options.quantize, options.interleave) = (None, true);
+        run(&options).unwrap();
+        let manifest = Manifest::read(&again).unwrap().unwrap();
+        assert_eq!(manifest.tensors["model.embed_tokens.weight"].dtype, expected);
+        let logits = |folder: &Path| logits(&ModelFolder::open(folder).unwrap());
+        let tensor = |logits: Vec<f32>| Tensor::new(logits, &Device::Cpu).unwrap();
+        assert!(distance(&tensor(logits(&again)), &tensor(logits(&blocks))) < 1e-4, "{tied}");
+    }
+}
+
+/// Writes a file anew with one of its tensors in blocks.
+fn in_blocks(path: &Path, chosen: &str) {
+    let (content, tensors) = read(path);
+    let metadata: Vec<(&str, &Value)> =
+        content.metadata.iter().map(|(key, value)| (key.as_str(), value)).collect();
+    let format = |name: &str| match content.tensor_infos[name].ggml_dtype {
+        _ if name == chosen => GgmlDType::Q8_0,
+        stored => stored,
+    };
+    let tensors: Vec<(&str, QTensor)> = tensors
+        .iter()
+        .map(|(name, tensor)| (name.as_str(), QTensor::quantize(tensor, format(name)).unwrap()))
+        .collect();
+    let tensors: Vec<(&str, &QTensor)> = tensors.iter().map(|(name, tensor)| (*name, tensor)).collect();
+    gguf_file::write(&mut File::create(path).unwrap(), &metadata, &tensors).unwrap();
 }
 
 #[test]

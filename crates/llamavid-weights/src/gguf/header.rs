@@ -18,6 +18,8 @@ const MAX_VALUES: u64 = 1 << 22;
 const MAX_RANK: u32 = 4;
 /// Where tensors begin when the file does not say.
 const ALIGNMENT: u64 = 32;
+/// The entry that says it.
+pub(crate) const ALIGNMENT_KEY: &str = "general.alignment";
 const LARGEST_ALIGNMENT: u64 = 1 << 16;
 
 /// A value of a file's description.
@@ -46,7 +48,12 @@ pub(crate) struct Placed {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Content {
     /// Where it lies in the file.
-    Stored(BlockFormat, Range<usize>),
+    Stored {
+        format: BlockFormat,
+        /// Whether its rows are interleaved, see [`INTERLEAVED`].
+        interleaved: bool,
+        range: Range<usize>,
+    },
     /// Of a kind that is not read; its name.
     Unsupported(String),
 }
@@ -55,6 +62,8 @@ pub(crate) enum Content {
 #[derive(Debug)]
 pub(crate) struct Header {
     pub(crate) metadata: BTreeMap<String, Value>,
+    /// Where the value of each entry lies in the file, behind the number of its kind.
+    pub(crate) entries: Vec<(String, Range<usize>)>,
     pub(crate) tensors: BTreeMap<String, Placed>,
 }
 
@@ -80,11 +89,13 @@ pub(crate) fn parse(file: &[u8]) -> Result<Header, Fault> {
             return Err(Fault::invalid(format!("{count} {what}, {MAX_ENTRIES} at most")));
         }
     }
-    let mut metadata = BTreeMap::new();
+    let (mut metadata, mut entries) = (BTreeMap::new(), Vec::new());
     for _ in 0..entry_count {
         let key = reader.text()?;
+        let start = file.len() - reader.rest.len();
         let kind = reader.u32()?;
         let value = reader.value(kind, true).map_err(|fault| fault.at(format!("entry `{}`", shown(&key))))?;
+        entries.push((key.clone(), start..file.len() - reader.rest.len()));
         if metadata.insert(key.clone(), value).is_some() {
             return Err(Fault::invalid(format!("two entries `{}`", shown(&key))));
         }
@@ -95,7 +106,7 @@ pub(crate) fn parse(file: &[u8]) -> Result<Header, Fault> {
         let tensor = reader.tensor().map_err(|fault| fault.at(format!("tensor `{}`", shown(&name))))?;
         found.push((name, tensor));
     }
-    let alignment = match metadata.get("general.alignment") {
+    let alignment = match metadata.get(ALIGNMENT_KEY) {
         None => ALIGNMENT,
         Some(Value::Whole(alignment)) => u64::try_from(*alignment).unwrap_or(0),
         Some(_) => 0,
@@ -113,7 +124,7 @@ pub(crate) fn parse(file: &[u8]) -> Result<Header, Fault> {
             return Err(Fault::invalid(format!("two tensors `{}`", shown(&name))));
         }
     }
-    Ok(Header { metadata, tensors })
+    Ok(Header { metadata, entries, tensors })
 }
 
 fn place(
@@ -125,8 +136,8 @@ fn place(
     length: usize,
 ) -> Result<Placed, Fault> {
     let count = element_count(&shape)?;
-    let format = match format(kind) {
-        Ok(format) => format,
+    let (format, interleaved) = match format(kind) {
+        Ok(known) => known,
         Err(name) => return Ok(Placed { shape, content: Content::Unsupported(name) }),
     };
     let columns = shape.last().copied().unwrap_or(1);
@@ -136,6 +147,10 @@ fn place(
             "rows of {columns} numbers do not fill blocks of {block} ({name})"
         )));
     };
+    if interleaved && !matches!(shape[..], [rows, columns] if rows > 0 && columns > 0) {
+        let name = layout_name(format, interleaved);
+        return Err(Fault::invalid(format!("shape {shape:?} as {name}, which only matrices can be")));
+    }
     if !offset.is_multiple_of(alignment) {
         return Err(Fault::invalid(format!("begins at {offset}, which is no multiple of {alignment}")));
     }
@@ -143,7 +158,7 @@ fn place(
     let start = data.checked_add(offset).and_then(|start| usize::try_from(start).ok());
     let range = start.zip(size).and_then(|(start, size)| Some(start..start.checked_add(size)?));
     match range.filter(|range| range.end <= length) {
-        Some(range) => Ok(Placed { shape, content: Content::Stored(format, range) }),
+        Some(range) => Ok(Placed { shape, content: Content::Stored { format, interleaved, range } }),
         None => Err(Fault::invalid(format!(
             "{count} numbers as {} from {offset} on reach beyond the file of {length} bytes",
             format.name()
@@ -151,9 +166,14 @@ fn place(
     }
 }
 
-/// ggml's number of a format.
-pub(crate) fn number(format: BlockFormat) -> u32 {
-    match format {
+/// What is added to ggml's number of a format where the rows of a matrix are interleaved: a layout that ggml has not. Its own
+/// numbers count up from 0 and are some forty so far; every reader refuses one beyond those that it knows, so no other program takes
+/// such a file for what it is not.
+const INTERLEAVED: u32 = 0x4c56_0000;
+
+/// The number of a format in a file: ggml's, or one of ours.
+pub(crate) fn number(format: BlockFormat, interleaved: bool) -> u32 {
+    let number = match format {
         BlockFormat::F32 => 0,
         BlockFormat::F16 => 1,
         BlockFormat::Q4_0 => 2,
@@ -162,12 +182,22 @@ pub(crate) fn number(format: BlockFormat) -> u32 {
         BlockFormat::Q5K => 13,
         BlockFormat::Q6K => 14,
         BlockFormat::BF16 => 30,
-    }
+    };
+    if interleaved { INTERLEAVED | number } else { number }
 }
 
-/// The format of ggml's number for it, or the name of one that is not read.
-fn format(kind: u32) -> Result<BlockFormat, String> {
-    if let Some(known) = BlockFormat::ALL.into_iter().find(|format| number(*format) == kind) {
+/// What a format is called, with how its rows lie.
+pub fn layout_name(format: BlockFormat, interleaved: bool) -> String {
+    let name = format.name();
+    if interleaved { format!("{name} interleaved") } else { name.to_owned() }
+}
+
+/// The format of a number, and whether rows are interleaved; or the name of one that is not read.
+fn format(kind: u32) -> Result<(BlockFormat, bool), String> {
+    let plain = BlockFormat::ALL.into_iter().map(|format| (format, false));
+    let interleaved = BlockFormat::ALL.into_iter().filter(|format| format.interleaves());
+    let mut known = plain.chain(interleaved.map(|format| (format, true)));
+    if let Some(known) = known.find(|(format, interleaved)| number(*format, *interleaved) == kind) {
         return Ok(known);
     }
     let other = match kind {

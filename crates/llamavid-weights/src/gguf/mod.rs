@@ -6,6 +6,7 @@
 mod header;
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -13,14 +14,15 @@ use crate::error::{Error, Fault, Result, shown};
 use crate::key_table::ROPE_DIVISORS;
 use crate::mapped_file::MappedFile;
 
-pub use header::Value;
-pub(crate) use header::{Content, Placed, number, parse};
+pub(crate) use header::{ALIGNMENT_KEY, Content, Placed, number, parse};
+pub use header::{Value, layout_name};
 
 /// A GGUF file, mapped.
 #[derive(Debug)]
 pub struct GgufFile {
     file: Arc<MappedFile>,
     metadata: BTreeMap<String, Value>,
+    entries: Vec<(String, Range<usize>)>,
     tensors: BTreeMap<String, Placed>,
 }
 
@@ -32,7 +34,8 @@ impl GgufFile {
     pub fn open(path: &Path) -> Result<Self> {
         let file = MappedFile::open(path)?;
         let header = parse(file.bytes()).map_err(|fault| fault.in_file(path))?;
-        Ok(Self { file: Arc::new(file), metadata: header.metadata, tensors: header.tensors })
+        let (metadata, entries, tensors) = (header.metadata, header.entries, header.tensors);
+        Ok(Self { file: Arc::new(file), metadata, entries, tensors })
     }
 
     /// Its path.
@@ -80,6 +83,21 @@ impl GgufFile {
             Some(Value::List(values)) => Some(values),
             _ => None,
         }
+    }
+
+    /// What it says of itself in the file's own bytes: of each entry its key, and the number of its kind with the value behind it.
+    pub(crate) fn encoded_metadata(&self) -> impl Iterator<Item = (&str, &[u8])> {
+        let bytes = self.file.bytes();
+        self.entries.iter().map(|(key, range)| (key.as_str(), bytes.get(range.clone()).unwrap_or_default()))
+    }
+
+    /// Its tensors by the names that it has for them.
+    pub(crate) fn tensors(&self) -> &BTreeMap<String, Placed> {
+        &self.tensors
+    }
+
+    pub(crate) fn file(&self) -> &MappedFile {
+        &self.file
     }
 
     pub(crate) fn parts(self) -> (Arc<MappedFile>, BTreeMap<String, Placed>) {

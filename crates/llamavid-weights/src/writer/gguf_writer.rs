@@ -5,7 +5,7 @@
 use std::io::{Error, Result, Write};
 
 use candle_core::{DType, Tensor};
-use llamavid_kernels::BlockFormat;
+use llamavid_kernels::{BlockFormat, INTERLEAVED_ROWS};
 
 use super::numbers;
 use crate::gguf;
@@ -13,10 +13,14 @@ use crate::gguf;
 const VERSION: u32 = 3;
 /// Where a tensor's numbers begin is a multiple of this: `general.alignment` where a file does not say it.
 const ALIGNMENT: usize = 32;
+/// The same in files with interleaved rows, which are read in vectors of so many bytes.
+const INTERLEAVED_ALIGNMENT: usize = 64;
 /// Dimensions that the format has room for.
 const MAX_RANK: usize = 4;
 /// Numbers that are converted at a time, by all threads together: a matrix in f32 would be twice its file's size.
 const CONVERTED_AT_ONCE: usize = 1 << 22;
+/// Bytes of rows that are interleaved at a time, at least: enough for all threads.
+const INTERLEAVED_AT_ONCE: usize = 1 << 20;
 
 /// A value of the metadata.
 #[derive(Debug, Clone, PartialEq)]
@@ -35,6 +39,8 @@ pub enum GgufValue {
     F32s(Vec<f32>),
     /// A list of whole numbers.
     I32s(Vec<i32>),
+    /// A value of another file as it is there: the number of its kind, and what comes behind it.
+    Encoded(Vec<u8>),
 }
 
 /// A tensor that a file will hold.
@@ -46,9 +52,23 @@ pub struct GgufTensor {
     pub shape: Vec<usize>,
     /// The format of its numbers.
     pub format: BlockFormat,
+    /// Whether the rows of a matrix are interleaved, which no other program reads.
+    pub interleaved: bool,
 }
 
 impl GgufTensor {
+    /// A tensor that is stored row by row, as llama.cpp has it.
+    pub fn new(name: impl Into<String>, shape: impl Into<Vec<usize>>, format: BlockFormat) -> Self {
+        Self { name: name.into(), shape: shape.into(), format, interleaved: false }
+    }
+
+    /// The same with its rows interleaved, where that changes anything: a matrix in blocks with enough rows.
+    #[must_use]
+    pub fn interleaved(self) -> Self {
+        let enough = matches!(self.shape[..], [rows, _] if rows >= INTERLEAVED_ROWS);
+        Self { interleaved: enough && self.format.interleaves(), ..self }
+    }
+
     /// Numbers in a row, which is cut into blocks.
     fn columns(&self) -> usize {
         self.shape.last().copied().unwrap_or(1)
@@ -64,6 +84,7 @@ impl GgufTensor {
 #[derive(Debug)]
 pub struct GgufWriter<W> {
     out: W,
+    alignment: usize,
     expected: std::vec::IntoIter<GgufTensor>,
 }
 
@@ -74,7 +95,7 @@ impl<W: Write> GgufWriter<W> {
     /// Those of `out`, and a shape that the format has no room for.
     pub fn new(mut out: W, metadata: &[(String, GgufValue)], tensors: Vec<GgufTensor>) -> Result<Self> {
         out.write_all(&header(metadata, &tensors)?)?;
-        Ok(Self { out, expected: tensors.into_iter() })
+        Ok(Self { out, alignment: alignment(&tensors), expected: tensors.into_iter() })
     }
 
     /// Bytes that the file with these tensors has.
@@ -82,7 +103,9 @@ impl<W: Write> GgufWriter<W> {
     /// # Errors
     /// A shape that the format has no room for.
     pub fn length(metadata: &[(String, GgufValue)], tensors: &[GgufTensor]) -> Result<u64> {
-        let numbers: u64 = tensors.iter().map(|tensor| aligned(tensor.bytes()) as u64).sum();
+        let alignment = alignment(tensors);
+        let aligned = |tensor: &GgufTensor| tensor.bytes().next_multiple_of(alignment) as u64;
+        let numbers: u64 = tensors.iter().map(aligned).sum();
         Ok(header(metadata, tensors)?.len() as u64 + numbers)
     }
 
@@ -102,29 +125,59 @@ impl<W: Write> GgufWriter<W> {
         self.pad(next.bytes())
     }
 
-    /// Writes the next tensor, whose numbers come in its announced format, piece by piece.
+    /// Writes the next tensor, whose numbers come in its announced format, row by row and piece by piece. Rows are interleaved
+    /// here.
     ///
     /// # Errors
     /// Those of `out`, and pieces that are together not as long as the tensor.
     pub fn write_encoded<P: AsRef<[u8]>>(&mut self, pieces: impl IntoIterator<Item = P>) -> Result<()> {
         let next = self.expected.next();
-        let announced = next.as_ref().map_or(0, GgufTensor::bytes);
-        let mut written = 0;
+        let (announced, columns) = next.as_ref().map_or((0, 0), |next| (next.bytes(), next.columns()));
+        let layout = next.as_ref().filter(|next| next.interleaved).map(|next| next.format);
+        let interleave =
+            |format: BlockFormat, rows: &[u8]| format.interleave(rows, columns).map_err(Error::other);
+        let row = layout.and_then(|format| format.row_bytes(columns)).unwrap_or(1).max(1);
+        let (mut written, mut waiting) = (0, Vec::new());
         for piece in pieces {
-            written += piece.as_ref().len();
-            self.out.write_all(piece.as_ref())?;
+            let piece = piece.as_ref();
+            written += piece.len();
+            let Some(format) = layout else {
+                self.out.write_all(piece)?;
+                continue;
+            };
+            waiting.extend_from_slice(piece);
+            let whole = waiting.len() - waiting.len() % (INTERLEAVED_ROWS * row);
+            if whole >= INTERLEAVED_AT_ONCE {
+                self.out.write_all(&interleave(format, &waiting[..whole])?)?;
+                waiting.drain(..whole);
+            }
         }
         if next.is_none() || written != announced {
             return Err(Error::other(format!(
                 "the header announces {next:?}, its blocks are {written} bytes"
             )));
         }
+        if let Some(format) = layout {
+            self.out.write_all(&interleave(format, &waiting)?)?;
+        }
         self.pad(announced)
+    }
+
+    /// Writes the next tensor, whose bytes come as they lie in a file.
+    pub(super) fn write_laid_out(&mut self, bytes: &[u8]) -> Result<()> {
+        let next = self.expected.next();
+        if next.as_ref().map(GgufTensor::bytes) != Some(bytes.len()) {
+            let written = bytes.len();
+            return Err(Error::other(format!("the header announces {next:?}, its bytes are {written}")));
+        }
+        self.out.write_all(bytes)?;
+        self.pad(bytes.len())
     }
 
     /// Fills up to where the next tensor begins, behind one of so many bytes.
     fn pad(&mut self, bytes: usize) -> Result<()> {
-        self.out.write_all(&[0; ALIGNMENT][..aligned(bytes) - bytes])
+        let end = bytes.next_multiple_of(self.alignment);
+        self.out.write_all(&[0; INTERLEAVED_ALIGNMENT][..end - bytes])
     }
 
     /// Ends the file and gives its stream back.
@@ -144,20 +197,22 @@ fn write_blocks(tensor: &Tensor, as_: &GgufTensor, out: &mut impl Write) -> Resu
     let columns = as_.columns();
     let matrix = tensor.reshape(((), columns)).map_err(Error::other)?;
     let rows = matrix.dims()[0];
-    let at_once = (CONVERTED_AT_ONCE / columns.max(1)).max(1);
+    let at_once = (CONVERTED_AT_ONCE / columns.max(1)).max(1).next_multiple_of(INTERLEAVED_ROWS);
     for start in (0..rows).step_by(at_once) {
         let part = matrix.narrow(0, start, at_once.min(rows - start)).map_err(Error::other)?;
         match plain(as_.format) {
             Some(dtype) => numbers::write(&part.to_dtype(dtype).map_err(Error::other)?, out)?,
-            None => out.write_all(&blocks(&part, as_.format).map_err(Error::other)?)?,
+            None => out.write_all(&blocks(&part, as_).map_err(Error::other)?)?,
         }
     }
     Ok(())
 }
 
-fn blocks(rows: &Tensor, format: BlockFormat) -> candle_core::Result<Vec<u8>> {
+fn blocks(rows: &Tensor, as_: &GgufTensor) -> candle_core::Result<Vec<u8>> {
     let (_rows, columns) = rows.dims2()?;
-    format.encode(&rows.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?, columns)
+    let values = rows.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
+    let blocks = as_.format.encode(&values, columns)?;
+    if as_.interleaved { as_.format.interleave(&blocks, columns) } else { Ok(blocks) }
 }
 
 /// The dtype of a format whose blocks are single numbers.
@@ -170,16 +225,21 @@ fn plain(format: BlockFormat) -> Option<DType> {
     }
 }
 
-fn aligned(bytes: usize) -> usize {
-    bytes.next_multiple_of(ALIGNMENT)
+/// Where the tensors of a file begin is a multiple of this.
+fn alignment(tensors: &[GgufTensor]) -> usize {
+    let interleaved = tensors.iter().any(|tensor| tensor.interleaved);
+    if interleaved { INTERLEAVED_ALIGNMENT } else { ALIGNMENT }
 }
 
 fn header(metadata: &[(String, GgufValue)], tensors: &[GgufTensor]) -> Result<Vec<u8>> {
     let mut header = Header(b"GGUF".to_vec());
+    let alignment = alignment(tensors);
+    let said = (gguf::ALIGNMENT_KEY.to_owned(), GgufValue::U32(alignment as u32));
+    let said = Some(&said).filter(|_| alignment != ALIGNMENT);
     header.number(VERSION);
     header.count(tensors.len());
-    header.count(metadata.len());
-    for (key, value) in metadata {
+    header.count(metadata.len() + usize::from(said.is_some()));
+    for (key, value) in metadata.iter().chain(said) {
         header.text(key);
         header.value(value);
     }
@@ -190,14 +250,18 @@ fn header(metadata: &[(String, GgufValue)], tensors: &[GgufTensor]) -> Result<Ve
             let (name, format) = (&tensor.name, tensor.format.name());
             return Err(Error::other(format!("{name}: {shape:?} cannot be written in {format}")));
         }
+        if tensor.interleaved && *tensor != tensor.clone().interleaved() {
+            let (name, format) = (&tensor.name, tensor.format.name());
+            return Err(Error::other(format!("{name}: {shape:?} in {format} has no rows to interleave")));
+        }
         header.text(&tensor.name);
         header.number(shape.len() as u32);
         shape.iter().rev().for_each(|size| header.count(*size));
-        header.number(gguf::number(tensor.format));
+        header.number(gguf::number(tensor.format, tensor.interleaved));
         header.count(offset);
-        offset += aligned(tensor.bytes());
+        offset += tensor.bytes().next_multiple_of(alignment);
     }
-    header.0.resize(aligned(header.0.len()), 0);
+    header.0.resize(header.0.len().next_multiple_of(alignment), 0);
     Ok(header.0)
 }
 
@@ -255,6 +319,7 @@ impl Header {
                 self.list(LIST, I32, values.len());
                 values.iter().for_each(|value| self.0.extend_from_slice(&value.to_le_bytes()));
             }
+            GgufValue::Encoded(bytes) => self.0.extend_from_slice(bytes),
         }
     }
 

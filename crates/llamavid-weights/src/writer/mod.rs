@@ -3,10 +3,12 @@
 //! A writer fills a stream and keeps no copy of the tensors.
 
 mod gguf_writer;
+mod interleaved_copy;
 mod numbers;
 mod safetensors_writer;
 mod torch_writer;
 
 pub use gguf_writer::{GgufTensor, GgufValue, GgufWriter};
+pub use interleaved_copy::InterleavedCopy;
 pub use safetensors_writer::{SafetensorsWriter, TensorHeader, write_safetensors};
 pub use torch_writer::{write_torch, write_torch_streamed};

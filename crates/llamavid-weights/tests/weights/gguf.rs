@@ -1,11 +1,13 @@
 //! GGUF files: what is read, what stays mapped, and what is refused.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use candle_core::{DType, Device, Tensor};
-use llamavid_kernels::{BlockFormat, QuantisedMatrix};
+use llamavid_kernels::{BlockFormat, QuantisedMatrix, interleaving_pays};
 use llamavid_weights::gguf::{GgufFile, Value};
-use llamavid_weights::key_table::{LANGUAGE, TOKENS};
+use llamavid_weights::key_table::{INSTRUCT_BLIP, LANGUAGE, TOKENS};
+use llamavid_weights::writer::{GgufTensor, GgufValue, GgufWriter, InterleavedCopy};
 use llamavid_weights::{Checkpoint, Error, ErrorKind, Loader, Quantisation};
 use tempfile::TempDir;
 
@@ -59,6 +61,15 @@ impl File {
         self.tensors.push((name.to_owned(), dimensions, kind, bytes));
     }
 
+    /// The same with its rows interleaved, under a number that ggml has not.
+    fn interleaved(&mut self, name: &str, shape: &[usize], format: BlockFormat, values: &[f32]) {
+        self.tensor(name, shape, format, values);
+        if let Some((_, _, kind, bytes)) = self.tensors.last_mut() {
+            *kind |= 0x4c56_0000;
+            *bytes = format.interleave(bytes, *shape.last().unwrap()).unwrap();
+        }
+    }
+
     fn bytes(&self) -> Vec<u8> {
         let mut head = [b"GGUF".as_slice(), &3u32.to_le_bytes()].concat();
         head.extend((self.tensors.len() as u64).to_le_bytes());
@@ -102,7 +113,7 @@ fn numbers(count: usize, seed: u32) -> Vec<f32> {
         .collect()
 }
 
-fn values(tensor: &Tensor) -> Vec<f32> {
+fn values_of(tensor: &Tensor) -> Vec<f32> {
     tensor.flatten_all().unwrap().to_vec1().unwrap()
 }
 
@@ -131,7 +142,38 @@ fn every_format_is_read_and_stays_in_the_file() {
         let matrix = checkpoint.matrix(name).unwrap().unwrap();
         assert_eq!(matrix.bytes(), format.encode(&numbers(3 * WIDTH, seed as u32), WIDTH).unwrap());
         let read = checkpoint.read(name, &Device::Cpu).unwrap();
-        assert_eq!(values(&read), values(&matrix.dequantise().unwrap()));
+        assert_eq!(values_of(&read), values_of(&matrix.dequantise().unwrap()));
+    }
+}
+
+/// Those with blocks.
+fn in_blocks() -> impl Iterator<Item = BlockFormat> {
+    BlockFormat::ALL.into_iter().filter(|format| format.interleaves())
+}
+
+#[test]
+fn interleaved_rows_are_those_that_they_were() {
+    // Behind the last sixteen too, and where there are no sixteen.
+    for rows in [16, 35, 3] {
+        let values = |seed: usize| numbers(rows * WIDTH, seed as u32);
+        let (mut plain, mut file) = (File::of("llamavid"), File::of("llamavid"));
+        for (seed, format) in in_blocks().enumerate() {
+            plain.tensor(format.name(), &[rows, WIDTH], format, &values(seed));
+            file.interleaved(format.name(), &[rows, WIDTH], format, &values(seed));
+        }
+        let (plain, interleaved) = (plain.checkpoint(), file.checkpoint());
+        for format in in_blocks() {
+            let name = format.name();
+            let read = |file: &Checkpoint| file.read(name, &Device::Cpu).unwrap();
+            assert_eq!(values_of(&read(&interleaved)), values_of(&read(&plain)), "{name}");
+            assert_eq!(interleaved.format(name).unwrap(), Some(format));
+            let is_interleaved = [&plain, &interleaved].map(|file| file.is_interleaved(name).unwrap());
+            assert_eq!(is_interleaved, [false, true]);
+            let [left, right] = [&interleaved, &plain].map(|file| file.matrix(name).unwrap().unwrap());
+            assert_eq!([left.is_interleaved(), right.is_interleaved()], [true, false]);
+            assert_eq!(values_of(&left.dequantise().unwrap()), values_of(&right.dequantise().unwrap()));
+            assert_eq!(left.bytes(), format.interleave(right.bytes(), WIDTH).unwrap());
+        }
     }
 }
 
@@ -140,7 +182,7 @@ fn every_format_is_read_and_stays_in_the_file() {
 fn blocks_of_llama_cpp_are_read_as_there() {
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../fixtures/gguf/ggml-blocks.gguf");
     let checkpoint = Checkpoint::from_gguf(GgufFile::open(path.as_ref()).unwrap()).unwrap();
-    let read = |name: &str| values(&checkpoint.read(name, &Device::Cpu).unwrap());
+    let read = |name: &str| values_of(&checkpoint.read(name, &Device::Cpu).unwrap());
     let rows = read("rows");
     let square: f64 = rows.iter().map(|row| f64::from(*row).powi(2)).sum();
     for format in BlockFormat::ALL.into_iter().filter(|format| *format != BlockFormat::F32) {
@@ -202,12 +244,15 @@ fn turned(values: &[f32], rows: usize) -> Vec<f32> {
 fn llamas_have_published_names_and_queries_and_keys_in_their_order() {
     let (queries, keys, other) =
         (numbers(WIDTH * WIDTH, 1), numbers(128 * WIDTH, 2), numbers(WIDTH * WIDTH, 3));
-    for format in [BlockFormat::Q8_0, BlockFormat::F32] {
+    for (format, interleaved) in
+        [(BlockFormat::Q8_0, false), (BlockFormat::F32, false), (BlockFormat::Q8_0, true)]
+    {
         for (architecture, turns) in [("llama", true), ("qwen2", false)] {
             let order = |values: &[f32], rows| if turns { turned(values, rows) } else { values.to_vec() };
             let mut file = File::of(architecture);
-            file.tensor("blk.0.attn_q.weight", &[WIDTH, WIDTH], format, &order(&queries, WIDTH));
-            file.tensor("blk.0.attn_k.weight", &[128, WIDTH], format, &order(&keys, 128));
+            let store = if interleaved { File::interleaved } else { File::tensor };
+            store(&mut file, "blk.0.attn_q.weight", &[WIDTH, WIDTH], format, &order(&queries, WIDTH));
+            store(&mut file, "blk.0.attn_k.weight", &[128, WIDTH], format, &order(&keys, 128));
             file.tensor("blk.0.attn_v.weight", &[WIDTH, WIDTH], format, &other);
             for (name, seed) in [("token_embd", 4), ("output", 5), ("blk.12.ffn_down", 6)] {
                 file.tensor(&format!("{name}.weight"), &[2, WIDTH], format, &numbers(2 * WIDTH, seed));
@@ -226,9 +271,17 @@ fn llamas_have_published_names_and_queries_and_keys_in_their_order() {
                 let bytes = format.encode(expected, WIDTH).unwrap().into();
                 let expected =
                     QuantisedMatrix::new(format, rows, WIDTH, bytes).unwrap().dequantise().unwrap();
-                assert_eq!(values(&matrix.dequantise().unwrap()), values(&expected), "{architecture} {name}");
+                assert_eq!(
+                    values_of(&matrix.dequantise().unwrap()),
+                    values_of(&expected),
+                    "{architecture} {name}"
+                );
                 let read = checkpoint.read(name, &Device::Cpu).unwrap();
-                assert_eq!(values(&read), values(&matrix.dequantise().unwrap()), "{architecture} {name}");
+                assert_eq!(
+                    values_of(&read),
+                    values_of(&matrix.dequantise().unwrap()),
+                    "{architecture} {name}"
+                );
             }
         }
     }
@@ -240,7 +293,9 @@ fn other_architectures_formats_and_tensors_are_named() {
     let mut file = File::of("llama");
     file.tensor("blk.0.ffn_gate_exps.weight", &[1, WIDTH], BlockFormat::F32, &numbers(WIDTH, 1));
     refused(&file.bytes(), ErrorKind::Unsupported, "blk.0.ffn_gate_exps.weight");
-    for (kind, name) in [(10, "Q2_K"), (20, "IQ4_NL"), (99, "number 99")] {
+    // Numbers of ours are for formats with blocks alone.
+    let of_halves = (0x4c56_0001, "number 1280704513");
+    for (kind, name) in [(10, "Q2_K"), (20, "IQ4_NL"), (99, "number 99"), of_halves] {
         let mut file = File::of("llama");
         file.tensor("output.weight", &[1, WIDTH], BlockFormat::Q8_0, &numbers(WIDTH, 1));
         file.tensors[0].2 = kind;
@@ -298,6 +353,15 @@ fn hostile_heads_are_refused_before_memory_is_taken() {
     refused(&with_shape(&[256, u64::MAX / 256]), ErrorKind::Invalid, "`output.weight`");
     refused(&with_shape(&[u64::MAX, u64::MAX, 2]), ErrorKind::Invalid, "`output.weight`");
     refused(&with_shape(&[1, 1, 1, 1, 512]), ErrorKind::Invalid, "5 dimensions");
+    let interleaved = |shape: &[u64]| {
+        changed(&|file| (file.tensors[0].1, file.tensors[0].2) = (shape.to_vec(), 0x4c56_0000 | 8))
+    };
+    refused(&interleaved(&[256, 3]), ErrorKind::Invalid, "beyond the file");
+    refused(&interleaved(&[250, 2]), ErrorKind::Invalid, "do not fill blocks");
+    refused(&interleaved(&[256, u64::MAX / 256]), ErrorKind::Invalid, "`output.weight`");
+    for shape in [[512].as_slice(), &[256, 2, 1], &[256, 0], &[0, 2]] {
+        refused(&interleaved(shape), ErrorKind::Invalid, "only matrices");
+    }
     refused(
         &[b"GGUF".as_slice(), &1u32.to_le_bytes(), &[0; 64]].concat(),
         ErrorKind::Unsupported,
@@ -348,6 +412,165 @@ fn loading_rounds_numbers_once() {
         let actual = [None, eight, four].map(|quantisation| take(&checkpoint, quantisation, name));
         assert_eq!(actual, formats, "{name}");
     }
+}
+
+#[test]
+fn what_is_rounded_for_decoding_is_interleaved() {
+    let mut file = File::of("llama");
+    let (matrix, first) = (numbers(40 * WIDTH, 1), numbers(40 * WIDTH, 2));
+    file.tensor("output.weight", &[40, WIDTH], BlockFormat::F32, &matrix);
+    file.tensor("token_embd.weight", &[40, WIDTH], BlockFormat::F32, &first);
+    file.tensor("blk.0.ffn_up.weight", &[40, WIDTH], BlockFormat::Q4K, &first);
+    let checkpoint = file.checkpoint();
+    let eight = Some(Quantisation::Q8_0);
+    let loader = Loader::quantising(checkpoint, &LANGUAGE, eight, DType::F32, &Device::Cpu);
+    let take = |name: &str| loader.matrices()(name, (40, WIDTH)).unwrap().unwrap();
+    let output = take("lm_head.weight");
+    assert_eq!(output.is_interleaved(), interleaving_pays());
+    let tensor = Tensor::from_vec(matrix, (40, WIDTH), &Device::Cpu).unwrap();
+    let expected = QuantisedMatrix::quantise(&tensor, BlockFormat::Q8_0).unwrap();
+    assert_eq!(values_of(&output.dequantise().unwrap()), values_of(&expected.dequantise().unwrap()));
+    // Rows that are read one at a time, and a file that stays mapped.
+    assert!(!take("embed_tokens.weight").is_interleaved());
+    assert!(!take("layers.0.mlp.up_proj.weight").is_interleaved());
+
+    // The query model always has many rows.
+    let mut file = File::of("llamavid");
+    file.tensor("Qformer.x.weight", &[40, WIDTH], BlockFormat::F32, &first);
+    let checkpoint = file.checkpoint();
+    let loader = Loader::quantising(checkpoint, &INSTRUCT_BLIP, eight, DType::F32, &Device::Cpu);
+    let matrix = loader.matrices()("query_model.x.weight", (40, WIDTH)).unwrap().unwrap();
+    assert_eq!((matrix.format(), matrix.is_interleaved()), (BlockFormat::Q8_0, false));
+}
+
+fn written(tensors: &[GgufTensor], write: impl Fn(&mut GgufWriter<Vec<u8>>)) -> Vec<u8> {
+    let metadata = [("general.architecture".to_owned(), GgufValue::Text("llamavid".into()))];
+    let mut writer = GgufWriter::new(Vec::new(), &metadata, tensors.to_vec()).unwrap();
+    write(&mut writer);
+    let bytes = writer.finish().unwrap();
+    assert_eq!(bytes.len() as u64, GgufWriter::<Vec<u8>>::length(&metadata, tensors).unwrap());
+    bytes
+}
+
+#[test]
+fn rows_are_interleaved_as_they_are_written() {
+    let shapes = [40, 16, 3].map(|rows| [rows, 2 * WIDTH]);
+    let values = shapes.map(|[rows, columns]| numbers(rows * columns, rows as u32));
+    for format in in_blocks() {
+        let tensors = shapes.map(|shape| GgufTensor::new(shape[0].to_string(), shape, format));
+        let interleaved = tensors.clone().map(GgufTensor::interleaved);
+        // Three rows are none to interleave.
+        assert_eq!(interleaved.clone().map(|tensor| tensor.interleaved), [true, true, false]);
+        let as_numbers = |tensors: &[GgufTensor]| {
+            written(tensors, |writer| {
+                for (values, shape) in values.iter().zip(shapes) {
+                    writer.write(&Tensor::from_slice(values, &shape[..], &Device::Cpu).unwrap()).unwrap();
+                }
+            })
+        };
+        let in_pieces = |tensors: &[GgufTensor], length: usize| {
+            written(tensors, |writer| {
+                for values in &values {
+                    let blocks = format.encode(values, 2 * WIDTH).unwrap();
+                    writer.write_encoded(blocks.chunks(length)).unwrap();
+                }
+            })
+        };
+        let folder = TempDir::new().unwrap();
+        let (plain, bytes) = (as_numbers(&tensors), as_numbers(&interleaved));
+        for length in [1, 1000, 1 << 20] {
+            assert_eq!(in_pieces(&tensors, length), plain, "{}", format.name());
+            assert_eq!(in_pieces(&interleaved, length), bytes, "{}", format.name());
+        }
+        let open = |name: &str, bytes: &[u8]| {
+            let path = on_disk(&folder, name, bytes);
+            let file = GgufFile::open(&path).unwrap();
+            let alignment = file.whole("general.alignment");
+            (Checkpoint::from_gguf(file).unwrap(), alignment)
+        };
+        let ((plain, unsaid), (file, alignment)) = (open("plain", &plain), open("interleaved", &bytes));
+        assert_eq!((unsaid, alignment), (None, Some(64)));
+        for tensor in &interleaved {
+            let read = |file: &Checkpoint| file.read(&tensor.name, &Device::Cpu).unwrap();
+            assert_eq!(values_of(&read(&file)), values_of(&read(&plain)), "{} {tensor:?}", format.name());
+            assert_eq!(file.is_interleaved(&tensor.name).unwrap(), tensor.interleaved);
+        }
+    }
+}
+
+#[test]
+fn what_cannot_be_interleaved_is_not_written_so() {
+    for (shape, format) in [
+        (vec![32 * WIDTH], BlockFormat::Q8_0),
+        (vec![2, 32, WIDTH], BlockFormat::Q8_0),
+        (vec![15, WIDTH], BlockFormat::Q8_0),
+        (vec![32, WIDTH], BlockFormat::F16),
+    ] {
+        let tensor = GgufTensor::new("x", shape, format);
+        assert_eq!(tensor.clone().interleaved(), tensor);
+        let error = GgufWriter::new(Vec::new(), &[], vec![GgufTensor { interleaved: true, ..tensor }]);
+        assert!(error.unwrap_err().to_string().contains("no rows to interleave"));
+    }
+    // Pieces that are no whole rows, too few or too many.
+    let tensor = GgufTensor::new("x", [16, WIDTH], BlockFormat::Q8_0).interleaved();
+    for length in [tensor.bytes() - 1, tensor.bytes() - 272, tensor.bytes() + 272] {
+        let mut writer = GgufWriter::new(Vec::new(), &[], vec![tensor.clone()]).unwrap();
+        assert!(writer.write_encoded([vec![0; length]]).is_err());
+    }
+}
+
+#[test]
+fn a_file_again_with_its_rows_interleaved() {
+    let mut file = File::of("llama");
+    file.whole("general.alignment", 32);
+    file.entry("a.byte", 1, vec![0xff]);
+    let words = [8u32.to_le_bytes().to_vec(), 1u64.to_le_bytes().to_vec(), text("ß")].concat();
+    file.entry("words", 9, words);
+    let layer = |name: &str| format!("blk.0.{name}.weight");
+    file.tensor(&layer("ffn_up"), &[40, WIDTH], BlockFormat::Q4K, &numbers(40 * WIDTH, 1));
+    file.interleaved(&layer("ffn_gate"), &[40, WIDTH], BlockFormat::Q6K, &numbers(40 * WIDTH, 2));
+    file.tensor(&layer("attn_q"), &[WIDTH, WIDTH], BlockFormat::Q8_0, &numbers(WIDTH * WIDTH, 3));
+    file.tensor("token_embd.weight", &[40, WIDTH], BlockFormat::Q4_0, &numbers(40 * WIDTH, 4));
+    file.tensor("output.weight", &[40, WIDTH], BlockFormat::F16, &numbers(40 * WIDTH, 5));
+    file.tensor("output_norm.weight", &[WIDTH], BlockFormat::F32, &numbers(WIDTH, 6));
+    // Larger than what is read at a time.
+    file.tensor(&layer("ffn_down"), &[4000, 2 * WIDTH], BlockFormat::Q8_0, &numbers(8000 * WIDTH, 7));
+    let (folder, path) = file.on_disk();
+    let source = GgufFile::open(&path).unwrap();
+    let (expected, metadata) = (file.checkpoint(), source.metadata().clone());
+    let copy = InterleavedCopy::new(source, |name| name != "token_embd.weight").unwrap();
+    let mut bytes = Vec::new();
+    copy.write(&mut bytes).unwrap();
+    assert_eq!(bytes.len() as u64, copy.length().unwrap());
+    let order: Vec<&str> = copy.tensors().iter().map(|tensor| tensor.name.as_str()).collect();
+    assert_eq!(order, file.tensors.iter().map(|(name, ..)| name.as_str()).collect::<Vec<_>>());
+
+    let copied = GgufFile::open(&on_disk(&folder, "copy.gguf", &bytes)).unwrap();
+    assert_eq!(copied.whole("general.alignment"), Some(64));
+    let without = |metadata: &BTreeMap<String, Value>| {
+        let mut metadata = metadata.clone();
+        metadata.remove("general.alignment");
+        metadata
+    };
+    assert_eq!(without(copied.metadata()), without(&metadata));
+    let copied = Checkpoint::from_gguf(copied).unwrap();
+    let mut interleaved = Vec::new();
+    for name in expected.names() {
+        let read = |file: &Checkpoint| file.read(name, &Device::Cpu).unwrap();
+        assert_eq!(values_of(&read(&copied)), values_of(&read(&expected)), "{name}");
+        assert_eq!(copied.format(name).unwrap(), expected.format(name).unwrap());
+        interleaved.extend(copied.is_interleaved(name).unwrap().then_some(name));
+    }
+    assert_eq!(
+        interleaved,
+        ["mlp.down_proj", "mlp.gate_proj", "mlp.up_proj", "self_attn.q_proj"]
+            .map(|module| format!("model.layers.0.{module}.weight"))
+    );
+
+    file.tensors[0].2 = 10;
+    let (_folder, path) = file.on_disk();
+    let error = InterleavedCopy::new(GgufFile::open(&path).unwrap(), |_| true).unwrap_err();
+    assert!(error.to_string().contains("blk.0.ffn_up.weight: its numbers are of type Q2_K"), "{error}");
 }
 
 #[test]
