@@ -25,9 +25,6 @@ pub(crate) const ROWS: usize = 2 * SIDE;
 pub(crate) const LONGEST: usize = 64;
 /// Groups of numbers that [`Tiles::products`] multiplies, each on its own.
 pub(crate) const GROUPS: usize = 4;
-/// Bytes from a step of weights to the next: four numbers of each of 32 rows. As many are from sums of a row to those of the next.
-const STEP: usize = 4 * ROWS;
-
 /// Whether the processor has the instructions, AVX-512 provided, and Linux lets this process use them, for which it has to ask.
 pub fn available() -> bool {
     #[cfg(target_os = "linux")]
@@ -227,12 +224,13 @@ impl Tiles {
     ///
     /// # Safety
     /// The groups' numbers can be read, as many of each as these are for, where rows of `x` start `stride` bytes after one another, and
-    /// steps of weights those of 32 rows.
+    /// steps of weights, and their groups, so many bytes.
     pub(crate) unsafe fn products(
         &self,
         x: *const i8,
         stride: usize,
         weights: *const i8,
+        [step, group]: [usize; 2],
         into: &mut Products,
     ) {
         macro_rules! group {
@@ -255,7 +253,7 @@ impl Tiles {
                     $weights,
                     "\n",
                     "add {x}, {length}\n",
-                    "add {weights}, {steps}\n",
+                    "add {weights}, {group}\n",
                 )
             };
         }
@@ -273,9 +271,9 @@ impl Tiles {
                 x = inout(reg) x => _,
                 stride = in(reg) stride,
                 weights = inout(reg) weights => _,
-                step = in(reg) STEP,
+                step = in(reg) step,
                 length = in(reg) self.length,
-                steps = in(reg) self.length / 4 * STEP,
+                group = in(reg) group,
                 into = in(reg) into,
                 side = in(reg) 4 * SIDE,
                 sums = const 4 * SIDE * SIDE,
@@ -387,6 +385,8 @@ mod tests {
 
     #[test]
     fn sums_of_groups_are_exact_and_begin_anew() {
+        /// Bytes from a step of weights to the next: four numbers of each of 32 rows.
+        const STEP: usize = 4 * ROWS;
         if !tiles() {
             return;
         }
@@ -395,9 +395,10 @@ mod tests {
             let x = signed(random(15 * stride + GROUPS * length, 7));
             let weights = signed(random(GROUPS * length * ROWS, 9));
             let mut found = Products([[[3; SIDE]; SIDE]; GROUPS]);
+            let steps = [STEP, length / 4 * STEP];
             // SAFETY: groups of these lengths are there, and the first 16 rows of weights are read.
             unsafe {
-                Tiles::new(length).products(x.as_ptr(), stride, weights.as_ptr(), &mut found);
+                Tiles::new(length).products(x.as_ptr(), stride, weights.as_ptr(), steps, &mut found);
             }
             for (group, rows) in found.0.iter().enumerate() {
                 for (row, sums) in rows.iter().enumerate() {

@@ -450,6 +450,7 @@ impl Part<'_> {
         let (x, weights): (*const i8, *const [u8; STEP]) =
             (self.numbers.as_ptr(), self.panel.numbers.as_ptr().cast());
         let (scales, of_groups): (*const f32, *const f32) = (self.scales.as_ptr(), self.sums.as_ptr());
+        let steps = [STEP * PANEL_ROWS, group * PANEL_ROWS];
         // Some groups are multiplied while those before them are scaled.
         let mut products = [Products::ZERO; 2];
         for at in (0..PANEL_ROWS).step_by(SIDE) {
@@ -457,7 +458,7 @@ impl Part<'_> {
             unsafe {
                 let weights = weights.add(at).cast::<i8>();
                 let mut totals = [_mm512_setzero_ps(); SIDE];
-                tiles.products(x, length, weights, &mut products[0]);
+                tiles.products(x, length, weights, steps, &mut products[0]);
                 for first in (0..count).step_by(GROUPS) {
                     let next = first + GROUPS;
                     if next < count {
@@ -466,6 +467,7 @@ impl Part<'_> {
                             x.add(next * group),
                             length,
                             weights,
+                            steps,
                             &mut products[next / GROUPS % 2],
                         );
                     }

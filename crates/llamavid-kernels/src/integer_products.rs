@@ -13,6 +13,8 @@ use crate::interleaved::INTERLEAVED_ROWS;
 use crate::interleaved::has_products;
 #[cfg(target_arch = "x86_64")]
 use crate::interleaved_products::add_interleaved;
+#[cfg(target_arch = "x86_64")]
+use crate::interleaved_tiles::{add_in_tiles, fit_tiles};
 #[cfg(target_arch = "aarch64")]
 use crate::neon_products::{PANEL_ROWS, PART, add_panel, add_rows};
 use crate::processor::{Processor, WholeNumbers};
@@ -22,15 +24,27 @@ use crate::whole_rows::WholeRows;
 /// Rows of `x` from which it is worth it to lay out the weights.
 const LAID_OUT: usize = 8;
 /// The same of weights that are interleaved.
-const INTERLEAVED: usize = 9;
+const INTERLEAVED: usize = 25;
 /// Rows of `x` up to which sums of pairs are quicker than f32.
 #[cfg(target_arch = "x86_64")]
 const PAIRS: usize = 16;
 
+/// How weights are multiplied.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Way {
+    /// As they lie.
+    InRows,
+    /// As they lie, interleaved, in tiles of AMX.
+    #[cfg(target_arch = "x86_64")]
+    InTiles,
+    /// Laid out anew.
+    InPanels,
+}
+
 /// Rows of `x` that are to be multiplied with weights in blocks.
 pub(crate) struct IntegerProduct {
     processor: Processor,
-    laid_out: bool,
+    way: Way,
     /// Numbers of a row of weights.
     columns: usize,
     x: WholeRows,
@@ -44,23 +58,35 @@ impl IntegerProduct {
         if crate::pieces::pay(processor, weights.format(), count) {
             return None;
         }
-        let many = match weights {
-            Weights::Interleaved(..) if has_products(processor) => INTERLEAVED,
-            _ => LAID_OUT,
-        };
-        let laid_out = match processor.whole_numbers() {
-            WholeNumbers::Fours | WholeNumbers::Tiles => count >= many,
+        let whole = processor.whole_numbers();
+        let interleaved = matches!(weights, Weights::Interleaved(..)) && has_products(processor);
+        let way = match whole {
             #[cfg(target_arch = "x86_64")]
-            WholeNumbers::Pairs if count <= PAIRS => false,
+            WholeNumbers::Tiles if interleaved && fit_tiles(weights.format(), count, columns) => Way::InTiles,
+            WholeNumbers::Fours | WholeNumbers::Tiles => {
+                match count >= if interleaved { INTERLEAVED } else { LAID_OUT } {
+                    true => Way::InPanels,
+                    false => Way::InRows,
+                }
+            }
+            #[cfg(target_arch = "x86_64")]
+            WholeNumbers::Pairs if count <= PAIRS => Way::InRows,
             _ => return None,
         };
-        let x = WholeRows::new(weights.format(), x, columns, laid_out.then_some(PART))?;
-        Some(Self { processor, laid_out, columns, x })
+        let part = match way {
+            Way::InRows => None,
+            // One part, with room for the rows that a tile reads.
+            #[cfg(target_arch = "x86_64")]
+            Way::InTiles => Some(columns),
+            Way::InPanels => Some(PART),
+        };
+        let x = WholeRows::new(weights.format(), x, columns, part)?;
+        Some(Self { processor, way, columns, x })
     }
 
     /// Rows of weights that are multiplied together.
     pub(crate) fn unit(&self) -> usize {
-        if self.laid_out { PANEL_ROWS } else { 1 }
+        if self.way == Way::InPanels { PANEL_ROWS } else { 1 }
     }
 
     /// Adds the products with some rows of weights; their results are the columns from `column` on.
@@ -71,7 +97,7 @@ impl IntegerProduct {
         let (mut room, row_bytes) = (Vec::new(), self.x.row_bytes);
         let weights =
             if has_products(self.processor) { weights } else { weights.in_order(self.columns, &mut room) };
-        if self.laid_out {
+        if self.way == Way::InPanels {
             let rows = weights.bytes().len() / row_bytes;
             for first in (0..rows).step_by(PANEL_ROWS) {
                 let weights = weights.part(first..rows.min(first + PANEL_ROWS), self.columns);
@@ -86,7 +112,10 @@ impl IntegerProduct {
             let (groups, rest) = bytes.split_at(bytes.len() - bytes.len() % (INTERLEAVED_ROWS * row_bytes));
             // SAFETY: as above.
             return unsafe {
-                add_interleaved(self.processor, &self.x, groups, column, output);
+                match self.way {
+                    Way::InTiles => add_in_tiles(&self.x, groups, column, output),
+                    _ => add_interleaved(self.processor, &self.x, groups, column, output),
+                }
                 add_rows(self.processor, &self.x, rest, column + groups.len() / row_bytes, output);
             };
         }

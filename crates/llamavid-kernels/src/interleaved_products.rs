@@ -3,6 +3,8 @@
 //!
 //! Reference: [`crate::integer_rows`], which gives the same of weights row after row, up to the order of sums.
 
+use std::sync::atomic::{Ordering, compiler_fence};
+
 use crate::block_vectors;
 use crate::interleaved::INTERLEAVED_ROWS;
 use crate::interleaved_blocks::{Interleaved, InterleavedBlock};
@@ -206,6 +208,8 @@ unsafe fn add_block<B: InterleavedBlock, V: WholeVectors, const X: usize, const 
                     }
                 }
                 for step in 0..B::STEPS {
+                    // Compilers read what lies behind, and run out of registers.
+                    compiler_fence(Ordering::SeqCst);
                     let numbers = B::fours::<V, AHEAD>(block, part, step);
                     for which in 0..2 {
                         for row in 0..X {

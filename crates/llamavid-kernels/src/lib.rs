@@ -36,6 +36,8 @@ mod interleaved;
 mod interleaved_blocks;
 #[cfg(target_arch = "x86_64")]
 mod interleaved_products;
+#[cfg(target_arch = "x86_64")]
+mod interleaved_tiles;
 mod largest;
 mod layer_norm;
 mod linear;

@@ -1,0 +1,198 @@
+//! Products of some rows with interleaved weights in tiles of AMX: sixteen rows of weights as they are interleaved are the right operand,
+//! and memory is asked for what comes next between the products.
+//!
+//! Reference: [`crate::interleaved_products`], which gives the same, up to the order of sums.
+
+use std::arch::x86_64::{
+    __m512, _mm512_cvtepi32_ps, _mm512_fmadd_ps, _mm512_fnmadd_ps, _mm512_loadu_si512, _mm512_mul_ps,
+    _mm512_set1_ps, _mm512_setzero_ps, _mm512_storeu_ps,
+};
+
+use crate::amx::{GROUPS, Products, SIDE, Tiles};
+use crate::block_format::{BlockFormat, Whole};
+use crate::block_vectors::{LINE, ask_for};
+use crate::interleaved::INTERLEAVED_ROWS;
+use crate::interleaved_blocks::{Interleaved, InterleavedBlock};
+use crate::products::Output;
+use crate::whole_blocks::{NUMBERS, each_eighth, with_block};
+use crate::whole_rows::WholeRows;
+use crate::whole_vectors::{WholeVectors, Wide};
+
+/// How many bytes ahead memory is asked for: some turns.
+const DISTANCE: usize = 4 * 1024;
+/// Rows of `x` from which tiles are quicker than vectors.
+const FEWEST: usize = 9;
+/// Numbers of each row that one instruction multiplies and adds up in a lane.
+const STEP: usize = 4;
+
+/// Whether so many rows of so many numbers are multiplied in tiles. Groups of 16 numbers are half a tile, and quicker in vectors.
+pub(crate) fn fit_tiles(format: BlockFormat, count: usize, columns: usize) -> bool {
+    format != BlockFormat::Q6K && count >= FEWEST && columns.is_multiple_of(NUMBERS)
+}
+
+/// Adds the products of all rows of `x`, in one part, with rows of weights, the bytes of which are whole `groups` of interleaved ones; their
+/// results are the columns from `column` on.
+///
+/// # Safety
+/// The processor has AMX and AVX-512, which the process may use, and [`fit_tiles`] was true of the rows. The result lives, and nobody else
+/// uses these columns.
+pub(crate) unsafe fn add_in_tiles(x: &WholeRows, groups: &[u8], column: usize, output: Output) {
+    // SAFETY: as the caller promises.
+    unsafe { with_block!(x.format, B => add::<B>(x, groups, column, output), ()) }
+}
+
+/// # Safety
+/// As [`add_in_tiles`], and the blocks are of the format of `x`.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
+unsafe fn add<B: InterleavedBlock>(x: &WholeRows, groups: &[u8], column: usize, output: Output) {
+    assert_eq!(x.group, B::GROUP, "rows that are rounded for another format");
+    // SAFETY: whoever calls has no tiles of its own.
+    let tiles = unsafe { Tiles::new(B::GROUP) };
+    let offset = Whole::of(x.format).map_or(0, |whole| whole.offset) as i8;
+    let of_x = x.columns / B::GROUP;
+    let mut room = Room {
+        unpacked: [const { Numbers([[0; STEP * INTERLEAVED_ROWS]; NUMBERS / STEP]) }; 2],
+        products: [Products::ZERO; 2],
+    };
+    for (index, group) in groups.chunks_exact(INTERLEAVED_ROWS * x.row_bytes).enumerate() {
+        assert_eq!(x.row_bytes / B::BLOCK_BYTES * B::BLOCK_NUMBERS, x.columns, "rows of another length");
+        for first in (0..x.count).step_by(SIDE) {
+            assert!(x.numbers.len() >= (first + SIDE) * x.columns, "fewer rows than a tile reads");
+            // SAFETY: the group has the columns of `x`, which has sixteen rows from `first` on.
+            let totals = unsafe {
+                let rows = Rows {
+                    numbers: x.numbers.as_ptr().add(first * x.columns),
+                    columns: x.columns,
+                    scales: x.scales.as_ptr().add(first * of_x),
+                    sums: x.sums.as_ptr().add(first * of_x),
+                };
+                multiply::<B>(&tiles, group, offset, rows, &mut room)
+            };
+            for (row, total) in totals.into_iter().enumerate().take(x.count - first) {
+                let mut sums = [0f32; SIDE];
+                // SAFETY: there is room for a vector, and the columns are the caller's.
+                unsafe {
+                    _mm512_storeu_ps(sums.as_mut_ptr(), total);
+                    output.add(first + row, column + INTERLEAVED_ROWS * index, &sums);
+                }
+            }
+        }
+    }
+}
+
+/// Sixteen rows of `x`, as in [`WholeRows`].
+#[derive(Clone, Copy)]
+struct Rows {
+    numbers: *const i8,
+    columns: usize,
+    scales: *const f32,
+    sums: *const f32,
+}
+
+/// [`NUMBERS`] numbers of sixteen rows of weights, with their sign: four of each row, then the next four.
+#[repr(align(64))]
+struct Numbers([[i8; STEP * INTERLEAVED_ROWS]; NUMBERS / STEP]);
+
+/// Some numbers or groups are multiplied while the next are unpacked, or those before them scaled.
+struct Room {
+    unpacked: [Numbers; 2],
+    products: [Products; 2],
+}
+
+/// The sums of the products of sixteen rows of `x` with sixteen rows of weights.
+///
+/// # Safety
+/// As [`add_in_tiles`]; the group has the columns of the rows.
+#[inline(always)]
+unsafe fn multiply<B: InterleavedBlock>(
+    tiles: &Tiles,
+    group: &[u8],
+    offset: i8,
+    rows: Rows,
+    room: &mut Room,
+) -> [__m512; SIDE] {
+    let of_block = B::BLOCK_NUMBERS / B::GROUP;
+    let of_numbers = NUMBERS / B::GROUP / GROUPS;
+    let bytes = NUMBERS / B::BLOCK_NUMBERS * INTERLEAVED_ROWS * B::BLOCK_BYTES;
+    let turns = rows.columns / NUMBERS * of_numbers;
+    let all_groups = rows.columns / B::GROUP;
+    // SAFETY: as the caller promises.
+    let mut totals = [unsafe { _mm512_setzero_ps() }; SIDE];
+    for turn in 0..=turns {
+        let (place, part) = (turn / of_numbers, turn % of_numbers);
+        // SAFETY: the group has so many numbers, and so have the rows.
+        unsafe {
+            if turn < turns {
+                // Those with 8 bits are used as they lie, others before the turn that they are for.
+                if !B::EIGHT_BITS && turn == 0 {
+                    unpack::<B>(group.as_ptr(), offset, &mut room.unpacked[0]);
+                }
+                let (weights, steps) = if B::EIGHT_BITS {
+                    let block = turn * GROUPS * INTERLEAVED_ROWS * B::BLOCK_BYTES;
+                    let scale = (B::BLOCK_BYTES - B::BLOCK_NUMBERS) * INTERLEAVED_ROWS;
+                    let weights = group.as_ptr().add(block + scale);
+                    (weights.cast(), [STEP * INTERLEAVED_ROWS, INTERLEAVED_ROWS * B::BLOCK_BYTES])
+                } else {
+                    let step = part * GROUPS * B::GROUP / STEP;
+                    let weights = room.unpacked[place % 2].0[step..].as_ptr();
+                    (weights.cast(), [STEP * INTERLEAVED_ROWS, B::GROUP * INTERLEAVED_ROWS])
+                };
+                let x = rows.numbers.add(turn * GROUPS * B::GROUP);
+                tiles.products(x, rows.columns, weights, steps, &mut room.products[turn % 2]);
+                let ahead = group.as_ptr().wrapping_add(DISTANCE + turn * bytes / of_numbers);
+                for line in (0..bytes / of_numbers).step_by(LINE) {
+                    ask_for(ahead.wrapping_add(line));
+                }
+                if !B::EIGHT_BITS && part == 0 && (place + 1) * of_numbers < turns {
+                    let next = group.as_ptr().add((place + 1) * bytes);
+                    unpack::<B>(next, offset, &mut room.unpacked[(place + 1) % 2]);
+                }
+            }
+            let Some(turn) = turn.checked_sub(1) else { continue };
+            for index in 0..GROUPS {
+                let found = turn * GROUPS + index;
+                let at = group.as_ptr().add(found / of_block * INTERLEAVED_ROWS * B::BLOCK_BYTES);
+                let scales = B::scales_of::<Wide, 0>(Interleaved { at, row: 0 });
+                let [scale, least] = B::scale::<Wide>(scales, found % of_block);
+                let products = &room.products[turn % 2].0[index];
+                for row in 0..SIDE {
+                    let whole = _mm512_cvtepi32_ps(_mm512_loadu_si512(products[row].as_ptr().cast()));
+                    let of_x = _mm512_set1_ps(*rows.scales.add(row * all_groups + found));
+                    totals[row] = _mm512_fmadd_ps(_mm512_mul_ps(whole, scale), of_x, totals[row]);
+                    if B::LEAST {
+                        let of_x = _mm512_set1_ps(*rows.sums.add(row * all_groups + found));
+                        totals[row] = _mm512_fnmadd_ps(least, of_x, totals[row]);
+                    }
+                }
+            }
+        }
+    }
+    totals
+}
+
+/// Unpacks [`NUMBERS`] numbers of sixteen rows of weights without a sign, less `offset`.
+///
+/// # Safety
+/// The processor has AVX-512, and the numbers can be read.
+#[inline(always)]
+unsafe fn unpack<B: InterleavedBlock>(at: *const u8, offset: i8, into: &mut Numbers) {
+    for block in 0..NUMBERS / B::BLOCK_NUMBERS {
+        // SAFETY: as the caller promises; steps of a block are within the numbers.
+        unsafe {
+            let at = at.add(block * INTERLEAVED_ROWS * B::BLOCK_BYTES);
+            let offset = Wide::splat_whole(i32::from_ne_bytes([offset as u8; 4]));
+            let into = &mut into.0[block * B::BLOCK_NUMBERS / STEP..][..B::BLOCK_NUMBERS / STEP];
+            each_eighth!(part => {
+                if part < B::PARTS {
+                    let [first, second] = B::places(part);
+                    for step in 0..B::STEPS {
+                        let [a, b] = B::fours::<Wide, 0>(Interleaved { at, row: 0 }, part, step);
+                        let places = [first / STEP + step, second / STEP + step];
+                        Wide::store_whole(into[places[0]].as_mut_ptr().cast(), Wide::less(a, offset));
+                        Wide::store_whole(into[places[1]].as_mut_ptr().cast(), Wide::less(b, offset));
+                    }
+                }
+            });
+        }
+    }
+}
