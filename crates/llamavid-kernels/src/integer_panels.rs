@@ -11,10 +11,14 @@ use std::arch::x86_64::{
     _mm512_loadu_ps, _mm512_loadu_si512, _mm512_mul_ps, _mm512_set1_ps, _mm512_setzero_ps, _mm512_storeu_ps,
 };
 
+use std::ops::Range;
+
 use crate::amx::{GROUPS, Products, SIDE, Tiles};
 use crate::block_format::Whole;
+use crate::interleaved::INTERLEAVED_ROWS;
+use crate::interleaved_blocks::{Interleaved, InterleavedBlock};
 use crate::processor::{Processor, WholeNumbers};
-use crate::products::Output;
+use crate::products::{Output, Weights};
 use crate::whole_blocks::{NUMBERS, Row, WholeBlock, each_eighth, with_block};
 use crate::whole_rows::WholeRows;
 use crate::whole_vectors::{Narrow, WholeVectors, Wide};
@@ -28,15 +32,15 @@ const STEP: usize = 4;
 /// Rows of weights that change places with as many vectors.
 const TOGETHER: usize = 8;
 
-/// Adds the products of all rows of `x`, in parts of [`PART`], with up to [`PANEL_ROWS`] rows of weights, the bytes of which are
-/// `rows`; their results are the columns from `column` on.
+/// Adds the products of all rows of `x`, in parts of [`PART`], with up to [`PANEL_ROWS`] rows of weights; their results are the columns
+/// from `column` on.
 ///
 /// # Safety
 /// The processor has the instructions; the result lives, and nobody else uses these columns.
 pub(crate) unsafe fn add_panel(
     processor: Processor,
     x: &WholeRows,
-    rows: &[u8],
+    weights: Weights,
     column: usize,
     output: Output,
 ) {
@@ -44,12 +48,12 @@ pub(crate) unsafe fn add_panel(
     unsafe {
         match processor {
             Processor::Avx512(_, WholeNumbers::Tiles) => {
-                with_block!(x.format, B => add_in_matrices::<B>(x, rows, column, output), ());
+                with_block!(x.format, B => add_in_matrices::<B>(x, weights, column, output), ());
             }
             Processor::Avx512(..) => {
-                with_block!(x.format, B => add_wide::<B>(x, rows, column, output), ());
+                with_block!(x.format, B => add_wide::<B>(x, weights, column, output), ());
             }
-            _ => with_block!(x.format, B => add_narrow::<B>(x, rows, column, output), ()),
+            _ => with_block!(x.format, B => add_narrow::<B>(x, weights, column, output), ()),
         }
     }
 }
@@ -57,25 +61,30 @@ pub(crate) unsafe fn add_panel(
 /// # Safety
 /// As [`add_panel`], and the processor has AVX-512 and AMX, which the process may use.
 #[target_feature(enable = "avx512f,avx512vl,avx512bw,avx512dq,avx2,fma,f16c")]
-unsafe fn add_in_matrices<B: WholeBlock>(x: &WholeRows, rows: &[u8], column: usize, output: Output) {
+unsafe fn add_in_matrices<B: InterleavedBlock>(
+    x: &WholeRows,
+    weights: Weights,
+    column: usize,
+    output: Output,
+) {
     // SAFETY: as the caller promises; whoever calls has no tiles of its own.
-    unsafe { add::<B, Matrices>(&Matrices(Tiles::new(x.group)), x, rows, column, output) }
+    unsafe { add::<B, Matrices>(&Matrices(Tiles::new(x.group)), x, weights, column, output) }
 }
 
 /// # Safety
 /// As [`add_panel`], and the processor has AVX-512 with VNNI.
 #[target_feature(enable = "avx512f,avx512vl,avx512bw,avx512dq,avx512vnni,avx2,fma,f16c")]
-unsafe fn add_wide<B: WholeBlock>(x: &WholeRows, rows: &[u8], column: usize, output: Output) {
+unsafe fn add_wide<B: InterleavedBlock>(x: &WholeRows, weights: Weights, column: usize, output: Output) {
     // SAFETY: as the caller promises.
-    unsafe { add::<B, Wide>(&Wide, x, rows, column, output) }
+    unsafe { add::<B, Wide>(&Wide, x, weights, column, output) }
 }
 
 /// # Safety
 /// As [`add_panel`], and the processor has AVX2, FMA, F16C and AVX-VNNI.
 #[target_feature(enable = "avx2,fma,f16c,avxvnni")]
-unsafe fn add_narrow<B: WholeBlock>(x: &WholeRows, rows: &[u8], column: usize, output: Output) {
+unsafe fn add_narrow<B: InterleavedBlock>(x: &WholeRows, weights: Weights, column: usize, output: Output) {
     // SAFETY: as the caller promises.
-    unsafe { add::<B, Narrow>(&Narrow, x, rows, column, output) }
+    unsafe { add::<B, Narrow>(&Narrow, x, weights, column, output) }
 }
 
 /// Of each row of `x` and each row of a panel.
@@ -87,6 +96,8 @@ trait Kind {
     const X_ROWS: usize;
     /// Whether weights have their sign, and as many rows of `x` are always read. Otherwise products begin with what their offset asks.
     const MATRICES: bool;
+    /// The vectors that interleaved rows are read in.
+    type Lanes: WholeVectors;
 
     /// Writes the sums of products of `width` rows of `x` with the panel's.
     ///
@@ -98,18 +109,37 @@ trait Kind {
 /// # Safety
 /// As [`add_panel`].
 #[inline(always)]
-unsafe fn add<B: WholeBlock, K: Kind>(kind: &K, x: &WholeRows, rows: &[u8], column: usize, output: Output) {
-    into_cache(rows);
+unsafe fn add<B: InterleavedBlock, K: Kind>(
+    kind: &K,
+    x: &WholeRows,
+    weights: Weights,
+    column: usize,
+    output: Output,
+) {
+    let bytes = weights.bytes();
+    into_cache(bytes);
+    let group = INTERLEAVED_ROWS * x.row_bytes;
+    let groups = if weights.unit() == 1 { 0 } else { bytes.len() / group * group };
+    let (groups, rows) = bytes.split_at(groups);
     let rows: Vec<Row> = rows.chunks_exact(x.row_bytes).map(Row::new::<B>).collect();
+    let interleaved = groups.len() / x.row_bytes;
     let offset = if K::MATRICES { Whole::of(x.format).map_or(0, |whole| whole.offset) } else { 0 };
     let mut panel = Panel::new(x.group);
     let mut sums: Sums = [[0.0; PANEL_ROWS]; SIDE];
     for first in (0..x.columns).step_by(PART) {
         let length = PART.min(x.columns - first);
-        for (index, rows) in rows.chunks(TOGETHER).enumerate() {
+        for (index, group) in groups.chunks_exact(group).enumerate() {
             // SAFETY: the processor has the instructions, as the caller promises.
             unsafe {
-                panel.lay_out::<B, K>(index * TOGETHER, rows, offset as i8, first / NUMBERS, length / NUMBERS)
+                let blocks = first / B::BLOCK_NUMBERS..(first + length) / B::BLOCK_NUMBERS;
+                panel.take::<B, K>(index * INTERLEAVED_ROWS, group, offset as i8, blocks);
+            };
+        }
+        for (index, rows) in rows.chunks(TOGETHER).enumerate() {
+            // SAFETY: as above.
+            unsafe {
+                let place = interleaved + index * TOGETHER;
+                panel.lay_out::<B, K>(place, rows, offset as i8, first / NUMBERS, length / NUMBERS)
             };
         }
         for at in (0..x.count).step_by(K::X_ROWS) {
@@ -129,7 +159,7 @@ unsafe fn add<B: WholeBlock, K: Kind>(kind: &K, x: &WholeRows, rows: &[u8], colu
             unsafe { kind.multiply::<B>(&part, width, &mut sums) };
             for (row, sums) in sums.iter().take(width).enumerate() {
                 // SAFETY: as the caller promises.
-                unsafe { output.add(at + row, column, &sums[..rows.len()]) };
+                unsafe { output.add(at + row, column, &sums[..interleaved + rows.len()]) };
             }
         }
     }
@@ -159,6 +189,69 @@ impl Panel {
             numbers: vec![[[0; STEP]; PANEL_ROWS]; PART / STEP],
             scales: vec![[0.0; PANEL_ROWS]; PART / group],
             least: vec![[0.0; PANEL_ROWS]; PART / group],
+        }
+    }
+
+    /// Takes some blocks of sixteen interleaved rows, to places from `place` on, less `offset` for matrices. Behind the last block of the
+    /// rows there are zeros.
+    ///
+    /// # Safety
+    /// The processor has the instructions.
+    #[inline(always)]
+    unsafe fn take<B: InterleavedBlock, K: Kind>(
+        &mut self,
+        place: usize,
+        group: &[u8],
+        offset: i8,
+        blocks: Range<usize>,
+    ) {
+        let all = group.len() / (INTERLEAVED_ROWS * B::BLOCK_BYTES);
+        let (of_block, steps) = (B::BLOCK_NUMBERS / B::GROUP, B::BLOCK_NUMBERS / STEP);
+        for (index, block) in blocks.enumerate() {
+            let scales = &mut self.scales[index * of_block..(index + 1) * of_block];
+            let least = &mut self.least[index * of_block..(index + 1) * of_block];
+            let numbers = &mut self.numbers[index * steps..(index + 1) * steps];
+            if block >= all {
+                for numbers in scales.iter_mut().chain(least) {
+                    numbers[place..place + INTERLEAVED_ROWS].fill(0.0);
+                }
+                continue;
+            }
+            for row in (0..INTERLEAVED_ROWS).step_by(K::Lanes::LANES) {
+                let places = place + row..place + row + K::Lanes::LANES;
+                // SAFETY: the group has this block, and places of a panel are a vector.
+                unsafe {
+                    let at = group.as_ptr().add(block * INTERLEAVED_ROWS * B::BLOCK_BYTES);
+                    let block = Interleaved::<0> { at, row };
+                    let of_groups = B::scales_of::<K::Lanes, 0>(block);
+                    each_eighth!(part => {
+                        if part < B::PARTS {
+                            let [first, second] = B::places(part);
+                            for step in 0..B::STEPS {
+                                let [mut a, mut b] = B::fours::<K::Lanes, 0>(block, part, step);
+                                // Those of 8 bits have their sign already.
+                                if K::MATRICES != B::EIGHT_BITS {
+                                    let offset = if B::EIGHT_BITS { i8::MIN } else { offset };
+                                    let offset = K::Lanes::splat_whole(i32::from_ne_bytes([offset as u8; 4]));
+                                    a = K::Lanes::less(a, offset);
+                                    b = K::Lanes::less(b, offset);
+                                }
+                                let a_to = &mut numbers[first / STEP + step][places.clone()];
+                                K::Lanes::store_whole(a_to.as_mut_ptr().cast(), a);
+                                let b_to = &mut numbers[second / STEP + step][places.clone()];
+                                K::Lanes::store_whole(b_to.as_mut_ptr().cast(), b);
+                            }
+                        }
+                    });
+                    for (index, (scales, least)) in scales.iter_mut().zip(&mut *least).enumerate() {
+                        let [scale, of_least] = B::scale::<K::Lanes>(of_groups, index);
+                        K::Lanes::store(scales[places.clone()].as_mut_ptr(), scale);
+                        if B::LEAST {
+                            K::Lanes::store(least[places.clone()].as_mut_ptr(), of_least);
+                        }
+                    }
+                }
+            }
         }
     }
 
@@ -407,6 +500,7 @@ struct Matrices(Tiles);
 impl Kind for Matrices {
     const X_ROWS: usize = SIDE;
     const MATRICES: bool = true;
+    type Lanes = Wide;
 
     #[inline(always)]
     unsafe fn multiply<B: WholeBlock>(&self, part: &Part, _width: usize, sums: &mut Sums) {
@@ -430,6 +524,7 @@ trait Vectors: WholeVectors {
 impl<V: Vectors> Kind for V {
     const X_ROWS: usize = <V as Vectors>::X_ROWS;
     const MATRICES: bool = false;
+    type Lanes = V;
 
     #[inline(always)]
     unsafe fn multiply<B: WholeBlock>(&self, part: &Part, width: usize, sums: &mut Sums) {
@@ -500,7 +595,15 @@ mod tests {
                     let mut result = vec![0f32; count * rows];
                     let output = Output::new(&mut result, rows);
                     // SAFETY: the result lives, and nobody else has it.
-                    unsafe { add_panel(Processor::Avx512(simd, whole), &x, &bytes, 0, output) };
+                    unsafe {
+                        add_panel(
+                            Processor::Avx512(simd, whole),
+                            &x,
+                            Weights::Blocks(format, &bytes),
+                            0,
+                            output,
+                        )
+                    };
                     result
                 });
                 assert!(expected[..rows].iter().all(|value| value.is_nan()));

@@ -22,7 +22,7 @@ use crate::whole_rows::WholeRows;
 /// Rows of `x` from which it is worth it to lay out the weights.
 const LAID_OUT: usize = 8;
 /// The same of weights that are interleaved.
-const INTERLEAVED: usize = 33;
+const INTERLEAVED: usize = 9;
 /// Rows of `x` up to which sums of pairs are quicker than f32.
 #[cfg(target_arch = "x86_64")]
 const PAIRS: usize = 16;
@@ -68,25 +68,29 @@ impl IntegerProduct {
     /// # Safety
     /// The result lives, and nobody else uses these columns.
     pub(crate) unsafe fn add(&self, weights: Weights, column: usize, output: Output) {
+        let (mut room, row_bytes) = (Vec::new(), self.x.row_bytes);
+        let weights =
+            if has_products(self.processor) { weights } else { weights.in_order(self.columns, &mut room) };
+        if self.laid_out {
+            let rows = weights.bytes().len() / row_bytes;
+            for first in (0..rows).step_by(PANEL_ROWS) {
+                let weights = weights.part(first..rows.min(first + PANEL_ROWS), self.columns);
+                // SAFETY: `processor` had the instructions, and the caller promises the rest.
+                unsafe { add_panel(self.processor, &self.x, weights, column + first, output) };
+            }
+            return;
+        }
+        let bytes = weights.bytes();
         #[cfg(target_arch = "x86_64")]
-        if let (false, Weights::Interleaved(_, bytes)) = (self.laid_out, weights) {
-            let (groups, rest) =
-                bytes.split_at(bytes.len() - bytes.len() % (INTERLEAVED_ROWS * self.x.row_bytes));
-            // SAFETY: `processor` had the instructions, and the caller promises the rest.
+        if let Weights::Interleaved(..) = weights {
+            let (groups, rest) = bytes.split_at(bytes.len() - bytes.len() % (INTERLEAVED_ROWS * row_bytes));
+            // SAFETY: as above.
             return unsafe {
                 add_interleaved(self.processor, &self.x, groups, column, output);
-                add_rows(self.processor, &self.x, rest, column + groups.len() / self.x.row_bytes, output);
+                add_rows(self.processor, &self.x, rest, column + groups.len() / row_bytes, output);
             };
         }
-        let mut room = Vec::new();
-        let rows = weights.in_order(self.columns, &mut room).bytes();
-        if !self.laid_out {
-            // SAFETY: as above.
-            return unsafe { add_rows(self.processor, &self.x, rows, column, output) };
-        }
-        for (index, rows) in rows.chunks(PANEL_ROWS * self.x.row_bytes).enumerate() {
-            // SAFETY: as above.
-            unsafe { add_panel(self.processor, &self.x, rows, column + index * PANEL_ROWS, output) };
-        }
+        // SAFETY: as above.
+        unsafe { add_rows(self.processor, &self.x, bytes, column, output) };
     }
 }

@@ -3,12 +3,12 @@
 //!
 //! Reference: [`crate::integer_rows`], which gives the same of weights row after row, up to the order of sums.
 
-use crate::block_format::BlockFormat;
-use crate::block_vectors::{self, ask_for};
+use crate::block_vectors;
 use crate::interleaved::INTERLEAVED_ROWS;
+use crate::interleaved_blocks::{Interleaved, InterleavedBlock};
 use crate::processor::{Processor, WholeNumbers};
 use crate::products::Output;
-use crate::whole_blocks::each_eighth;
+use crate::whole_blocks::{each_eighth, with_block};
 use crate::whole_rows::WholeRows;
 use crate::whole_vectors::{Narrow, Pairs, WholeVectors, Wide};
 
@@ -41,21 +41,12 @@ pub(crate) unsafe fn add_interleaved(
 /// As [`add_interleaved`].
 unsafe fn add<V: Vectors, const AHEAD: usize>(x: &WholeRows, groups: &[u8], column: usize, output: Output) {
     // SAFETY: as the caller promises.
-    unsafe {
-        match x.format {
-            BlockFormat::F32 | BlockFormat::F16 | BlockFormat::BF16 => {}
-            BlockFormat::Q8_0 => add_blocks::<Q8_0, V, AHEAD>(x, groups, column, output),
-            BlockFormat::Q4_0 => add_blocks::<Q4_0, V, AHEAD>(x, groups, column, output),
-            BlockFormat::Q4K => add_blocks::<Q4K, V, AHEAD>(x, groups, column, output),
-            BlockFormat::Q5K => add_blocks::<Q5K, V, AHEAD>(x, groups, column, output),
-            BlockFormat::Q6K => add_blocks::<Q6K, V, AHEAD>(x, groups, column, output),
-        }
-    }
+    unsafe { with_block!(x.format, B => add_blocks::<B, V, AHEAD>(x, groups, column, output), ()) }
 }
 
 /// # Safety
 /// As [`add_interleaved`], and the blocks are of the format of `x`.
-unsafe fn add_blocks<B: Block, V: Vectors, const AHEAD: usize>(
+unsafe fn add_blocks<B: InterleavedBlock, V: Vectors, const AHEAD: usize>(
     x: &WholeRows,
     groups: &[u8],
     column: usize,
@@ -64,10 +55,12 @@ unsafe fn add_blocks<B: Block, V: Vectors, const AHEAD: usize>(
     assert_eq!(x.group, B::GROUP, "rows that are rounded for another format");
     let of_x = x.columns / x.group;
     for (index, group) in groups.chunks_exact(INTERLEAVED_ROWS * x.row_bytes).enumerate() {
-        let blocks = group.len() / (INTERLEAVED_ROWS * B::BYTES);
-        assert!(blocks * B::NUMBERS <= x.columns, "rows of another length");
+        let blocks = x.row_bytes / B::BLOCK_BYTES;
+        assert!(blocks * B::BLOCK_NUMBERS <= x.columns, "rows of another length");
+        let group = Group { at: group.as_ptr(), blocks };
         let mut first = 0;
         while first < x.count {
+            let output = At { output, row: first, column: column + INTERLEAVED_ROWS * index };
             // SAFETY: `x` has rows from `first` on, each with the numbers of all blocks and so many groups.
             unsafe {
                 let rows = Rows {
@@ -78,17 +71,11 @@ unsafe fn add_blocks<B: Block, V: Vectors, const AHEAD: usize>(
                     begins: x.begins.as_ptr().add(first * of_x),
                     groups: of_x,
                 };
-                let group = Group { at: group.as_ptr(), blocks };
-                let output = At { output, row: first, column: column + INTERLEAVED_ROWS * index };
-                let sums = V::SUMS / B::SUMS;
-                first += match x.count - first {
-                    1 => V::add::<B, 1, AHEAD>(rows, group, output),
-                    2 | 3 if sums >= 2 => V::add::<B, 2, AHEAD>(rows, group, output),
-                    4..8 if sums >= 4 => V::add::<B, 4, AHEAD>(rows, group, output),
-                    _ if sums >= 8 => V::add::<B, 8, AHEAD>(rows, group, output),
-                    _ if sums >= 4 => V::add::<B, 4, AHEAD>(rows, group, output),
-                    _ if sums >= 2 => V::add::<B, 2, AHEAD>(rows, group, output),
-                    _ => V::add::<B, 1, AHEAD>(rows, group, output),
+                first += match V::X_ROWS.min(x.count - first) {
+                    1 => V::products::<B, 1, AHEAD>(rows, group, output),
+                    2 | 3 => V::products::<B, 2, AHEAD>(rows, group, output),
+                    4..8 => V::products::<B, 4, AHEAD>(rows, group, output),
+                    _ => V::products::<B, 8, AHEAD>(rows, group, output),
                 };
             }
         }
@@ -127,12 +114,12 @@ struct Rows {
 impl Rows {
     /// The same from a later block on.
     #[inline(always)]
-    unsafe fn behind<B: Block>(self, blocks: usize) -> Self {
-        let groups = blocks * (B::NUMBERS / B::GROUP);
+    unsafe fn behind<B: InterleavedBlock>(self, blocks: usize) -> Self {
+        let groups = blocks * (B::BLOCK_NUMBERS / B::GROUP);
         // SAFETY: whoever calls it has so many blocks, and below these rows and groups.
         unsafe {
             Self {
-                numbers: self.numbers.add(blocks * B::NUMBERS),
+                numbers: self.numbers.add(blocks * B::BLOCK_NUMBERS),
                 scales: self.scales.add(groups),
                 sums: self.sums.add(groups),
                 begins: self.begins.add(groups),
@@ -194,64 +181,80 @@ impl Rows {
     }
 }
 
-/// A block of sixteen rows, or of the half of them that are a vector's lanes.
-#[derive(Clone, Copy)]
-struct Interleaved<const AHEAD: usize> {
-    at: *const u8,
-    /// The first row.
-    row: usize,
+/// Adds the products of a block with `X` rows of `x`.
+///
+/// # Safety
+/// As [`InterleavedBlock::fours`], and rows of `x` have the block's numbers.
+#[inline(always)]
+unsafe fn add_block<B: InterleavedBlock, V: WholeVectors, const X: usize, const AHEAD: usize>(
+    block: Interleaved<AHEAD>,
+    x: Rows,
+    mut totals: [V::Numbers; X],
+) -> [V::Numbers; X] {
+    // SAFETY: as the caller promises.
+    unsafe {
+        let scales = B::scales_of::<V, AHEAD>(block);
+        each_eighth!(part => {
+            if part < B::PARTS {
+                let places = B::places(part);
+                let groups = [places[0] / B::GROUP, places[1] / B::GROUP];
+                let mut products = [[V::splat_whole(0); X]; 2];
+                for row in 0..X {
+                    products[0][row] = begin::<B, V>(x.begin(row, groups[0]));
+                    if groups[0] != groups[1] {
+                        products[1][row] = begin::<B, V>(x.begin(row, groups[1]));
+                    }
+                }
+                for step in 0..B::STEPS {
+                    let numbers = B::fours::<V, AHEAD>(block, part, step);
+                    for which in 0..2 {
+                        for row in 0..X {
+                            let four = x.four::<V>(row, places[which] + 4 * step);
+                            products[which][row] = match B::EIGHT_BITS {
+                                true => V::dot_signed(products[which][row], numbers[which], four),
+                                false => V::dot(products[which][row], numbers[which], four),
+                            };
+                        }
+                    }
+                }
+                if groups[0] == groups[1] {
+                    for row in 0..X {
+                        products[0][row] = V::add(products[0][row], products[1][row]);
+                    }
+                }
+                for which in 0..2 {
+                    if which == 0 || groups[0] != groups[1] {
+                        let [scale, least] = B::scale::<V>(scales, groups[which]);
+                        totals = x.scaled::<V, X>(groups[which], products[which], scale, totals);
+                        if B::LEAST {
+                            totals = x.less::<V, X>(groups[which], least, totals);
+                        }
+                    }
+                }
+            }
+        });
+    }
+    totals
 }
 
-impl<const AHEAD: usize> Interleaved<AHEAD> {
-    /// The units of all rows that begin at a byte of their blocks.
-    #[inline(always)]
-    unsafe fn unit<V: WholeVectors>(self, byte: usize) -> V::Whole {
-        // SAFETY: whoever calls it has the block.
-        unsafe {
-            let at = self.at.add(INTERLEAVED_ROWS * byte);
-            if AHEAD > 0 {
-                ask_for(at.wrapping_add(AHEAD));
-            }
-            V::load_whole(at.add(4 * self.row))
+/// What sums of products begin with.
+#[inline(always)]
+unsafe fn begin<B: InterleavedBlock, V: WholeVectors>(offset: i32) -> V::Whole {
+    // SAFETY: whoever calls it has the instructions.
+    unsafe {
+        match B::EIGHT_BITS {
+            true => V::begin_signed(offset),
+            false => V::splat_whole(offset),
         }
     }
-
-    /// The numbers of 16 bits that begin there.
-    #[inline(always)]
-    unsafe fn halves<V: WholeVectors>(self, byte: usize) -> V::Numbers {
-        // SAFETY: as above.
-        unsafe { V::load_halves(self.at.add(INTERLEAVED_ROWS * byte + 2 * self.row)) }
-    }
-}
-
-/// How interleaved blocks of a format are multiplied.
-trait Block {
-    /// Bytes of a block of a row.
-    const BYTES: usize;
-    /// Numbers of a block.
-    const NUMBERS: usize;
-    /// Numbers that share a scale.
-    const GROUP: usize = 32;
-    /// Sums of whole numbers of each row of `x` at the same time.
-    const SUMS: usize = 2;
-
-    /// Adds the products of a block with `X` rows of `x`.
-    ///
-    /// # Safety
-    /// The processor has the instructions; the block can be read, and rows of `x` have its numbers.
-    unsafe fn add<V: WholeVectors, const X: usize, const AHEAD: usize>(
-        block: Interleaved<AHEAD>,
-        x: Rows,
-        totals: [V::Numbers; X],
-    ) -> [V::Numbers; X];
 }
 
 /// The products of `X` rows of `x` with sixteen rows of weights, and how many rows of `x` they were.
 ///
 /// # Safety
-/// As [`Block::add`]; the result lives, and nobody else uses these columns.
+/// As [`add_block`]; the result lives, and nobody else uses these columns.
 #[inline(always)]
-unsafe fn add_group<B: Block, V: WholeVectors, const X: usize, const AHEAD: usize>(
+unsafe fn add_group<B: InterleavedBlock, V: WholeVectors, const X: usize, const AHEAD: usize>(
     x: Rows,
     group: Group,
     to: At,
@@ -261,9 +264,9 @@ unsafe fn add_group<B: Block, V: WholeVectors, const X: usize, const AHEAD: usiz
         unsafe {
             let mut totals = [V::splat(0.0); X];
             for block in 0..group.blocks {
-                let at = group.at.add(block * INTERLEAVED_ROWS * B::BYTES);
-                let interleaved = Interleaved::<AHEAD> { at, row };
-                totals = B::add::<V, X, AHEAD>(interleaved, x.behind::<B>(block), totals);
+                let at = group.at.add(block * INTERLEAVED_ROWS * B::BLOCK_BYTES);
+                let x = x.behind::<B>(block);
+                totals = add_block::<B, V, X, AHEAD>(Interleaved { at, row }, x, totals);
             }
             for (of_x, total) in totals.into_iter().enumerate() {
                 let mut sums = [0f32; INTERLEAVED_ROWS];
@@ -277,26 +280,30 @@ unsafe fn add_group<B: Block, V: WholeVectors, const X: usize, const AHEAD: usiz
 
 /// The vectors of a group.
 trait Vectors: WholeVectors {
-    /// Sums of whole numbers at the same time: half of the registers.
-    const SUMS: usize;
+    /// Rows of `x` at most: two sums of whole numbers of each and their totals take most of the registers.
+    const X_ROWS: usize;
 
     /// [`add_group`] in these vectors.
-    unsafe fn add<B: Block, const X: usize, const AHEAD: usize>(x: Rows, group: Group, to: At) -> usize;
+    unsafe fn products<B: InterleavedBlock, const X: usize, const AHEAD: usize>(
+        x: Rows,
+        group: Group,
+        to: At,
+    ) -> usize;
 }
 
 macro_rules! vectors {
-    ($name:ident, $features:literal, $sums:literal) => {
+    ($name:ident, $features:literal, $x_rows:literal) => {
         impl Vectors for $name {
-            const SUMS: usize = $sums;
+            const X_ROWS: usize = $x_rows;
 
             #[inline(always)]
-            unsafe fn add<B: Block, const X: usize, const AHEAD: usize>(
+            unsafe fn products<B: InterleavedBlock, const X: usize, const AHEAD: usize>(
                 x: Rows,
                 group: Group,
                 to: At,
             ) -> usize {
                 #[target_feature(enable = $features)]
-                unsafe fn add<B: Block, const X: usize, const AHEAD: usize>(
+                unsafe fn products<B: InterleavedBlock, const X: usize, const AHEAD: usize>(
                     x: Rows,
                     group: Group,
                     to: At,
@@ -305,291 +312,11 @@ macro_rules! vectors {
                     unsafe { add_group::<B, $name, X, AHEAD>(x, group, to) }
                 }
                 // SAFETY: as the caller promises.
-                unsafe { add::<B, X, AHEAD>(x, group, to) }
+                unsafe { products::<B, X, AHEAD>(x, group, to) }
             }
         }
     };
 }
-vectors!(Wide, "avx512f,avx512bw,avx512vnni,avx2,fma,f16c", 16);
-vectors!(Narrow, "avx2,fma,f16c,avxvnni", 4);
-vectors!(Pairs, "avx2,fma,f16c", 4);
-
-/// Each byte of four.
-const fn of_bytes(byte: u8) -> i32 {
-    i32::from_ne_bytes([byte; 4])
-}
-
-/// A scale, then 32 numbers of 8 bits with a sign.
-struct Q8_0;
-
-impl Block for Q8_0 {
-    const BYTES: usize = 34;
-    const NUMBERS: usize = 32;
-
-    #[inline(always)]
-    unsafe fn add<V: WholeVectors, const X: usize, const AHEAD: usize>(
-        block: Interleaved<AHEAD>,
-        x: Rows,
-        totals: [V::Numbers; X],
-    ) -> [V::Numbers; X] {
-        // SAFETY: as the caller promises.
-        unsafe {
-            let scales = block.halves::<V>(0);
-            let mut products = [V::splat_whole(0); X];
-            for row in 0..X {
-                products[row] = V::begin_signed(x.begin(row, 0));
-            }
-            for step in 0..8 {
-                let weights = block.unit::<V>(2 + 4 * step);
-                for row in 0..X {
-                    products[row] = V::dot_signed(products[row], weights, x.four::<V>(row, 4 * step));
-                }
-            }
-            x.scaled::<V, X>(0, products, scales, totals)
-        }
-    }
-}
-
-/// A scale, then 32 numbers from -8 to 7: the first half in the lower bits of 16 bytes, the second in the upper.
-struct Q4_0;
-
-impl Block for Q4_0 {
-    const BYTES: usize = 18;
-    const NUMBERS: usize = 32;
-
-    #[inline(always)]
-    unsafe fn add<V: WholeVectors, const X: usize, const AHEAD: usize>(
-        block: Interleaved<AHEAD>,
-        x: Rows,
-        totals: [V::Numbers; X],
-    ) -> [V::Numbers; X] {
-        // SAFETY: as the caller promises.
-        unsafe {
-            let scales = block.halves::<V>(0);
-            let mut products = [V::splat_whole(0); X];
-            for row in 0..X {
-                products[row] = V::splat_whole(x.begin(row, 0));
-            }
-            for step in 0..4 {
-                let [lower, upper] = pairs::<V>(block.unit::<V>(2 + 4 * step));
-                for row in 0..X {
-                    products[row] = V::dot(products[row], lower, x.four::<V>(row, 4 * step));
-                    products[row] = V::dot(products[row], upper, x.four::<V>(row, 16 + 4 * step));
-                }
-            }
-            x.scaled::<V, X>(0, products, scales, totals)
-        }
-    }
-}
-
-/// Two numbers of 16 bits, 6 bits of a scale and of a least value of each eighth, then 256 numbers from 0 to 15: of each 64, the first
-/// half in the lower bits of 32 bytes, the second in the upper.
-struct Q4K;
-
-impl Block for Q4K {
-    const BYTES: usize = 144;
-    const NUMBERS: usize = 256;
-
-    #[inline(always)]
-    unsafe fn add<V: WholeVectors, const X: usize, const AHEAD: usize>(
-        block: Interleaved<AHEAD>,
-        x: Rows,
-        mut totals: [V::Numbers; X],
-    ) -> [V::Numbers; X] {
-        // SAFETY: as the caller promises.
-        unsafe {
-            let eighths = Eighths::<V>::new(block);
-            each_eighth!(quarter => {
-                let mut products = [[V::splat_whole(0); X]; 2];
-                for step in 0..8 {
-                    let [lower, upper] = pairs::<V>(block.unit::<V>(16 + 32 * quarter + 4 * step));
-                    let place = 64 * quarter + 4 * step;
-                    for row in 0..X {
-                        products[0][row] = V::dot(products[0][row], lower, x.four::<V>(row, place));
-                        products[1][row] = V::dot(products[1][row], upper, x.four::<V>(row, place + 32));
-                    }
-                }
-                totals = eighths.scaled::<X>(2 * quarter, x, products, totals);
-            }, 0 1 2 3);
-        }
-        totals
-    }
-}
-
-/// The same with a fifth bit of each number: bit e of 32 bytes between is that of the numbers of eighth e.
-struct Q5K;
-
-impl Block for Q5K {
-    const BYTES: usize = 176;
-    const NUMBERS: usize = 256;
-
-    #[inline(always)]
-    unsafe fn add<V: WholeVectors, const X: usize, const AHEAD: usize>(
-        block: Interleaved<AHEAD>,
-        x: Rows,
-        mut totals: [V::Numbers; X],
-    ) -> [V::Numbers; X] {
-        // SAFETY: as the caller promises.
-        unsafe {
-            let eighths = Eighths::<V>::new(block);
-            let fifth = V::splat_whole(of_bytes(16));
-            each_eighth!(quarter => {
-                let mut products = [[V::splat_whole(0); X]; 2];
-                for step in 0..8 {
-                    let [lower, upper] = pairs::<V>(block.unit::<V>(48 + 32 * quarter + 4 * step));
-                    let bits = block.unit::<V>(16 + 4 * step);
-                    // The bits of both eighths, moved to the fifth place.
-                    let [first, second] = match quarter {
-                        0 => [V::left(bits, 4), V::left(bits, 3)],
-                        1 => [V::left(bits, 2), V::left(bits, 1)],
-                        2 => [bits, V::right(bits, 1)],
-                        _ => [V::right(bits, 2), V::right(bits, 3)],
-                    };
-                    let lower = V::or(lower, V::and(first, fifth));
-                    let upper = V::or(upper, V::and(second, fifth));
-                    let place = 64 * quarter + 4 * step;
-                    for row in 0..X {
-                        products[0][row] = V::dot(products[0][row], lower, x.four::<V>(row, place));
-                        products[1][row] = V::dot(products[1][row], upper, x.four::<V>(row, place + 32));
-                    }
-                }
-                totals = eighths.scaled::<X>(2 * quarter, x, products, totals);
-            }, 0 1 2 3);
-        }
-        totals
-    }
-}
-
-/// 256 numbers from -32 to 31: of each half, the lower 4 bits of its quarters in 64 bytes (two quarters to the lower bits, two to the
-/// upper), and two bits of each of them in 32 bytes. Then 16 scales of a byte each, and one of all.
-struct Q6K;
-
-impl Block for Q6K {
-    const BYTES: usize = 210;
-    const NUMBERS: usize = 256;
-    const GROUP: usize = 16;
-    const SUMS: usize = 4;
-
-    #[inline(always)]
-    unsafe fn add<V: WholeVectors, const X: usize, const AHEAD: usize>(
-        block: Interleaved<AHEAD>,
-        x: Rows,
-        mut totals: [V::Numbers; X],
-    ) -> [V::Numbers; X] {
-        // SAFETY: as the caller promises.
-        unsafe {
-            let all = block.halves::<V>(208);
-            let two = V::splat_whole(of_bytes(0x30));
-            // Each half's first and second groups of its quarters.
-            each_eighth!(part => {
-                let (half, second) = (part / 2, part % 2);
-                let mut products = [[V::splat_whole(0); X]; 4];
-                for quarter in 0..4 {
-                    for row in 0..X {
-                        products[quarter][row] = V::splat_whole(x.begin(row, 8 * half + 2 * quarter + second));
-                    }
-                }
-                for step in 4 * second..4 * second + 4 {
-                    let [a, c] = pairs::<V>(block.unit::<V>(64 * half + 4 * step));
-                    let [b, d] = pairs::<V>(block.unit::<V>(64 * half + 32 + 4 * step));
-                    let bits = block.unit::<V>(128 + 32 * half + 4 * step);
-                    let weights = [
-                        V::or(a, V::and(V::left(bits, 4), two)),
-                        V::or(b, V::and(V::left(bits, 2), two)),
-                        V::or(c, V::and(bits, two)),
-                        V::or(d, V::and(V::right(bits, 2), two)),
-                    ];
-                    for quarter in 0..4 {
-                        let place = 128 * half + 32 * quarter + 4 * step;
-                        for row in 0..X {
-                            products[quarter][row] =
-                                V::dot(products[quarter][row], weights[quarter], x.four::<V>(row, place));
-                        }
-                    }
-                }
-                for quarter in 0..4 {
-                    let group = 8 * half + 2 * quarter + second;
-                    let scales = block.unit::<V>(192 + group / 4 * 4);
-                    let scales = V::right_signed(V::left(scales, 24 - 8 * (group % 4) as i32), 24);
-                    let scales = V::multiply(V::converted(scales), all);
-                    totals = x.scaled::<V, X>(group, products[quarter], scales, totals);
-                }
-            }, 0 1 2 3);
-        }
-        totals
-    }
-}
-
-/// The lower and the upper four bits of each byte.
-#[inline(always)]
-unsafe fn pairs<V: WholeVectors>(bytes: V::Whole) -> [V::Whole; 2] {
-    // SAFETY: whoever calls it has the instructions.
-    unsafe {
-        let lower = V::splat_whole(of_bytes(15));
-        [V::and(bytes, lower), V::and(V::right(bytes, 4), lower)]
-    }
-}
-
-/// The scales and the least values of the eighths of large blocks.
-#[derive(Clone, Copy)]
-struct Eighths<V: WholeVectors> {
-    scale: V::Numbers,
-    least: V::Numbers,
-    words: [V::Whole; 3],
-}
-
-impl<V: WholeVectors> Eighths<V> {
-    #[inline(always)]
-    unsafe fn new<const AHEAD: usize>(block: Interleaved<AHEAD>) -> Self {
-        // SAFETY: whoever calls it has the instructions and the block, here and below.
-        unsafe {
-            Self {
-                scale: block.halves::<V>(0),
-                least: block.halves::<V>(2),
-                words: [block.unit::<V>(4), block.unit::<V>(8), block.unit::<V>(12)],
-            }
-        }
-    }
-
-    /// What an eighth's numbers are multiplied with, and what is taken from them.
-    #[inline(always)]
-    unsafe fn of(&self, eighth: usize) -> [V::Numbers; 2] {
-        let [a, b, both] = self.words;
-        // SAFETY: as above.
-        unsafe {
-            let [scale, least] = if eighth < 4 {
-                let six = V::splat_whole(63);
-                let places = 8 * eighth as i32;
-                [V::and(V::right(a, places), six), V::and(V::right(b, places), six)]
-            } else {
-                let (four, two) = (V::splat_whole(15), V::splat_whole(0x30));
-                let places = 8 * (eighth as i32 - 4);
-                [
-                    V::or(V::and(V::right(both, places), four), V::and(V::right(a, places + 2), two)),
-                    V::or(V::and(V::right(both, places + 4), four), V::and(V::right(b, places + 2), two)),
-                ]
-            };
-            [V::multiply(V::converted(scale), self.scale), V::multiply(V::converted(least), self.least)]
-        }
-    }
-
-    /// Adds the products of an eighth and of the next one.
-    #[inline(always)]
-    unsafe fn scaled<const X: usize>(
-        &self,
-        eighth: usize,
-        x: Rows,
-        products: [[V::Whole; X]; 2],
-        mut totals: [V::Numbers; X],
-    ) -> [V::Numbers; X] {
-        for (next, products) in products.into_iter().enumerate() {
-            // SAFETY: as above.
-            unsafe {
-                let [scales, least] = self.of(eighth + next);
-                totals = x.scaled::<V, X>(eighth + next, products, scales, totals);
-                totals = x.less::<V, X>(eighth + next, least, totals);
-            }
-        }
-        totals
-    }
-}
+vectors!(Wide, "avx512f,avx512bw,avx512vnni,avx2,fma,f16c", 8);
+vectors!(Narrow, "avx2,fma,f16c,avxvnni", 2);
+vectors!(Pairs, "avx2,fma,f16c", 2);

@@ -33,6 +33,8 @@ mod integer_products;
 mod integer_rows;
 mod interleaved;
 #[cfg(target_arch = "x86_64")]
+mod interleaved_blocks;
+#[cfg(target_arch = "x86_64")]
 mod interleaved_products;
 mod largest;
 mod layer_norm;

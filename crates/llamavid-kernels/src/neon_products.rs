@@ -13,7 +13,7 @@ use std::arch::asm;
 
 use crate::block_format::{BlockFormat, LARGE as NUMBERS, Whole, read_whole};
 use crate::processor::{Processor, WholeNumbers};
-use crate::products::Output;
+use crate::products::{Output, Weights};
 use crate::whole_rows::WholeRows;
 
 /// Rows of weights that are laid out together.
@@ -139,18 +139,19 @@ impl Blocks {
     }
 }
 
-/// Adds the products of all rows of `x`, in parts of [`PART`], with up to [`PANEL_ROWS`] rows of weights, the bytes of which are
-/// `rows`; their results are the columns from `column` on.
+/// Adds the products of all rows of `x`, in parts of [`PART`], with up to [`PANEL_ROWS`] rows of weights, none of
+/// them interleaved; their results are the columns from `column` on.
 ///
 /// # Safety
 /// The processor has the instructions; the result lives, and nobody else uses these columns.
 pub(crate) unsafe fn add_panel(
     processor: Processor,
     x: &WholeRows,
-    rows: &[u8],
+    weights: Weights,
     column: usize,
     output: Output,
 ) {
+    let rows = weights.bytes();
     // SAFETY: as the caller promises.
     unsafe {
         match processor.whole_numbers() {

@@ -6,14 +6,15 @@ use std::arch::x86_64::{
     _mm256_fnmadd_ps, _mm256_loadu_ps, _mm256_loadu_si256, _mm256_madd_epi16, _mm256_maddubs_epi16,
     _mm256_mul_ps, _mm256_or_si256, _mm256_set1_epi16, _mm256_set1_epi32, _mm256_set1_ps,
     _mm256_setzero_si256, _mm256_sign_epi8, _mm256_sll_epi32, _mm256_sra_epi32, _mm256_srl_epi32,
-    _mm256_storeu_ps, _mm256_xor_si256, _mm512_and_si512, _mm512_cvtepi32_ps, _mm512_cvtph_ps,
-    _mm512_dpbusd_epi32, _mm512_fmadd_ps, _mm512_fnmadd_ps, _mm512_loadu_ps, _mm512_loadu_si512,
-    _mm512_mul_ps, _mm512_or_si512, _mm512_set1_epi32, _mm512_set1_ps, _mm512_sll_epi32, _mm512_sra_epi32,
-    _mm512_srl_epi32, _mm512_storeu_ps, _mm512_xor_si512,
+    _mm256_storeu_ps, _mm256_storeu_si256, _mm256_sub_epi8, _mm256_xor_si256, _mm512_add_epi32,
+    _mm512_and_si512, _mm512_cvtepi32_ps, _mm512_cvtph_ps, _mm512_dpbusd_epi32, _mm512_fmadd_ps,
+    _mm512_fnmadd_ps, _mm512_loadu_ps, _mm512_loadu_si512, _mm512_mul_ps, _mm512_or_si512, _mm512_set1_epi32,
+    _mm512_set1_ps, _mm512_sll_epi32, _mm512_sra_epi32, _mm512_srl_epi32, _mm512_storeu_ps,
+    _mm512_storeu_si512, _mm512_sub_epi8, _mm512_xor_si512,
 };
 
 /// Such vectors of one set of instructions. Whoever calls these functions has the instructions, and room for what is read or written.
-pub(crate) trait WholeVectors {
+pub(crate) trait WholeVectors: Copy {
     /// Whole numbers: four of 8 bits or one of 32 in a lane.
     type Whole: Copy;
     /// A number of 32 bits in a lane.
@@ -28,12 +29,17 @@ pub(crate) trait WholeVectors {
     /// Numbers of 16 bits.
     unsafe fn load_halves(at: *const u8) -> Self::Numbers;
     unsafe fn store(at: *mut f32, values: Self::Numbers);
+    unsafe fn store_whole(at: *mut u8, values: Self::Whole);
     /// Adds the products of four weights without a sign with four numbers of `x`.
     unsafe fn dot(sums: Self::Whole, weights: Self::Whole, x: Self::Whole) -> Self::Whole;
     /// The same of weights of 8 bits with a sign, where sums begin with [`Self::begin_signed`].
     unsafe fn dot_signed(sums: Self::Whole, weights: Self::Whole, x: Self::Whole) -> Self::Whole;
     /// What sums of products begin with for the offset of 128 that makes weights positive.
     unsafe fn begin_signed(offset: i32) -> Self::Whole;
+    /// Adds sums.
+    unsafe fn add(a: Self::Whole, b: Self::Whole) -> Self::Whole;
+    /// Takes bytes from each other.
+    unsafe fn less(a: Self::Whole, b: Self::Whole) -> Self::Whole;
     unsafe fn and(a: Self::Whole, b: Self::Whole) -> Self::Whole;
     unsafe fn or(a: Self::Whole, b: Self::Whole) -> Self::Whole;
     /// The bits of lanes moved to higher places.
@@ -55,10 +61,11 @@ const SIGNS: i32 = i32::from_ne_bytes([0x80; 4]);
 
 macro_rules! vectors {
     ($(#[$meta:meta])* $name:ident, $whole:ty, $numbers:ty, $lanes:literal,
-        $splat:ident, $splat_whole:ident, $load:ident, $load_whole:ident, $store:ident,
-        $and:ident, $or:ident, $left:ident, $right:ident, $right_signed:ident,
+        $splat:ident, $splat_whole:ident, $load:ident, $load_whole:ident, $store_whole:ident, $store:ident,
+        $add:ident, $less:ident, $and:ident, $or:ident, $left:ident, $right:ident, $right_signed:ident,
         $converted:ident, $multiply:ident, $multiply_add:ident, $multiply_subtract:ident; $($own:tt)*) => {
         $(#[$meta])*
+        #[derive(Clone, Copy)]
         pub(crate) struct $name;
 
         impl WholeVectors for $name {
@@ -69,6 +76,8 @@ macro_rules! vectors {
             vectors!(splat($splat; value: f32) -> $numbers);
             vectors!(splat_whole($splat_whole; value: i32) -> $whole);
             vectors!(load($load; at: *const f32) -> $numbers);
+            vectors!(add($add; a: $whole, b: $whole) -> $whole);
+            vectors!(less($less; a: $whole, b: $whole) -> $whole);
             vectors!(and($and; a: $whole, b: $whole) -> $whole);
             vectors!(or($or; a: $whole, b: $whole) -> $whole);
             vectors!(converted($converted; values: $whole) -> $numbers);
@@ -84,6 +93,12 @@ macro_rules! vectors {
             unsafe fn load_whole(at: *const u8) -> $whole {
                 // SAFETY: as the caller promises.
                 unsafe { $load_whole(at.cast()) }
+            }
+
+            #[inline(always)]
+            unsafe fn store_whole(at: *mut u8, values: $whole) {
+                // SAFETY: as the caller promises.
+                unsafe { $store_whole(at.cast(), values) }
             }
 
             #[inline(always)]
@@ -129,8 +144,8 @@ macro_rules! without_sign {
 vectors!(
     /// AVX-512 with VNNI.
     Wide, __m512i, __m512, 16,
-    _mm512_set1_ps, _mm512_set1_epi32, _mm512_loadu_ps, _mm512_loadu_si512, _mm512_storeu_ps,
-    _mm512_and_si512, _mm512_or_si512, _mm512_sll_epi32, _mm512_srl_epi32, _mm512_sra_epi32,
+    _mm512_set1_ps, _mm512_set1_epi32, _mm512_loadu_ps, _mm512_loadu_si512, _mm512_storeu_si512, _mm512_storeu_ps,
+    _mm512_add_epi32, _mm512_sub_epi8, _mm512_and_si512, _mm512_or_si512, _mm512_sll_epi32, _mm512_srl_epi32, _mm512_sra_epi32,
     _mm512_cvtepi32_ps, _mm512_mul_ps, _mm512_fmadd_ps, _mm512_fnmadd_ps;
     vectors!(dot(_mm512_dpbusd_epi32; sums: __m512i, weights: __m512i, x: __m512i) -> __m512i);
     without_sign!(__m512i, _mm512_xor_si512);
@@ -144,8 +159,8 @@ vectors!(
 vectors!(
     /// AVX2 with AVX-VNNI.
     Narrow, __m256i, __m256, 8,
-    _mm256_set1_ps, _mm256_set1_epi32, _mm256_loadu_ps, _mm256_loadu_si256, _mm256_storeu_ps,
-    _mm256_and_si256, _mm256_or_si256, _mm256_sll_epi32, _mm256_srl_epi32, _mm256_sra_epi32,
+    _mm256_set1_ps, _mm256_set1_epi32, _mm256_loadu_ps, _mm256_loadu_si256, _mm256_storeu_si256, _mm256_storeu_ps,
+    _mm256_add_epi32, _mm256_sub_epi8, _mm256_and_si256, _mm256_or_si256, _mm256_sll_epi32, _mm256_srl_epi32, _mm256_sra_epi32,
     _mm256_cvtepi32_ps, _mm256_mul_ps, _mm256_fmadd_ps, _mm256_fnmadd_ps;
     vectors!(dot(_mm256_dpbusd_avx_epi32; sums: __m256i, weights: __m256i, x: __m256i) -> __m256i);
     without_sign!(__m256i, _mm256_xor_si256);
@@ -159,8 +174,8 @@ vectors!(
 vectors!(
     /// AVX2: products are added up in pairs of 16 bits with a sign, which weights of up to 7 bits without one never leave.
     Pairs, __m256i, __m256, 8,
-    _mm256_set1_ps, _mm256_set1_epi32, _mm256_loadu_ps, _mm256_loadu_si256, _mm256_storeu_ps,
-    _mm256_and_si256, _mm256_or_si256, _mm256_sll_epi32, _mm256_srl_epi32, _mm256_sra_epi32,
+    _mm256_set1_ps, _mm256_set1_epi32, _mm256_loadu_ps, _mm256_loadu_si256, _mm256_storeu_si256, _mm256_storeu_ps,
+    _mm256_add_epi32, _mm256_sub_epi8, _mm256_and_si256, _mm256_or_si256, _mm256_sll_epi32, _mm256_srl_epi32, _mm256_sra_epi32,
     _mm256_cvtepi32_ps, _mm256_mul_ps, _mm256_fmadd_ps, _mm256_fnmadd_ps;
     #[inline(always)]
     unsafe fn dot(sums: __m256i, weights: __m256i, x: __m256i) -> __m256i {

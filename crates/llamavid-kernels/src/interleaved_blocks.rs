@@ -1,0 +1,364 @@
+//! Interleaved blocks as vectors of whole numbers, a lane for each row.
+//!
+//! Reference: [`crate::block_format`], which reads blocks row after row in portable code.
+
+use crate::block_vectors::ask_for;
+use crate::interleaved::INTERLEAVED_ROWS;
+use crate::whole_blocks::{Q4_0, Q4K, Q5K, Q6K, Q8_0, WholeBlock};
+use crate::whole_vectors::WholeVectors;
+
+/// A block of sixteen rows, or of the half of them that are a vector's lanes.
+#[derive(Clone, Copy)]
+pub(crate) struct Interleaved<const AHEAD: usize> {
+    pub(crate) at: *const u8,
+    /// The first row.
+    pub(crate) row: usize,
+}
+
+impl<const AHEAD: usize> Interleaved<AHEAD> {
+    /// The units of all rows that begin at a byte of their blocks.
+    #[inline(always)]
+    unsafe fn unit<V: WholeVectors>(self, byte: usize) -> V::Whole {
+        // SAFETY: whoever calls it has the block.
+        unsafe {
+            let at = self.at.add(INTERLEAVED_ROWS * byte);
+            if AHEAD > 0 {
+                ask_for(at.wrapping_add(AHEAD));
+            }
+            V::load_whole(at.add(4 * self.row))
+        }
+    }
+
+    /// The numbers of 16 bits that begin there.
+    #[inline(always)]
+    unsafe fn halves<V: WholeVectors>(self, byte: usize) -> V::Numbers {
+        // SAFETY: as above.
+        unsafe { V::load_halves(self.at.add(INTERLEAVED_ROWS * byte + 2 * self.row)) }
+    }
+}
+
+/// How interleaved blocks of a format are read: in parts, of which a unit holds numbers of two places.
+pub(crate) trait InterleavedBlock: WholeBlock {
+    /// Bytes of a block of a row.
+    const BLOCK_BYTES: usize;
+    /// Numbers of a block.
+    const BLOCK_NUMBERS: usize = 256;
+    /// Numbers that share a scale.
+    const GROUP: usize = 32;
+    /// Parts of a block.
+    const PARTS: usize;
+    /// Fours of numbers of a part's places.
+    const STEPS: usize;
+
+    /// The first numbers of a part.
+    fn places(part: usize) -> [usize; 2];
+
+    /// Four numbers of each row, of both places of a part. Those of 8 bits have a sign, others have none.
+    ///
+    /// # Safety
+    /// The processor has the instructions, and the block can be read.
+    unsafe fn fours<V: WholeVectors, const AHEAD: usize>(
+        block: Interleaved<AHEAD>,
+        part: usize,
+        step: usize,
+    ) -> [V::Whole; 2];
+
+    /// What reads the scales of a block.
+    type Scales<V: WholeVectors>: Copy;
+
+    /// # Safety
+    /// As [`Self::fours`].
+    unsafe fn scales_of<V: WholeVectors, const AHEAD: usize>(block: Interleaved<AHEAD>) -> Self::Scales<V>;
+
+    /// The scale of a group, and its least value where the format has those.
+    ///
+    /// # Safety
+    /// As [`Self::fours`].
+    unsafe fn scale<V: WholeVectors>(scales: Self::Scales<V>, group: usize) -> [V::Numbers; 2];
+}
+
+/// Of the only scale of a block, the vector.
+#[inline(always)]
+unsafe fn only<V: WholeVectors>(scale: V::Numbers) -> [V::Numbers; 2] {
+    // SAFETY: whoever calls it has the instructions.
+    unsafe { [scale, V::splat(0.0)] }
+}
+
+/// A scale, then 32 numbers of 8 bits with a sign.
+impl InterleavedBlock for Q8_0 {
+    const BLOCK_BYTES: usize = 34;
+    const BLOCK_NUMBERS: usize = 32;
+    const PARTS: usize = 1;
+    const STEPS: usize = 4;
+    type Scales<V: WholeVectors> = V::Numbers;
+
+    #[inline(always)]
+    fn places(_part: usize) -> [usize; 2] {
+        [0, 16]
+    }
+
+    #[inline(always)]
+    unsafe fn fours<V: WholeVectors, const AHEAD: usize>(
+        block: Interleaved<AHEAD>,
+        _part: usize,
+        step: usize,
+    ) -> [V::Whole; 2] {
+        // SAFETY: as the caller promises.
+        unsafe { [block.unit::<V>(2 + 4 * step), block.unit::<V>(18 + 4 * step)] }
+    }
+
+    #[inline(always)]
+    unsafe fn scales_of<V: WholeVectors, const AHEAD: usize>(block: Interleaved<AHEAD>) -> V::Numbers {
+        // SAFETY: as the caller promises.
+        unsafe { block.halves::<V>(0) }
+    }
+
+    #[inline(always)]
+    unsafe fn scale<V: WholeVectors>(scale: V::Numbers, _group: usize) -> [V::Numbers; 2] {
+        // SAFETY: as the caller promises.
+        unsafe { only::<V>(scale) }
+    }
+}
+
+/// A scale, then 32 numbers from -8 to 7: the first half in the lower bits of 16 bytes, the second in the upper.
+impl InterleavedBlock for Q4_0 {
+    const BLOCK_BYTES: usize = 18;
+    const BLOCK_NUMBERS: usize = 32;
+    const PARTS: usize = 1;
+    const STEPS: usize = 4;
+    type Scales<V: WholeVectors> = V::Numbers;
+
+    #[inline(always)]
+    fn places(_part: usize) -> [usize; 2] {
+        [0, 16]
+    }
+
+    #[inline(always)]
+    unsafe fn fours<V: WholeVectors, const AHEAD: usize>(
+        block: Interleaved<AHEAD>,
+        _part: usize,
+        step: usize,
+    ) -> [V::Whole; 2] {
+        // SAFETY: as the caller promises.
+        unsafe { halves::<V>(block.unit::<V>(2 + 4 * step)) }
+    }
+
+    #[inline(always)]
+    unsafe fn scales_of<V: WholeVectors, const AHEAD: usize>(block: Interleaved<AHEAD>) -> V::Numbers {
+        // SAFETY: as the caller promises.
+        unsafe { block.halves::<V>(0) }
+    }
+
+    #[inline(always)]
+    unsafe fn scale<V: WholeVectors>(scale: V::Numbers, _group: usize) -> [V::Numbers; 2] {
+        // SAFETY: as the caller promises.
+        unsafe { only::<V>(scale) }
+    }
+}
+
+/// Two numbers of 16 bits, 6 bits of a scale and of a least value of each eighth, then 256 numbers from 0 to 15: of each 64, the first
+/// half in the lower bits of 32 bytes, the second in the upper.
+impl InterleavedBlock for Q4K {
+    const BLOCK_BYTES: usize = 144;
+    const PARTS: usize = 4;
+    const STEPS: usize = 8;
+    type Scales<V: WholeVectors> = Eighths<V>;
+
+    #[inline(always)]
+    fn places(quarter: usize) -> [usize; 2] {
+        [64 * quarter, 64 * quarter + 32]
+    }
+
+    #[inline(always)]
+    unsafe fn fours<V: WholeVectors, const AHEAD: usize>(
+        block: Interleaved<AHEAD>,
+        quarter: usize,
+        step: usize,
+    ) -> [V::Whole; 2] {
+        // SAFETY: as the caller promises.
+        unsafe { halves::<V>(block.unit::<V>(16 + 32 * quarter + 4 * step)) }
+    }
+
+    #[inline(always)]
+    unsafe fn scales_of<V: WholeVectors, const AHEAD: usize>(block: Interleaved<AHEAD>) -> Eighths<V> {
+        // SAFETY: as the caller promises.
+        unsafe { Eighths::new(block) }
+    }
+
+    #[inline(always)]
+    unsafe fn scale<V: WholeVectors>(scales: Eighths<V>, eighth: usize) -> [V::Numbers; 2] {
+        // SAFETY: as the caller promises.
+        unsafe { scales.of(eighth) }
+    }
+}
+
+/// The same with a fifth bit of each number: bit e of 32 bytes between is that of the numbers of eighth e.
+impl InterleavedBlock for Q5K {
+    const BLOCK_BYTES: usize = 176;
+    const PARTS: usize = 4;
+    const STEPS: usize = 8;
+    type Scales<V: WholeVectors> = Eighths<V>;
+
+    #[inline(always)]
+    fn places(quarter: usize) -> [usize; 2] {
+        [64 * quarter, 64 * quarter + 32]
+    }
+
+    #[inline(always)]
+    unsafe fn fours<V: WholeVectors, const AHEAD: usize>(
+        block: Interleaved<AHEAD>,
+        quarter: usize,
+        step: usize,
+    ) -> [V::Whole; 2] {
+        // SAFETY: as the caller promises.
+        unsafe {
+            let [lower, upper] = halves::<V>(block.unit::<V>(48 + 32 * quarter + 4 * step));
+            let bits = block.unit::<V>(16 + 4 * step);
+            // The bits of both eighths, moved to the fifth place.
+            let [first, second] = match quarter {
+                0 => [V::left(bits, 4), V::left(bits, 3)],
+                1 => [V::left(bits, 2), V::left(bits, 1)],
+                2 => [bits, V::right(bits, 1)],
+                _ => [V::right(bits, 2), V::right(bits, 3)],
+            };
+            let fifth = V::splat_whole(of_bytes(16));
+            [V::or(lower, V::and(first, fifth)), V::or(upper, V::and(second, fifth))]
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn scales_of<V: WholeVectors, const AHEAD: usize>(block: Interleaved<AHEAD>) -> Eighths<V> {
+        // SAFETY: as the caller promises.
+        unsafe { Eighths::new(block) }
+    }
+
+    #[inline(always)]
+    unsafe fn scale<V: WholeVectors>(scales: Eighths<V>, eighth: usize) -> [V::Numbers; 2] {
+        // SAFETY: as the caller promises.
+        unsafe { scales.of(eighth) }
+    }
+}
+
+/// 256 numbers from -32 to 31: of each half, the lower 4 bits of its quarters in 64 bytes (two quarters to the lower bits, two to the
+/// upper), and two bits of each of them in 32 bytes. Then 16 scales of a byte each, and one of all. A part is 16 numbers of one of the
+/// first two quarters of a half, and those that lie in the same bytes.
+impl InterleavedBlock for Q6K {
+    const BLOCK_BYTES: usize = 210;
+    const GROUP: usize = 16;
+    const PARTS: usize = 8;
+    const STEPS: usize = 4;
+    type Scales<V: WholeVectors> = Sixteenths<V>;
+
+    #[inline(always)]
+    fn places(part: usize) -> [usize; 2] {
+        let first = 128 * (part / 4) + 16 * (part % 4);
+        [first, first + 64]
+    }
+
+    #[inline(always)]
+    unsafe fn fours<V: WholeVectors, const AHEAD: usize>(
+        block: Interleaved<AHEAD>,
+        part: usize,
+        step: usize,
+    ) -> [V::Whole; 2] {
+        let (half, quarter, step) = (part / 4, part / 2 % 2, 4 * (part % 2) + step);
+        // SAFETY: as the caller promises.
+        unsafe {
+            let [lower, upper] = halves::<V>(block.unit::<V>(64 * half + 32 * quarter + 4 * step));
+            let bits = block.unit::<V>(128 + 32 * half + 4 * step);
+            // The bits of both quarters, moved to the fifth place and the one behind it.
+            let [first, second] = match quarter {
+                0 => [V::left(bits, 4), bits],
+                _ => [V::left(bits, 2), V::right(bits, 2)],
+            };
+            let two = V::splat_whole(of_bytes(0x30));
+            [V::or(lower, V::and(first, two)), V::or(upper, V::and(second, two))]
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn scales_of<V: WholeVectors, const AHEAD: usize>(block: Interleaved<AHEAD>) -> Sixteenths<V> {
+        // SAFETY: as the caller promises.
+        unsafe {
+            let words =
+                [block.unit::<V>(192), block.unit::<V>(196), block.unit::<V>(200), block.unit::<V>(204)];
+            Sixteenths { scale: block.halves::<V>(208), words }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn scale<V: WholeVectors>(scales: Sixteenths<V>, sixteenth: usize) -> [V::Numbers; 2] {
+        // SAFETY: as the caller promises.
+        unsafe {
+            let byte = V::left(scales.words[sixteenth / 4], 24 - 8 * (sixteenth % 4) as i32);
+            let scale = V::converted(V::right_signed(byte, 24));
+            only::<V>(V::multiply(scale, scales.scale))
+        }
+    }
+}
+
+/// Each byte of four.
+const fn of_bytes(byte: u8) -> i32 {
+    i32::from_ne_bytes([byte; 4])
+}
+
+/// The lower and the upper four bits of each byte.
+#[inline(always)]
+unsafe fn halves<V: WholeVectors>(bytes: V::Whole) -> [V::Whole; 2] {
+    // SAFETY: whoever calls it has the instructions.
+    unsafe {
+        let lower = V::splat_whole(of_bytes(15));
+        [V::and(bytes, lower), V::and(V::right(bytes, 4), lower)]
+    }
+}
+
+/// The scales and the least values of the eighths of large blocks.
+#[derive(Clone, Copy)]
+pub(crate) struct Eighths<V: WholeVectors> {
+    scale: V::Numbers,
+    least: V::Numbers,
+    words: [V::Whole; 3],
+}
+
+impl<V: WholeVectors> Eighths<V> {
+    #[inline(always)]
+    unsafe fn new<const AHEAD: usize>(block: Interleaved<AHEAD>) -> Self {
+        // SAFETY: whoever calls it has the instructions and the block, here and below.
+        unsafe {
+            Self {
+                scale: block.halves::<V>(0),
+                least: block.halves::<V>(2),
+                words: [block.unit::<V>(4), block.unit::<V>(8), block.unit::<V>(12)],
+            }
+        }
+    }
+
+    /// What an eighth's numbers are multiplied with, and what is taken from them.
+    #[inline(always)]
+    unsafe fn of(self, eighth: usize) -> [V::Numbers; 2] {
+        let [a, b, both] = self.words;
+        // SAFETY: as above.
+        unsafe {
+            let [scale, least] = if eighth < 4 {
+                let six = V::splat_whole(63);
+                let places = 8 * eighth as i32;
+                [V::and(V::right(a, places), six), V::and(V::right(b, places), six)]
+            } else {
+                let (four, two) = (V::splat_whole(15), V::splat_whole(0x30));
+                let places = 8 * (eighth as i32 - 4);
+                [
+                    V::or(V::and(V::right(both, places), four), V::and(V::right(a, places + 2), two)),
+                    V::or(V::and(V::right(both, places + 4), four), V::and(V::right(b, places + 2), two)),
+                ]
+            };
+            [V::multiply(V::converted(scale), self.scale), V::multiply(V::converted(least), self.least)]
+        }
+    }
+}
+
+/// The scales of the sixteenths of large blocks.
+#[derive(Clone, Copy)]
+pub(crate) struct Sixteenths<V: WholeVectors> {
+    scale: V::Numbers,
+    words: [V::Whole; 4],
+}
