@@ -89,11 +89,18 @@ fn it_is_that_of_some_weights_and_not_of_the_model() {
     let model = place.path().join("model");
     fs::create_dir(&model).unwrap();
     let largest_shard = large_model(&model);
-    for (name, quantize) in [("plain", None), ("blocks", Some(Quantisation::Q8_0))] {
+    let eight = Some(Quantisation::Q8_0);
+    for (name, input, quantize, interleave) in [
+        ("plain", "model", None, false),
+        ("blocks", "model", eight, false),
+        ("interleaved", "model", eight, true),
+        ("interleaved blocks", "blocks", None, true),
+    ] {
         let options = ConvertOptions {
-            inputs: vec![model.clone()],
+            inputs: vec![place.path().join(input)],
             output: place.path().join(name),
             quantize,
+            interleave,
             ..ConvertOptions::default()
         };
         peak();

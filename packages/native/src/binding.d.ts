@@ -376,6 +376,8 @@ export interface ConversionOptions {
   dtype?: 'f32' | 'bf16' | 'f16'
   /** The block format of the language model; absent, it stays as it is. */
   quantize?: 'q8_0' | 'q4_0' | 'q4_k' | 'q5_k' | 'q6_k'
+  /** Whether the rows of the language model's matrices in blocks are interleaved; default not. */
+  interleave?: boolean
   /** Whether visual encoder and token generator are written in 8 bits; default not. */
   quantizeVision?: boolean
   /** Bytes of a file of weights at most; default 5 GB. */

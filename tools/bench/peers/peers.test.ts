@@ -119,6 +119,12 @@ describe('the report', () => {
     expect(lines[1]).toContain('| 1.10 (1.10–1.10) | ≥ 1.3 × |');
   });
 
+  it('says what contenders do differently, and replaces a line from before', () => {
+    const entries = merged([entry({})], [entry({ note: 'ours: interleaved rows' })]);
+    expect(entries).toHaveLength(1);
+    expect(markdown(entries)).toContain('| `lm` | x (ours: interleaved rows) |');
+  });
+
   it('shows three digits', () => {
     expect([0.012345, 1.2345, 99.95, 1234.5].map(digits)).toEqual(['0.0123', '1.23', '100', '1235']);
   });
