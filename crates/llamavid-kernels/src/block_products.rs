@@ -4,6 +4,8 @@ use crate::block_format::BlockFormat;
 #[cfg(target_arch = "x86_64")]
 use crate::block_vectors::Dots;
 use crate::integer_products::IntegerProduct;
+#[cfg(target_arch = "x86_64")]
+use crate::plain_rows::PlainRows;
 use crate::processor::{Processor, processor};
 use crate::products::{Layer, Output, PARALLEL, in_tasks};
 
@@ -15,6 +17,8 @@ const FEW: usize = 8;
 pub(crate) enum BlockProduct {
     WholeNumbers(IntegerProduct),
     #[cfg(target_arch = "x86_64")]
+    Plain(PlainRows),
+    #[cfg(target_arch = "x86_64")]
     Numbers(Dots),
 }
 
@@ -23,6 +27,10 @@ impl BlockProduct {
     pub(crate) fn new(processor: Processor, format: BlockFormat, x: &[f32], columns: usize) -> Option<Self> {
         if let Some(product) = IntegerProduct::new(processor, format, x, columns) {
             return Some(Self::WholeNumbers(product));
+        }
+        #[cfg(target_arch = "x86_64")]
+        if let Some(rows) = PlainRows::new(processor, format, x, columns) {
+            return Some(Self::Plain(rows));
         }
         #[cfg(target_arch = "x86_64")]
         if x.len() <= FEW * columns {
@@ -36,7 +44,7 @@ impl BlockProduct {
         match self {
             Self::WholeNumbers(product) => product.unit(),
             #[cfg(target_arch = "x86_64")]
-            Self::Numbers(_) => 1,
+            Self::Plain(_) | Self::Numbers(_) => 1,
         }
     }
 
@@ -50,6 +58,8 @@ impl BlockProduct {
         unsafe {
             match self {
                 Self::WholeNumbers(product) => product.add(rows, column, output),
+                #[cfg(target_arch = "x86_64")]
+                Self::Plain(plain) => plain.add(rows, column, output),
                 #[cfg(target_arch = "x86_64")]
                 Self::Numbers(dots) => dots.add(rows, column, output),
             }
