@@ -4,7 +4,7 @@
 //! One row of `x` meets rows of weights one after the other, which are asked for well ahead: memory is all the time it takes. More rows
 //! are multiplied in tiles, of four rows of weights, whose sums stay in the registers: each vector that is read then takes part in several
 //! products, and reading four places at once leaves the processor more to do while one of them waits. The first rows of `x` bring the
-//! weights to the first cache; while the others find them there, the next weights are asked for. Two dozen rows of `x` take little
+//! weights to the first cache; while the others find them there, the next weights are asked for. Dozens of rows of `x` take little
 //! longer than their multiplications that way.
 
 use std::arch::x86_64::{
@@ -24,8 +24,6 @@ const LANES: usize = 16;
 const ROWS: usize = 4;
 /// Rows of `x` of a tile at most: their sums with all rows of weights, and a vector of each of those, are nearly all of 32 registers.
 const X_ROWS: usize = 6;
-/// Rows of `x` up to which this is quicker than tiles of AMX ([`crate::pieces`]).
-const MOST: usize = 32;
 /// How many bytes ahead a single row of weights is asked for, in the second cache.
 const AHEAD: usize = 3072;
 /// The same for each row of a tile, in the first cache: there the processor sees by itself what comes next.
@@ -48,9 +46,8 @@ pub(crate) struct PlainRows {
 impl PlainRows {
     /// `x` (count, columns) for weights in `format`; none where another way is quicker.
     pub(crate) fn new(processor: Processor, format: BlockFormat, x: &[f32], columns: usize) -> Option<Self> {
-        let plain = matches!(format, BlockFormat::F32 | BlockFormat::F16 | BlockFormat::BF16);
         let count = x.len() / columns;
-        if !plain || count > MOST || !matches!(processor, Processor::Avx512(_, WholeNumbers::Tiles)) {
+        if count > most(format) || !matches!(processor, Processor::Avx512(_, WholeNumbers::Tiles)) {
             return None;
         }
         let vectors = columns.div_ceil(LANES);
@@ -117,6 +114,15 @@ impl PlainRows {
                 }
             }
         }
+    }
+}
+
+/// Rows of `x` up to which this is quicker than tiles of AMX ([`crate::pieces`]), to which weights in bf16 are the least work.
+fn most(format: BlockFormat) -> usize {
+    match format {
+        BlockFormat::F32 | BlockFormat::F16 => 48,
+        BlockFormat::BF16 => 24,
+        _ => 0,
     }
 }
 
@@ -346,7 +352,7 @@ mod tests {
                     let bytes = format.encode(&noise(rows * columns, 41), columns).unwrap();
                     let mut numbers = vec![0f32; rows * columns];
                     crate::block_format::decode(Processor::Portable, format, &bytes, &mut numbers);
-                    for count in (1..=2 * X_ROWS + 5).chain([MOST]) {
+                    for count in (1..=2 * X_ROWS + 5).chain([most(format)]) {
                         let x = noise(count * columns, 42);
                         let plain = PlainRows::new(processor, format, &x, columns).unwrap();
                         let result = products(&plain, &bytes, rows, 2.0);
@@ -400,7 +406,7 @@ mod tests {
     #[test]
     fn many_rows_and_rows_in_blocks_are_for_others() {
         for processor in Processor::tested() {
-            let many = vec![1.0; (MOST + 1) * 32];
+            let many = vec![1.0; (most(BlockFormat::F16) + 1) * 32];
             assert!(PlainRows::new(processor, BlockFormat::F16, &many, 32).is_none());
             assert!(PlainRows::new(processor, BlockFormat::Q8_0, &many[..32], 32).is_none());
             assert!(
