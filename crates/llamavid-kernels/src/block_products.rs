@@ -3,6 +3,8 @@
 #[cfg(target_arch = "x86_64")]
 use crate::block_vectors::Dots;
 use crate::integer_products::IntegerProduct;
+#[cfg(target_arch = "x86_64")]
+use crate::plain_rows::PlainRows;
 use crate::processor::{Processor, processor};
 use crate::products::{Layer, Output, PARALLEL, Weights, in_tasks};
 
@@ -14,6 +16,8 @@ const FEW: usize = 8;
 pub(crate) enum BlockProduct {
     WholeNumbers(IntegerProduct),
     #[cfg(target_arch = "x86_64")]
+    Plain(PlainRows),
+    #[cfg(target_arch = "x86_64")]
     Numbers(Dots),
 }
 
@@ -22,6 +26,10 @@ impl BlockProduct {
     pub(crate) fn new(processor: Processor, weights: Weights, x: &[f32], columns: usize) -> Option<Self> {
         if let Some(product) = IntegerProduct::new(processor, weights, x, columns) {
             return Some(Self::WholeNumbers(product));
+        }
+        #[cfg(target_arch = "x86_64")]
+        if let Some(rows) = PlainRows::new(processor, weights.format(), x, columns) {
+            return Some(Self::Plain(rows));
         }
         #[cfg(target_arch = "x86_64")]
         if x.len() <= FEW * columns {
@@ -35,7 +43,7 @@ impl BlockProduct {
         match self {
             Self::WholeNumbers(product) => product.unit(),
             #[cfg(target_arch = "x86_64")]
-            Self::Numbers(_) => 1,
+            Self::Plain(_) | Self::Numbers(_) => 1,
         }
     }
 
@@ -48,6 +56,8 @@ impl BlockProduct {
         unsafe {
             match self {
                 Self::WholeNumbers(product) => product.add(weights, column, output),
+                #[cfg(target_arch = "x86_64")]
+                Self::Plain(plain) => plain.add(weights.bytes(), column, output),
                 #[cfg(target_arch = "x86_64")]
                 Self::Numbers(dots) => {
                     let mut room = Vec::new();

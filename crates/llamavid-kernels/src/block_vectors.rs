@@ -15,7 +15,7 @@ use std::arch::x86_64::{
 use std::slice::ChunksExact;
 
 use crate::block_format::BlockFormat;
-use crate::processor::{Processor, WholeNumbers};
+use crate::processor::Processor;
 use crate::products::Output;
 
 /// Whether this module may run.
@@ -55,8 +55,6 @@ pub(crate) struct Dots {
     columns: usize,
     /// The sum of each [`GROUP`] numbers of `x`, where the weights have least values.
     sums: Vec<f32>,
-    /// Whether weights are asked for before they are read.
-    asked: bool,
 }
 
 impl Dots {
@@ -70,7 +68,6 @@ impl Dots {
             columns,
             // Groups are never of two rows: a row has whole blocks.
             sums: x.chunks(GROUP).filter(|_| least).map(|group| group.iter().sum()).collect(),
-            asked: matches!(processor, Processor::Avx512(_, WholeNumbers::Tiles)),
         })
     }
 
@@ -93,15 +90,11 @@ impl Dots {
             for (four, rows) in rows.chunks(ROWS * row_bytes).enumerate() {
                 // SAFETY: `new` has looked for the instructions, and the rows have the numbers of a row of `x`.
                 let totals = unsafe {
-                    match (count, self.asked) {
-                        (1, false) => sum::<1, false>(self.format, rows, row_bytes, x, sums),
-                        (2, false) => sum::<2, false>(self.format, rows, row_bytes, x, sums),
-                        (3, false) => sum::<3, false>(self.format, rows, row_bytes, x, sums),
-                        (_, false) => sum::<X_ROWS, false>(self.format, rows, row_bytes, x, sums),
-                        (1, true) => sum::<1, true>(self.format, rows, row_bytes, x, sums),
-                        (2, true) => sum::<2, true>(self.format, rows, row_bytes, x, sums),
-                        (3, true) => sum::<3, true>(self.format, rows, row_bytes, x, sums),
-                        (_, true) => sum::<X_ROWS, true>(self.format, rows, row_bytes, x, sums),
+                    match count {
+                        1 => sum::<1>(self.format, rows, row_bytes, x, sums),
+                        2 => sum::<2>(self.format, rows, row_bytes, x, sums),
+                        3 => sum::<3>(self.format, rows, row_bytes, x, sums),
+                        _ => sum::<X_ROWS>(self.format, rows, row_bytes, x, sums),
                     }
                 };
                 for (of_x, totals) in totals.iter().enumerate().take(count) {
@@ -158,7 +151,7 @@ pub(crate) fn add_shares(
 /// # Safety
 /// The processor has AVX2, FMA and F16C, and each row of `x` as many numbers as a row of `row_bytes`.
 #[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn sum<const X: usize, const ASKED: bool>(
+unsafe fn sum<const X: usize>(
     format: BlockFormat,
     rows: &[u8],
     row_bytes: usize,
@@ -168,7 +161,7 @@ unsafe fn sum<const X: usize, const ASKED: bool>(
     let zero = _mm256_setzero_ps();
     let mut vectors = [[zero; ROWS]; X];
     for (index, row) in rows.chunks_exact(row_bytes).take(ROWS).enumerate() {
-        let mut sink = Sum::<X, ASKED> { x, sums, products: [[zero; 2]; X], least: [zero; X] };
+        let mut sink = Sum::<X> { x, sums, products: [[zero; 2]; X], least: [zero; X] };
         // SAFETY: as the caller promises.
         unsafe { read(format, row, &mut sink) };
         for ((vectors, products), least) in vectors.iter_mut().zip(sink.products).zip(sink.least) {
@@ -209,9 +202,6 @@ unsafe fn write(format: BlockFormat, row: &[u8], values: &mut [f32]) {
 
 /// What becomes of the numbers of a row.
 trait Sink {
-    /// How many bytes ahead rows are asked for; 0 where they are not.
-    const AHEAD: usize = 0;
-
     /// The least values, each to be taken from 32 numbers, of the 256 from `place` on; they come before those.
     unsafe fn least(&mut self, place: usize, least: __m256);
     /// Some vectors of numbers from `place` on, which are to be multiplied with `scale`; with `eighth`, the least value of
@@ -225,8 +215,8 @@ trait Sink {
     );
 }
 
-/// Adds up the products with `X` rows; what is read is asked for [`AHEAD`] of that.
-struct Sum<'a, const X: usize, const ASKED: bool> {
+/// Adds up the products with `X` rows.
+struct Sum<'a, const X: usize> {
     x: &'a [f32],
     sums: &'a [f32],
     /// Of each row, two sums that do not wait for each other.
@@ -234,9 +224,7 @@ struct Sum<'a, const X: usize, const ASKED: bool> {
     least: [__m256; X],
 }
 
-impl<const X: usize, const ASKED: bool> Sink for Sum<'_, X, ASKED> {
-    const AHEAD: usize = if ASKED { AHEAD } else { 0 };
-
+impl<const X: usize> Sink for Sum<'_, X> {
     #[inline(always)]
     unsafe fn least(&mut self, place: usize, least: __m256) {
         let groups = self.sums.len() / X;
@@ -327,11 +315,6 @@ unsafe fn read<S: Sink>(format: BlockFormat, row: &[u8], sink: &mut S) {
         };
         ($row:expr, $first:expr, $bytes:literal, $numbers:literal, $read:ident) => {
             for (index, block) in $row.as_chunks::<$bytes>().0.iter().enumerate() {
-                if S::AHEAD > 0 {
-                    for line in (0..$bytes).step_by(LINE) {
-                        ask_for(block.as_ptr().wrapping_add(S::AHEAD + line));
-                    }
-                }
                 // SAFETY: it reads within its block, and gives as many numbers as the block has.
                 unsafe { $read(block, $first + index * $numbers, sink) };
             }

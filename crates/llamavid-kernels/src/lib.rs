@@ -48,6 +48,8 @@ mod neon_products;
 mod panels;
 #[cfg(target_arch = "x86_64")]
 mod pieces;
+#[cfg(target_arch = "x86_64")]
+mod plain_rows;
 mod processor;
 mod products;
 mod quantised_matrix;

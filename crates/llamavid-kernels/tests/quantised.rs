@@ -155,6 +155,58 @@ fn heads_whose_halves_lie_in_turn_give_what_they_give_in_order() {
 }
 
 #[test]
+fn interleaved_rows_give_what_they_give_in_order() {
+    let (rows, head, columns) = (40, 8, 512);
+    let x = noise(&[1, 41, columns], 33);
+    let ids = Tensor::new(&[[17u32, 0], [39, 23]], &Device::Cpu).unwrap();
+    for format in BlockFormat::ALL.into_iter().filter(|format| format.interleaves()) {
+        let what = format.name();
+        let plain = QuantisedMatrix::quantise(&noise(&[rows, columns], 34), format).unwrap();
+        for stored in [plain.clone(), plain.with_turned_heads(head).unwrap()] {
+            let interleaved = stored.interleaved().unwrap();
+            assert!(interleaved.is_interleaved() && !stored.is_interleaved());
+            assert_eq!(interleaved.size_in_bytes(), stored.size_in_bytes());
+            assert_eq!(interleaved.interleaved().unwrap().bytes(), interleaved.bytes(), "{what}");
+            let dense = stored.dequantise().unwrap();
+            assert_eq!(values(&interleaved.dequantise().unwrap()), values(&dense), "{what}");
+            assert_eq!(
+                values(&interleaved.embedding(&ids).unwrap()),
+                values(&stored.embedding(&ids).unwrap()),
+                "{what}"
+            );
+            for (rows, columns) in [
+                (0..40, 0..columns),
+                (16..32, 0..columns),
+                (32..40, 0..columns),
+                (3..30, 0..columns),
+                (8..40, 256..512),
+            ] {
+                let expected = stored.part(rows.clone(), columns.clone()).unwrap();
+                let part = interleaved.part(rows, columns).unwrap();
+                assert_eq!(values(&part.dequantise().unwrap()), values(&expected.dequantise().unwrap()));
+                let x = x.narrow(2, 0, part.shape().1).unwrap();
+                assert_close(&part.linear(&x).unwrap(), &expected.linear(&x).unwrap(), 1e-5, what);
+            }
+            for count in [1, 2, 5, 8, 9, 17, 24, 33, 41] {
+                let x = x.narrow(1, 0, count).unwrap();
+                let expected = stored.linear(&x).unwrap();
+                // Rows in order may be rounded in another way.
+                let tolerance = 2.0 * tolerance(format, count);
+                assert_close(&interleaved.linear(&x).unwrap(), &expected, tolerance, what);
+            }
+            let tracked = Var::from_tensor(&x).unwrap();
+            let gradient = |matrix: &QuantisedMatrix| {
+                let loss = (matrix.linear(&tracked).unwrap() * noise(&[1, 41, rows], 32)).unwrap();
+                loss.sum_all().unwrap().backward().unwrap().get(&tracked).unwrap().clone()
+            };
+            assert_close(&gradient(&interleaved), &gradient(&stored), 1e-6, what);
+        }
+    }
+    let plain = QuantisedMatrix::quantise(&noise(&[rows, columns], 34), BlockFormat::F16).unwrap();
+    assert!(plain.interleaved().is_err() && plain.with_interleaved_rows().is_err());
+}
+
+#[test]
 fn a_part_is_the_part_of_the_unpacked_matrix() {
     for format in BlockFormat::ALL {
         let length = format.block_length();

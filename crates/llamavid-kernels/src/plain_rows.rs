@@ -1,0 +1,418 @@
+//! Products of a few rows with rows of plain numbers, in f32 and vectors of sixteen: for processors with AMX, which wait for memory unless
+//! it is asked.
+//!
+//! One row of `x` meets rows of weights one after the other, which are asked for well ahead: memory is all the time it takes. More rows
+//! are multiplied in tiles, of four rows of weights, whose sums stay in the registers: each vector that is read then takes part in several
+//! products, and reading four places at once leaves the processor more to do while one of them waits. The first rows of `x` bring the
+//! weights to the first cache; while the others find them there, the next weights are asked for. Dozens of rows of `x` take little
+//! longer than their multiplications that way.
+
+use std::arch::x86_64::{
+    __m512, __mmask16, _MM_HINT_T1, _mm_prefetch, _mm256_loadu_si256, _mm256_maskz_loadu_epi16,
+    _mm512_castsi512_ps, _mm512_cvtepu16_epi32, _mm512_cvtph_ps, _mm512_fmadd_ps, _mm512_load_ps,
+    _mm512_loadu_ps, _mm512_maskz_loadu_ps, _mm512_setzero_ps, _mm512_slli_epi32,
+};
+
+use crate::block_format::BlockFormat;
+use crate::block_vectors::{LINE, ask_for, totals_of_sixteen};
+use crate::processor::{Processor, WholeNumbers};
+use crate::products::Output;
+
+/// Numbers of a vector.
+const LANES: usize = 16;
+/// Rows of weights of a tile.
+const ROWS: usize = 4;
+/// Rows of `x` of a tile at most: their sums with all rows of weights, and a vector of each of those, are nearly all of 32 registers.
+const X_ROWS: usize = 6;
+/// How many bytes ahead a single row of weights is asked for, in the second cache.
+const AHEAD: usize = 3072;
+/// The same for each row of a tile, in the first cache: there the processor sees by itself what comes next.
+const AHEAD_OF_A_TILE: usize = 512;
+
+/// Some numbers of rows of `x`, at the start of a line of the caches.
+#[derive(Clone, Copy)]
+#[repr(align(64))]
+struct Vector([f32; LANES]);
+
+/// A few rows that rows of plain numbers are multiplied with.
+pub(crate) struct PlainRows {
+    format: BlockFormat,
+    columns: usize,
+    count: usize,
+    /// The vectors of the rows of each tile: the first of each row, then the next ones. Zeros are behind the last numbers of a row.
+    x: Vec<Vector>,
+}
+
+impl PlainRows {
+    /// `x` (count, columns) for weights in `format`; none where another way is quicker.
+    pub(crate) fn new(processor: Processor, format: BlockFormat, x: &[f32], columns: usize) -> Option<Self> {
+        let count = x.len() / columns;
+        if count > most(format) || !matches!(processor, Processor::Avx512(_, WholeNumbers::Tiles)) {
+            return None;
+        }
+        let vectors = columns.div_ceil(LANES);
+        let mut laid_out = vec![Vector([0.0; LANES]); count * vectors];
+        for tile in 0..tiles(count) {
+            let (first, rows) = rows_of_tile(count, tile);
+            let laid_out = &mut laid_out[first * vectors..];
+            for (index, row) in x.chunks_exact(columns).skip(first).take(rows).enumerate() {
+                for (vector, numbers) in row.chunks(LANES).enumerate() {
+                    laid_out[vector * rows + index].0[..numbers.len()].copy_from_slice(numbers);
+                }
+            }
+        }
+        Some(Self { format, columns, count, x: laid_out })
+    }
+
+    /// Adds the products with some rows, the bytes of which are `rows`; their results are the columns from `column` on.
+    ///
+    /// # Safety
+    /// The result lives, and nobody else uses these columns.
+    pub(crate) unsafe fn add(&self, rows: &[u8], column: usize, output: Output) {
+        // SAFETY: `new` has looked for the instructions, and the caller promises the rest.
+        unsafe {
+            match self.format {
+                BlockFormat::F16 => self.add_as::<InF16>(rows, column, output),
+                BlockFormat::BF16 => self.add_as::<InBf16>(rows, column, output),
+                _ => self.add_as::<InF32>(rows, column, output),
+            }
+        }
+    }
+
+    /// # Safety
+    /// As [`Self::add`], the weights are numbers of this kind, and the processor has AVX-512.
+    unsafe fn add_as<N: Numbers>(&self, rows: &[u8], column: usize, output: Output) {
+        let row_bytes = self.columns * N::BYTES;
+        let vectors = self.columns.div_ceil(LANES);
+        for (index, rows) in rows.chunks(ROWS * row_bytes).enumerate() {
+            let found = rows.len() / row_bytes;
+            let mut next = rows.as_ptr().wrapping_add(ROWS * row_bytes);
+            for tile in 0..tiles(self.count) {
+                let (first, x_rows) = rows_of_tile(self.count, tile);
+                let x = &self.x[first * vectors..(first + x_rows) * vectors];
+                // SAFETY: the rows have the numbers of a row of `x`, and the caller promises the instructions.
+                let totals = unsafe {
+                    match (tile, x_rows) {
+                        (0, 1) => totals::<N, 1, false>(rows, self.columns, x, next),
+                        (0, 2) => totals::<N, 2, false>(rows, self.columns, x, next),
+                        (0, 3) => totals::<N, 3, false>(rows, self.columns, x, next),
+                        (0, 4) => totals::<N, 4, false>(rows, self.columns, x, next),
+                        (0, 5) => totals::<N, 5, false>(rows, self.columns, x, next),
+                        (0, _) => totals::<N, X_ROWS, false>(rows, self.columns, x, next),
+                        (_, 3) => totals::<N, 3, true>(rows, self.columns, x, next),
+                        (_, 4) => totals::<N, 4, true>(rows, self.columns, x, next),
+                        (_, 5) => totals::<N, 5, true>(rows, self.columns, x, next),
+                        (_, _) => totals::<N, X_ROWS, true>(rows, self.columns, x, next),
+                    }
+                };
+                if tile > 0 {
+                    next = next.wrapping_add(row_bytes / ROWS);
+                }
+                for (of_x, totals) in totals.iter().enumerate().take(x_rows) {
+                    // SAFETY: as the caller promises.
+                    unsafe { output.add(first + of_x, column + index * ROWS, &totals[..found]) };
+                }
+            }
+        }
+    }
+}
+
+/// Rows of `x` up to which this is quicker than tiles of AMX ([`crate::pieces`]), to which weights in bf16 are the least work.
+fn most(format: BlockFormat) -> usize {
+    match format {
+        BlockFormat::F32 | BlockFormat::F16 => 48,
+        BlockFormat::BF16 => 24,
+        _ => 0,
+    }
+}
+
+/// Tiles that rows of `x` are dealt out to.
+fn tiles(count: usize) -> usize {
+    count.div_ceil(X_ROWS)
+}
+
+/// The first row of a tile, and how many it has: one more than the others at most.
+fn rows_of_tile(count: usize, tile: usize) -> (usize, usize) {
+    let [first, last] = [tile, tile + 1].map(|tile| count * tile / tiles(count));
+    (first, last - first)
+}
+
+/// The sums of the products of up to [`ROWS`] rows of weights with the `X` rows of `x` of a tile. With `NEXT`, the weights are in the
+/// first cache, and rows from `next` on are asked for.
+///
+/// # Safety
+/// The processor has AVX-512 F, BW, DQ and VL, AVX2, FMA and F16C, and both have rows of `columns` numbers.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
+unsafe fn totals<N: Numbers, const X: usize, const NEXT: bool>(
+    rows: &[u8],
+    columns: usize,
+    x: &[Vector],
+    next: *const u8,
+) -> [[f32; ROWS]; X_ROWS] {
+    let row_bytes = columns * N::BYTES;
+    // SAFETY: as the caller promises.
+    unsafe {
+        let mut sums = [[_mm512_setzero_ps(); ROWS]; X];
+        if X > 1 && rows.len() == ROWS * row_bytes {
+            sums = products::<N, ROWS, X, NEXT>(rows.as_ptr(), columns, x.as_ptr(), next);
+        } else {
+            for (index, row) in rows.chunks_exact(row_bytes).enumerate().take(ROWS) {
+                let of_row = products::<N, 1, X, NEXT>(row.as_ptr(), columns, x.as_ptr(), next);
+                for (sums, of_row) in sums.iter_mut().zip(of_row) {
+                    sums[index] = of_row[0];
+                }
+            }
+        }
+        let mut totals = [[0.0; ROWS]; X_ROWS];
+        for (totals, sums) in totals.iter_mut().zip(sums) {
+            *totals = totals_of_sixteen(sums);
+        }
+        totals
+    }
+}
+
+/// Sums of products, a vector of each: a row of `x` gives the same beside others, and a row of weights the same in a tile.
+///
+/// # Safety
+/// As [`totals`].
+#[inline(always)]
+unsafe fn products<N: Numbers, const R: usize, const X: usize, const NEXT: bool>(
+    weights: *const u8,
+    columns: usize,
+    x: *const Vector,
+    next: *const u8,
+) -> [[__m512; R]; X] {
+    let row_bytes = columns * N::BYTES;
+    let (lines, whole) = (row_bytes / LINE, columns / LANES);
+    // SAFETY: as the caller promises; whoever is asked for may be nobody's.
+    unsafe {
+        let mut sums = [[_mm512_setzero_ps(); R]; X];
+        // No function: the sums would have to be in memory for it.
+        macro_rules! add {
+            ($vector:expr, $at:ident => $numbers:expr) => {
+                let mut numbers = [_mm512_setzero_ps(); R];
+                for row in 0..R {
+                    let $at = weights.add(row * row_bytes + $vector * LANES * N::BYTES);
+                    numbers[row] = $numbers;
+                }
+                for of_x in 0..X {
+                    let x = _mm512_load_ps(x.add($vector * X + of_x).cast());
+                    for row in 0..R {
+                        sums[of_x][row] = _mm512_fmadd_ps(numbers[row], x, sums[of_x][row]);
+                    }
+                }
+            };
+        }
+        let vectors_of_a_line = LINE / (LANES * N::BYTES);
+        for line in 0..lines {
+            match (R, NEXT) {
+                (1, _) => ask_second_cache(weights.wrapping_add(line * LINE + AHEAD)),
+                (_, true) => ask_second_cache(next.wrapping_add(line % R * row_bytes + line / R * LINE)),
+                (_, false) => {
+                    for row in 0..R {
+                        ask_for(weights.wrapping_add(row * row_bytes + line * LINE + AHEAD_OF_A_TILE));
+                    }
+                }
+            }
+            for vector in 0..vectors_of_a_line {
+                add!(line * vectors_of_a_line + vector, at => N::read(at));
+            }
+        }
+        for vector in lines * vectors_of_a_line..whole {
+            add!(vector, at => N::read(at));
+        }
+        if !columns.is_multiple_of(LANES) {
+            let last = (1 << (columns % LANES)) - 1;
+            add!(whole, at => N::read_some(at, last));
+        }
+        sums
+    }
+}
+
+/// Asks for a line of memory, which may be nobody's, in the second cache.
+#[inline(always)]
+fn ask_second_cache(line: *const u8) {
+    // SAFETY: every x86-64 has the instruction, and it changes nothing.
+    unsafe { _mm_prefetch::<_MM_HINT_T1>(line.cast()) };
+}
+
+/// How plain numbers are stored.
+trait Numbers {
+    /// Bytes of a number.
+    const BYTES: usize;
+
+    /// A vector of numbers.
+    unsafe fn read(at: *const u8) -> __m512;
+    /// Those of `some`, and zeros for the others, which are not read.
+    unsafe fn read_some(at: *const u8, some: __mmask16) -> __m512;
+}
+
+struct InF32;
+
+impl Numbers for InF32 {
+    const BYTES: usize = 4;
+
+    #[inline(always)]
+    unsafe fn read(at: *const u8) -> __m512 {
+        // SAFETY: whoever calls it has the numbers and the instructions, here and below.
+        unsafe { _mm512_loadu_ps(at.cast()) }
+    }
+
+    #[inline(always)]
+    unsafe fn read_some(at: *const u8, some: __mmask16) -> __m512 {
+        // SAFETY: as above.
+        unsafe { _mm512_maskz_loadu_ps(some, at.cast()) }
+    }
+}
+
+struct InF16;
+
+impl Numbers for InF16 {
+    const BYTES: usize = 2;
+
+    #[inline(always)]
+    unsafe fn read(at: *const u8) -> __m512 {
+        // SAFETY: as above.
+        unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(at.cast())) }
+    }
+
+    #[inline(always)]
+    unsafe fn read_some(at: *const u8, some: __mmask16) -> __m512 {
+        // SAFETY: as above.
+        unsafe { _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(some, at.cast())) }
+    }
+}
+
+struct InBf16;
+
+impl Numbers for InBf16 {
+    const BYTES: usize = 2;
+
+    #[inline(always)]
+    unsafe fn read(at: *const u8) -> __m512 {
+        // SAFETY: as above.
+        unsafe {
+            _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256(at.cast())), 16))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn read_some(at: *const u8, some: __mmask16) -> __m512 {
+        // SAFETY: as above.
+        unsafe {
+            let bits = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(some, at.cast()));
+            _mm512_castsi512_ps(_mm512_slli_epi32(bits, 16))
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Numbers between -1 and 1 that follow no pattern.
+    fn noise(count: usize, seed: u32) -> Vec<f32> {
+        let mut state = seed.wrapping_mul(747_796_405).wrapping_add(2_891_336_453);
+        (0..count)
+            .map(|_| {
+                state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+                (state >> 8) as f32 / (1 << 23) as f32 - 1.0
+            })
+            .collect()
+    }
+
+    const FORMATS: [BlockFormat; 3] = [BlockFormat::F32, BlockFormat::F16, BlockFormat::BF16];
+
+    /// The processors that multiply this way.
+    fn processors() -> impl Iterator<Item = Processor> {
+        let found = |processor: &Processor| PlainRows::new(*processor, BlockFormat::F32, &[1.0], 1).is_some();
+        Processor::tested().into_iter().filter(found)
+    }
+
+    /// The products of all rows with those of `bytes`, of which `split` belong to a first task.
+    fn products(plain: &PlainRows, bytes: &[u8], split: usize, already: f32) -> Vec<f32> {
+        let row_bytes = plain.format.row_bytes(plain.columns).unwrap();
+        let width = bytes.len() / row_bytes;
+        let mut result = vec![already; plain.count * width];
+        let output = Output::new(&mut result, width);
+        let (first, others) = bytes.split_at(split.min(width) * row_bytes);
+        // SAFETY: nobody else has the result.
+        unsafe {
+            plain.add(first, 0, output);
+            plain.add(others, split.min(width), output);
+        }
+        result
+    }
+
+    #[test]
+    fn rows_of_any_length_and_number_give_their_sums() {
+        for processor in processors() {
+            for format in FORMATS {
+                for (rows, columns) in [(1, 1), (9, 15), (4, 16), (7, 33), (5, 64), (6, 129), (13, 1100)] {
+                    let bytes = format.encode(&noise(rows * columns, 41), columns).unwrap();
+                    let mut numbers = vec![0f32; rows * columns];
+                    crate::block_format::decode(Processor::Portable, format, &bytes, &mut numbers);
+                    for count in (1..=2 * X_ROWS + 5).chain([most(format)]) {
+                        let x = noise(count * columns, 42);
+                        let plain = PlainRows::new(processor, format, &x, columns).unwrap();
+                        let result = products(&plain, &bytes, rows, 2.0);
+                        let pairs = x
+                            .chunks_exact(columns)
+                            .flat_map(|x| numbers.chunks_exact(columns).map(move |row| (x, row)));
+                        for (value, (x, row)) in result.iter().zip(pairs) {
+                            let products =
+                                x.iter().zip(row).map(|(x, weight)| f64::from(*x) * f64::from(*weight));
+                            let (sum, all) = products
+                                .fold((2.0, 2.0), |(sum, all), product| (sum + product, all + product.abs()));
+                            // Written so that not-a-number fails.
+                            let close = (f64::from(*value) - sum).abs() <= 1e-6 * all;
+                            assert!(
+                                close,
+                                "{} {rows} x {columns}, {count}: {value}, not {sum}",
+                                format.name()
+                            );
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_row_gives_the_same_beside_others_and_in_any_task() {
+        let (rows, columns, count) = (11, 200, 17);
+        let x = noise(count * columns, 43);
+        for processor in processors() {
+            for format in FORMATS {
+                let bytes = format.encode(&noise(rows * columns, 44), columns).unwrap();
+                let alone: Vec<f32> = x
+                    .chunks_exact(columns)
+                    .flat_map(|x| {
+                        products(&PlainRows::new(processor, format, x, columns).unwrap(), &bytes, rows, 0.0)
+                    })
+                    .collect();
+                for count in [2, 4, 7, 12, count] {
+                    let x = &x[..count * columns];
+                    let plain = PlainRows::new(processor, format, x, columns).unwrap();
+                    for split in [0, 1, 4, 6] {
+                        let together = products(&plain, &bytes, split, 0.0);
+                        assert_eq!(together, alone[..count * rows], "{}, {count}, {split}", format.name());
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn many_rows_and_rows_in_blocks_are_for_others() {
+        for processor in Processor::tested() {
+            let many = vec![1.0; (most(BlockFormat::F16) + 1) * 32];
+            assert!(PlainRows::new(processor, BlockFormat::F16, &many, 32).is_none());
+            assert!(PlainRows::new(processor, BlockFormat::Q8_0, &many[..32], 32).is_none());
+            assert!(
+                PlainRows::new(processor.without_whole_numbers(), BlockFormat::F16, &many[..32], 32)
+                    .is_none()
+            );
+        }
+    }
+}
