@@ -33,12 +33,12 @@ const PAIRS: usize = 16;
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Way {
     /// As they lie.
-    InRows,
+    AsTheyLie,
     /// As they lie, interleaved, in tiles of AMX.
     #[cfg(target_arch = "x86_64")]
-    InTiles,
+    Tiles,
     /// Laid out anew.
-    InPanels,
+    Panels,
 }
 
 /// Rows of `x` that are to be multiplied with weights in blocks.
@@ -62,23 +62,23 @@ impl IntegerProduct {
         let interleaved = matches!(weights, Weights::Interleaved(..)) && has_products(processor);
         let way = match whole {
             #[cfg(target_arch = "x86_64")]
-            WholeNumbers::Tiles if interleaved && fit_tiles(weights.format(), count, columns) => Way::InTiles,
+            WholeNumbers::Tiles if interleaved && fit_tiles(weights.format(), count, columns) => Way::Tiles,
             WholeNumbers::Fours | WholeNumbers::Tiles => {
                 match count >= if interleaved { INTERLEAVED } else { LAID_OUT } {
-                    true => Way::InPanels,
-                    false => Way::InRows,
+                    true => Way::Panels,
+                    false => Way::AsTheyLie,
                 }
             }
             #[cfg(target_arch = "x86_64")]
-            WholeNumbers::Pairs if count <= PAIRS => Way::InRows,
+            WholeNumbers::Pairs if count <= PAIRS => Way::AsTheyLie,
             _ => return None,
         };
         let part = match way {
-            Way::InRows => None,
+            Way::AsTheyLie => None,
             // One part, with room for the rows that a tile reads.
             #[cfg(target_arch = "x86_64")]
-            Way::InTiles => Some(columns),
-            Way::InPanels => Some(PART),
+            Way::Tiles => Some(columns),
+            Way::Panels => Some(PART),
         };
         let x = WholeRows::new(weights.format(), x, columns, part)?;
         Some(Self { processor, way, columns, x })
@@ -86,7 +86,7 @@ impl IntegerProduct {
 
     /// Rows of weights that are multiplied together.
     pub(crate) fn unit(&self) -> usize {
-        if self.way == Way::InPanels { PANEL_ROWS } else { 1 }
+        if self.way == Way::Panels { PANEL_ROWS } else { 1 }
     }
 
     /// Adds the products with some rows of weights; their results are the columns from `column` on.
@@ -97,7 +97,7 @@ impl IntegerProduct {
         let (mut room, row_bytes) = (Vec::new(), self.x.row_bytes);
         let weights =
             if has_products(self.processor) { weights } else { weights.in_order(self.columns, &mut room) };
-        if self.way == Way::InPanels {
+        if self.way == Way::Panels {
             let rows = weights.bytes().len() / row_bytes;
             for first in (0..rows).step_by(PANEL_ROWS) {
                 let weights = weights.part(first..rows.min(first + PANEL_ROWS), self.columns);
@@ -113,7 +113,7 @@ impl IntegerProduct {
             // SAFETY: as above.
             return unsafe {
                 match self.way {
-                    Way::InTiles => add_in_tiles(&self.x, groups, column, output),
+                    Way::Tiles => add_in_tiles(&self.x, groups, column, output),
                     _ => add_interleaved(self.processor, &self.x, groups, column, output),
                 }
                 add_rows(self.processor, &self.x, rest, column + groups.len() / row_bytes, output);

@@ -146,6 +146,7 @@ impl Rows {
 
     /// Adds products of `X` rows with a group of weights, times the scales of both.
     #[inline(always)]
+    #[allow(clippy::needless_range_loop, reason = "of several arrays")]
     unsafe fn scaled<V: WholeVectors, const X: usize>(
         &self,
         group: usize,
@@ -166,6 +167,7 @@ impl Rows {
 
     /// Takes off the least value of a group of weights for each number of `X` rows.
     #[inline(always)]
+    #[allow(clippy::needless_range_loop, reason = "of several arrays")]
     unsafe fn less<V: WholeVectors, const X: usize>(
         &self,
         group: usize,
@@ -188,6 +190,7 @@ impl Rows {
 /// # Safety
 /// As [`InterleavedBlock::fours`], and rows of `x` have the block's numbers.
 #[inline(always)]
+#[allow(clippy::needless_range_loop, reason = "of several arrays")]
 unsafe fn add_block<B: InterleavedBlock, V: WholeVectors, const X: usize, const AHEAD: usize>(
     block: Interleaved<AHEAD>,
     x: Rows,
