@@ -2,7 +2,8 @@
 //!
 //! The scores of a row exist for some keys at a time: sums of what came before are scaled anew when a larger score turns
 //! up, so that the whole row never has to. Keys and values are read once for all query heads that share them, and are
-//! never copied; those in blocks are unpacked in the cache of a core. Letters as in [`crate::attention()`]; T positions.
+//! never copied; those in blocks are unpacked in the cache of a core, or, for few rows, read as they lie. Letters as in
+//! [`crate::attention()`]; T positions.
 //!
 //! Reference: M. Milakov and N. Gimelshein, "Online normalizer calculation for softmax" (arXiv 1805.02867).
 
@@ -15,7 +16,11 @@ use rayon::prelude::*;
 #[cfg(target_arch = "x86_64")]
 use crate::block_vectors::add_shares;
 use crate::panels;
+#[cfg(target_arch = "x86_64")]
+use crate::plain_rows::PlainRows;
 use crate::processor::processor;
+#[cfg(target_arch = "x86_64")]
+use crate::products::Output;
 use crate::products::{Layer, Weights};
 use crate::rotary::rotary_embedding;
 use crate::rows::{fusible, tensor, with_values};
@@ -26,8 +31,11 @@ use crate::{BlockFormat, DeviceRows};
 const QUERY_ROWS: usize = 64;
 /// Keys whose scores exist at once: they, or their values, and what is made of them are in the first caches.
 const KEYS: usize = 64;
-/// The same where there is a single row, which reads more than it computes: from memory, in long pieces.
-const KEYS_OF_A_ROW: usize = 256;
+/// The same where there are few rows, which read more than they compute: from memory, in long pieces.
+const KEYS_OF_FEW_ROWS: usize = 256;
+/// Rows up to which keys and values in plain numbers are read as they lie, where that is quicker.
+#[cfg(target_arch = "x86_64")]
+const FEW_ROWS: usize = 16;
 /// Keys that are worth a task.
 const LEAST_KEYS: usize = 512;
 
@@ -217,7 +225,7 @@ impl Cached<'_> {
         // Where there are fewer blocks than threads, several tasks share the keys of a block.
         let count = batch * key_heads * blocks;
         let parts = (2 * rayon::current_num_threads()).div_ceil(count.max(1));
-        let keys = self.length.div_ceil(parts).next_multiple_of(KEYS_OF_A_ROW).max(LEAST_KEYS);
+        let keys = self.length.div_ceil(parts).next_multiple_of(KEYS_OF_FEW_ROWS).max(LEAST_KEYS);
         let parts = self.length.div_ceil(keys).max(1);
         let mut tasks: Vec<_> = (0..count * parts)
             .into_par_iter()
@@ -253,22 +261,35 @@ impl Cached<'_> {
         let count = block.largest.len();
         let places = (sequence * (self.heads / self.group) + key_head) * self.capacity;
         let before = self.length - self.queries + first;
-        let at_once = if count == 1 { KEYS_OF_A_ROW } else { KEYS };
+        #[cfg(target_arch = "x86_64")]
+        let few = (count <= FEW_ROWS && self.width > 0)
+            .then(|| PlainRows::new(processor(), self.keys.in_blocks().0, &block.queries, self.width))
+            .flatten();
+        #[cfg(not(target_arch = "x86_64"))]
+        let few: Option<()> = None;
+        let at_once = if count == 1 || few.is_some() { KEYS_OF_FEW_ROWS } else { KEYS };
         let mut scores = vec![0f32; count * at_once];
         let (mut unpacked, mut columns) = (Vec::new(), Vec::new());
         let end = part.end.min(before + rows);
         for from in (part.start..end).step_by(at_once) {
             let keys = at_once.min(end - from);
             let key_rows = self.part(self.keys, places + from, keys);
-            if count == 1 {
+            match &few {
+                #[cfg(target_arch = "x86_64")]
+                Some(few) => {
+                    scores.fill(0.0);
+                    // SAFETY: nobody else has the scores.
+                    unsafe { few.add(key_rows.in_blocks().1, 0, Output::new(&mut scores, at_once)) };
+                }
                 // A row reads keys in blocks as they lie; more of them are worth unpacking those for.
-                Layer { weights: key_rows, rows: keys, columns: self.width, bias: None }
-                    .write_exactly(&block.queries, &mut scores[..keys]);
-            } else {
-                lay_out(numbers(key_rows, keys * self.width, &mut unpacked), self.width, &mut columns);
-                scores.fill(0.0);
-                let (left, right) = (&block.queries, &columns);
-                add_product(Product { left, stride: self.width, right, width: KEYS }, &mut scores);
+                _ if count == 1 => Layer { weights: key_rows, rows: keys, columns: self.width, bias: None }
+                    .write_exactly(&block.queries, &mut scores[..keys]),
+                _ => {
+                    lay_out(numbers(key_rows, keys * self.width, &mut unpacked), self.width, &mut columns);
+                    scores.fill(0.0);
+                    let (left, right) = (&block.queries, &columns);
+                    add_product(Product { left, stride: self.width, right, width: KEYS }, &mut scores);
+                }
             }
             for (index, scores) in scores.chunks_exact_mut(at_once).enumerate() {
                 // A row sees the keys up to its own place.
@@ -280,6 +301,12 @@ impl Cached<'_> {
                 share(seen, scores, &mut block.largest[index], &mut block.sums[index], attended);
             }
             let values = self.part(self.values, places + from, keys);
+            #[cfg(target_arch = "x86_64")]
+            if let Some(few) = &few
+                && few.add_shares(values.in_blocks().1, (&scores, at_once), &mut block.attended)
+            {
+                continue;
+            }
             #[cfg(target_arch = "x86_64")]
             if let (1, Weights::Blocks(format, values)) = (count, values)
                 && add_shares(processor(), format, values, &scores, &mut block.attended)

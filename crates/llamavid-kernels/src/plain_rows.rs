@@ -6,11 +6,15 @@
 //! products, and reading four places at once leaves the processor more to do while one of them waits. The first rows of `x` bring the
 //! weights to the first cache; while the others find them there, the next weights are asked for. Dozens of rows of `x` take little
 //! longer than their multiplications that way.
+//!
+//! Attention of few queries over cached keys and values in plain numbers is the same: keys are the weights of the scores, and values are
+//! rows that have shares.
 
 use std::arch::x86_64::{
     __m512, __mmask16, _MM_HINT_T1, _mm_prefetch, _mm256_loadu_si256, _mm256_maskz_loadu_epi16,
     _mm512_castsi512_ps, _mm512_cvtepu16_epi32, _mm512_cvtph_ps, _mm512_fmadd_ps, _mm512_load_ps,
-    _mm512_loadu_ps, _mm512_maskz_loadu_ps, _mm512_setzero_ps, _mm512_slli_epi32,
+    _mm512_loadu_ps, _mm512_maskz_loadu_ps, _mm512_set1_ps, _mm512_setzero_ps, _mm512_slli_epi32,
+    _mm512_storeu_ps,
 };
 
 use crate::block_format::BlockFormat;
@@ -115,7 +119,67 @@ impl PlainRows {
             }
         }
     }
+
+    /// Adds rows of the weights' format, each times its share, to sums (count, columns): the shares of a row of sums are `stride` from those
+    /// of the next one. False, and nothing is added, where rows are no whole vectors.
+    pub(crate) fn add_shares(
+        &self,
+        rows: &[u8],
+        (shares, stride): (&[f32], usize),
+        sums: &mut [f32],
+    ) -> bool {
+        if !self.columns.is_multiple_of(LANES) {
+            return false;
+        }
+        // SAFETY: `new` has looked for the instructions.
+        unsafe {
+            match self.format {
+                BlockFormat::F16 => self.add_shares_of::<InF16>(rows, (shares, stride), sums),
+                BlockFormat::BF16 => self.add_shares_of::<InBf16>(rows, (shares, stride), sums),
+                _ => self.add_shares_of::<InF32>(rows, (shares, stride), sums),
+            }
+        }
+        true
+    }
+
+    /// # Safety
+    /// The rows have numbers of this kind, whole vectors of them, and the processor has AVX-512.
+    unsafe fn add_shares_of<N: Numbers>(
+        &self,
+        rows: &[u8],
+        (shares, stride): (&[f32], usize),
+        sums: &mut [f32],
+    ) {
+        let width = self.columns;
+        let found = rows.len() / (width * N::BYTES);
+        assert_eq!(sums.len(), self.count * width, "sums of other rows");
+        assert!(found <= stride && shares.len() >= self.count * stride, "too few shares");
+        let mut row = 0;
+        while row < self.count {
+            let rows_of_sums = if self.count - row >= SHARED { SHARED } else { 1 };
+            let (shares, sums) = (&shares[row * stride..], &mut sums[row * width..]);
+            let mut first = 0;
+            while first < width {
+                let vectors = if width - first >= SHARED * LANES { SHARED } else { 1 };
+                let rows = (rows, width, first);
+                // SAFETY: all have these rows and columns, and the caller promises the instructions.
+                unsafe {
+                    match (rows_of_sums, vectors) {
+                        (SHARED, SHARED) => add_to::<N, SHARED, SHARED>(rows, (shares, stride), sums),
+                        (SHARED, _) => add_to::<N, SHARED, 1>(rows, (shares, stride), sums),
+                        (_, SHARED) => add_to::<N, 1, SHARED>(rows, (shares, stride), sums),
+                        _ => add_to::<N, 1, 1>(rows, (shares, stride), sums),
+                    }
+                }
+                first += vectors * LANES;
+            }
+            row += rows_of_sums;
+        }
+    }
 }
+
+/// Rows of sums, and vectors of each of them, that rows with shares are added to at a time.
+const SHARED: usize = 4;
 
 /// Rows of `x` up to which this is quicker than tiles of AMX ([`crate::pieces`]), to which weights in bf16 are the least work.
 fn most(format: BlockFormat) -> usize {
@@ -184,7 +248,7 @@ unsafe fn products<N: Numbers, const R: usize, const X: usize, const NEXT: bool>
 ) -> [[__m512; R]; X] {
     let row_bytes = columns * N::BYTES;
     let (lines, whole) = (row_bytes / LINE, columns / LANES);
-    // SAFETY: as the caller promises; whoever is asked for may be nobody's.
+    // SAFETY: as the caller promises; what is asked for may be nobody's.
     unsafe {
         let mut sums = [[_mm512_setzero_ps(); R]; X];
         // No function: the sums would have to be in memory for it.
@@ -226,6 +290,50 @@ unsafe fn products<N: Numbers, const R: usize, const X: usize, const NEXT: bool>
             add!(whole, at => N::read_some(at, last));
         }
         sums
+    }
+}
+
+/// Adds rows of plain numbers, each times its share, to `S` rows of sums, in columns `first` and on of `width`: `V` vectors. The shares of
+/// a row of sums are `stride` from those of the next one.
+///
+/// # Safety
+/// As [`totals`]; there is a share of each row for each row of sums, and all have these columns.
+#[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
+unsafe fn add_to<N: Numbers, const S: usize, const V: usize>(
+    (rows, width, first): (&[u8], usize, usize),
+    (shares, stride): (&[f32], usize),
+    sums: &mut [f32],
+) {
+    let row_bytes = width * N::BYTES;
+    // SAFETY: as the caller promises.
+    unsafe {
+        let mut registers = [[_mm512_setzero_ps(); V]; S];
+        for (row, registers) in registers.iter_mut().enumerate() {
+            for (vector, register) in registers.iter_mut().enumerate() {
+                *register = _mm512_loadu_ps(sums.as_ptr().add(row * width + first + vector * LANES));
+            }
+        }
+        for (index, numbers) in rows.chunks_exact(row_bytes).enumerate() {
+            let numbers = numbers.as_ptr().add(first * N::BYTES);
+            for line in (0..V * LANES * N::BYTES).step_by(LINE) {
+                ask_second_cache(numbers.wrapping_add(AHEAD + line));
+            }
+            let mut vectors = [_mm512_setzero_ps(); V];
+            for (vector, read) in vectors.iter_mut().enumerate() {
+                *read = N::read(numbers.add(vector * LANES * N::BYTES));
+            }
+            for (row, registers) in registers.iter_mut().enumerate() {
+                let share = _mm512_set1_ps(*shares.as_ptr().add(row * stride + index));
+                for (register, numbers) in registers.iter_mut().zip(vectors) {
+                    *register = _mm512_fmadd_ps(numbers, share, *register);
+                }
+            }
+        }
+        for (row, registers) in registers.iter().enumerate() {
+            for (vector, register) in registers.iter().enumerate() {
+                _mm512_storeu_ps(sums.as_mut_ptr().add(row * width + first + vector * LANES), *register);
+            }
+        }
     }
 }
 

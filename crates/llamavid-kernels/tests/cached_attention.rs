@@ -55,7 +55,7 @@ fn assert_close(actual: &Tensor, expected: &Tensor, tolerance: f64, what: &str) 
 }
 
 /// B, query heads, key heads, queries, positions, capacity and head width.
-const CASES: [[usize; 7]; 11] = [
+const CASES: [[usize; 7]; 12] = [
     [1, 2, 2, 1, 1, 1, 8],
     [1, 4, 4, 1, 700, 900, 32],
     [1, 1, 1, 1, 2500, 2500, 64],
@@ -67,6 +67,7 @@ const CASES: [[usize; 7]; 11] = [
     [2, 4, 1, 70, 600, 1024, 64],
     [1, 3, 3, 65, 400, 400, 7],
     [1, 2, 1, 2, 300, 300, 160],
+    [1, 7, 1, 1, 900, 1000, 80],
 ];
 
 #[test]
