@@ -7,7 +7,7 @@
 use super::attention::Narrow;
 use super::bytes::{BytePanels, ByteRows, RoundedRow, Sums};
 use super::groups;
-use super::linear::{Ending, FrozenLinear, Input, Panels, finish, write};
+use super::linear::{Ending, FrozenLinear, Input, Panels, finish};
 use super::lines::{Line, Lines, SPAN, split_panel};
 use super::matrices::{Begin, Product, ROWS, STEP, Whole, multiply};
 use super::parts::{Ahead, PANEL, Step, Target};
@@ -51,16 +51,17 @@ impl FrozenLinear {
         count: usize,
         make: impl Fn(usize, &mut [f32]) + Sync,
         room: &'a mut ByteRows,
+        rooms: &mut Vec<Room>,
     ) -> Input<'a> {
         Input::InTiles(match self.whole(processor) {
             Some(panels) => {
-                let (lines, rows) = room.fill_lines(count, self.columns, make);
+                let (lines, rows) = room.fill_lines(count, self.columns, make, rooms);
                 InTiles { lines, whole: Some((rows, panels)) }
             }
             None => {
                 let lines = room.lines();
                 // SAFETY: the processor has AVX-512, as all with tiles.
-                unsafe { lines.fill(count, self.columns, make) };
+                unsafe { lines.fill(count, self.columns, make, rooms) };
                 InTiles { lines, whole: None }
             }
         })
@@ -134,7 +135,7 @@ impl FrozenLinear {
                         // Some parts further, since a part of few rows is done before memory answers.
                         let parts = (until - begin).div_ceil(length);
                         let index = (step - begin) / length + AHEAD;
-                        let others = index / parts * if group == 1 { threads } else { 1 };
+                        let others = index / parts;
                         let next = begin + index % parts * length;
                         let next = next..until.min(next + length);
                         let mut ahead = self.part_ahead(whole, panel + others, next, rows);
@@ -170,45 +171,34 @@ impl FrozenLinear {
                             }
                             let sums = &mut sums[..used];
                             let range = first + row..first + row + used;
-                            let is_written = match (whole, ending) {
-                                (
-                                    Some((rows, panels)),
-                                    Ending::Activated(Activation::Gelu, Narrow::Pairs),
-                                ) if columns.len() == PANEL => {
-                                    let strip = target.strip(range.clone(), columns.start / 2, PANEL / 2);
-                                    let (rows, bias) = (&rows[range.clone()], &self.bias[panel]);
-                                    // SAFETY: the processor has the instructions for what is narrow; the rest as below.
-                                    unsafe { panels.activate(panel, sums, rows, bias, strip) }
-                                }
-                                _ => false,
-                            };
-                            if is_written {
-                                continue;
-                            }
                             let finished = match whole {
                                 Some((rows, panels)) => {
+                                    let (rows, bias) = (&rows[range.clone()], &self.bias[panel]);
                                     let finished = &mut finished[..used];
-                                    panels.scale(
-                                        panel,
-                                        sums,
-                                        &rows[range.clone()],
-                                        &self.bias[panel],
-                                        finished,
-                                    );
+                                    // SAFETY: the processor has AVX-512.
+                                    unsafe { panels.scale_in_vectors(panel, sums, rows, bias, finished) };
                                     finished
                                 }
                                 None => Sums::as_numbers(sums),
                             };
                             let width = ending.room(columns.len());
                             let strip = target.strip(range.clone(), ending.room(columns.start), width);
-                            // SAFETY: as the caller promises, and each task has rows and columns of its own.
                             let ending = ending.from(range.start, columns.start);
-                            if let Ending::Activated(Activation::Gelu, _) = ending {
-                                // SAFETY: the processor has AVX-512.
-                                unsafe { groups::activate(finished) };
-                                write(finished, columns.len(), strip, ending);
-                            } else {
-                                finish(finished, columns.len(), strip, ending);
+                            // SAFETY: the processor has AVX-512 with BF16; as the caller promises, and each task has rows and columns
+                            // of its own.
+                            unsafe {
+                                match ending {
+                                    Ending::Written(Narrow::No) => groups::write(finished, None, strip),
+                                    Ending::Added(others) => groups::write(finished, Some(others), strip),
+                                    Ending::Activated(Activation::Gelu, Narrow::Pairs) => {
+                                        groups::write_activated(finished, strip);
+                                    }
+                                    Ending::Activated(Activation::Gelu, Narrow::No) => {
+                                        groups::activate(finished);
+                                        groups::write(finished, None, strip);
+                                    }
+                                    _ => finish(finished, columns.len(), strip, ending),
+                                }
                             }
                         }
                     }
@@ -286,7 +276,7 @@ impl FrozenLinear {
 /// Steps of a part of a panel: with more the cache would be too small, and with fewer sums be read and written too often.
 fn part(product: Product) -> usize {
     match product {
-        Product::Bytes | Product::Halves => 8,
+        Product::Bytes | Product::Halves => 12,
         Product::ThreeByTwo | Product::ThreeByThree => 4,
     }
 }
@@ -333,7 +323,7 @@ mod tests {
         let columns = layer.columns();
         let (mut numbers, mut rounded, mut rooms) = (Parts::default(), ByteRows::default(), Vec::new());
         let make = |row: usize, into: &mut [f32]| into.copy_from_slice(&x[row * columns..][..columns]);
-        let input = layer.made_input(processor, count, make, &mut numbers, &mut rounded);
+        let input = layer.made_input(processor, count, make, &mut numbers, &mut rounded, &mut rooms);
         let ones = vec![1f32; count * layer.rows()];
         let mut result = vec![0f32; ones.len()];
         let target = Target::rows(result.as_mut_ptr(), result.len(), layer.rows());

@@ -12,10 +12,9 @@ use std::arch::x86_64::{
     _mm512_store_si512, _mm512_sub_ps,
 };
 
-use rayon::prelude::*;
-
 use super::matrices::{ROWS, STEP};
-use super::parts::{PANEL, Step, TASK_ROWS};
+use super::parts::{PANEL, Step};
+use super::tasks::{Room, share_rows};
 use super::tiles::HalfStep;
 
 /// Numbers of a vector.
@@ -34,12 +33,6 @@ pub(super) struct Line(pub(super) [u8; 64]);
 
 impl Line {
     pub(super) const ZERO: Self = Self([0; 64]);
-
-    /// The bytes of lines, one after the other.
-    pub(super) fn bytes(lines: &mut [Self]) -> &mut [u8] {
-        // SAFETY: a line is an array of bytes and nothing else.
-        unsafe { std::slice::from_raw_parts_mut(lines.as_mut_ptr().cast(), size_of_val(lines)) }
-    }
 }
 
 /// Rows of `x`, [`ROWS`] after [`ROWS`]: of each step and each piece the lines of these rows.
@@ -96,17 +89,15 @@ impl Lines {
         count: usize,
         columns: usize,
         make: impl Fn(usize, &mut [f32]) + Sync,
+        rooms: &mut Vec<Room>,
     ) {
         let places = self.reshape(count, columns, SPAN, PIECES);
-        let steps = self.steps;
-        (0..count).into_par_iter().with_min_len(TASK_ROWS).for_each_init(
-            || vec![0f32; steps * SPAN],
-            |row, index| {
-                make(index, &mut row[..columns]);
-                // SAFETY: the processor has the instructions, as the caller promises, and only this task writes this row.
-                unsafe { split_row(row, places, index) };
-            },
-        );
+        share_rows(count, self.steps * SPAN, rooms, |row, index| {
+            make(index, &mut row[..columns]);
+            row[columns..].fill(0.0);
+            // SAFETY: the processor has the instructions, as the caller promises, and only this task writes this row.
+            unsafe { split_row(row, places, index) };
+        });
     }
 
     pub(super) fn count(&self) -> usize {

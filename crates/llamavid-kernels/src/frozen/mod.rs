@@ -17,6 +17,8 @@ mod lines;
 #[cfg(target_arch = "x86_64")]
 mod matrices;
 mod parts;
+#[cfg(target_arch = "x86_64")]
+mod row_vectors;
 mod tasks;
 mod tiles;
 
@@ -98,13 +100,21 @@ impl SubLayer {
         x: &[f32],
         normed: &'a mut Parts,
         rounded: &'a mut ByteRows,
+        rooms: &mut Vec<Room>,
     ) -> Input<'a> {
         let width = self.weight.len();
         let make = |row: usize, into: &mut [f32]| {
             let x = &x[row * width..][..width];
-            crate::layer_norm::normalise(x, &self.weight, &self.bias, self.eps, into);
+            match processor {
+                // SAFETY: the processor has AVX-512.
+                #[cfg(target_arch = "x86_64")]
+                Processor::Avx512(..) => unsafe {
+                    row_vectors::normalise(x, &self.weight, &self.bias, self.eps, into);
+                },
+                _ => crate::layer_norm::normalise(x, &self.weight, &self.bias, self.eps, into),
+            }
         };
-        self.first.made_input(processor, x.len() / width, make, normed, rounded)
+        self.first.made_input(processor, x.len() / width, make, normed, rounded, rooms)
     }
 
     /// What the second layer makes of rows, with rows `x` added to it.
@@ -118,7 +128,7 @@ impl SubLayer {
     ) -> Vec<f32> {
         let mut result = Vec::with_capacity(x.len());
         let target = Target::rows(result.as_mut_ptr(), x.len(), self.weight.len());
-        let hidden = self.second.input(processor, hidden, rounded);
+        let hidden = self.second.input(processor, hidden, rounded, rooms);
         // SAFETY: the target has a row for each of `hidden`, and is borrowed for this, which writes all of it.
         unsafe {
             let others = Rows { values: x, stride: self.weight.len() };
@@ -167,7 +177,7 @@ impl FrozenAttention {
         let SubLayer { first, second, .. } = &self.layer;
         let FrozenScratch { normed, packed, rounded, rooms, .. } = scratch;
         let result = with_values([x], |[x]| {
-            let input = self.layer.norm(processor, x, normed, rounded);
+            let input = self.layer.norm(processor, x, normed, rounded, rooms);
             let (heads, width) = (self.heads, second.columns() / self.heads);
             // What is rounded to 8 bits before and after may have 16 in between.
             let rounds = first.rounds(processor);
@@ -231,7 +241,7 @@ impl FrozenFeedForward {
         let (frames, rows, _width) = x.dims3()?;
         let FrozenScratch { normed, hidden, rounded, rooms, .. } = scratch;
         let result = with_values([x], |[x]| {
-            let input = layer.norm(processor, x, normed, rounded);
+            let input = layer.norm(processor, x, normed, rounded, rooms);
             let narrow = layer.second.narrow_input(processor, frames * rows);
             hidden.reshape(frames * rows, narrow.room(layer.first.rows()));
             let (target, ending) = (hidden.target(), Ending::Activated(*activation, narrow));

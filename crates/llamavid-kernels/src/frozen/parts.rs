@@ -2,13 +2,11 @@
 
 use std::ops::Range;
 
-use rayon::prelude::*;
+use super::tasks::{Room, share_rows};
 
 /// Numbers of a row that lie together: those of a tile stay in the first cache, a panel's part of as many columns at least in the
 /// second, from where it comes quicker than it is multiplied.
 pub(super) const PART: usize = 256;
-/// Rows that a thread makes one after the other at least.
-pub(super) const TASK_ROWS: usize = 8;
 /// Rows of weights of a panel: two vectors of the widest kind.
 pub(super) const PANEL: usize = 32;
 
@@ -86,17 +84,20 @@ pub(super) struct Parts {
 
 impl Parts {
     /// Makes room for other rows and writes them, each as `make` has it; on all threads.
-    pub(super) fn fill(&mut self, count: usize, columns: usize, make: impl Fn(usize, &mut [f32]) + Sync) {
+    pub(super) fn fill(
+        &mut self,
+        count: usize,
+        columns: usize,
+        make: impl Fn(usize, &mut [f32]) + Sync,
+        rooms: &mut Vec<Room>,
+    ) {
         self.reshape(count, columns);
         let target = self.target();
-        (0..count).into_par_iter().with_min_len(TASK_ROWS).for_each_init(
-            || vec![0f32; columns],
-            |row, index| {
-                make(index, row);
-                // SAFETY: the rows are borrowed for this, and each is written once.
-                unsafe { target.write(index, 0, row) };
-            },
-        );
+        share_rows(count, columns, rooms, |row, index| {
+            make(index, row);
+            // SAFETY: the rows are borrowed for this, and each is written once.
+            unsafe { target.write(index, 0, row) };
+        });
     }
 
     /// Makes room for other rows, whose numbers are any.
@@ -202,6 +203,18 @@ pub(super) struct Strip {
 }
 
 impl Strip {
+    /// Numbers of a row.
+    pub(super) fn width(self) -> usize {
+        self.width
+    }
+
+    /// Where those of a row are.
+    #[inline(always)]
+    pub(super) fn at(self, row: usize) -> *mut f32 {
+        assert!(row < self.rows, "a row beyond");
+        self.values.wrapping_add(row * self.stride)
+    }
+
     /// Writes those of a row.
     ///
     /// # Safety
