@@ -452,7 +452,7 @@ fn survey_inline<const FUSED: bool>(row: &[f32], limit: f32) -> Survey {
     }
     Survey { least: least[0], most: most[0], squares: squares[0], beyond: beyond[0] }
 }
-widest!(fn survey_in_lanes(row: &[f32], limit: f32) -> Survey = survey_inline);
+widest!(pub(super) fn survey_in_lanes(row: &[f32], limit: f32) -> Survey = survey_inline);
 
 fn survey(row: &[f32], limit: f32) -> Survey {
     match processor() {
@@ -535,7 +535,7 @@ fn round_inline<const FUSED: bool>(row: &[f32], factor: f32, zero: i32, numbers:
 }
 widest!(
     /// Makes whole numbers of a row.
-    fn round(row: &[f32], factor: f32, zero: i32, numbers: &mut [u8]) = round_inline
+    pub(super) fn round(row: &[f32], factor: f32, zero: i32, numbers: &mut [u8]) = round_inline
 );
 
 #[cfg(target_arch = "x86_64")]

@@ -237,18 +237,21 @@ pub(super) unsafe fn write(numbers: &[Step], others: Option<Rows>, target: Strip
     }
 }
 
-/// Writes the GELU of numbers of rows, narrow, and as exact as it is then.
+/// Writes numbers of rows narrow, or their GELU, as exact as it is then.
 ///
 /// # Safety
 /// The processor has AVX-512 with BF16, and whoever calls has these places of `target` alone.
 #[target_feature(enable = "avx512f,avx512bf16")]
-pub(super) unsafe fn write_activated(numbers: &[Step], target: Strip) {
+pub(super) unsafe fn write_narrow<const ACTIVATED: bool>(numbers: &[Step], target: Strip) {
     let used = mask(target.width());
     for (row, numbers) in numbers.iter().enumerate() {
         // SAFETY: a step is two vectors; what is narrow is written as far as the strip is wide.
         unsafe {
-            let low = rough_gelu(_mm512_loadu_ps(numbers.0.as_ptr()));
-            let high = rough_gelu(_mm512_loadu_ps(numbers.0.as_ptr().add(LANES)));
+            let mut low = _mm512_loadu_ps(numbers.0.as_ptr());
+            let mut high = _mm512_loadu_ps(numbers.0.as_ptr().add(LANES));
+            if ACTIVATED {
+                (low, high) = (rough_gelu(low), rough_gelu(high));
+            }
             let pairs: __m512i = std::mem::transmute(_mm512_cvtne2ps_pbh(high, low));
             _mm512_mask_storeu_epi32(target.at(row).cast(), used, pairs);
         }
@@ -336,4 +339,36 @@ fn both(lower: __m256i, upper: __m256i) -> __m512i {
 unsafe fn load(numbers: *const f32, count: usize) -> __m512 {
     // SAFETY: as the caller promises.
     unsafe { _mm512_maskz_loadu_ps(mask(count), numbers) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::frozen::layers_in_tiles::pay;
+    use crate::frozen::parts::Target;
+    use crate::processor::Processor;
+
+    #[test]
+    fn a_narrow_gelu_is_as_exact_as_it_is_narrow() {
+        if !Processor::tested().into_iter().any(|processor| pay(processor, 1 << 10)) {
+            return;
+        }
+        for first in -300..300 {
+            let numbers = Step(std::array::from_fn(|place| (first * 32 + place as i32) as f32 / 1024.0));
+            let mut parts = Parts::default();
+            parts.reshape(1, 16);
+            let target: Target = parts.target();
+            let mut found = [0f32; 32];
+            // SAFETY: the processor has what tiles go with, and nobody else uses the row.
+            unsafe {
+                write_narrow::<true>(&[numbers], target.strip(0..1, 0, 16));
+                read_pairs(&parts, 0, &mut found);
+            }
+            let mut exact = numbers.0;
+            crate::gelu::activate::<false>(&mut exact);
+            for (found, exact) in found.iter().zip(exact) {
+                assert!((found - exact).abs() <= 1.5e-4 + exact.abs() / 256.0, "{found} is not {exact}");
+            }
+        }
+    }
 }

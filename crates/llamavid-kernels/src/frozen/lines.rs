@@ -156,6 +156,23 @@ pub(super) unsafe fn split_numbers<const COUNT: usize>(row: &[f32], into: &mut [
     }
 }
 
+/// Writes as many steps of a row as there are, whose numbers are narrow, as they are. Numbers that it lacks are 0.
+///
+/// # Safety
+/// The processor has AVX-512.
+#[target_feature(enable = "avx512f")]
+pub(super) unsafe fn copy_pairs(row: &[f32], into: &mut [Line], steps: usize) {
+    assert!(row.len() <= steps * LANES && steps * STEP < into.len() + STEP, "lines for a row");
+    for step in 0..steps {
+        let left = row.len().saturating_sub(step * LANES);
+        // SAFETY: vectors are read as far as there are pairs, and there is a line for each step.
+        unsafe {
+            let pairs = _mm512_maskz_loadu_ps(mask(left), row.as_ptr().wrapping_add(step * LANES));
+            _mm512_store_si512(into.as_mut_ptr().add(step * STEP).cast(), _mm512_castps_si512(pairs));
+        }
+    }
+}
+
 /// Writes numbers of two rows in pieces side by side, those of a panel at most, as two lines of weights. Numbers that they lack are 0.
 ///
 /// # Safety

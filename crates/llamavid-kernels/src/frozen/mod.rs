@@ -180,28 +180,29 @@ impl FrozenAttention {
             let input = self.layer.norm(processor, x, normed, rounded, rooms);
             let (heads, width) = (self.heads, second.columns() / self.heads);
             // What is rounded to 8 bits before and after may have 16 in between.
-            let rounds = first.rounds(processor);
+            let rounds = |layer: &FrozenLinear| layer.rounds(processor);
             #[cfg(target_arch = "x86_64")]
             let in_tiles = layers_in_tiles::pay(processor, rows);
             #[cfg(not(target_arch = "x86_64"))]
             let in_tiles = false;
-            let narrow = if rounds && !in_tiles { Narrow::of(processor, width) } else { Narrow::No };
+            let narrow = if rounds(first) { Narrow::of(processor, width) } else { Narrow::No };
             let row = narrow.room(first.rows());
             packed.resize(frames * rows * row, 0.0);
             let target = Target::rows(packed.as_mut_ptr(), packed.len(), row);
             // SAFETY: the target has a row for each of `x`, and is borrowed for this.
             unsafe { first.forward(processor, input, rooms, target, Ending::Written(narrow)) };
-            normed.reshape(frames * rows, second.columns());
             let attention = Packed { values: packed, narrow, frames, rows, heads, width };
+            let narrow = if in_tiles && rounds(second) { narrow } else { Narrow::No };
+            normed.reshape(frames * rows, narrow.room(second.columns()));
             // SAFETY: as above, and where there are tiles the process may use them.
             unsafe {
                 match in_tiles {
                     #[cfg(target_arch = "x86_64")]
-                    true => attention.attend_in_tiles(rounds, rooms, normed.target()),
+                    true => attention.attend_in_tiles(rooms, normed.target(), narrow),
                     _ => attention.attend(processor, rooms, normed.target()),
                 }
             }
-            Ok(self.layer.end(processor, (normed, Narrow::No), x, rounded, rooms))
+            Ok(self.layer.end(processor, (normed, narrow), x, rounded, rooms))
         })?;
         Tensor::from_vec(result, x.shape(), &Device::Cpu)
     }

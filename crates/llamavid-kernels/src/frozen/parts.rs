@@ -2,6 +2,8 @@
 
 use std::ops::Range;
 
+#[cfg(target_arch = "x86_64")]
+use super::lines::Line;
 use super::tasks::{Room, share_rows};
 
 /// Numbers of a row that lie together: those of a tile stay in the first cache, a panel's part of as many columns at least in the
@@ -9,6 +11,9 @@ use super::tasks::{Room, share_rows};
 pub(super) const PART: usize = 256;
 /// Rows of weights of a panel: two vectors of the widest kind.
 pub(super) const PANEL: usize = 32;
+
+/// Bytes that caches read together.
+pub(super) const CACHE_LINE: usize = 64;
 
 /// A number of each row of a panel, or of each of its sums.
 #[derive(Debug, Clone, Copy)]
@@ -24,6 +29,14 @@ impl Step {
         for (sum, number) in self.0.iter_mut().zip(numbers) {
             *sum += number;
         }
+    }
+
+    /// Two lines as a step of pairs of numbers of 16 bits.
+    #[cfg(target_arch = "x86_64")]
+    pub(super) fn of_lines(lines: &mut [Line]) -> &mut Self {
+        assert!(lines.len() >= 2, "lines of a step");
+        // SAFETY: both are as many bytes, which may be any, and lie alike.
+        unsafe { &mut *lines.as_mut_ptr().cast() }
     }
 
     /// The numbers of steps, one after the other.
@@ -54,16 +67,21 @@ impl<'a> Ahead<'a> {
         Self { bytes, each: bytes.len().div_ceil(rows.max(1)) }
     }
 
+    /// The share of some rows, for others to ask for.
+    #[inline(always)]
+    pub(super) fn take(&mut self, rows: usize) -> &'a [u8] {
+        let length = (rows * self.each).next_multiple_of(CACHE_LINE).min(self.bytes.len());
+        let (now, later) = self.bytes.split_at(length);
+        self.bytes = later;
+        now
+    }
+
     /// Asks for the share of some rows.
     #[inline(always)]
     pub(super) fn read(&mut self, rows: usize) {
-        /// Bytes that caches read together.
-        const LINE: usize = 64;
-        let (now, later) =
-            self.bytes.split_at((rows * self.each).next_multiple_of(LINE).min(self.bytes.len()));
-        self.bytes = later;
+        let now = self.take(rows);
         #[cfg(target_arch = "x86_64")]
-        for line in now.chunks(LINE) {
+        for line in now.chunks(CACHE_LINE) {
             use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
             // SAFETY: every x86-64 has the instruction, and it changes nothing.
             unsafe { _mm_prefetch::<_MM_HINT_T1>(line.as_ptr().cast()) };

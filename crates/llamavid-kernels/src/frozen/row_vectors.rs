@@ -156,3 +156,70 @@ pub(super) unsafe fn round(row: &[f32], factor: f32, zero: i32, places: Places, 
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::frozen::lines::Lines;
+    use crate::processor::Processor;
+
+    /// Numbers without a pattern around 0, some of them far larger than others; none without AVX-512.
+    fn noise(count: usize) -> Option<Vec<f32>> {
+        if !Processor::tested().into_iter().any(|processor| matches!(processor, Processor::Avx512(..))) {
+            return None;
+        }
+        let mut state = 5u32;
+        let mut next = || {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            (state >> 8) as f32 / (1 << 23) as f32 - 1.0
+        };
+        Some((0..count).map(|_| next() * (4.0 * next()).exp2()).collect())
+    }
+
+    const LENGTHS: [usize; 7] = [1, 15, 16, 33, 64, 100, 704];
+
+    #[test]
+    fn a_norm_leaves_no_mean_and_a_variance_of_one() {
+        for length in LENGTHS {
+            let Some(row) = noise(length) else { return };
+            let (weight, bias) = (vec![2.0; length], vec![0.5; length]);
+            let (mut found, mut expected) = (vec![0.0; length], vec![0.0; length]);
+            // SAFETY: the processor has AVX-512.
+            unsafe { normalise(&row, &weight, &bias, 1e-6, &mut found) };
+            crate::layer_norm::normalise(&row, &weight, &bias, 1e-6, &mut expected);
+            for (found, expected) in found.iter().zip(expected) {
+                assert!(
+                    (found - expected).abs() <= 2e-6 * expected.abs().max(1.0),
+                    "{length}: {found} {expected}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn whole_numbers_are_those_of_other_processors() {
+        for length in LENGTHS {
+            let Some(row) = noise(length) else { return };
+            for limit in [f32::INFINITY, 2.0] {
+                let expected = super::super::bytes::survey_in_lanes(&row, limit);
+                // SAFETY: the processor has AVX-512.
+                let found = unsafe {
+                    if limit.is_finite() { survey::<true>(&row, limit) } else { survey::<false>(&row, limit) }
+                };
+                assert_eq!(found, expected, "{length} {limit}");
+            }
+            let (mut lines, mut expected) = (Lines::default(), vec![0u8; length]);
+            let places = lines.reshape(1, length, WHOLE, 1);
+            // SAFETY: as above, and there are lines of a row.
+            unsafe { round(&row, 20.0, 100, places, 0) };
+            super::super::bytes::round(&row, 20.0, 100, &mut expected);
+            for (column, expected) in expected.iter().enumerate() {
+                assert_eq!(
+                    lines.from(0, column / WHOLE)[0].0[column % WHOLE],
+                    *expected,
+                    "{length} {column}"
+                );
+            }
+        }
+    }
+}

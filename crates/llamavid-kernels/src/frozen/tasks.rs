@@ -72,3 +72,26 @@ pub(super) fn share_rows(
         }
     });
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_task_is_run_once() {
+        let mut rooms = Vec::new();
+        for tasks in [0, 1, 2, 3, 7, 64, 1000] {
+            let runs: Vec<_> = (0..tasks).map(|_| AtomicUsize::new(0)).collect();
+            share_out(tasks, &mut rooms, |_, task| {
+                runs[task].fetch_add(1, Ordering::Relaxed);
+            });
+            assert!(runs.iter().all(|runs| runs.load(Ordering::Relaxed) == 1), "{tasks}");
+        }
+        let rows: Vec<_> = (0..21).map(|_| AtomicUsize::new(0)).collect();
+        share_rows(rows.len(), 5, &mut rooms, |row, index| {
+            assert_eq!(row.len(), 5);
+            rows[index].fetch_add(1, Ordering::Relaxed);
+        });
+        assert!(rows.iter().all(|runs| runs.load(Ordering::Relaxed) == 1));
+    }
+}
