@@ -10,8 +10,9 @@ use std::arch::x86_64::{
     _mm512_unpacklo_epi64,
 };
 
-use super::attention::Packed;
-use super::lines::{LANES, Line, PIECES, SPAN, mask, split, split_numbers, split_rows};
+use super::attention::{Narrow, Packed};
+use super::groups;
+use super::lines::{LANES, Line, PIECES, SPAN, copy_pairs, mask, split, split_numbers, split_rows};
 use super::matrices::{Begin, Product, ROWS, STEP, Whole, multiply};
 use super::parts::{PANEL, Step, Target};
 use super::tasks::{Room, room, share_out};
@@ -20,20 +21,22 @@ use super::tasks::{Room, room, share_out};
 static NOTHING: Step = Step::ZERO;
 
 impl Packed<'_> {
-    /// The same as [`Packed::attend`], of rows that are not narrow; `rounded` for numbers in one piece.
+    /// The same as [`Packed::attend`]. The result is as narrow as told, which heads of an even width may be.
     ///
     /// # Safety
     /// As there, and the processor has AMX, which the process may use.
-    pub(super) unsafe fn attend_in_tiles(self, rounded: bool, rooms: &mut Vec<Room>, target: Target) {
+    pub(super) unsafe fn attend_in_tiles(self, rooms: &mut Vec<Room>, target: Target, result: Narrow) {
         // SAFETY: as the caller promises.
         unsafe {
-            match rounded {
-                true => self.attend_in_pieces::<1>(Product::Halves, rooms, target),
-                false => self.attend_in_pieces::<PIECES>(Product::ThreeByThree, rooms, target),
+            match self.narrow {
+                Narrow::Pairs => self.attend_in_pieces::<1>(Product::Halves, rooms, target, result),
+                Narrow::No => self.attend_in_pieces::<PIECES>(Product::ThreeByThree, rooms, target, result),
             }
         }
     }
 
+    /// Numbers in one piece are narrow.
+    ///
     /// # Safety
     /// As [`Self::attend_in_tiles`].
     unsafe fn attend_in_pieces<const COUNT: usize>(
@@ -41,12 +44,14 @@ impl Packed<'_> {
         product: Product,
         rooms: &mut Vec<Room>,
         target: Target,
+        result: Narrow,
     ) {
-        let Self { values, frames, rows, heads, width, .. } = self;
+        let Self { values, narrow, frames, rows, heads, width } = self;
         if values.is_empty() {
             return;
         }
-        let stride = 3 * heads * width;
+        let (of_head, of_panel) = (narrow.room(width), narrow.room(PANEL));
+        let stride = 3 * heads * of_head;
         // Of keys and of values: panels, and steps of each.
         let (panels, steps) = (rows.div_ceil(PANEL), width.div_ceil(SPAN));
         let of_a_step = COUNT * STEP;
@@ -60,15 +65,13 @@ impl Packed<'_> {
             let (of_values, x) = lines.split_at_mut(laid_out);
             let of_frame = &values[frame * rows * stride..][..rows * stride];
             let row = |index: usize, row: usize| match row < rows {
-                true => &of_frame[row * stride + (index * heads + head) * width..][..width],
+                true => &of_frame[row * stride + (index * heads + head) * of_head..][..of_head],
                 false => &[],
             };
             for (panel, keys) in keys.chunks_exact_mut(steps * of_a_step).enumerate() {
                 for place in 0..PANEL {
                     // SAFETY: the processor has AVX-512, as all with tiles; there are as many lines.
-                    unsafe {
-                        split_numbers::<COUNT>(row(1, panel * PANEL + place), &mut keys[place..], steps)
-                    };
+                    unsafe { lay_out::<COUNT>(row(1, panel * PANEL + place), &mut keys[place..], steps) };
                 }
                 for keys in keys.as_chunks_mut::<STEP>().0 {
                     // SAFETY: as above.
@@ -77,13 +80,18 @@ impl Packed<'_> {
             }
             for (index, of_values) in of_values.chunks_exact_mut(of_a_step).enumerate() {
                 let (panel, step) = (index / panels, index % panels);
-                let columns = panel * PANEL..width.min((panel + 1) * PANEL);
+                let columns = panel * of_panel..of_head.min((panel + 1) * of_panel);
                 for place in 0..LANES {
                     let first = step * SPAN + place;
                     let two =
                         [first, first + LANES].map(|index| row(2, index).get(columns.clone()).unwrap_or(&[]));
                     // SAFETY: as above.
-                    unsafe { split_rows::<COUNT>(two, &mut of_values[2 * place..]) };
+                    unsafe {
+                        match COUNT {
+                            1 => groups::pair(two, Step::of_lines(&mut of_values[2 * place..])),
+                            _ => split_rows::<COUNT>(two, &mut of_values[2 * place..]),
+                        }
+                    }
                 }
             }
             // SAFETY: the processor has them, as the caller promises, and nothing here makes others.
@@ -93,9 +101,9 @@ impl Packed<'_> {
                 assert!(x.len() >= length, "rows of another length");
                 for (panel, sums) in panels.chunks_exact(length).zip(sums.chunks_exact_mut(ROWS)) {
                     let lines = (x.as_ptr(), panel.as_ptr());
-                    let begin = Begin::With(&NOTHING);
+                    let sums = (Begin::With(&NOTHING), sums.as_mut_ptr());
                     // SAFETY: there are as many lines of each, and sums of as many rows.
-                    unsafe { multiply(&tiles, product, half, lines, steps, begin, sums.as_mut_ptr()) };
+                    unsafe { multiply(&tiles, product, half, lines, steps, sums, None) };
                 }
             };
             for first in (0..rows).step_by(ROWS) {
@@ -104,7 +112,7 @@ impl Packed<'_> {
                 let sums = room(sums, ROWS * panels.max(steps), Step::ZERO);
                 for place in 0..count {
                     // SAFETY: as above.
-                    unsafe { split_numbers::<COUNT>(row(0, first + place), &mut x[place..], steps) };
+                    unsafe { lay_out::<COUNT>(row(0, first + place), &mut x[place..], steps) };
                 }
                 products(keys, x, steps, half, sums);
                 for place in 0..count {
@@ -116,9 +124,10 @@ impl Packed<'_> {
                     let column = index * PANEL;
                     for (row, sums) in sums[..count].iter().enumerate() {
                         let row = frame * rows + first + row;
-                        let sums = &sums.0[..PANEL.min(width - column)];
+                        let mut narrowed = [0f32; PANEL];
+                        let sums = result.numbers(&sums.0[..PANEL.min(width - column)], &mut narrowed);
                         // SAFETY: only this task has these rows of this head, and the caller has all of them alone.
-                        unsafe { target.write(row, head * width + column, sums) };
+                        unsafe { target.write(row, result.room(head * width + column), sums) };
                     }
                 }
             }
@@ -126,10 +135,25 @@ impl Packed<'_> {
     }
 }
 
+/// Writes as many steps of a row of queries or keys as there are: in pieces, or numbers that are narrow as they are, since the order of
+/// those is the same in both.
+///
+/// # Safety
+/// The processor has AVX-512.
+unsafe fn lay_out<const COUNT: usize>(row: &[f32], into: &mut [Line], steps: usize) {
+    // SAFETY: as the caller promises.
+    unsafe {
+        match COUNT {
+            1 => copy_pairs(row, into, steps),
+            _ => split_numbers::<COUNT>(row, into, steps),
+        }
+    }
+}
+
 /// Writes the softmax of a row of scores times `scale` in pieces, 0 behind its end. Each panel's scores are [`ROWS`] steps behind those
 /// of the one before.
 ///
-/// e^x is 2^x to 2e-7 of its value; less than 2^-1000 counts as that.
+/// e^x is 2^x to 2e-7 of its value, to 5e-5 where one piece of it is wanted; less than 2^-1000 counts as that.
 ///
 /// # Safety
 /// The processor has AVX-512.
@@ -174,8 +198,9 @@ unsafe fn share<const COUNT: usize>(sums: &mut [Step], length: usize, scale: f32
             let x = _mm512_max_ps(_mm512_set1_ps(-1000.0), x);
             let whole = _mm512_roundscale_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(x);
             let rest = _mm512_sub_ps(x, whole);
-            let mut power = _mm512_set1_ps(TERMS[0]);
-            for term in &TERMS[1..] {
+            let terms = if COUNT == 1 { &TERMS[3..] } else { &TERMS[..] };
+            let mut power = _mm512_set1_ps(terms[0]);
+            for term in &terms[1..] {
                 power = _mm512_fmadd_ps(power, rest, _mm512_set1_ps(*term));
             }
             let power = _mm512_maskz_scalef_ps(used, power, whole);

@@ -13,13 +13,14 @@ use rayon::prelude::*;
 use super::groups;
 #[cfg(target_arch = "x86_64")]
 use super::lines::{Line, Lines};
+use super::parts::{Ahead, PANEL, PART, Step};
 #[cfg(target_arch = "x86_64")]
-use super::parts::Strip;
-use super::parts::{Ahead, PANEL, PART, Step, TASK_ROWS};
+use super::row_vectors;
+use super::tasks::{Room, share_rows};
 use super::tiles::Rows;
-use crate::processor::Processor;
 #[cfg(target_arch = "x86_64")]
 use crate::processor::WholeNumbers;
+use crate::processor::{Processor, processor};
 use crate::vector::{NEAREST, multiply_add, widest};
 
 /// Numbers that one instruction multiplies and adds up in a lane.
@@ -34,7 +35,7 @@ const SHORT: usize = 128;
 /// The largest whole number of a weight.
 const LARGEST: f32 = 127.0;
 /// The largest whole number of `x`.
-const STEPS: f32 = 255.0;
+pub(super) const STEPS: f32 = 255.0;
 
 /// Panels of weights: four numbers of each of [`PANEL`] rows, then the next four of each.
 #[derive(Debug)]
@@ -49,7 +50,7 @@ pub(super) struct BytePanels {
 
 #[derive(Debug, Clone, Copy)]
 #[repr(C, align(64))]
-pub(super) struct ByteStep([[i8; TOGETHER]; PANEL]);
+pub(super) struct ByteStep(pub(super) [[i8; TOGETHER]; PANEL]);
 
 /// A sum for each row of a panel.
 #[derive(Debug, Clone, Copy)]
@@ -101,34 +102,6 @@ impl BytePanels {
         }
     }
 
-    /// Writes the GELU of what sums of a panel stand for, narrow; false, and nothing is written, if rows have large numbers.
-    ///
-    /// # Safety
-    /// The processor has AVX-512 with BF16, and whoever calls has these places of `target` alone.
-    #[cfg(target_arch = "x86_64")]
-    pub(super) unsafe fn activate(
-        &self,
-        panel: usize,
-        whole: &[Sums],
-        x: &[RoundedRow],
-        bias: &Step,
-        target: Strip,
-    ) -> bool {
-        if x.iter().any(|row| !row.large.is_empty()) {
-            return false;
-        }
-        for (row, (whole, x)) in whole.iter().zip(x).enumerate() {
-            let mut narrow = [0f32; PANEL / 2];
-            let of_weights = (&self.scales[panel], &self.totals[panel], bias);
-            // SAFETY: as the caller promises.
-            unsafe {
-                groups::activate_whole(whole, (x.scale, x.zero), of_weights, &mut narrow);
-                target.write(row, &narrow);
-            }
-        }
-        true
-    }
-
     /// Lines of a panel from a step of tiles on.
     #[cfg(target_arch = "x86_64")]
     pub(super) fn lines(&self, panel: usize, steps: Range<usize>) -> &[Line] {
@@ -150,6 +123,24 @@ impl BytePanels {
         let first = panel * self.steps;
         let last = self.numbers.len().min(first + columns.end.div_ceil(TOGETHER));
         self.numbers.get(first + columns.start / TOGETHER..last).unwrap_or_default()
+    }
+
+    /// The same as [`Self::scale`] in vectors.
+    ///
+    /// # Safety
+    /// The processor has AVX-512.
+    #[cfg(target_arch = "x86_64")]
+    pub(super) unsafe fn scale_in_vectors(
+        &self,
+        panel: usize,
+        whole: &[Sums],
+        x: &[RoundedRow],
+        bias: &Step,
+        sums: &mut [Step],
+    ) {
+        let numbers = &self.numbers[panel * self.steps..][..self.steps];
+        // SAFETY: as the caller promises.
+        unsafe { groups::scale(whole, x, (&self.scales[panel], &self.totals[panel], bias), numbers, sums) };
     }
 
     /// What sums of whole numbers of a panel stand for, with a bias and with the products of large numbers.
@@ -281,20 +272,20 @@ widest!(
 
 /// A number that is far larger than others of its row.
 #[derive(Debug, Clone, Copy, PartialEq)]
-struct Large {
-    column: usize,
-    value: f32,
+pub(super) struct Large {
+    pub(super) column: usize,
+    pub(super) value: f32,
 }
 
 /// What the whole numbers of a row stand for.
 #[derive(Debug, Default)]
 pub(super) struct RoundedRow {
     /// What a whole number stands for.
-    scale: f32,
+    pub(super) scale: f32,
     /// The whole number that stands for 0.
-    zero: i32,
+    pub(super) zero: i32,
     /// Numbers that were not rounded; whole numbers have 0 in their places.
-    large: Vec<Large>,
+    pub(super) large: Vec<Large>,
 }
 
 /// Rows in whole numbers without a sign: the first ones of each row, then the next ones, up to whole steps of four.
@@ -308,39 +299,44 @@ pub(super) struct ByteRows {
     lines: Lines,
 }
 
-/// Where tasks write the numbers of rows of their own.
-struct Places(*mut [u8; BYTES]);
+/// Where tasks write what belongs to rows of their own.
+struct Places<T>(*mut T);
 
-// SAFETY: each task writes rows of its own.
-unsafe impl Sync for Places {}
+// SAFETY: each task writes what belongs to rows of its own.
+unsafe impl<T: Send> Sync for Places<T> {}
 
-impl Places {
-    fn at(&self, index: usize) -> *mut [u8; BYTES] {
+impl<T> Places<T> {
+    fn at(&self, index: usize) -> *mut T {
         self.0.wrapping_add(index)
     }
 }
 
 impl ByteRows {
     /// Rounds rows that `make` writes; on all threads.
-    pub(super) fn fill(&mut self, count: usize, columns: usize, make: impl Fn(usize, &mut [f32]) + Sync) {
+    pub(super) fn fill(
+        &mut self,
+        count: usize,
+        columns: usize,
+        make: impl Fn(usize, &mut [f32]) + Sync,
+        rooms: &mut Vec<Room>,
+    ) {
         self.columns = columns;
         self.numbers.resize(columns.div_ceil(BYTES) * count, [0; BYTES]);
         self.rows.resize_with(count, RoundedRow::default);
-        let places = Places(self.numbers.as_mut_ptr());
-        self.rows.par_iter_mut().with_min_len(TASK_ROWS).enumerate().for_each_init(
-            || vec![0f32; columns],
-            |row, (index, rounded)| {
-                make(index, row);
-                let survey = take_large(row, &mut rounded.large);
-                let steps;
-                (steps, rounded.scale, rounded.zero) = survey.steps(row);
-                for (part, row) in row.chunks(BYTES).enumerate() {
-                    // SAFETY: there are as many parts of as many rows, and only this task writes this row.
-                    let into = unsafe { &mut *places.at(part * count + index) };
-                    round(row, steps, rounded.zero, &mut into[..row.len()]);
-                }
-            },
-        );
+        let (places, rows) = (Places(self.numbers.as_mut_ptr()), Places(self.rows.as_mut_ptr()));
+        share_rows(count, columns, rooms, |row, index| {
+            make(index, row);
+            // SAFETY: there are as many rows, and only this task writes this one.
+            let rounded = unsafe { &mut *rows.at(index) };
+            let survey = take_large(row, &mut rounded.large);
+            let steps;
+            (steps, rounded.scale, rounded.zero) = survey.steps(row);
+            for (part, row) in row.chunks(BYTES).enumerate() {
+                // SAFETY: there are as many parts of as many rows, and only this task writes this row.
+                let into = unsafe { &mut *places.at(part * count + index) };
+                round(row, steps, rounded.zero, &mut into[..row.len()]);
+            }
+        });
     }
 
     /// The same as tiles read them.
@@ -350,23 +346,21 @@ impl ByteRows {
         count: usize,
         columns: usize,
         make: impl Fn(usize, &mut [f32]) + Sync,
+        rooms: &mut Vec<Room>,
     ) -> (&Lines, &[RoundedRow]) {
         let places = self.lines.reshape(count, columns, WHOLE, 1);
         self.rows.resize_with(count, RoundedRow::default);
-        self.rows.par_iter_mut().with_min_len(TASK_ROWS).enumerate().for_each_init(
-            || (vec![0f32; columns], vec![Line::ZERO; columns.div_ceil(WHOLE)]),
-            |(row, lines), (index, rounded)| {
-                make(index, row);
-                let survey = take_large(row, &mut rounded.large);
-                let steps;
-                (steps, rounded.scale, rounded.zero) = survey.steps(row);
-                round(row, steps, rounded.zero, &mut Line::bytes(lines)[..columns]);
-                for (step, line) in lines.iter().enumerate() {
-                    // SAFETY: there are as many lines of as many rows, and only this task writes this row.
-                    unsafe { places.at(index, step, 0).write(*line) };
-                }
-            },
-        );
+        let rows = Places(self.rows.as_mut_ptr());
+        share_rows(count, columns, rooms, |row, index| {
+            make(index, row);
+            // SAFETY: there are as many rows, and only this task writes this one.
+            let rounded = unsafe { &mut *rows.at(index) };
+            let survey = take_large(row, &mut rounded.large);
+            let steps;
+            (steps, rounded.scale, rounded.zero) = survey.steps(row);
+            // SAFETY: the processor has AVX-512, as all with tiles; only this task writes this row.
+            unsafe { row_vectors::round(row, steps, rounded.zero, places, index) };
+        });
         (&self.lines, &self.rows)
     }
 
@@ -398,15 +392,15 @@ impl ByteRows {
 
 /// What is to be known of the numbers of a row that are not beyond a limit, before they are rounded.
 #[derive(Debug, Clone, Copy, PartialEq)]
-struct Survey {
+pub(super) struct Survey {
     /// The least of them and 0.
-    least: f32,
+    pub(super) least: f32,
     /// The largest of them and 0.
-    most: f32,
+    pub(super) most: f32,
     /// The sum of their squares. Not a finite number, where one of them is not one.
-    squares: f32,
+    pub(super) squares: f32,
     /// How many are beyond the limit.
-    beyond: f32,
+    pub(super) beyond: f32,
 }
 
 impl Survey {
@@ -422,9 +416,12 @@ impl Survey {
     }
 }
 
+/// Numbers of a row that are surveyed side by side.
+pub(super) const SURVEYED: usize = 64;
+
 #[inline(always)]
 fn survey_inline<const FUSED: bool>(row: &[f32], limit: f32) -> Survey {
-    const LANES: usize = 32;
+    const LANES: usize = SURVEYED;
     let (mut least, mut most) = ([0f32; LANES], [0f32; LANES]);
     let (mut squares, mut beyond) = ([0f32; LANES], [0f32; LANES]);
     let (blocks, rest) = row.as_chunks::<LANES>();
@@ -441,16 +438,35 @@ fn survey_inline<const FUSED: bool>(row: &[f32], limit: f32) -> Survey {
             beyond[lane] += if is_beyond { 1.0 } else { 0.0 };
         }
     }
-    let mut all = Survey { least: 0.0, most: 0.0, squares: 0.0, beyond: 0.0 };
-    for lane in 0..LANES {
-        all.least = if least[lane] < all.least { least[lane] } else { all.least };
-        all.most = if most[lane] > all.most { most[lane] } else { all.most };
-        all.squares += squares[lane];
-        all.beyond += beyond[lane];
+    // Pairwise, as vectors of AVX-512 do it.
+    let mut width = LANES / 2;
+    while width > 0 {
+        for lane in 0..width {
+            let other = lane + width;
+            least[lane] = if least[other] < least[lane] { least[other] } else { least[lane] };
+            most[lane] = if most[other] > most[lane] { most[other] } else { most[lane] };
+            squares[lane] += squares[other];
+            beyond[lane] += beyond[other];
+        }
+        width /= 2;
     }
-    all
+    Survey { least: least[0], most: most[0], squares: squares[0], beyond: beyond[0] }
 }
-widest!(fn survey(row: &[f32], limit: f32) -> Survey = survey_inline);
+widest!(pub(super) fn survey_in_lanes(row: &[f32], limit: f32) -> Survey = survey_inline);
+
+fn survey(row: &[f32], limit: f32) -> Survey {
+    match processor() {
+        // SAFETY: the processor has AVX-512.
+        #[cfg(target_arch = "x86_64")]
+        Processor::Avx512(..) => unsafe {
+            match limit == f32::INFINITY {
+                true => row_vectors::survey::<false>(row, limit),
+                false => row_vectors::survey::<true>(row, limit),
+            }
+        },
+        _ => survey_in_lanes(row, limit),
+    }
+}
 
 /// How large a number of a row may be before it counts as a large one, by the root of the mean square of them all.
 const LARGE: f32 = 5.0;
@@ -497,10 +513,17 @@ fn take_inline<const FUSED: bool>(row: &mut [f32], limit: f32, large: &mut Vec<L
         }
     }
 }
-widest!(
-    /// Takes numbers beyond a limit out of a row.
-    fn take(row: &mut [f32], limit: f32, large: &mut Vec<Large>) = take_inline
-);
+widest!(fn take_in_blocks(row: &mut [f32], limit: f32, large: &mut Vec<Large>) = take_inline);
+
+/// Takes numbers beyond a limit out of a row.
+fn take(row: &mut [f32], limit: f32, large: &mut Vec<Large>) {
+    match processor() {
+        // SAFETY: the processor has AVX-512.
+        #[cfg(target_arch = "x86_64")]
+        Processor::Avx512(..) => unsafe { row_vectors::take(row, limit, large) },
+        _ => take_in_blocks(row, limit, large),
+    }
+}
 
 #[inline(always)]
 fn round_inline<const FUSED: bool>(row: &[f32], factor: f32, zero: i32, numbers: &mut [u8]) {
@@ -512,7 +535,7 @@ fn round_inline<const FUSED: bool>(row: &[f32], factor: f32, zero: i32, numbers:
 }
 widest!(
     /// Makes whole numbers of a row.
-    fn round(row: &[f32], factor: f32, zero: i32, numbers: &mut [u8]) = round_inline
+    pub(super) fn round(row: &[f32], factor: f32, zero: i32, numbers: &mut [u8]) = round_inline
 );
 
 #[cfg(target_arch = "x86_64")]

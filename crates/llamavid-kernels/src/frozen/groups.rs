@@ -6,14 +6,14 @@ use std::arch::x86_64::{
     _mm512_cvtepu16_epi32, _mm512_cvtne2ps_pbh, _mm512_dpbf16_ps, _mm512_dpbusd_epi32,
     _mm512_extracti64x4_epi64, _mm512_fmadd_ps, _mm512_fnmadd_ps, _mm512_loadu_ps, _mm512_loadu_si512,
     _mm512_mask_mov_ps, _mm512_mask_storeu_epi32, _mm512_mask_storeu_ps, _mm512_maskz_loadu_ps,
-    _mm512_mul_ps, _mm512_mullo_epi32, _mm512_or_si512, _mm512_permutex2var_ps, _mm512_rcp14_ps,
-    _mm512_set1_epi32, _mm512_set1_ps, _mm512_setzero_ps, _mm512_slli_epi32, _mm512_storeu_ps,
-    _mm512_storeu_si512, _mm512_sub_epi32,
+    _mm512_max_ps, _mm512_min_ps, _mm512_mul_ps, _mm512_mullo_epi32, _mm512_or_si512, _mm512_permutex2var_ps,
+    _mm512_rcp14_ps, _mm512_set1_epi32, _mm512_set1_ps, _mm512_slli_epi32, _mm512_sllv_epi32,
+    _mm512_srai_epi32, _mm512_storeu_ps, _mm512_storeu_si512, _mm512_sub_epi32,
 };
 
-use super::bytes::{ByteStep, Sums, TOGETHER};
+use super::bytes::{ByteStep, Large, RoundedRow, Sums, TOGETHER};
 use super::lines::mask;
-use super::parts::{Ahead, PART, Parts, Step};
+use super::parts::{Ahead, PART, Parts, Step, Strip};
 use super::tiles::{Rows, TILE_ROWS};
 use crate::gelu::{P, Q};
 use crate::vector::with_rows;
@@ -169,36 +169,118 @@ pub(super) unsafe fn activate(sums: &mut [Step]) {
     }
 }
 
-/// The same of what sums of whole numbers of a row stand for, with what its numbers stand for and the one that stands for 0, and
-/// with the same and the sums of whole numbers of weights, and biases. The result is narrow.
+/// What sums of whole numbers of rows with a panel stand for, by what whole numbers of the panel's rows stand for, sums of those, and biases,
+/// with the products of large numbers: the same to the last bit as the functions of [`super::bytes`].
 ///
 /// # Safety
-/// The processor has AVX-512 with BF16.
-#[target_feature(enable = "avx512f,avx512bf16")]
-pub(super) unsafe fn activate_whole(
-    whole: &Sums,
-    (scale, zero): (f32, i32),
+/// The processor has AVX-512.
+#[target_feature(enable = "avx512f")]
+pub(super) unsafe fn scale(
+    whole: &[Sums],
+    x: &[RoundedRow],
     (scales, totals, bias): (&Step, &Sums, &Step),
-    into: &mut [f32; LANES],
+    numbers: &[ByteStep],
+    into: &mut [Step],
 ) {
-    let mut found = [_mm512_setzero_ps(); 2];
-    for (index, found) in found.iter_mut().enumerate() {
-        let lane = index * LANES;
+    for half in 0..2 {
+        let lane = half * LANES;
         // SAFETY: each of these is two vectors.
         unsafe {
-            let sums = _mm512_loadu_si512(whole.0.as_ptr().add(lane).cast());
+            let scales = _mm512_loadu_ps(scales.0.as_ptr().add(lane));
             let totals = _mm512_loadu_si512(totals.0.as_ptr().add(lane).cast());
-            let sums = _mm512_sub_epi32(sums, _mm512_mullo_epi32(totals, _mm512_set1_epi32(zero)));
-            let scale = _mm512_mul_ps(_mm512_loadu_ps(scales.0.as_ptr().add(lane)), _mm512_set1_ps(scale));
             let bias = _mm512_loadu_ps(bias.0.as_ptr().add(lane));
-            *found = gelu(_mm512_add_ps(_mm512_mul_ps(_mm512_cvtepi32_ps(sums), scale), bias));
+            for ((whole, x), into) in whole.iter().zip(x).zip(&mut *into) {
+                let sums = _mm512_loadu_si512(whole.0.as_ptr().add(lane).cast());
+                let sums = _mm512_sub_epi32(sums, _mm512_mullo_epi32(totals, _mm512_set1_epi32(x.zero)));
+                let scale = _mm512_mul_ps(scales, _mm512_set1_ps(x.scale));
+                let mut found = _mm512_add_ps(_mm512_mul_ps(_mm512_cvtepi32_ps(sums), scale), bias);
+                for Large { column, value } in &x.large {
+                    let fours = numbers[column / TOGETHER].0[lane..].as_ptr();
+                    // The number at its place among four, as the upper bits, and then alone.
+                    let shift = _mm512_set1_epi32((8 * (TOGETHER - 1 - column % TOGETHER)) as i32);
+                    let number = _mm512_sllv_epi32(_mm512_loadu_si512(fours.cast()), shift);
+                    let number = _mm512_cvtepi32_ps(_mm512_srai_epi32::<24>(number));
+                    let product = _mm512_mul_ps(number, _mm512_mul_ps(scales, _mm512_set1_ps(*value)));
+                    found = _mm512_add_ps(found, product);
+                }
+                _mm512_storeu_ps(into.0.as_mut_ptr().add(lane), found);
+            }
         }
     }
-    // SAFETY: there is room for a vector, and both are as many bits.
-    unsafe {
-        let pairs: __m512i = std::mem::transmute(_mm512_cvtne2ps_pbh(found[1], found[0]));
-        _mm512_storeu_si512(into.as_mut_ptr().cast(), pairs);
+}
+
+/// Writes numbers of rows, which others are added to.
+///
+/// # Safety
+/// The processor has AVX-512, and whoever calls has these places of `target` alone.
+#[target_feature(enable = "avx512f")]
+pub(super) unsafe fn write(numbers: &[Step], others: Option<Rows>, target: Strip) {
+    let masks = [mask(target.width()), mask(target.width().saturating_sub(LANES))];
+    for (row, numbers) in numbers.iter().enumerate() {
+        let mut added: *const f32 = std::ptr::null();
+        if let Some(others) = others {
+            let others = others.from(row).values;
+            assert!(others.len() >= target.width(), "others of as many");
+            added = others.as_ptr();
+        }
+        for (half, mask) in masks.into_iter().enumerate() {
+            let lane = half * LANES;
+            // SAFETY: a step is two vectors; others are read and written as far as the strip is wide.
+            unsafe {
+                let mut found = _mm512_loadu_ps(numbers.0.as_ptr().add(lane));
+                if !added.is_null() {
+                    found = _mm512_add_ps(found, _mm512_maskz_loadu_ps(mask, added.wrapping_add(lane)));
+                }
+                _mm512_mask_storeu_ps(target.at(row).wrapping_add(lane), mask, found);
+            }
+        }
     }
+}
+
+/// Writes numbers of rows narrow, or their GELU, as exact as it is then.
+///
+/// # Safety
+/// The processor has AVX-512 with BF16, and whoever calls has these places of `target` alone.
+#[target_feature(enable = "avx512f,avx512bf16")]
+pub(super) unsafe fn write_narrow<const ACTIVATED: bool>(numbers: &[Step], target: Strip) {
+    let used = mask(target.width());
+    for (row, numbers) in numbers.iter().enumerate() {
+        // SAFETY: a step is two vectors; what is narrow is written as far as the strip is wide.
+        unsafe {
+            let mut low = _mm512_loadu_ps(numbers.0.as_ptr());
+            let mut high = _mm512_loadu_ps(numbers.0.as_ptr().add(LANES));
+            if ACTIVATED {
+                (low, high) = (rough_gelu(low), rough_gelu(high));
+            }
+            let pairs: __m512i = std::mem::transmute(_mm512_cvtne2ps_pbh(high, low));
+            _mm512_mask_storeu_epi32(target.at(row).cast(), used, pairs);
+        }
+    }
+}
+
+/// The GELU to 1.3e-4: a polynomial of the share of the normal distribution below `value`, fitted so that it is 0 and 1 at its ends.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn rough_gelu(value: __m512) -> __m512 {
+    /// By the square of the value, from the highest power on.
+    const TERMS: [f32; 8] = [
+        -4.824_972e-10,
+        5.341_667_6e-8,
+        -2.386_121e-6,
+        5.844_021_3e-5,
+        -8.906_411e-4,
+        9.071_31e-3,
+        -6.512_415e-2,
+        3.982_249_8e-1,
+    ];
+    // What is no number stays so.
+    let x = _mm512_max_ps(_mm512_set1_ps(-4.0), _mm512_min_ps(_mm512_set1_ps(4.0), value));
+    let square = _mm512_mul_ps(x, x);
+    let mut sum = _mm512_set1_ps(TERMS[0]);
+    for term in &TERMS[1..] {
+        sum = _mm512_fmadd_ps(sum, square, _mm512_set1_ps(*term));
+    }
+    _mm512_mul_ps(value, _mm512_fmadd_ps(sum, x, _mm512_set1_ps(0.5)))
 }
 
 #[inline]
@@ -257,4 +339,36 @@ fn both(lower: __m256i, upper: __m256i) -> __m512i {
 unsafe fn load(numbers: *const f32, count: usize) -> __m512 {
     // SAFETY: as the caller promises.
     unsafe { _mm512_maskz_loadu_ps(mask(count), numbers) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::frozen::layers_in_tiles::pay;
+    use crate::frozen::parts::Target;
+    use crate::processor::Processor;
+
+    #[test]
+    fn a_narrow_gelu_is_as_exact_as_it_is_narrow() {
+        if !Processor::tested().into_iter().any(|processor| pay(processor, 1 << 10)) {
+            return;
+        }
+        for first in -300..300 {
+            let numbers = Step(std::array::from_fn(|place| (first * 32 + place as i32) as f32 / 1024.0));
+            let mut parts = Parts::default();
+            parts.reshape(1, 16);
+            let target: Target = parts.target();
+            let mut found = [0f32; 32];
+            // SAFETY: the processor has what tiles go with, and nobody else uses the row.
+            unsafe {
+                write_narrow::<true>(&[numbers], target.strip(0..1, 0, 16));
+                read_pairs(&parts, 0, &mut found);
+            }
+            let mut exact = numbers.0;
+            crate::gelu::activate::<false>(&mut exact);
+            for (found, exact) in found.iter().zip(exact) {
+                assert!((found - exact).abs() <= 1.5e-4 + exact.abs() / 256.0, "{found} is not {exact}");
+            }
+        }
+    }
 }

@@ -4,13 +4,15 @@
 //! A part of a panel stays in the first cache while the rows of a task go by, which stay in the second one with their sums. Where
 //! these rows are too long for that, the task goes through a part of them with all its panels first.
 
+use std::ops::Range;
+
 use super::attention::Narrow;
 use super::bytes::{BytePanels, ByteRows, RoundedRow, Sums};
 use super::groups;
-use super::linear::{Ending, FrozenLinear, Input, Panels, finish, write};
+use super::linear::{Ending, FrozenLinear, Input, Panels, finish};
 use super::lines::{Line, Lines, SPAN, split_panel};
-use super::matrices::{Begin, Product, ROWS, STEP, Whole, multiply};
-use super::parts::{Ahead, PANEL, Step, Target};
+use super::matrices::{Asked, Begin, Product, ROWS, STEP, Whole, multiply};
+use super::parts::{Ahead, CACHE_LINE, PANEL, Step, Target};
 use super::tasks::{Room, room, share_out};
 use crate::Activation;
 use crate::processor::{Processor, WholeNumbers};
@@ -51,16 +53,17 @@ impl FrozenLinear {
         count: usize,
         make: impl Fn(usize, &mut [f32]) + Sync,
         room: &'a mut ByteRows,
+        rooms: &mut Vec<Room>,
     ) -> Input<'a> {
         Input::InTiles(match self.whole(processor) {
             Some(panels) => {
-                let (lines, rows) = room.fill_lines(count, self.columns, make);
+                let (lines, rows) = room.fill_lines(count, self.columns, make, rooms);
                 InTiles { lines, whole: Some((rows, panels)) }
             }
             None => {
                 let lines = room.lines();
                 // SAFETY: the processor has AVX-512, as all with tiles.
-                unsafe { lines.fill(count, self.columns, make) };
+                unsafe { lines.fill(count, self.columns, make, rooms) };
                 InTiles { lines, whole: None }
             }
         })
@@ -85,7 +88,9 @@ impl FrozenLinear {
         let of_a_step = product.of_x() * size_of::<Line>();
         let most = if 2 * KEPT / (steps * of_a_step) >= MOST { MOST } else { BLOCK };
         let blocks = count.div_ceil(most).max(1);
-        let length = count.div_ceil(blocks).next_multiple_of(ROWS);
+        // As even as may be, in tiles.
+        let row_tiles = count.div_ceil(ROWS);
+        let length = row_tiles.div_ceil(blocks) * ROWS;
         let part = part(product);
         let threads = rayon::current_num_threads();
         // Rows that are too long are gone through in pieces, each with all panels of a task, the sums of which are kept.
@@ -100,13 +105,15 @@ impl FrozenLinear {
         let groups = panels.div_ceil(group);
         share_out(groups * blocks, rooms, |scratch, task| {
             // Rows stay from one task to the next.
-            let (group_first, first) = (task % groups * group, task / groups * length);
+            let (group_first, block) = (task % groups * group, task / groups);
             let of_group = group_first..panels.min(group_first + group);
-            let rows = length.min(count.saturating_sub(first));
-            let places = rows.next_multiple_of(ROWS);
+            let first = block * row_tiles / blocks * ROWS;
+            let rows = count.min((block + 1) * row_tiles / blocks * ROWS) - first;
             if rows == 0 {
                 return;
             }
+            // Sums that are complete at once make room for others, so that they stay in the first cache.
+            let places = if steps <= part { 2 * ROWS } else { rows.next_multiple_of(ROWS) };
             let Room { sums: finished, whole: sums, widened, lines, .. } = scratch;
             let sums = room(sums, of_group.len() * places, Sums::ZERO);
             let finished = room(finished, ROWS, Step::ZERO);
@@ -115,7 +122,6 @@ impl FrozenLinear {
             for begin in (0..steps).step_by(kept) {
                 let until = steps.min(begin + kept);
                 for (panel, sums) in of_group.clone().zip(sums.chunks_exact_mut(places)) {
-                    let columns = panel * PANEL..self.rows.min((panel + 1) * PANEL);
                     let length = even(until - begin, part);
                     let mut of_x_ahead = {
                         // With each panel the next part of some rows.
@@ -134,23 +140,31 @@ impl FrozenLinear {
                         // Some parts further, since a part of few rows is done before memory answers.
                         let parts = (until - begin).div_ceil(length);
                         let index = (step - begin) / length + AHEAD;
-                        let others = index / parts * if group == 1 { threads } else { 1 };
+                        let others = index / parts;
                         let next = begin + index % parts * length;
                         let next = next..until.min(next + length);
                         let mut ahead = self.part_ahead(whole, panel + others, next, rows);
                         // SAFETY: the processor has AVX-512.
                         let weights = unsafe { self.part(whole, panel, of_part.clone(), lines, widened) };
+                        let mut end = |row: usize, sums: &mut [Sums]| {
+                            let range = first + row..first + rows.min(row + ROWS);
+                            let sums = &mut sums[row % places..];
+                            // SAFETY: as the caller promises, and each task has rows and columns of its own.
+                            unsafe { self.end(whole, panel, range, sums, finished, (target, ending)) };
+                        };
                         for row in (0..rows).step_by(ROWS) {
                             let used = ROWS.min(rows - row);
-                            ahead.read(used);
                             of_x_ahead.read(used);
+                            let asked = ahead.take(used);
+                            let asked_lines = asked.len().div_ceil(CACHE_LINE).div_ceil(of_part.len());
+                            let asked = Asked { first: asked.as_ptr(), lines: asked_lines };
                             let begin = match (step, whole) {
                                 (0, Some(_)) => Begin::With(&NOTHING),
                                 (0, None) => Begin::With(&self.bias[panel]),
                                 _ => Begin::Sums,
                             };
                             let lines = x.from((first + row) / ROWS, step);
-                            let sums = &mut sums[row..row + ROWS];
+                            let of_rows = &mut sums[row % places..][..ROWS];
                             assert!(lines.len() >= of_part.len() * product.of_x() * STEP);
                             assert!(weights.len() == of_part.len() * product.of_weights() * STEP);
                             // SAFETY: there are as many lines, and sums of as many rows, of which a number takes 32 bits.
@@ -161,60 +175,67 @@ impl FrozenLinear {
                                     used <= ROWS / 2,
                                     (lines.as_ptr(), weights.as_ptr()),
                                     of_part.len(),
-                                    begin,
-                                    sums.as_mut_ptr().cast(),
+                                    (begin, of_rows.as_mut_ptr().cast()),
+                                    Some(asked),
                                 );
                             }
-                            if !last {
-                                continue;
+                            // While these are multiplied.
+                            if last && row > 0 {
+                                end(row - ROWS, sums);
                             }
-                            let sums = &mut sums[..used];
-                            let range = first + row..first + row + used;
-                            let is_written = match (whole, ending) {
-                                (
-                                    Some((rows, panels)),
-                                    Ending::Activated(Activation::Gelu, Narrow::Pairs),
-                                ) if columns.len() == PANEL => {
-                                    let strip = target.strip(range.clone(), columns.start / 2, PANEL / 2);
-                                    let (rows, bias) = (&rows[range.clone()], &self.bias[panel]);
-                                    // SAFETY: the processor has the instructions for what is narrow; the rest as below.
-                                    unsafe { panels.activate(panel, sums, rows, bias, strip) }
-                                }
-                                _ => false,
-                            };
-                            if is_written {
-                                continue;
-                            }
-                            let finished = match whole {
-                                Some((rows, panels)) => {
-                                    let finished = &mut finished[..used];
-                                    panels.scale(
-                                        panel,
-                                        sums,
-                                        &rows[range.clone()],
-                                        &self.bias[panel],
-                                        finished,
-                                    );
-                                    finished
-                                }
-                                None => Sums::as_numbers(sums),
-                            };
-                            let width = ending.room(columns.len());
-                            let strip = target.strip(range.clone(), ending.room(columns.start), width);
-                            // SAFETY: as the caller promises, and each task has rows and columns of its own.
-                            let ending = ending.from(range.start, columns.start);
-                            if let Ending::Activated(Activation::Gelu, _) = ending {
-                                // SAFETY: the processor has AVX-512.
-                                unsafe { groups::activate(finished) };
-                                write(finished, columns.len(), strip, ending);
-                            } else {
-                                finish(finished, columns.len(), strip, ending);
-                            }
+                        }
+                        if last {
+                            end((rows - 1) / ROWS * ROWS, sums);
                         }
                     }
                 }
             }
         });
+    }
+
+    /// Writes what sums of some rows with a panel stand for; `finished` has room for them.
+    ///
+    /// # Safety
+    /// As [`Self::forward_in_tiles`], of these rows and the panel's columns.
+    unsafe fn end(
+        &self,
+        whole: Option<(&[RoundedRow], &BytePanels)>,
+        panel: usize,
+        range: Range<usize>,
+        sums: &mut [Sums],
+        finished: &mut [Step],
+        (target, ending): (Target, Ending),
+    ) {
+        let columns = panel * PANEL..self.rows.min((panel + 1) * PANEL);
+        let sums = &mut sums[..range.len()];
+        let finished = match whole {
+            Some((rows, panels)) => {
+                let finished = &mut finished[..range.len()];
+                let (rows, bias) = (&rows[range.clone()], &self.bias[panel]);
+                // SAFETY: the processor has AVX-512.
+                unsafe { panels.scale_in_vectors(panel, sums, rows, bias, finished) };
+                finished
+            }
+            None => Sums::as_numbers(sums),
+        };
+        let strip = target.strip(range.clone(), ending.room(columns.start), ending.room(columns.len()));
+        let ending = ending.from(range.start, columns.start);
+        // SAFETY: the processor has AVX-512 with BF16; as the caller promises.
+        unsafe {
+            match ending {
+                Ending::Written(Narrow::No) => groups::write(finished, None, strip),
+                Ending::Added(others) => groups::write(finished, Some(others), strip),
+                Ending::Written(Narrow::Pairs) => groups::write_narrow::<false>(finished, strip),
+                Ending::Activated(Activation::Gelu, Narrow::Pairs) => {
+                    groups::write_narrow::<true>(finished, strip)
+                }
+                Ending::Activated(Activation::Gelu, Narrow::No) => {
+                    groups::activate(finished);
+                    groups::write(finished, None, strip);
+                }
+                _ => finish(finished, columns.len(), strip, ending),
+            }
+        }
     }
 
     /// A part of a panel, some steps of tiles; `lines` and `widened` have room for it.
@@ -225,7 +246,7 @@ impl FrozenLinear {
         &'a self,
         whole: Option<(&[RoundedRow], &'a BytePanels)>,
         panel: usize,
-        steps: std::ops::Range<usize>,
+        steps: Range<usize>,
         lines: &'a mut Vec<Line>,
         widened: &mut Vec<Step>,
     ) -> &'a [Line] {
@@ -264,7 +285,7 @@ impl FrozenLinear {
         &'a self,
         whole: Option<(&[RoundedRow], &'a BytePanels)>,
         panel: usize,
-        steps: std::ops::Range<usize>,
+        steps: Range<usize>,
         rows: usize,
     ) -> Ahead<'a> {
         if panel * PANEL >= self.rows {
@@ -286,7 +307,7 @@ impl FrozenLinear {
 /// Steps of a part of a panel: with more the cache would be too small, and with fewer sums be read and written too often.
 fn part(product: Product) -> usize {
     match product {
-        Product::Bytes | Product::Halves => 8,
+        Product::Bytes | Product::Halves => 12,
         Product::ThreeByTwo | Product::ThreeByThree => 4,
     }
 }
@@ -333,7 +354,7 @@ mod tests {
         let columns = layer.columns();
         let (mut numbers, mut rounded, mut rooms) = (Parts::default(), ByteRows::default(), Vec::new());
         let make = |row: usize, into: &mut [f32]| into.copy_from_slice(&x[row * columns..][..columns]);
-        let input = layer.made_input(processor, count, make, &mut numbers, &mut rounded);
+        let input = layer.made_input(processor, count, make, &mut numbers, &mut rounded, &mut rooms);
         let ones = vec![1f32; count * layer.rows()];
         let mut result = vec![0f32; ones.len()];
         let target = Target::rows(result.as_mut_ptr(), result.len(), layer.rows());

@@ -194,6 +194,7 @@ impl FrozenLinear {
         processor: Processor,
         (x, narrow): (&'a Parts, Narrow),
         rounded: &'a mut ByteRows,
+        rooms: &mut Vec<Room>,
     ) -> Input<'a> {
         #[cfg(target_arch = "x86_64")]
         if layers_in_tiles::pay(processor, x.count()) {
@@ -202,10 +203,10 @@ impl FrozenLinear {
                 // SAFETY: the processor has AVX-512, as all with tiles.
                 Narrow::Pairs => unsafe { groups::read_pairs(x, row, into) },
             };
-            return self.in_tiles(processor, x.count(), make, rounded);
+            return self.in_tiles(processor, x.count(), make, rounded, rooms);
         }
         let Some(panels) = self.whole(processor) else { return Input::Numbers(x) };
-        rounded.fill(x.count(), x.columns(), |row, into| x.read(row, into));
+        rounded.fill(x.count(), x.columns(), |row, into| x.read(row, into), rooms);
         Input::Whole(rounded, panels)
     }
 
@@ -217,16 +218,17 @@ impl FrozenLinear {
         make: impl Fn(usize, &mut [f32]) + Sync,
         numbers: &'a mut Parts,
         rounded: &'a mut ByteRows,
+        rooms: &mut Vec<Room>,
     ) -> Input<'a> {
         #[cfg(target_arch = "x86_64")]
         if layers_in_tiles::pay(processor, count) {
-            return self.in_tiles(processor, count, make, rounded);
+            return self.in_tiles(processor, count, make, rounded, rooms);
         }
         if let Some(panels) = self.whole(processor) {
-            rounded.fill(count, self.columns, make);
+            rounded.fill(count, self.columns, make, rooms);
             Input::Whole(rounded, panels)
         } else {
-            numbers.fill(count, self.columns, make);
+            numbers.fill(count, self.columns, make, rooms);
             Input::Numbers(numbers)
         }
     }
@@ -253,7 +255,6 @@ impl FrozenLinear {
         let blocks = count.div_ceil(BLOCK).max(1);
         let together = if let Input::Whole(..) = x { BYTES } else { PART };
         let length = count.div_ceil(blocks).next_multiple_of(TILE_ROWS);
-        let threads = rayon::current_num_threads();
         share_out(self.rows.div_ceil(PANEL) * blocks, rooms, |scratch, task| {
             let (panel, first) = (task / blocks, task % blocks * length);
             let of_panel = panel * PANEL..self.rows.min((panel + 1) * PANEL);
@@ -265,7 +266,7 @@ impl FrozenLinear {
                 let last = columns.end == self.columns;
                 // What this thread multiplies next, if all are as quick.
                 let mut ahead = match last {
-                    true => self.ahead((task + threads) / blocks, 0..together, rows),
+                    true => self.ahead((task + 1) / blocks, 0..together, rows),
                     false => self.ahead(panel, columns.end..columns.end + together, rows),
                 };
                 let factors = self.factors(processor, x, panel, columns, widened);
@@ -399,15 +400,6 @@ fn finish_inline<const FUSED: bool>(sums: &mut [Step], width: usize, target: Str
         Ending::Activated(Activation::QuickGelu, _) => gelu::activate_quick::<FUSED>(Step::numbers(sums)),
         Ending::Written(_) | Ending::Added(_) => {}
     }
-    write_inline::<FUSED>(sums, width, target, ending);
-}
-widest!(
-    /// Writes sums of a panel, of which so many are used, to their rows. Whoever calls it has these places of `target` alone.
-    pub(super) fn finish(sums: &mut [Step], width: usize, target: Strip, ending: Ending) = finish_inline
-);
-
-#[inline(always)]
-fn write_inline<const FUSED: bool>(sums: &mut [Step], width: usize, target: Strip, ending: Ending) {
     for (row, sums) in sums.iter_mut().enumerate() {
         let mut narrowed = [0f32; PANEL];
         let numbers = match ending {
@@ -424,8 +416,8 @@ fn write_inline<const FUSED: bool>(sums: &mut [Step], width: usize, target: Stri
     }
 }
 widest!(
-    /// The same of those that were activated, if they are to be.
-    pub(super) fn write(sums: &mut [Step], width: usize, target: Strip, ending: Ending) = write_inline
+    /// Writes sums of a panel, of which so many are used, to their rows. Whoever calls it has these places of `target` alone.
+    pub(super) fn finish(sums: &mut [Step], width: usize, target: Strip, ending: Ending) = finish_inline
 );
 
 #[cfg(test)]

@@ -12,10 +12,9 @@ use std::arch::x86_64::{
     _mm512_store_si512, _mm512_sub_ps,
 };
 
-use rayon::prelude::*;
-
 use super::matrices::{ROWS, STEP};
-use super::parts::{PANEL, Step, TASK_ROWS};
+use super::parts::{PANEL, Step};
+use super::tasks::{Room, share_rows};
 use super::tiles::HalfStep;
 
 /// Numbers of a vector.
@@ -34,12 +33,6 @@ pub(super) struct Line(pub(super) [u8; 64]);
 
 impl Line {
     pub(super) const ZERO: Self = Self([0; 64]);
-
-    /// The bytes of lines, one after the other.
-    pub(super) fn bytes(lines: &mut [Self]) -> &mut [u8] {
-        // SAFETY: a line is an array of bytes and nothing else.
-        unsafe { std::slice::from_raw_parts_mut(lines.as_mut_ptr().cast(), size_of_val(lines)) }
-    }
 }
 
 /// Rows of `x`, [`ROWS`] after [`ROWS`]: of each step and each piece the lines of these rows.
@@ -96,17 +89,15 @@ impl Lines {
         count: usize,
         columns: usize,
         make: impl Fn(usize, &mut [f32]) + Sync,
+        rooms: &mut Vec<Room>,
     ) {
         let places = self.reshape(count, columns, SPAN, PIECES);
-        let steps = self.steps;
-        (0..count).into_par_iter().with_min_len(TASK_ROWS).for_each_init(
-            || vec![0f32; steps * SPAN],
-            |row, index| {
-                make(index, &mut row[..columns]);
-                // SAFETY: the processor has the instructions, as the caller promises, and only this task writes this row.
-                unsafe { split_row(row, places, index) };
-            },
-        );
+        share_rows(count, self.steps * SPAN, rooms, |row, index| {
+            make(index, &mut row[..columns]);
+            row[columns..].fill(0.0);
+            // SAFETY: the processor has the instructions, as the caller promises, and only this task writes this row.
+            unsafe { split_row(row, places, index) };
+        });
     }
 
     pub(super) fn count(&self) -> usize {
@@ -161,6 +152,23 @@ pub(super) unsafe fn split_numbers<const COUNT: usize>(row: &[f32], into: &mut [
                 _mm512_maskz_loadu_ps(mask(left.saturating_sub(LANES)), numbers.wrapping_add(LANES)),
             ];
             split::<COUNT>(numbers, into.as_mut_ptr().add(step * COUNT * STEP), STEP);
+        }
+    }
+}
+
+/// Writes as many steps of a row as there are, whose numbers are narrow, as they are. Numbers that it lacks are 0.
+///
+/// # Safety
+/// The processor has AVX-512.
+#[target_feature(enable = "avx512f")]
+pub(super) unsafe fn copy_pairs(row: &[f32], into: &mut [Line], steps: usize) {
+    assert!(row.len() <= steps * LANES && steps * STEP < into.len() + STEP, "lines for a row");
+    for step in 0..steps {
+        let left = row.len().saturating_sub(step * LANES);
+        // SAFETY: vectors are read as far as there are pairs, and there is a line for each step.
+        unsafe {
+            let pairs = _mm512_maskz_loadu_ps(mask(left), row.as_ptr().wrapping_add(step * LANES));
+            _mm512_store_si512(into.as_mut_ptr().add(step * STEP).cast(), _mm512_castps_si512(pairs));
         }
     }
 }

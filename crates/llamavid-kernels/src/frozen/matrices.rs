@@ -5,7 +5,7 @@ use std::arch::asm;
 
 use super::lines::Line;
 use super::parts::Step;
-use crate::amx::{LONGEST, SIDE, Tiles};
+use crate::amx::{LONGEST, Tiles};
 
 /// Rows of `x`, and of weights, that are multiplied together.
 pub(super) const ROWS: usize = crate::amx::ROWS;
@@ -65,6 +65,14 @@ pub(super) enum Begin<'a> {
     Sums,
 }
 
+/// Bytes that are read later: so many lines of the caches are asked for with each step, few enough for the processor to wait for them
+/// beside what it multiplies.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Asked {
+    pub(super) first: *const u8,
+    pub(super) lines: usize,
+}
+
 /// Multiplies [`ROWS`] rows of `x`, or only the first half of them, with as many rows of weights. All are lines: of each step and of
 /// each piece those of the rows, and of weights 16 times two lines, of which each has 32 bits of 16 rows.
 ///
@@ -80,10 +88,12 @@ pub(super) unsafe fn multiply(
     half: bool,
     (x, weights): (*const Line, *const Line),
     steps: usize,
-    begin: Begin,
-    sums: *mut Step,
+    (begin, sums): (Begin, *mut Step),
+    asked: Option<Asked>,
 ) {
     assert!(steps > 0, "no products");
+    // A line of what is there costs next to nothing.
+    let asked = asked.filter(|asked| asked.lines > 0).unwrap_or(Asked { first: x.cast(), lines: 1 });
     let (from, pace): (*const f32, usize) = match begin {
         Begin::With(row) => ((&raw const *row).cast(), 0),
         Begin::Sums => (sums.cast(), size_of::<Step>()),
@@ -91,14 +101,14 @@ pub(super) unsafe fn multiply(
     // SAFETY: as the caller promises.
     unsafe {
         match (product, half) {
-            (Product::Bytes, false) => bytes(x, weights, steps, from, pace, sums),
-            (Product::Bytes, true) => few_bytes(x, weights, steps, from, pace, sums),
-            (Product::Halves, false) => halves(x, weights, steps, from, pace, sums),
-            (Product::Halves, true) => few_halves(x, weights, steps, from, pace, sums),
-            (Product::ThreeByTwo, false) => three_by_two(x, weights, steps, from, pace, sums),
-            (Product::ThreeByTwo, true) => few_three_by_two(x, weights, steps, from, pace, sums),
-            (Product::ThreeByThree, false) => three_by_three(x, weights, steps, from, pace, sums),
-            (Product::ThreeByThree, true) => few_three_by_three(x, weights, steps, from, pace, sums),
+            (Product::Bytes, false) => bytes(x, weights, steps, from, pace, sums, asked),
+            (Product::Bytes, true) => few_bytes(x, weights, steps, from, pace, sums, asked),
+            (Product::Halves, false) => halves(x, weights, steps, from, pace, sums, asked),
+            (Product::Halves, true) => few_halves(x, weights, steps, from, pace, sums, asked),
+            (Product::ThreeByTwo, false) => three_by_two(x, weights, steps, from, pace, sums, asked),
+            (Product::ThreeByTwo, true) => few_three_by_two(x, weights, steps, from, pace, sums, asked),
+            (Product::ThreeByThree, false) => three_by_three(x, weights, steps, from, pace, sums, asked),
+            (Product::ThreeByThree, true) => few_three_by_three(x, weights, steps, from, pace, sums, asked),
         }
     }
 }
@@ -160,75 +170,72 @@ macro_rules! step {
 /// Functions of [`multiply`] for 32 and for 16 rows of `x`: `$x` and `$weights` pieces of each number, and the steps' pieces in an
 /// order in which each product but the first needs only one of the two to be loaded.
 macro_rules! products {
-    ($all:ident, $few:ident, $multiply:literal, [$x:literal, $weights:literal], $($kind:ident $at:literal),*) => {
-        unsafe fn $all(
+    ($all:ident, $few:ident, $multiply:literal, $pieces:tt, $($kind:ident $at:literal),*) => {
+        products!(
+            @$all, 32, $multiply, $pieces,
+            [
+                "tileloadd tmm0, [{from} + {pace}]",
+                "tileloadd tmm1, [{from} + {pace} + 64]",
+                "mov {count}, {pace}",
+                "shl {count}, 4",
+                "add {count}, {from}",
+                "tileloadd tmm2, [{count} + {pace}]",
+                "tileloadd tmm3, [{count} + {pace} + 64]"
+            ],
+            [
+                "tilestored [{sums} + {step}], tmm0",
+                "tilestored [{sums} + {step} + 64], tmm1",
+                "tilestored [{sums} + {step} + 2048], tmm2",
+                "tilestored [{sums} + {step} + 2048 + 64], tmm3"
+            ],
+            $($kind $at),*
+        );
+        products!(
+            @$few, 16, $multiply, $pieces,
+            ["tileloadd tmm0, [{from} + {pace}]", "tileloadd tmm1, [{from} + {pace} + 64]"],
+            ["tilestored [{sums} + {step}], tmm0", "tilestored [{sums} + {step} + 64], tmm1"],
+            $($kind $at),*
+        );
+    };
+    (
+        @$name:ident, $rows:tt, $multiply:literal, [$x:literal, $weights:literal],
+        [$($begin:literal),*], [$($end:literal),*], $($kind:ident $at:literal),*
+    ) => {
+        unsafe fn $name(
             x: *const Line,
             weights: *const Line,
             steps: usize,
             from: *const f32,
             pace: usize,
             sums: *mut Step,
+            asked: Asked,
         ) {
             // SAFETY: tiles of 16 rows are read and written as far as there are such, as the caller promises.
             unsafe {
                 asm!(
-                    "tileloadd tmm0, [{from} + {pace}]",
-                    "tileloadd tmm1, [{from} + {pace} + 64]",
-                    "tileloadd tmm2, [{others} + {pace}]",
-                    "tileloadd tmm3, [{others} + {pace} + 64]",
+                    $($begin,)*
                     "2:",
-                    step!(32, $multiply, $($kind $at),*),
+                    "mov {count}, {lines}",
+                    "3:",
+                    "prefetcht1 [{asked}]",
+                    "add {asked}, 64",
+                    "dec {count}",
+                    "jnz 3b",
+                    step!($rows, $multiply, $($kind $at),*),
                     concat!("add {x}, ", $x, " * 2048"),
                     concat!("add {weights}, ", $weights, " * 2048"),
                     "dec {steps}",
                     "jnz 2b",
-                    "tilestored [{sums} + {step}], tmm0",
-                    "tilestored [{sums} + {step} + 64], tmm1",
-                    "tilestored [{sums} + {step} + 2048], tmm2",
-                    "tilestored [{sums} + {step} + 2048 + 64], tmm3",
-                    x = inout(reg) x => _,
-                    weights = inout(reg) weights => _,
-                    steps = inout(reg) steps => _,
-                    from = in(reg) from,
-                    others = in(reg) from.wrapping_byte_add(SIDE * pace),
-                    pace = in(reg) pace,
-                    sums = in(reg) sums,
-                    side = in(reg) size_of::<Line>(),
-                    step = in(reg) 2 * size_of::<Line>(),
-                    out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
-                    out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
-                    options(nostack)
-                );
-            }
-        }
-
-        unsafe fn $few(
-            x: *const Line,
-            weights: *const Line,
-            steps: usize,
-            from: *const f32,
-            pace: usize,
-            sums: *mut Step,
-        ) {
-            // SAFETY: tiles of 16 rows are read and written as far as there are such, as the caller promises.
-            unsafe {
-                asm!(
-                    "tileloadd tmm0, [{from} + {pace}]",
-                    "tileloadd tmm1, [{from} + {pace} + 64]",
-                    "2:",
-                    step!(16, $multiply, $($kind $at),*),
-                    concat!("add {x}, ", $x, " * 2048"),
-                    concat!("add {weights}, ", $weights, " * 2048"),
-                    "dec {steps}",
-                    "jnz 2b",
-                    "tilestored [{sums} + {step}], tmm0",
-                    "tilestored [{sums} + {step} + 64], tmm1",
+                    $($end,)*
                     x = inout(reg) x => _,
                     weights = inout(reg) weights => _,
                     steps = inout(reg) steps => _,
                     from = in(reg) from,
                     pace = in(reg) pace,
                     sums = in(reg) sums,
+                    asked = inout(reg) asked.first => _,
+                    lines = in(reg) asked.lines,
+                    count = out(reg) _,
                     side = in(reg) size_of::<Line>(),
                     step = in(reg) 2 * size_of::<Line>(),
                     out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,

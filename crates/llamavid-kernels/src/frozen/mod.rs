@@ -17,6 +17,8 @@ mod lines;
 #[cfg(target_arch = "x86_64")]
 mod matrices;
 mod parts;
+#[cfg(target_arch = "x86_64")]
+mod row_vectors;
 mod tasks;
 mod tiles;
 
@@ -98,13 +100,21 @@ impl SubLayer {
         x: &[f32],
         normed: &'a mut Parts,
         rounded: &'a mut ByteRows,
+        rooms: &mut Vec<Room>,
     ) -> Input<'a> {
         let width = self.weight.len();
         let make = |row: usize, into: &mut [f32]| {
             let x = &x[row * width..][..width];
-            crate::layer_norm::normalise(x, &self.weight, &self.bias, self.eps, into);
+            match processor {
+                // SAFETY: the processor has AVX-512.
+                #[cfg(target_arch = "x86_64")]
+                Processor::Avx512(..) => unsafe {
+                    row_vectors::normalise(x, &self.weight, &self.bias, self.eps, into);
+                },
+                _ => crate::layer_norm::normalise(x, &self.weight, &self.bias, self.eps, into),
+            }
         };
-        self.first.made_input(processor, x.len() / width, make, normed, rounded)
+        self.first.made_input(processor, x.len() / width, make, normed, rounded, rooms)
     }
 
     /// What the second layer makes of rows, with rows `x` added to it.
@@ -118,7 +128,7 @@ impl SubLayer {
     ) -> Vec<f32> {
         let mut result = Vec::with_capacity(x.len());
         let target = Target::rows(result.as_mut_ptr(), x.len(), self.weight.len());
-        let hidden = self.second.input(processor, hidden, rounded);
+        let hidden = self.second.input(processor, hidden, rounded, rooms);
         // SAFETY: the target has a row for each of `hidden`, and is borrowed for this, which writes all of it.
         unsafe {
             let others = Rows { values: x, stride: self.weight.len() };
@@ -167,31 +177,32 @@ impl FrozenAttention {
         let SubLayer { first, second, .. } = &self.layer;
         let FrozenScratch { normed, packed, rounded, rooms, .. } = scratch;
         let result = with_values([x], |[x]| {
-            let input = self.layer.norm(processor, x, normed, rounded);
+            let input = self.layer.norm(processor, x, normed, rounded, rooms);
             let (heads, width) = (self.heads, second.columns() / self.heads);
             // What is rounded to 8 bits before and after may have 16 in between.
-            let rounds = first.rounds(processor);
+            let rounds = |layer: &FrozenLinear| layer.rounds(processor);
             #[cfg(target_arch = "x86_64")]
             let in_tiles = layers_in_tiles::pay(processor, rows);
             #[cfg(not(target_arch = "x86_64"))]
             let in_tiles = false;
-            let narrow = if rounds && !in_tiles { Narrow::of(processor, width) } else { Narrow::No };
+            let narrow = if rounds(first) { Narrow::of(processor, width) } else { Narrow::No };
             let row = narrow.room(first.rows());
             packed.resize(frames * rows * row, 0.0);
             let target = Target::rows(packed.as_mut_ptr(), packed.len(), row);
             // SAFETY: the target has a row for each of `x`, and is borrowed for this.
             unsafe { first.forward(processor, input, rooms, target, Ending::Written(narrow)) };
-            normed.reshape(frames * rows, second.columns());
             let attention = Packed { values: packed, narrow, frames, rows, heads, width };
+            let narrow = if in_tiles && rounds(second) { narrow } else { Narrow::No };
+            normed.reshape(frames * rows, narrow.room(second.columns()));
             // SAFETY: as above, and where there are tiles the process may use them.
             unsafe {
                 match in_tiles {
                     #[cfg(target_arch = "x86_64")]
-                    true => attention.attend_in_tiles(rounds, rooms, normed.target()),
+                    true => attention.attend_in_tiles(rooms, normed.target(), narrow),
                     _ => attention.attend(processor, rooms, normed.target()),
                 }
             }
-            Ok(self.layer.end(processor, (normed, Narrow::No), x, rounded, rooms))
+            Ok(self.layer.end(processor, (normed, narrow), x, rounded, rooms))
         })?;
         Tensor::from_vec(result, x.shape(), &Device::Cpu)
     }
@@ -231,7 +242,7 @@ impl FrozenFeedForward {
         let (frames, rows, _width) = x.dims3()?;
         let FrozenScratch { normed, hidden, rounded, rooms, .. } = scratch;
         let result = with_values([x], |[x]| {
-            let input = layer.norm(processor, x, normed, rounded);
+            let input = layer.norm(processor, x, normed, rounded, rooms);
             let narrow = layer.second.narrow_input(processor, frames * rows);
             hidden.reshape(frames * rows, narrow.room(layer.first.rows()));
             let (target, ending) = (hidden.target(), Ending::Activated(*activation, narrow));

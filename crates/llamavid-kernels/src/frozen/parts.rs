@@ -2,15 +2,18 @@
 
 use std::ops::Range;
 
-use rayon::prelude::*;
+#[cfg(target_arch = "x86_64")]
+use super::lines::Line;
+use super::tasks::{Room, share_rows};
 
 /// Numbers of a row that lie together: those of a tile stay in the first cache, a panel's part of as many columns at least in the
 /// second, from where it comes quicker than it is multiplied.
 pub(super) const PART: usize = 256;
-/// Rows that a thread makes one after the other at least.
-pub(super) const TASK_ROWS: usize = 8;
 /// Rows of weights of a panel: two vectors of the widest kind.
 pub(super) const PANEL: usize = 32;
+
+/// Bytes that caches read together.
+pub(super) const CACHE_LINE: usize = 64;
 
 /// A number of each row of a panel, or of each of its sums.
 #[derive(Debug, Clone, Copy)]
@@ -26,6 +29,14 @@ impl Step {
         for (sum, number) in self.0.iter_mut().zip(numbers) {
             *sum += number;
         }
+    }
+
+    /// Two lines as a step of pairs of numbers of 16 bits.
+    #[cfg(target_arch = "x86_64")]
+    pub(super) fn of_lines(lines: &mut [Line]) -> &mut Self {
+        assert!(lines.len() >= 2, "lines of a step");
+        // SAFETY: both are as many bytes, which may be any, and lie alike.
+        unsafe { &mut *lines.as_mut_ptr().cast() }
     }
 
     /// The numbers of steps, one after the other.
@@ -56,16 +67,21 @@ impl<'a> Ahead<'a> {
         Self { bytes, each: bytes.len().div_ceil(rows.max(1)) }
     }
 
+    /// The share of some rows, for others to ask for.
+    #[inline(always)]
+    pub(super) fn take(&mut self, rows: usize) -> &'a [u8] {
+        let length = (rows * self.each).next_multiple_of(CACHE_LINE).min(self.bytes.len());
+        let (now, later) = self.bytes.split_at(length);
+        self.bytes = later;
+        now
+    }
+
     /// Asks for the share of some rows.
     #[inline(always)]
     pub(super) fn read(&mut self, rows: usize) {
-        /// Bytes that caches read together.
-        const LINE: usize = 64;
-        let (now, later) =
-            self.bytes.split_at((rows * self.each).next_multiple_of(LINE).min(self.bytes.len()));
-        self.bytes = later;
+        let now = self.take(rows);
         #[cfg(target_arch = "x86_64")]
-        for line in now.chunks(LINE) {
+        for line in now.chunks(CACHE_LINE) {
             use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
             // SAFETY: every x86-64 has the instruction, and it changes nothing.
             unsafe { _mm_prefetch::<_MM_HINT_T1>(line.as_ptr().cast()) };
@@ -86,17 +102,20 @@ pub(super) struct Parts {
 
 impl Parts {
     /// Makes room for other rows and writes them, each as `make` has it; on all threads.
-    pub(super) fn fill(&mut self, count: usize, columns: usize, make: impl Fn(usize, &mut [f32]) + Sync) {
+    pub(super) fn fill(
+        &mut self,
+        count: usize,
+        columns: usize,
+        make: impl Fn(usize, &mut [f32]) + Sync,
+        rooms: &mut Vec<Room>,
+    ) {
         self.reshape(count, columns);
         let target = self.target();
-        (0..count).into_par_iter().with_min_len(TASK_ROWS).for_each_init(
-            || vec![0f32; columns],
-            |row, index| {
-                make(index, row);
-                // SAFETY: the rows are borrowed for this, and each is written once.
-                unsafe { target.write(index, 0, row) };
-            },
-        );
+        share_rows(count, columns, rooms, |row, index| {
+            make(index, row);
+            // SAFETY: the rows are borrowed for this, and each is written once.
+            unsafe { target.write(index, 0, row) };
+        });
     }
 
     /// Makes room for other rows, whose numbers are any.
@@ -202,6 +221,18 @@ pub(super) struct Strip {
 }
 
 impl Strip {
+    /// Numbers of a row.
+    pub(super) fn width(self) -> usize {
+        self.width
+    }
+
+    /// Where those of a row are.
+    #[inline(always)]
+    pub(super) fn at(self, row: usize) -> *mut f32 {
+        assert!(row < self.rows, "a row beyond");
+        self.values.wrapping_add(row * self.stride)
+    }
+
     /// Writes those of a row.
     ///
     /// # Safety
