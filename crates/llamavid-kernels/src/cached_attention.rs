@@ -263,7 +263,7 @@ impl Cached<'_> {
         let before = self.length - self.queries + first;
         #[cfg(target_arch = "x86_64")]
         let few = (count <= FEW_ROWS && self.width > 0)
-            .then(|| PlainRows::new(processor(), self.keys.in_blocks().0, &block.queries, self.width))
+            .then(|| PlainRows::new(processor(), self.keys.format(), &block.queries, self.width))
             .flatten();
         #[cfg(not(target_arch = "x86_64"))]
         let few: Option<()> = None;
@@ -279,7 +279,7 @@ impl Cached<'_> {
                 Some(few) => {
                     scores.fill(0.0);
                     // SAFETY: nobody else has the scores.
-                    unsafe { few.add(key_rows.in_blocks().1, 0, Output::new(&mut scores, at_once)) };
+                    unsafe { few.add(key_rows.bytes(), 0, Output::new(&mut scores, at_once)) };
                 }
                 // A row reads keys in blocks as they lie; more of them are worth unpacking those for.
                 _ if count == 1 => Layer { weights: key_rows, rows: keys, columns: self.width, bias: None }
@@ -303,7 +303,7 @@ impl Cached<'_> {
             let values = self.part(self.values, places + from, keys);
             #[cfg(target_arch = "x86_64")]
             if let Some(few) = &few
-                && few.add_shares(values.in_blocks().1, (&scores, at_once), &mut block.attended)
+                && few.add_shares(values.bytes(), (&scores, at_once), &mut block.attended)
             {
                 continue;
             }
