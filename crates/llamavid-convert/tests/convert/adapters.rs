@@ -63,9 +63,10 @@ fn they_become_part_of_the_weights() {
         let hidden = model.forward_uncached(&embeds, None, &mut llamavid_models::observer::Blind).unwrap();
         hidden.flatten_all().unwrap().to_vec1::<f32>().unwrap()
     };
-    // Rounded while it is loaded, rows may be interleaved, and then sums come in another order.
+    // Rounded while it is loaded, rows may be interleaved: sums come in another order then, and a number between the layers may be
+    // rounded to its other neighbour of 8 bits.
     for (converted, loaded) in weights(&folder).iter().zip(weights(&whole)) {
-        assert!((converted - loaded).abs() < 1e-4, "{converted} instead of {loaded}");
+        assert!((converted - loaded).abs() < 5e-3, "{converted} instead of {loaded}");
     }
 }
 

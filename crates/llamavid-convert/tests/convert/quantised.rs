@@ -184,7 +184,10 @@ fn interleaved_rows_answer_as_they_did() {
             assert_eq!(tokens, expected.1, "{}", quantize.name());
             for (logits, expected) in logits.iter().zip(&expected.0) {
                 let logits = Tensor::new(logits.as_slice(), &Device::Cpu).unwrap();
-                assert!(distance(&logits, &Tensor::new(expected.as_slice(), &Device::Cpu).unwrap()) < 1e-4);
+                let expected = Tensor::new(expected.as_slice(), &Device::Cpu).unwrap();
+                // Another order of sums may round one of the numbers between the layers to its other neighbour of 8 bits.
+                let distance = distance(&logits, &expected);
+                assert!(distance < 1e-2, "{}: {distance}", quantize.name());
             }
             let manifest = Manifest::read(folder).unwrap().unwrap();
             let origin = &manifest.tensors["model.layers.0.self_attn.q_proj.weight"];
