@@ -38,6 +38,7 @@ use crate::block_format::BlockFormat;
 use crate::integer_panels::into_cache;
 use crate::interleaved::INTERLEAVED_ROWS;
 use crate::panels::Panels;
+use crate::plain_rows;
 use crate::processor::{Processor, WholeNumbers};
 use crate::products::{Output, row_bytes};
 use crate::whole_blocks::{MOST_BYTES, NUMBERS, Row, Scales, WholeBlock, each_eighth, with_block};
@@ -59,14 +60,12 @@ const LARGEST: RangeInclusive<f32> = 3.552_713_7e-15..=2.814_749_8e14;
 /// Whether so many rows are multiplied with weights of a format in pieces: where the processor has tiles, and what is won is worth the
 /// conversion of the weights.
 pub(crate) fn pay(processor: Processor, format: BlockFormat, count: usize) -> bool {
-    let many = match format {
-        // As many take as long in f32.
-        BlockFormat::F32 => 32,
-        BlockFormat::F16 | BlockFormat::BF16 => 16,
+    let few = match format {
+        BlockFormat::F32 | BlockFormat::F16 | BlockFormat::BF16 => plain_rows::most(format),
         // Up to two tiles of whole numbers take no longer than the weights' way from memory.
-        _ => 33,
+        _ => 2 * SIDE,
     };
-    matches!(processor, Processor::Avx512(_, WholeNumbers::Tiles)) && count >= many
+    matches!(processor, Processor::Avx512(_, WholeNumbers::Tiles)) && count > few
 }
 
 /// Writes what a layer makes of rows, all of it, or adds to it.

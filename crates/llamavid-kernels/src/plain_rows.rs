@@ -182,7 +182,7 @@ impl PlainRows {
 const SHARED: usize = 4;
 
 /// Rows of `x` up to which this is quicker than tiles of AMX ([`crate::pieces`]), to which weights in bf16 are the least work.
-fn most(format: BlockFormat) -> usize {
+pub(crate) fn most(format: BlockFormat) -> usize {
     match format {
         BlockFormat::F32 | BlockFormat::F16 => 48,
         BlockFormat::BF16 => 24,
