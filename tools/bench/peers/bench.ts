@@ -109,6 +109,8 @@ export class Bench {
       const unfinished = join(folder, `unfinished-${name}`);
       rmSync(unfinished, { recursive: true, force: true });
       write(unfinished);
+      // Or the system writes them to the disk while they are measured.
+      execFileSync('sync');
       renameSync(unfinished, path);
     }
     const { keep } = this.choice;
