@@ -16,7 +16,7 @@ use std::ops::Range;
 use crate::amx::{GROUPS, Products, SIDE, Tiles};
 use crate::block_format::Whole;
 use crate::interleaved::INTERLEAVED_ROWS;
-use crate::interleaved_blocks::{Interleaved, InterleavedBlock};
+use crate::interleaved_blocks::{Interleaved, InterleavedBlock, Scales};
 use crate::processor::{Processor, WholeNumbers};
 use crate::products::{Output, Weights};
 use crate::whole_blocks::{NUMBERS, Row, WholeBlock, each_eighth, with_block};
@@ -223,7 +223,7 @@ impl Panel {
                 unsafe {
                     let at = group.as_ptr().add(block * INTERLEAVED_ROWS * B::BLOCK_BYTES);
                     let block = Interleaved::<0> { at, row };
-                    let of_groups = B::scales_of::<K::Lanes, 0>(block);
+                    let of_groups = B::Scales::<K::Lanes>::new(block);
                     each_eighth!(part => {
                         if part < B::PARTS {
                             let [first, second] = B::places(part);
@@ -244,7 +244,7 @@ impl Panel {
                         }
                     });
                     for (index, (scales, least)) in scales.iter_mut().zip(&mut *least).enumerate() {
-                        let [scale, of_least] = B::scale::<K::Lanes>(of_groups, index);
+                        let [scale, of_least] = of_groups.of(index);
                         K::Lanes::store(scales[places.clone()].as_mut_ptr(), scale);
                         if B::LEAST {
                             K::Lanes::store(least[places.clone()].as_mut_ptr(), of_least);

@@ -64,24 +64,20 @@ pub(crate) trait InterleavedBlock: WholeBlock {
     ) -> [V::Whole; 2];
 
     /// What reads the scales of a block.
-    type Scales<V: WholeVectors>: Copy;
+    type Scales<V: WholeVectors>: Scales<V>;
+}
 
+/// The scales of the groups of a block.
+pub(crate) trait Scales<V: WholeVectors>: Copy {
     /// # Safety
-    /// As [`Self::fours`].
-    unsafe fn scales_of<V: WholeVectors, const AHEAD: usize>(block: Interleaved<AHEAD>) -> Self::Scales<V>;
+    /// The processor has the instructions, and the block can be read.
+    unsafe fn new<const AHEAD: usize>(block: Interleaved<AHEAD>) -> Self;
 
     /// The scale of a group, and its least value where the format has those.
     ///
     /// # Safety
-    /// As [`Self::fours`].
-    unsafe fn scale<V: WholeVectors>(scales: Self::Scales<V>, group: usize) -> [V::Numbers; 2];
-}
-
-/// Of the only scale of a block, the vector.
-#[inline(always)]
-unsafe fn only<V: WholeVectors>(scale: V::Numbers) -> [V::Numbers; 2] {
-    // SAFETY: whoever calls it has the instructions.
-    unsafe { [scale, V::splat(0.0)] }
+    /// The processor has the instructions.
+    unsafe fn of(self, group: usize) -> [V::Numbers; 2];
 }
 
 /// A scale, then 32 numbers of 8 bits with a sign.
@@ -90,7 +86,7 @@ impl InterleavedBlock for Q8_0 {
     const BLOCK_NUMBERS: usize = 32;
     const PARTS: usize = 1;
     const STEPS: usize = 4;
-    type Scales<V: WholeVectors> = V::Numbers;
+    type Scales<V: WholeVectors> = Only<V>;
 
     #[inline(always)]
     fn places(_part: usize) -> [usize; 2] {
@@ -106,18 +102,6 @@ impl InterleavedBlock for Q8_0 {
         // SAFETY: as the caller promises.
         unsafe { [block.unit::<V>(2 + 4 * step), block.unit::<V>(18 + 4 * step)] }
     }
-
-    #[inline(always)]
-    unsafe fn scales_of<V: WholeVectors, const AHEAD: usize>(block: Interleaved<AHEAD>) -> V::Numbers {
-        // SAFETY: as the caller promises.
-        unsafe { block.halves::<V>(0) }
-    }
-
-    #[inline(always)]
-    unsafe fn scale<V: WholeVectors>(scale: V::Numbers, _group: usize) -> [V::Numbers; 2] {
-        // SAFETY: as the caller promises.
-        unsafe { only::<V>(scale) }
-    }
 }
 
 /// A scale, then 32 numbers from -8 to 7: the first half in the lower bits of 16 bytes, the second in the upper.
@@ -126,7 +110,7 @@ impl InterleavedBlock for Q4_0 {
     const BLOCK_NUMBERS: usize = 32;
     const PARTS: usize = 1;
     const STEPS: usize = 4;
-    type Scales<V: WholeVectors> = V::Numbers;
+    type Scales<V: WholeVectors> = Only<V>;
 
     #[inline(always)]
     fn places(_part: usize) -> [usize; 2] {
@@ -141,18 +125,6 @@ impl InterleavedBlock for Q4_0 {
     ) -> [V::Whole; 2] {
         // SAFETY: as the caller promises.
         unsafe { halves::<V>(block.unit::<V>(2 + 4 * step)) }
-    }
-
-    #[inline(always)]
-    unsafe fn scales_of<V: WholeVectors, const AHEAD: usize>(block: Interleaved<AHEAD>) -> V::Numbers {
-        // SAFETY: as the caller promises.
-        unsafe { block.halves::<V>(0) }
-    }
-
-    #[inline(always)]
-    unsafe fn scale<V: WholeVectors>(scale: V::Numbers, _group: usize) -> [V::Numbers; 2] {
-        // SAFETY: as the caller promises.
-        unsafe { only::<V>(scale) }
     }
 }
 
@@ -177,18 +149,6 @@ impl InterleavedBlock for Q4K {
     ) -> [V::Whole; 2] {
         // SAFETY: as the caller promises.
         unsafe { halves::<V>(block.unit::<V>(16 + 32 * quarter + 4 * step)) }
-    }
-
-    #[inline(always)]
-    unsafe fn scales_of<V: WholeVectors, const AHEAD: usize>(block: Interleaved<AHEAD>) -> Eighths<V> {
-        // SAFETY: as the caller promises.
-        unsafe { Eighths::new(block) }
-    }
-
-    #[inline(always)]
-    unsafe fn scale<V: WholeVectors>(scales: Eighths<V>, eighth: usize) -> [V::Numbers; 2] {
-        // SAFETY: as the caller promises.
-        unsafe { scales.of(eighth) }
     }
 }
 
@@ -224,18 +184,6 @@ impl InterleavedBlock for Q5K {
             let fifth = V::splat_whole(of_bytes(16));
             [V::or(lower, V::and(first, fifth)), V::or(upper, V::and(second, fifth))]
         }
-    }
-
-    #[inline(always)]
-    unsafe fn scales_of<V: WholeVectors, const AHEAD: usize>(block: Interleaved<AHEAD>) -> Eighths<V> {
-        // SAFETY: as the caller promises.
-        unsafe { Eighths::new(block) }
-    }
-
-    #[inline(always)]
-    unsafe fn scale<V: WholeVectors>(scales: Eighths<V>, eighth: usize) -> [V::Numbers; 2] {
-        // SAFETY: as the caller promises.
-        unsafe { scales.of(eighth) }
     }
 }
 
@@ -275,26 +223,6 @@ impl InterleavedBlock for Q6K {
             [V::or(lower, V::and(first, two)), V::or(upper, V::and(second, two))]
         }
     }
-
-    #[inline(always)]
-    unsafe fn scales_of<V: WholeVectors, const AHEAD: usize>(block: Interleaved<AHEAD>) -> Sixteenths<V> {
-        // SAFETY: as the caller promises.
-        unsafe {
-            let words =
-                [block.unit::<V>(192), block.unit::<V>(196), block.unit::<V>(200), block.unit::<V>(204)];
-            Sixteenths { scale: block.halves::<V>(208), words }
-        }
-    }
-
-    #[inline(always)]
-    unsafe fn scale<V: WholeVectors>(scales: Sixteenths<V>, sixteenth: usize) -> [V::Numbers; 2] {
-        // SAFETY: as the caller promises.
-        unsafe {
-            let byte = V::left(scales.words[sixteenth / 4], 24 - 8 * (sixteenth % 4) as i32);
-            let scale = V::converted(V::right_signed(byte, 24));
-            only::<V>(V::multiply(scale, scales.scale))
-        }
-    }
 }
 
 /// Each byte of four.
@@ -312,6 +240,24 @@ unsafe fn halves<V: WholeVectors>(bytes: V::Whole) -> [V::Whole; 2] {
     }
 }
 
+/// The only scale of a small block.
+#[derive(Clone, Copy)]
+pub(crate) struct Only<V: WholeVectors>(V::Numbers);
+
+impl<V: WholeVectors> Scales<V> for Only<V> {
+    #[inline(always)]
+    unsafe fn new<const AHEAD: usize>(block: Interleaved<AHEAD>) -> Self {
+        // SAFETY: as the caller promises.
+        unsafe { Self(block.halves::<V>(0)) }
+    }
+
+    #[inline(always)]
+    unsafe fn of(self, _group: usize) -> [V::Numbers; 2] {
+        // SAFETY: as the caller promises.
+        unsafe { [self.0, V::splat(0.0)] }
+    }
+}
+
 /// The scales and the least values of the eighths of large blocks.
 #[derive(Clone, Copy)]
 pub(crate) struct Eighths<V: WholeVectors> {
@@ -320,10 +266,10 @@ pub(crate) struct Eighths<V: WholeVectors> {
     words: [V::Whole; 3],
 }
 
-impl<V: WholeVectors> Eighths<V> {
+impl<V: WholeVectors> Scales<V> for Eighths<V> {
     #[inline(always)]
     unsafe fn new<const AHEAD: usize>(block: Interleaved<AHEAD>) -> Self {
-        // SAFETY: whoever calls it has the instructions and the block, here and below.
+        // SAFETY: as the caller promises.
         unsafe {
             Self {
                 scale: block.halves::<V>(0),
@@ -333,11 +279,10 @@ impl<V: WholeVectors> Eighths<V> {
         }
     }
 
-    /// What an eighth's numbers are multiplied with, and what is taken from them.
     #[inline(always)]
     unsafe fn of(self, eighth: usize) -> [V::Numbers; 2] {
         let [a, b, both] = self.words;
-        // SAFETY: as above.
+        // SAFETY: as the caller promises.
         unsafe {
             let [scale, least] = if eighth < 4 {
                 let six = V::splat_whole(63);
@@ -361,4 +306,26 @@ impl<V: WholeVectors> Eighths<V> {
 pub(crate) struct Sixteenths<V: WholeVectors> {
     scale: V::Numbers,
     words: [V::Whole; 4],
+}
+
+impl<V: WholeVectors> Scales<V> for Sixteenths<V> {
+    #[inline(always)]
+    unsafe fn new<const AHEAD: usize>(block: Interleaved<AHEAD>) -> Self {
+        // SAFETY: as the caller promises.
+        unsafe {
+            let words =
+                [block.unit::<V>(192), block.unit::<V>(196), block.unit::<V>(200), block.unit::<V>(204)];
+            Self { scale: block.halves::<V>(208), words }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn of(self, sixteenth: usize) -> [V::Numbers; 2] {
+        // SAFETY: as the caller promises.
+        unsafe {
+            let byte = V::left(self.words[sixteenth / 4], 24 - 8 * (sixteenth % 4) as i32);
+            let scale = V::converted(V::right_signed(byte, 24));
+            [V::multiply(scale, self.scale), V::splat(0.0)]
+        }
+    }
 }

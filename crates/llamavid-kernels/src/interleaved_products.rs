@@ -7,7 +7,7 @@ use std::sync::atomic::{Ordering, compiler_fence};
 
 use crate::block_vectors;
 use crate::interleaved::INTERLEAVED_ROWS;
-use crate::interleaved_blocks::{Interleaved, InterleavedBlock};
+use crate::interleaved_blocks::{Interleaved, InterleavedBlock, Scales};
 use crate::processor::{Processor, WholeNumbers};
 use crate::products::Output;
 use crate::whole_blocks::{each_eighth, with_block};
@@ -198,7 +198,7 @@ unsafe fn add_block<B: InterleavedBlock, V: WholeVectors, const X: usize, const 
 ) -> [V::Numbers; X] {
     // SAFETY: as the caller promises.
     unsafe {
-        let scales = B::scales_of::<V, AHEAD>(block);
+        let scales = B::Scales::<V>::new(block);
         each_eighth!(part => {
             if part < B::PARTS {
                 let places = B::places(part);
@@ -231,7 +231,7 @@ unsafe fn add_block<B: InterleavedBlock, V: WholeVectors, const X: usize, const 
                 }
                 for which in 0..2 {
                     if which == 0 || groups[0] != groups[1] {
-                        let [scale, least] = B::scale::<V>(scales, groups[which]);
+                        let [scale, least] = scales.of(groups[which]);
                         totals = x.scaled::<V, X>(groups[which], products[which], scale, totals);
                         if B::LEAST {
                             totals = x.less::<V, X>(groups[which], least, totals);

@@ -12,7 +12,7 @@ use crate::amx::{GROUPS, Products, SIDE, Tiles};
 use crate::block_format::{BlockFormat, Whole};
 use crate::block_vectors::{LINE, ask_for};
 use crate::interleaved::INTERLEAVED_ROWS;
-use crate::interleaved_blocks::{Interleaved, InterleavedBlock};
+use crate::interleaved_blocks::{Interleaved, InterleavedBlock, Scales};
 use crate::products::Output;
 use crate::whole_blocks::{NUMBERS, each_eighth, with_block};
 use crate::whole_rows::WholeRows;
@@ -152,8 +152,8 @@ unsafe fn multiply<B: InterleavedBlock>(
             for index in 0..GROUPS {
                 let found = turn * GROUPS + index;
                 let at = group.as_ptr().add(found / of_block * INTERLEAVED_ROWS * B::BLOCK_BYTES);
-                let scales = B::scales_of::<Wide, 0>(Interleaved { at, row: 0 });
-                let [scale, least] = B::scale::<Wide>(scales, found % of_block);
+                let scales = B::Scales::<Wide>::new(Interleaved::<0> { at, row: 0 });
+                let [scale, least] = scales.of(found % of_block);
                 let products = &room.products[turn % 2].0[index];
                 for row in 0..SIDE {
                     let whole = _mm512_cvtepi32_ps(_mm512_loadu_si512(products[row].as_ptr().cast()));
