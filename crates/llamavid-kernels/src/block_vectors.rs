@@ -4,9 +4,9 @@
 //! in two halves. The portable code in [`crate::block_format`] is the reference.
 
 use std::arch::x86_64::{
-    __m256, __m256i, __m512, _MM_HINT_T0, _mm_add_ps, _mm_cvtph_ps, _mm_cvtsi32_si128, _mm_cvtss_f32,
-    _mm_loadl_epi64, _mm_loadu_si128, _mm_prefetch, _mm_storeu_ps, _mm256_add_ps, _mm256_and_si256,
-    _mm256_castps256_ps128, _mm256_castsi256_ps, _mm256_cvtepi8_epi32, _mm256_cvtepi32_ps,
+    __m256, __m256i, __m512, _MM_HINT_T0, _MM_HINT_T1, _mm_add_ps, _mm_cvtph_ps, _mm_cvtsi32_si128,
+    _mm_cvtss_f32, _mm_loadl_epi64, _mm_loadu_si128, _mm_prefetch, _mm_storeu_ps, _mm256_add_ps,
+    _mm256_and_si256, _mm256_castps256_ps128, _mm256_castsi256_ps, _mm256_cvtepi8_epi32, _mm256_cvtepi32_ps,
     _mm256_cvtepu8_epi32, _mm256_cvtepu16_epi32, _mm256_cvtph_ps, _mm256_extractf128_ps, _mm256_fmadd_ps,
     _mm256_fmsub_ps, _mm256_hadd_ps, _mm256_loadu_ps, _mm256_mul_ps, _mm256_or_si256, _mm256_set1_epi32,
     _mm256_set1_ps, _mm256_setzero_ps, _mm256_slli_epi32, _mm256_srli_epi32, _mm256_srlv_epi32,
@@ -45,6 +45,13 @@ pub(crate) const LINE: usize = 64;
 pub(crate) fn ask_for(line: *const u8) {
     // SAFETY: every x86-64 has the instruction, and it changes nothing.
     unsafe { _mm_prefetch::<_MM_HINT_T0>(line.cast()) };
+}
+
+/// The same, in the second cache.
+#[inline(always)]
+pub(crate) fn ask_second_cache(line: *const u8) {
+    // SAFETY: as above.
+    unsafe { _mm_prefetch::<_MM_HINT_T1>(line.cast()) };
 }
 
 /// A few rows of numbers that rows in blocks are multiplied with, while those are read.
@@ -161,7 +168,7 @@ unsafe fn sum<const X: usize>(
     let zero = _mm256_setzero_ps();
     let mut vectors = [[zero; ROWS]; X];
     for (index, row) in rows.chunks_exact(row_bytes).take(ROWS).enumerate() {
-        let mut sink = Sum::<X> { x, sums, products: [[zero; 2]; X], least: [zero; X] };
+        let mut sink = Sum { x, sums, products: [[zero; 2]; X], least: [zero; X] };
         // SAFETY: as the caller promises.
         unsafe { read(format, row, &mut sink) };
         for ((vectors, products), least) in vectors.iter_mut().zip(sink.products).zip(sink.least) {

@@ -10,11 +10,11 @@ use std::arch::x86_64::{
     _mm256_unpacklo_epi32, _mm256_unpacklo_epi64, _mm512_cvtepi32_ps, _mm512_fmadd_ps, _mm512_fnmadd_ps,
     _mm512_loadu_ps, _mm512_loadu_si512, _mm512_mul_ps, _mm512_set1_ps, _mm512_setzero_ps, _mm512_storeu_ps,
 };
-
 use std::ops::Range;
 
 use crate::amx::{GROUPS, Products, SIDE, Tiles};
 use crate::block_format::Whole;
+use crate::block_vectors::LINE;
 use crate::interleaved::INTERLEAVED_ROWS;
 use crate::interleaved_blocks::{Interleaved, InterleavedBlock, Scales};
 use crate::processor::{Processor, WholeNumbers};
@@ -116,11 +116,8 @@ unsafe fn add<B: InterleavedBlock, K: Kind>(
     column: usize,
     output: Output,
 ) {
-    let bytes = weights.bytes();
-    into_cache(bytes);
-    let group = INTERLEAVED_ROWS * x.row_bytes;
-    let groups = if weights.unit() == 1 { 0 } else { bytes.len() / group * group };
-    let (groups, rows) = bytes.split_at(groups);
+    into_cache(weights.bytes());
+    let (groups, rows) = weights.groups(x.row_bytes);
     let rows: Vec<Row> = rows.chunks_exact(x.row_bytes).map(Row::new::<B>).collect();
     let interleaved = groups.len() / x.row_bytes;
     let offset = if K::MATRICES { Whole::of(x.format).map_or(0, |whole| whole.offset) } else { 0 };
@@ -128,7 +125,7 @@ unsafe fn add<B: InterleavedBlock, K: Kind>(
     let mut sums: Sums = [[0.0; PANEL_ROWS]; SIDE];
     for first in (0..x.columns).step_by(PART) {
         let length = PART.min(x.columns - first);
-        for (index, group) in groups.chunks_exact(group).enumerate() {
+        for (index, group) in groups.chunks_exact(INTERLEAVED_ROWS * x.row_bytes).enumerate() {
             // SAFETY: the processor has the instructions, as the caller promises.
             unsafe {
                 let blocks = first / B::BLOCK_NUMBERS..(first + length) / B::BLOCK_NUMBERS;
@@ -168,8 +165,6 @@ unsafe fn add<B: InterleavedBlock, K: Kind>(
 /// Reads rows in the order in which they lie. Memory gives them several times as quickly as a piece of each in turn, which is how
 /// they are laid out.
 pub(crate) fn into_cache(rows: &[u8]) {
-    /// Bytes of a line of the caches.
-    const LINE: usize = 64;
     rows.iter().step_by(LINE).for_each(|byte| {
         std::hint::black_box(*byte);
     });

@@ -8,8 +8,6 @@
 use crate::integer_panels::{PANEL_ROWS, PART, add_panel};
 #[cfg(target_arch = "x86_64")]
 use crate::integer_rows::add_rows;
-#[cfg(target_arch = "x86_64")]
-use crate::interleaved::INTERLEAVED_ROWS;
 use crate::interleaved::has_products;
 #[cfg(target_arch = "x86_64")]
 use crate::interleaved_products::add_interleaved;
@@ -106,20 +104,16 @@ impl IntegerProduct {
             }
             return;
         }
-        let bytes = weights.bytes();
-        #[cfg(target_arch = "x86_64")]
-        if let Weights::Interleaved(..) = weights {
-            let (groups, rest) = bytes.split_at(bytes.len() - bytes.len() % (INTERLEAVED_ROWS * row_bytes));
-            // SAFETY: as above.
-            return unsafe {
-                match self.way {
-                    Way::Tiles => add_in_tiles(&self.x, groups, column, output),
-                    _ => add_interleaved(self.processor, &self.x, groups, column, output),
-                }
-                add_rows(self.processor, &self.x, rest, column + groups.len() / row_bytes, output);
-            };
-        }
+        let (groups, rows) = weights.groups(row_bytes);
         // SAFETY: as above.
-        unsafe { add_rows(self.processor, &self.x, bytes, column, output) };
+        unsafe {
+            #[cfg(target_arch = "x86_64")]
+            match self.way {
+                _ if groups.is_empty() => {}
+                Way::Tiles => add_in_tiles(&self.x, groups, column, output),
+                _ => add_interleaved(self.processor, &self.x, groups, column, output),
+            }
+            add_rows(self.processor, &self.x, rows, column + groups.len() / row_bytes, output);
+        }
     }
 }

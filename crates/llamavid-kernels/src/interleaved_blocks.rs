@@ -4,7 +4,7 @@
 
 use crate::block_vectors::ask_for;
 use crate::interleaved::INTERLEAVED_ROWS;
-use crate::whole_blocks::{Q4_0, Q4K, Q5K, Q6K, Q8_0, WholeBlock};
+use crate::whole_blocks::{NUMBERS, Q4_0, Q4K, Q5K, Q6K, Q8_0, WholeBlock};
 use crate::whole_vectors::WholeVectors;
 
 /// A block of sixteen rows, or of the half of them that are a vector's lanes.
@@ -39,12 +39,12 @@ impl<const AHEAD: usize> Interleaved<AHEAD> {
 
 /// How interleaved blocks of a format are read: in parts, of which a unit holds numbers of two places.
 pub(crate) trait InterleavedBlock: WholeBlock {
-    /// Bytes of a block of a row.
-    const BLOCK_BYTES: usize;
     /// Numbers of a block.
-    const BLOCK_NUMBERS: usize = 256;
+    const BLOCK_NUMBERS: usize = NUMBERS;
+    /// Bytes of a block of a row.
+    const BLOCK_BYTES: usize = Self::BYTES * Self::BLOCK_NUMBERS / NUMBERS;
     /// Numbers that share a scale.
-    const GROUP: usize = 32;
+    const GROUP: usize = NUMBERS / (8 * Self::VECTORS);
     /// Parts of a block.
     const PARTS: usize;
     /// Fours of numbers of a part's places.
@@ -82,7 +82,6 @@ pub(crate) trait Scales<V: WholeVectors>: Copy {
 
 /// A scale, then 32 numbers of 8 bits with a sign.
 impl InterleavedBlock for Q8_0 {
-    const BLOCK_BYTES: usize = 34;
     const BLOCK_NUMBERS: usize = 32;
     const PARTS: usize = 1;
     const STEPS: usize = 4;
@@ -106,7 +105,6 @@ impl InterleavedBlock for Q8_0 {
 
 /// A scale, then 32 numbers from -8 to 7: the first half in the lower bits of 16 bytes, the second in the upper.
 impl InterleavedBlock for Q4_0 {
-    const BLOCK_BYTES: usize = 18;
     const BLOCK_NUMBERS: usize = 32;
     const PARTS: usize = 1;
     const STEPS: usize = 4;
@@ -131,7 +129,6 @@ impl InterleavedBlock for Q4_0 {
 /// Two numbers of 16 bits, 6 bits of a scale and of a least value of each eighth, then 256 numbers from 0 to 15: of each 64, the first
 /// half in the lower bits of 32 bytes, the second in the upper.
 impl InterleavedBlock for Q4K {
-    const BLOCK_BYTES: usize = 144;
     const PARTS: usize = 4;
     const STEPS: usize = 8;
     type Scales<V: WholeVectors> = Eighths<V>;
@@ -154,7 +151,6 @@ impl InterleavedBlock for Q4K {
 
 /// The same with a fifth bit of each number: bit e of 32 bytes between is that of the numbers of eighth e.
 impl InterleavedBlock for Q5K {
-    const BLOCK_BYTES: usize = 176;
     const PARTS: usize = 4;
     const STEPS: usize = 8;
     type Scales<V: WholeVectors> = Eighths<V>;
@@ -191,8 +187,6 @@ impl InterleavedBlock for Q5K {
 /// upper), and two bits of each of them in 32 bytes. Then 16 scales of a byte each, and one of all. A part is 16 numbers of one of the
 /// first two quarters of a half, and those that lie in the same bytes.
 impl InterleavedBlock for Q6K {
-    const BLOCK_BYTES: usize = 210;
-    const GROUP: usize = 16;
     const PARTS: usize = 8;
     const STEPS: usize = 4;
     type Scales<V: WholeVectors> = Sixteenths<V>;

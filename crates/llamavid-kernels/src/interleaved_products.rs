@@ -55,10 +55,9 @@ unsafe fn add_blocks<B: InterleavedBlock, V: Vectors, const AHEAD: usize>(
     output: Output,
 ) {
     assert_eq!(x.group, B::GROUP, "rows that are rounded for another format");
-    let of_x = x.columns / x.group;
+    let (of_x, blocks) = (x.columns / x.group, x.row_bytes / B::BLOCK_BYTES);
+    assert!(blocks * B::BLOCK_NUMBERS <= x.columns, "rows of another length");
     for (index, group) in groups.chunks_exact(INTERLEAVED_ROWS * x.row_bytes).enumerate() {
-        let blocks = x.row_bytes / B::BLOCK_BYTES;
-        assert!(blocks * B::BLOCK_NUMBERS <= x.columns, "rows of another length");
         let group = Group { at: group.as_ptr(), blocks };
         let mut first = 0;
         while first < x.count {

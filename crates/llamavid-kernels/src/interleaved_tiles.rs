@@ -46,6 +46,7 @@ pub(crate) unsafe fn add_in_tiles(x: &WholeRows, groups: &[u8], column: usize, o
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
 unsafe fn add<B: InterleavedBlock>(x: &WholeRows, groups: &[u8], column: usize, output: Output) {
     assert_eq!(x.group, B::GROUP, "rows that are rounded for another format");
+    assert_eq!(x.row_bytes / B::BLOCK_BYTES * B::BLOCK_NUMBERS, x.columns, "rows of another length");
     // SAFETY: whoever calls has no tiles of its own.
     let tiles = unsafe { Tiles::new(B::GROUP) };
     let offset = Whole::of(x.format).map_or(0, |whole| whole.offset) as i8;
@@ -55,7 +56,6 @@ unsafe fn add<B: InterleavedBlock>(x: &WholeRows, groups: &[u8], column: usize, 
         products: [Products::ZERO; 2],
     };
     for (index, group) in groups.chunks_exact(INTERLEAVED_ROWS * x.row_bytes).enumerate() {
-        assert_eq!(x.row_bytes / B::BLOCK_BYTES * B::BLOCK_NUMBERS, x.columns, "rows of another length");
         for first in (0..x.count).step_by(SIDE) {
             assert!(x.numbers.len() >= (first + SIDE) * x.columns, "fewer rows than a tile reads");
             // SAFETY: the group has the columns of `x`, which has sixteen rows from `first` on.
@@ -118,15 +118,16 @@ unsafe fn multiply<B: InterleavedBlock>(
     let all_groups = rows.columns / B::GROUP;
     // SAFETY: as the caller promises.
     let mut totals = [unsafe { _mm512_setzero_ps() }; SIDE];
+    // Numbers of 8 bits are used as they lie, others are unpacked before the turn that they are for.
+    if !B::EIGHT_BITS && turns > 0 {
+        // SAFETY: the group has them.
+        unsafe { unpack::<B>(group.as_ptr(), offset, &mut room.unpacked[0]) };
+    }
     for turn in 0..=turns {
         let (place, part) = (turn / of_numbers, turn % of_numbers);
         // SAFETY: the group has so many numbers, and so have the rows.
         unsafe {
             if turn < turns {
-                // Those with 8 bits are used as they lie, others before the turn that they are for.
-                if !B::EIGHT_BITS && turn == 0 {
-                    unpack::<B>(group.as_ptr(), offset, &mut room.unpacked[0]);
-                }
                 let (weights, steps) = if B::EIGHT_BITS {
                     let block = turn * GROUPS * INTERLEAVED_ROWS * B::BLOCK_BYTES;
                     let scale = (B::BLOCK_BYTES - B::BLOCK_NUMBERS) * INTERLEAVED_ROWS;

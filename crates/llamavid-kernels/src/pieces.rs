@@ -19,8 +19,8 @@
 //! numbers of its rows, and is laid out once for all weights.
 
 use std::arch::x86_64::{
-    __m512, __m512bh, __m512i, _MM_HINT_T1, _mm_prefetch, _mm256_fmadd_ps, _mm256_set1_ps, _mm256_storeu_ps,
-    _mm512_add_ps, _mm512_and_si512, _mm512_castps_si512, _mm512_castsi256_si512, _mm512_castsi512_ps,
+    __m512, __m512bh, __m512i, _mm256_fmadd_ps, _mm256_set1_ps, _mm256_storeu_ps, _mm512_add_ps,
+    _mm512_and_si512, _mm512_castps_si512, _mm512_castsi256_si512, _mm512_castsi512_ps,
     _mm512_castsi512_si256, _mm512_cvtepu16_epi32, _mm512_cvtne2ps_pbh, _mm512_cvtph_ps,
     _mm512_extracti64x4_epi64, _mm512_fmsub_ps, _mm512_loadu_ps, _mm512_loadu_si512,
     _mm512_mask_permutexvar_epi8, _mm512_maskz_loadu_epi16, _mm512_maskz_loadu_ps, _mm512_max_epu32,
@@ -35,6 +35,7 @@ use rayon::prelude::*;
 
 use crate::amx::{LONGEST, Piece, ROWS, RUN, SIDE, Sums, Tiles};
 use crate::block_format::BlockFormat;
+use crate::block_vectors::{LINE, ask_second_cache};
 use crate::integer_panels::into_cache;
 use crate::interleaved::INTERLEAVED_ROWS;
 use crate::panels::Panels;
@@ -672,11 +673,8 @@ impl Task<'_> {
 /// Brings bytes to the second cache, if they are there.
 #[inline(always)]
 fn ahead(at: *const u8, bytes: usize) {
-    /// Bytes of a line of the caches.
-    const LINE: usize = 64;
     for byte in (0..bytes).step_by(LINE) {
-        // SAFETY: nothing is read, whatever the address; every x86-64 has the instruction.
-        unsafe { _mm_prefetch::<_MM_HINT_T1>(at.wrapping_add(byte).cast()) };
+        ask_second_cache(at.wrapping_add(byte));
     }
 }
 

@@ -11,14 +11,13 @@
 //! rows that have shares.
 
 use std::arch::x86_64::{
-    __m512, __mmask16, _MM_HINT_T1, _mm_prefetch, _mm256_loadu_si256, _mm256_maskz_loadu_epi16,
-    _mm512_castsi512_ps, _mm512_cvtepu16_epi32, _mm512_cvtph_ps, _mm512_fmadd_ps, _mm512_load_ps,
-    _mm512_loadu_ps, _mm512_maskz_loadu_ps, _mm512_set1_ps, _mm512_setzero_ps, _mm512_slli_epi32,
-    _mm512_storeu_ps,
+    __m512, __mmask16, _mm256_loadu_si256, _mm256_maskz_loadu_epi16, _mm512_castsi512_ps,
+    _mm512_cvtepu16_epi32, _mm512_cvtph_ps, _mm512_fmadd_ps, _mm512_load_ps, _mm512_loadu_ps,
+    _mm512_maskz_loadu_ps, _mm512_set1_ps, _mm512_setzero_ps, _mm512_slli_epi32, _mm512_storeu_ps,
 };
 
 use crate::block_format::BlockFormat;
-use crate::block_vectors::{LINE, ask_for, totals_of_sixteen};
+use crate::block_vectors::{LINE, ask_for, ask_second_cache, totals_of_sixteen};
 use crate::processor::{Processor, WholeNumbers};
 use crate::products::Output;
 
@@ -335,13 +334,6 @@ unsafe fn add_to<N: Numbers, const S: usize, const V: usize>(
             }
         }
     }
-}
-
-/// Asks for a line of memory, which may be nobody's, in the second cache.
-#[inline(always)]
-fn ask_second_cache(line: *const u8) {
-    // SAFETY: every x86-64 has the instruction, and it changes nothing.
-    unsafe { _mm_prefetch::<_MM_HINT_T1>(line.cast()) };
 }
 
 /// How plain numbers are stored.

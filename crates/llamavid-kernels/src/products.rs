@@ -94,6 +94,17 @@ impl<'a> Weights<'a> {
         }
     }
 
+    /// The bytes of whole interleaved groups of rows of `row_bytes`, and those of the rows that lie one after the other.
+    pub(crate) fn groups(self, row_bytes: usize) -> (&'a [u8], &'a [u8]) {
+        let bytes = self.bytes();
+        match self {
+            Self::Interleaved(..) => {
+                bytes.split_at(bytes.len() - bytes.len() % (INTERLEAVED_ROWS * row_bytes))
+            }
+            Self::Numbers(_) | Self::Blocks(..) => bytes.split_at(0),
+        }
+    }
+
     /// Their bytes as they lie.
     pub(crate) fn bytes(self) -> &'a [u8] {
         match self {

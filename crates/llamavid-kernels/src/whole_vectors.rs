@@ -61,7 +61,7 @@ const SIGNS: i32 = i32::from_ne_bytes([0x80; 4]);
 
 macro_rules! vectors {
     ($(#[$meta:meta])* $name:ident, $whole:ty, $numbers:ty, $lanes:literal,
-        $splat:ident, $splat_whole:ident, $load:ident, $load_whole:ident, $store_whole:ident, $store:ident,
+        $splat:ident, $splat_whole:ident, $load:ident, $load_whole:ident, $load_half:ident, $from_halves:ident, $store_whole:ident, $store:ident,
         $add:ident, $less:ident, $and:ident, $or:ident, $left:ident, $right:ident, $right_signed:ident,
         $converted:ident, $multiply:ident, $multiply_add:ident, $multiply_subtract:ident; $($own:tt)*) => {
         $(#[$meta])*
@@ -93,6 +93,12 @@ macro_rules! vectors {
             unsafe fn load_whole(at: *const u8) -> $whole {
                 // SAFETY: as the caller promises.
                 unsafe { $load_whole(at.cast()) }
+            }
+
+            #[inline(always)]
+            unsafe fn load_halves(at: *const u8) -> $numbers {
+                // SAFETY: as the caller promises.
+                unsafe { $from_halves($load_half(at.cast())) }
             }
 
             #[inline(always)]
@@ -144,37 +150,27 @@ macro_rules! without_sign {
 vectors!(
     /// AVX-512 with VNNI.
     Wide, __m512i, __m512, 16,
-    _mm512_set1_ps, _mm512_set1_epi32, _mm512_loadu_ps, _mm512_loadu_si512, _mm512_storeu_si512, _mm512_storeu_ps,
+    _mm512_set1_ps, _mm512_set1_epi32, _mm512_loadu_ps, _mm512_loadu_si512, _mm256_loadu_si256, _mm512_cvtph_ps, _mm512_storeu_si512, _mm512_storeu_ps,
     _mm512_add_epi32, _mm512_sub_epi8, _mm512_and_si512, _mm512_or_si512, _mm512_sll_epi32, _mm512_srl_epi32, _mm512_sra_epi32,
     _mm512_cvtepi32_ps, _mm512_mul_ps, _mm512_fmadd_ps, _mm512_fnmadd_ps;
     vectors!(dot(_mm512_dpbusd_epi32; sums: __m512i, weights: __m512i, x: __m512i) -> __m512i);
     without_sign!(__m512i, _mm512_xor_si512);
 
-    #[inline(always)]
-    unsafe fn load_halves(at: *const u8) -> __m512 {
-        // SAFETY: as the caller promises.
-        unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(at.cast())) }
-    }
 );
 vectors!(
     /// AVX2 with AVX-VNNI.
     Narrow, __m256i, __m256, 8,
-    _mm256_set1_ps, _mm256_set1_epi32, _mm256_loadu_ps, _mm256_loadu_si256, _mm256_storeu_si256, _mm256_storeu_ps,
+    _mm256_set1_ps, _mm256_set1_epi32, _mm256_loadu_ps, _mm256_loadu_si256, _mm_loadu_si128, _mm256_cvtph_ps, _mm256_storeu_si256, _mm256_storeu_ps,
     _mm256_add_epi32, _mm256_sub_epi8, _mm256_and_si256, _mm256_or_si256, _mm256_sll_epi32, _mm256_srl_epi32, _mm256_sra_epi32,
     _mm256_cvtepi32_ps, _mm256_mul_ps, _mm256_fmadd_ps, _mm256_fnmadd_ps;
     vectors!(dot(_mm256_dpbusd_avx_epi32; sums: __m256i, weights: __m256i, x: __m256i) -> __m256i);
     without_sign!(__m256i, _mm256_xor_si256);
 
-    #[inline(always)]
-    unsafe fn load_halves(at: *const u8) -> __m256 {
-        // SAFETY: as the caller promises.
-        unsafe { _mm256_cvtph_ps(_mm_loadu_si128(at.cast())) }
-    }
 );
 vectors!(
     /// AVX2: products are added up in pairs of 16 bits with a sign, which weights of up to 7 bits without one never leave.
     Pairs, __m256i, __m256, 8,
-    _mm256_set1_ps, _mm256_set1_epi32, _mm256_loadu_ps, _mm256_loadu_si256, _mm256_storeu_si256, _mm256_storeu_ps,
+    _mm256_set1_ps, _mm256_set1_epi32, _mm256_loadu_ps, _mm256_loadu_si256, _mm_loadu_si128, _mm256_cvtph_ps, _mm256_storeu_si256, _mm256_storeu_ps,
     _mm256_add_epi32, _mm256_sub_epi8, _mm256_and_si256, _mm256_or_si256, _mm256_sll_epi32, _mm256_srl_epi32, _mm256_sra_epi32,
     _mm256_cvtepi32_ps, _mm256_mul_ps, _mm256_fmadd_ps, _mm256_fnmadd_ps;
     #[inline(always)]
@@ -198,9 +194,4 @@ vectors!(
         unsafe { _mm256_setzero_si256() }
     }
 
-    #[inline(always)]
-    unsafe fn load_halves(at: *const u8) -> __m256 {
-        // SAFETY: as the caller promises.
-        unsafe { _mm256_cvtph_ps(_mm_loadu_si128(at.cast())) }
-    }
 );
