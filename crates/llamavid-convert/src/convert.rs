@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{BufWriter, Write};
+use std::io::Write;
 use std::path::PathBuf;
 
 use candle_core::{DType, Device, Tensor};
@@ -10,7 +10,7 @@ use llamavid_runtime::manifest::{Manifest, ManifestFile, TensorOrigin};
 use llamavid_runtime::model_folder::ModelFolder;
 use llamavid_runtime::{Cancellation, Error, Result};
 use llamavid_weights::gguf::layout_name;
-use llamavid_weights::writer::{GgufWriter, SafetensorsWriter};
+use llamavid_weights::writer::{GgufWriter, SafetensorsWriter, WholePages};
 use llamavid_weights::{Part, Quantisation, interleaving_pays};
 
 use crate::inputs::Inputs;
@@ -105,7 +105,11 @@ pub fn convert(
     Ok(made)
 }
 
-fn write_weights(plan: &Plan, file: &PlannedFile, out: &mut BufWriter<Hashed<'_>>) -> Result<(), WriteError> {
+fn write_weights(
+    plan: &Plan,
+    file: &PlannedFile,
+    out: &mut WholePages<Hashed<'_>>,
+) -> Result<(), WriteError> {
     match &file.body {
         Body::Safetensors => {
             let mut writer = SafetensorsWriter::new(out, file.headers(), &safetensors_metadata())?;

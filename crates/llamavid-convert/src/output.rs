@@ -3,20 +3,19 @@
 use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fs::{self, File, TryLockError};
-use std::io::{self, BufWriter, Write};
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use llamavid_runtime::manifest::{ManifestFile, hexadecimal};
 use llamavid_runtime::{Cancellation, Error, ErrorCode, Result};
+use llamavid_weights::writer::WholePages;
 use sha2::{Digest, Sha256};
 
 /// Held by the process that builds, for as long as it lives.
 const LOCK: &str = "lock";
 /// Room that must stay free: file systems keep some for themselves.
 const SPARE_BYTES: u64 = 64 << 20;
-/// Bytes that are written at a time.
-const BLOCK: usize = 1 << 20;
 
 /// What is told of the progress, from the thread that works.
 pub type OnProgress<'a> = &'a (dyn Fn(Progress) + Sync);
@@ -107,7 +106,7 @@ impl Unfinished {
         &mut self,
         name: &str,
         watch: &Watch<'_>,
-        fill: impl FnOnce(&mut BufWriter<Hashed<'_>>) -> Result<T, WriteError>,
+        fill: impl FnOnce(&mut WholePages<Hashed<'_>>) -> Result<T, WriteError>,
     ) -> Result<T> {
         let path = self.folder.join(name);
         let written = (|| {
@@ -115,9 +114,9 @@ impl Unfinished {
                 fs::create_dir_all(folder)?;
             }
             let hashed = Hashed { file: File::create(&path)?, hash: Sha256::new(), bytes: 0, watch };
-            let mut out = BufWriter::with_capacity(BLOCK, hashed);
+            let mut out = WholePages::new(hashed);
             let value = fill(&mut out)?;
-            let hashed = out.into_inner().map_err(io::IntoInnerError::into_error)?;
+            let hashed = out.finish()?;
             hashed.file.sync_all()?;
             Ok((value, ManifestFile { bytes: hashed.bytes, sha256: hexadecimal(hashed.hash) }))
         })();

@@ -2,14 +2,13 @@
 //! takes little memory and as long as the disk does.
 
 use std::fs::File;
-use std::io::{BufWriter, Write};
 use std::path::Path;
 
 use candle_core::Shape;
 use llamavid_convert::language_gguf;
 use llamavid_models::language_model::{LanguageModel, LanguageModelConfig};
 use llamavid_runtime::{TokenizerFiles, WeightShape, weight_shapes};
-use llamavid_weights::writer::{GgufTensor, GgufWriter};
+use llamavid_weights::writer::{GgufTensor, GgufWriter, WholePages};
 use llamavid_weights::{BlockFormat, Quantisation};
 use serde_json::json;
 
@@ -80,7 +79,7 @@ pub fn write(path: &Path, size: &str, format: &str, interleave: bool) -> Result<
     }
     // A file of its whole length under the right name is whole.
     let unfinished = path.with_extension("part");
-    let out = BufWriter::with_capacity(1 << 20, File::create(&unfinished)?);
+    let out = WholePages::new(File::create(&unfinished)?);
     let mut writer = GgufWriter::new(out, &metadata, tensors.clone())?;
     let mut values = Values::new(7);
     for tensor in &tensors {
@@ -92,7 +91,7 @@ pub fn write(path: &Path, size: &str, format: &str, interleave: bool) -> Result<
             format => writer.write_encoded(values.blocks(format, shape.elem_count())?)?,
         }
     }
-    writer.finish()?.flush()?;
+    writer.finish()?.finish()?;
     std::fs::rename(unfinished, path)?;
     Ok(())
 }
