@@ -37,6 +37,8 @@ const ROWS: usize = 4;
 /// How many bytes ahead weights are asked for, on processors that wait for memory otherwise: those with AMX take two thirds of the time
 /// then, Zen 4 takes longer.
 pub(crate) const AHEAD: usize = 2048;
+/// The same in the second cache, for weights of which every line is asked for once.
+pub(crate) const AHEAD_IN_SECOND_CACHE: usize = 3072;
 /// Bytes of a line of the caches.
 pub(crate) const LINE: usize = 64;
 

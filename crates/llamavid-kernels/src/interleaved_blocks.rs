@@ -2,7 +2,7 @@
 //!
 //! Reference: [`crate::block_format`], which reads blocks row after row in portable code.
 
-use crate::block_vectors::ask_for;
+use crate::block_vectors::ask_second_cache;
 use crate::interleaved::INTERLEAVED_ROWS;
 use crate::whole_blocks::{NUMBERS, Q4_0, Q4K, Q5K, Q6K, Q8_0, WholeBlock};
 use crate::whole_vectors::WholeVectors;
@@ -23,7 +23,7 @@ impl<const AHEAD: usize> Interleaved<AHEAD> {
         unsafe {
             let at = self.at.add(INTERLEAVED_ROWS * byte);
             if AHEAD > 0 {
-                ask_for(at.wrapping_add(AHEAD));
+                ask_second_cache(at.wrapping_add(AHEAD));
             }
             V::load_whole(at.add(4 * self.row))
         }

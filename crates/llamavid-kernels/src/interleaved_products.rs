@@ -5,7 +5,7 @@
 
 use std::sync::atomic::{Ordering, compiler_fence};
 
-use crate::block_vectors;
+use crate::block_vectors::AHEAD_IN_SECOND_CACHE;
 use crate::interleaved::INTERLEAVED_ROWS;
 use crate::interleaved_blocks::{Interleaved, InterleavedBlock, Scales};
 use crate::processor::{Processor, WholeNumbers};
@@ -30,7 +30,7 @@ pub(crate) unsafe fn add_interleaved(
     unsafe {
         match processor {
             Processor::Avx512(_, WholeNumbers::Tiles) => {
-                add::<Wide, { block_vectors::AHEAD }>(x, groups, column, output)
+                add::<Wide, AHEAD_IN_SECOND_CACHE>(x, groups, column, output)
             }
             Processor::Avx512(_, WholeNumbers::Fours) => add::<Wide, 0>(x, groups, column, output),
             Processor::Avx2(_, WholeNumbers::Fours) => add::<Narrow, 0>(x, groups, column, output),

@@ -17,7 +17,7 @@ use std::arch::x86_64::{
 };
 
 use crate::block_format::BlockFormat;
-use crate::block_vectors::{LINE, ask_for, ask_second_cache, totals_of_sixteen};
+use crate::block_vectors::{AHEAD_IN_SECOND_CACHE, LINE, ask_for, ask_second_cache, totals_of_sixteen};
 use crate::processor::{Processor, WholeNumbers};
 use crate::products::Output;
 
@@ -27,9 +27,7 @@ const LANES: usize = 16;
 const ROWS: usize = 4;
 /// Rows of `x` of a tile at most: their sums with all rows of weights, and a vector of each of those, are nearly all of 32 registers.
 const X_ROWS: usize = 6;
-/// How many bytes ahead a single row of weights is asked for, in the second cache.
-const AHEAD: usize = 3072;
-/// The same for each row of a tile, in the first cache: there the processor sees by itself what comes next.
+/// How many bytes ahead each row of a tile is asked for, in the first cache: there the processor sees by itself what comes next.
 const AHEAD_OF_A_TILE: usize = 512;
 
 /// Some numbers of rows of `x`, at the start of a line of the caches.
@@ -269,7 +267,7 @@ unsafe fn products<N: Numbers, const R: usize, const X: usize, const NEXT: bool>
         let vectors_of_a_line = LINE / (LANES * N::BYTES);
         for line in 0..lines {
             match (R, NEXT) {
-                (1, _) => ask_second_cache(weights.wrapping_add(line * LINE + AHEAD)),
+                (1, _) => ask_second_cache(weights.wrapping_add(line * LINE + AHEAD_IN_SECOND_CACHE)),
                 (_, true) => ask_second_cache(next.wrapping_add(line % R * row_bytes + line / R * LINE)),
                 (_, false) => {
                     for row in 0..R {
@@ -315,7 +313,7 @@ unsafe fn add_to<N: Numbers, const S: usize, const V: usize>(
         for (index, numbers) in rows.chunks_exact(row_bytes).enumerate() {
             let numbers = numbers.as_ptr().add(first * N::BYTES);
             for line in (0..V * LANES * N::BYTES).step_by(LINE) {
-                ask_second_cache(numbers.wrapping_add(AHEAD + line));
+                ask_second_cache(numbers.wrapping_add(AHEAD_IN_SECOND_CACHE + line));
             }
             let mut vectors = [_mm512_setzero_ps(); V];
             for (vector, read) in vectors.iter_mut().enumerate() {

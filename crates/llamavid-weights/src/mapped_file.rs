@@ -5,6 +5,8 @@ use std::io;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 
+#[cfg(target_os = "linux")]
+use memmap2::Advice;
 use memmap2::Mmap;
 #[cfg(unix)]
 use memmap2::UncheckedAdvice;
@@ -46,7 +48,11 @@ impl MappedFile {
         } else {
             // SAFETY: the map is only read, and every read is checked against its length. As with any mapped file,
             // another process must not cut the file short while it is in use.
-            Some(unsafe { Mmap::map(&file) }.map_err(io_error)?)
+            let map = unsafe { Mmap::map(&file) }.map_err(io_error)?;
+            // What is read from the disk comes in the pages that `writer::WholePages` writes. A system that has none keeps to small ones.
+            #[cfg(target_os = "linux")]
+            let _ = map.advise(Advice::HugePage);
+            Some(map)
         };
         Ok(Self { path: path.to_path_buf(), map })
     }
