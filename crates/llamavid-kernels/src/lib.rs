@@ -8,6 +8,7 @@
 #[cfg(target_arch = "x86_64")]
 mod amx;
 mod attention;
+mod awake;
 mod block_format;
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 mod block_products;

@@ -10,6 +10,7 @@ use std::sync::{Mutex, PoisonError};
 use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 
+use crate::awake::stay_awake;
 use crate::block_format::{BlockFormat, decode};
 use crate::interleaved::INTERLEAVED_ROWS;
 use crate::panels::Panels;
@@ -253,6 +254,7 @@ pub(crate) fn in_tasks(rows: usize, unit: usize, parallel: bool, task: impl Fn(R
     let shares: Vec<_> = (0..threads)
         .map(|thread| Mutex::new(tasks * thread / threads..tasks * (thread + 1) / threads))
         .collect();
+    let caller = rayon::current_thread_index();
     (0..threads).into_par_iter().with_max_len(1).for_each(|own| {
         for turn in 0..threads {
             let share = &shares[(own + turn) % threads];
@@ -263,6 +265,9 @@ pub(crate) fn in_tasks(rows: usize, unit: usize, parallel: bool, task: impl Fn(R
             while let Some(index) = next() {
                 task(index * length..rows.min((index + 1) * length));
             }
+        }
+        if rayon::current_thread_index() != caller {
+            stay_awake();
         }
     });
 }

@@ -1,0 +1,38 @@
+//! Threads that stay awake between the products of a token.
+
+use std::cell::Cell;
+use std::hint::spin_loop;
+use std::time::{Duration, Instant};
+
+use rayon::Yield;
+
+/// How long a thread looks for work that may come at once. A token's products follow each other within some ten microseconds,
+/// and waking a thread takes longer, above all in a virtual machine.
+const AWAKE: Duration = Duration::from_micros(50);
+
+thread_local! {
+    static IS_AWAKE: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Keeps this thread of a pool awake for a moment after its task: it takes other work when there is some, and sleeps when none came.
+pub(crate) fn stay_awake() {
+    if IS_AWAKE.get() {
+        return;
+    }
+    let own = rayon::current_thread_index();
+    // Behind the task, for which others may wait.
+    rayon::spawn(move || {
+        // Another thread that took this has something to do.
+        if rayon::current_thread_index() != own || IS_AWAKE.replace(true) {
+            return;
+        }
+        let mut idle_since = Instant::now();
+        while idle_since.elapsed() < AWAKE {
+            match rayon::yield_now() {
+                Some(Yield::Executed) => idle_since = Instant::now(),
+                _ => spin_loop(),
+            }
+        }
+        IS_AWAKE.set(false);
+    });
+}
