@@ -38,7 +38,7 @@ const ROWS: usize = 4;
 /// then, Zen 4 takes longer.
 pub(crate) const AHEAD: usize = 2048;
 /// The same in the second cache, for weights of which every line is asked for once.
-pub(crate) const AHEAD_IN_SECOND_CACHE: usize = 3072;
+pub(crate) const AHEAD_IN_SECOND_CACHE: usize = 6144;
 /// Bytes of a line of the caches.
 pub(crate) const LINE: usize = 64;
 
