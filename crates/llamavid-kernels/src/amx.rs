@@ -143,11 +143,12 @@ impl Tiles {
         Self { length, of_this_thread: PhantomData }
     }
 
-    /// Adds the products of `pairs` of pieces, in their order, to `sums`, or to zeros in their place when `anew`. Sums are rounded to f32
-    /// behind every product of tiles; what is less than 2^-126 counts as 0.
+    /// Adds the products of `pairs` of halves of pieces, in their order, to `sums`, or to zeros in their place when `anew`. A half that the
+    /// pair before has as well is not read again, so that an order with many such ones is quick. Sums are rounded to f32 behind every
+    /// product of tiles; what is less than 2^-126 counts as 0.
     ///
     /// # Safety
-    /// These are for rows of [`LONGEST`] bytes. Pieces of these numbers can be read; nobody else uses the sums.
+    /// These are for rows of [`LONGEST`] bytes. Halves of pieces of these numbers can be read; nobody else uses the sums.
     pub(crate) unsafe fn add_products_of_pieces(
         &self,
         left: *const Piece,
@@ -157,7 +158,7 @@ impl Tiles {
         sums: *mut Sums,
     ) {
         assert!(self.length == LONGEST && !pairs.is_empty(), "tiles of other rows");
-        // SAFETY: the pieces are four tiles each, as the sums are.
+        // SAFETY: halves of pieces are two tiles each, the sums four.
         unsafe {
             asm!(
                 "test {anew}, {anew}",
@@ -174,26 +175,26 @@ impl Tiles {
                 "tilezero tmm3",
                 "3:",
                 "mov {x}, [{pairs}]",
-                "mov {y}, [{pairs} + 8]",
-                "imul {x}, {x}, {piece}",
-                "imul {y}, {y}, {piece}",
+                "shl {x}, {half}",
                 "add {x}, {left}",
-                "add {y}, {right}",
+                "cmp {x}, {read_x}",
+                "je 4f",
+                "mov {read_x}, {x}",
                 "tileloadd tmm4, [{x} + {side}]",
-                "tileloadd tmm6, [{y} + {side}]",
-                "tileloadd tmm7, [{y} + {side} + {tile}]",
-                "tdpbf16ps tmm0, tmm4, tmm6",
                 "tileloadd tmm5, [{x} + {side} + {tile}]",
-                "tdpbf16ps tmm1, tmm4, tmm7",
-                "tdpbf16ps tmm2, tmm5, tmm6",
-                "tdpbf16ps tmm3, tmm5, tmm7",
-                "tileloadd tmm4, [{x} + {side} + 2 * {tile}]",
-                "tileloadd tmm6, [{y} + {side} + 2 * {tile}]",
-                "tileloadd tmm7, [{y} + {side} + 3 * {tile}]",
+                "4:",
+                "mov {x}, [{pairs} + 8]",
+                "shl {x}, {half}",
+                "add {x}, {right}",
+                "cmp {x}, {read_y}",
+                "je 5f",
+                "mov {read_y}, {x}",
+                "tileloadd tmm6, [{x} + {side}]",
+                "tileloadd tmm7, [{x} + {side} + {tile}]",
+                "5:",
                 "tdpbf16ps tmm0, tmm4, tmm6",
-                "tileloadd tmm5, [{x} + {side} + 3 * {tile}]",
-                "tdpbf16ps tmm1, tmm4, tmm7",
                 "tdpbf16ps tmm2, tmm5, tmm6",
+                "tdpbf16ps tmm1, tmm4, tmm7",
                 "tdpbf16ps tmm3, tmm5, tmm7",
                 "add {pairs}, 16",
                 "dec {count}",
@@ -210,8 +211,9 @@ impl Tiles {
                 pairs = inout(reg) pairs.as_ptr() => _,
                 count = inout(reg) pairs.len() => _,
                 x = out(reg) _,
-                y = out(reg) _,
-                piece = const size_of::<Piece>(),
+                read_x = inout(reg) 0u64 => _,
+                read_y = inout(reg) 0u64 => _,
+                half = const (size_of::<Piece>() / 2).ilog2(),
                 tile = const LONGEST * SIDE,
                 out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
                 out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
@@ -357,7 +359,7 @@ mod tests {
                 .collect()
         };
         for (pairs, anew) in
-            [(&[[0, 0]][..], false), (&[[0, 1], [1, 0], [0, 0]], true), (&[[2, 0], [1, 2]], false)]
+            [(&[[0, 0]][..], false), (&[[0, 1], [1, 1], [1, 0], [0, 0]], true), (&[[5, 0], [3, 4]], false)]
         {
             let [left, right] = [3, 5].map(|seed| pieces(3, seed));
             let mut sums = Sums([[[7.0; SIDE]; SIDE]; 4]);
@@ -370,10 +372,9 @@ mod tests {
             for (row, other) in (0..ROWS).flat_map(|row| (0..ROWS).map(move |other| (row, other))) {
                 let mut expected = if anew { 0.0 } else { 7.0 };
                 for [a, b] in pairs {
-                    for column in 0..RUN {
-                        let (step, column) = (column / 32, column % 32);
-                        let a = left[*a].0[step][row][column];
-                        let b = right[*b].0[step][other / SIDE * SIDE + column / 2];
+                    for column in 0..RUN / 2 {
+                        let a = left[*a / 2].0[*a % 2][row][column];
+                        let b = right[*b / 2].0[*b % 2][other / SIDE * SIDE + column / 2];
                         expected += f32::from(a) * f32::from(b[2 * (other % SIDE) + column % 2]);
                     }
                 }

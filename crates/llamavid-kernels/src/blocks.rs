@@ -267,9 +267,14 @@ impl Inputs {
     fn compute<I: Inner>(self, inner: I, unit: usize) -> Result<Tensor> {
         let tensors: Vec<Tensor> = self.tensors.iter().map(Tensor::contiguous).collect::<Result<_>>()?;
         let shape = self.tensors[0].shape().clone();
+        let keeps_nothing =
+            matches!(self.form.place, NormPlace::After(None)) && !self.tensors.iter().any(Tensor::track_op);
         let (result, block) = with_slices(&tensors, &self.blocks, self.form, |slices| {
             let width = slices.width();
             let split = Split::new(slices, unit);
+            if keeps_nothing && split.whole {
+                return Ok((slices.only_result(&inner, unit)?, None));
+            }
             let mut result = vec![0f32; slices.x().len()];
             let tasks = result.par_chunks_mut(split.part_rows * width);
             let saved = tasks
@@ -292,12 +297,18 @@ impl Inputs {
                     Ok(Saved { inner: saved, sum })
                 })
                 .collect::<Result<Vec<_>>>()?;
-            Ok((result, Block { form: self.form, inner, split, saved }))
+            Ok((result, Some(Block { form: self.form, inner, split, saved })))
         })?;
-        record(tensors, result, shape, block)
+        match block {
+            Some(block) => record(tensors, result, shape, block),
+            None => tensor(result, &shape),
+        }
     }
 }
 
+/// Rows of which there is what is in between at once, where no gradient will be asked for and all threads compute together: what they
+/// make of a feed-forward layer's input is read again before it leaves the caches, and the same memory serves the next ones.
+const ROWS_AT_ONCE: usize = 512;
 /// Rows that are computed from the norm to the residual before the next ones, so that what is in between stays in
 /// the cache of a core.
 const PART_ROWS: usize = 192;
@@ -428,6 +439,36 @@ impl<'a> Slices<'a> {
         }
     }
 
+    /// The result of a sub-layer with the norm behind it, where nothing is kept for gradients: what is in between exists for some rows at a
+    /// time.
+    fn only_result<I: Inner>(&self, inner: &I, unit: usize) -> Result<Vec<f32>> {
+        let (x, width) = (self.x(), self.width());
+        let units = x.len() / width / unit;
+        let times = (units * unit).div_ceil(ROWS_AT_ONCE).max(1);
+        let rows = units.div_ceil(times).max(1) * unit;
+        let (mut result, mut sum) = (vec![0f32; x.len()], Vec::new());
+        let parts = result.chunks_mut(rows * width).zip(x.chunks(rows * width));
+        for (index, (result, x)) in parts.enumerate() {
+            let part = Part { first: index * rows, rows: x.len() / width, parallel: true };
+            sum.clear();
+            sum.extend_from_slice(x);
+            inner.add_result(self, part, x, &mut sum)?;
+            self.write_normed(&sum, result);
+        }
+        Ok(result)
+    }
+
+    /// The same as [`Self::normed`], written to `result`.
+    fn write_normed(&self, x: &[f32], result: &mut [f32]) {
+        match self.form.norm_bias {
+            true => {
+                let [weight, bias] = [self.values[1], self.values[2]];
+                crate::layer_norm::write_normalised(x, weight, bias, self.form.eps, result);
+            }
+            false => result.copy_from_slice(&self.normed(x)),
+        }
+    }
+
     /// A projection's weight.
     fn weight(&self, layer: usize) -> Matrix<'a> {
         let index = self.form.weight(layer);
@@ -492,6 +533,11 @@ trait Inner: Send + Sync + 'static {
 
     /// Adds what it makes of `rows` to `result`.
     fn forward(&self, slices: &Slices, part: Part, rows: &[f32], result: &mut [f32]) -> Result<Self::Saved>;
+
+    /// The same, and nothing is kept.
+    fn add_result(&self, slices: &Slices, part: Part, rows: &[f32], result: &mut [f32]) -> Result<()> {
+        self.forward(slices, part, rows, result).map(drop)
+    }
 
     /// Adds gradients of its projections to `sums`, and gives those of what its first projections made of `rows`;
     /// none at all when nothing before its last projection wants one.
@@ -786,6 +832,13 @@ impl Inner for Gelu {
         let hidden = slices.project(0, part, rows);
         slices.add_projected(1, part, &crate::gelu::activated(&hidden), result);
         Ok(hidden)
+    }
+
+    fn add_result(&self, slices: &Slices, part: Part, rows: &[f32], result: &mut [f32]) -> Result<()> {
+        let mut hidden = slices.project(0, part, rows);
+        crate::gelu::activate_all(&mut hidden);
+        slices.add_projected(1, part, &hidden, result);
+        Ok(())
     }
 
     fn backward(

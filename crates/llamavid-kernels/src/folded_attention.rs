@@ -7,12 +7,34 @@
 use candle_core::{DType, Result, Tensor, bail};
 use rayon::prelude::*;
 
+#[cfg(target_arch = "x86_64")]
+use crate::block_format::BlockFormat;
 use crate::matrix::{Matrix, multiply};
+#[cfg(target_arch = "x86_64")]
+use crate::panels::Panels;
+#[cfg(target_arch = "x86_64")]
+use crate::pieces::{self, turn};
+use crate::processor::{Processor, processor};
+#[cfg(target_arch = "x86_64")]
+use crate::products::{Layer, Output, Weights};
 use crate::rows::{fusible, tensor, with_values};
 use crate::softmax::{normalise, softmax};
 
 /// Heads that a task takes together: enough queries that laying out a frame's rows is worth it.
 const TASK_HEADS: usize = 4;
+
+/// The layer of weights in rows of `columns`.
+#[cfg(target_arch = "x86_64")]
+fn layer(weights: &[f32], columns: usize) -> Layer<'_> {
+    Layer { weights: Weights::Numbers(weights), rows: weights.len() / columns, columns, bias: None }
+}
+
+/// Rows of queries that are folded together at least.
+#[cfg(target_arch = "x86_64")]
+const FOLDED_ROWS: usize = 128;
+/// Numbers of a line of the caches.
+#[cfg(target_arch = "x86_64")]
+const LINE: usize = 16;
 
 /// Attention of `queries` (F, R, H · d) over `rows` (F, N, V), of which `key` and `value` (H · d, V) would make keys and
 /// values; the value's `bias` is (H · d). Gives (F, R, H · d).
@@ -39,7 +61,9 @@ pub fn folded_attention(
     let attended = match fusible(&[queries, rows, key, value]) && length > 0 {
         true => {
             let sizes = Sizes { frames, count, length, visual, heads, head_width: width / heads };
-            with_values([queries, rows, key, value], |values| tensor(sizes.attend(values), queries.shape()))?
+            with_values([queries, rows, key, value], |values| {
+                tensor(sizes.attend(processor(), values), queries.shape())
+            })?
         }
         false => decomposed(queries, rows, key, value, heads)?,
     };
@@ -66,6 +90,7 @@ fn decomposed(queries: &Tensor, rows: &Tensor, key: &Tensor, value: &Tensor, hea
     attended.transpose(0, 1)?.contiguous()?.reshape((frames, count, width))
 }
 
+#[derive(Debug)]
 struct Sizes {
     frames: usize,
     count: usize,
@@ -76,8 +101,19 @@ struct Sizes {
 }
 
 impl Sizes {
+    fn attend(&self, processor: Processor, values: [&[f32]; 4]) -> Vec<f32> {
+        #[cfg(target_arch = "x86_64")]
+        if [self.frames, self.heads]
+            .iter()
+            .all(|times| pieces::pay(processor, BlockFormat::F32, times * self.count))
+        {
+            return self.attend_in_pieces(processor, values);
+        }
+        self.attend_by_heads(values)
+    }
+
     /// Each task takes a few heads of a frame, from the queries to what they saw.
-    fn attend(&self, [queries, rows, key, value]: [&[f32]; 4]) -> Vec<f32> {
+    fn attend_by_heads(&self, [queries, rows, key, value]: [&[f32]; 4]) -> Vec<f32> {
         let Self { frames, count, length, visual, heads, head_width } = *self;
         let width = heads * head_width;
         let groups = heads.div_ceil(TASK_HEADS);
@@ -104,7 +140,7 @@ impl Sizes {
                 let mut shares = vec![0f32; some * count * length];
                 let queries = some * count;
                 multiply(Matrix::new(&folded, queries, visual), rows.transposed(), &mut shares, false, false);
-                normalise(length, &mut shares);
+                normalise(length, length, &mut shares);
                 let seen = &mut folded;
                 multiply(Matrix::new(&shares, queries, length), rows, seen, false, false);
                 let mut attended = vec![0f32; some * count * head_width];
@@ -128,5 +164,163 @@ impl Sizes {
             }
         }
         result
+    }
+
+    /// In tiles, which are worth it for many rows: a head's queries of some frames are folded together, and then a frame's heads see its
+    /// rows together. What is folded is (F, R, H, V), so that both are rows of it.
+    #[cfg(target_arch = "x86_64")]
+    fn attend_in_pieces(&self, processor: Processor, [queries, rows, key, value]: [&[f32]; 4]) -> Vec<f32> {
+        let Self { frames, count, length, visual, heads, head_width } = *self;
+        let width = heads * head_width;
+        let scale = (head_width as f32).sqrt().recip();
+        let mut keys = vec![0f32; width * visual]; // (H, V, d)
+        keys.par_chunks_exact_mut(head_width * visual)
+            .zip(key.par_chunks_exact(head_width * visual))
+            .for_each(|(into, key)| {
+                turn(key, visual, into, head_width);
+                into.iter_mut().for_each(|number| *number *= scale);
+            });
+        let together = FOLDED_ROWS.div_ceil(count).max(rayon::current_num_threads()).min(frames);
+        let mut folded = vec![0f32; together * count * heads * visual];
+        let mut result = vec![0f32; frames * count * width];
+        let of_frames = result
+            .chunks_mut(together * count * width)
+            .zip(queries.chunks(together * count * width))
+            .zip(rows.chunks(together * length * visual));
+        for ((result, queries), rows) in of_frames {
+            let rows_of_all = queries.len() / width;
+            let folded = &mut folded[..rows_of_all * heads * visual];
+            let output = Output::new(folded, heads * visual);
+            (0..heads).into_par_iter().for_each(|head| {
+                let layer = layer(&keys[head * head_width * visual..][..head_width * visual], head_width);
+                let x = &queries[head * head_width..];
+                let panels = Panels { processor, layer, x, stride: width, count: rows_of_all, add: false };
+                // SAFETY: what is folded is borrowed for this, and each head writes columns of its own.
+                unsafe { panels.multiply(output.beside(head * visual), true) };
+            });
+            let of_frames = folded.par_chunks_exact_mut(count * heads * visual);
+            of_frames.zip(rows.par_chunks_exact(length * visual)).for_each_init(
+                || (Vec::new(), Vec::new()),
+                |(shares, turned), (folded, rows)| {
+                    // Rows of lines, an odd number of each, lie in different sets of the caches.
+                    let stride = (length.div_ceil(LINE) | 1) * LINE;
+                    let queries = count * heads;
+                    // Behind the end of a row they stay 0.
+                    shares.resize(queries * stride, 0f32);
+                    turned.resize(visual * stride, 0f32);
+                    let scores = Panels {
+                        processor,
+                        layer: layer(rows, visual),
+                        x: folded,
+                        stride: visual,
+                        count: queries,
+                        add: false,
+                    };
+                    // SAFETY: nobody else has the scores.
+                    unsafe { scores.multiply(Output::new(shares, stride), false) };
+                    normalise(length, stride, shares);
+                    turn(rows, visual, turned, stride);
+                    let seen = Panels { layer: layer(turned, stride), x: shares, stride, ..scores };
+                    // SAFETY: nobody else has what is folded.
+                    unsafe { seen.multiply(Output::new(folded, visual), false) };
+                },
+            );
+            let output = Output::new(result, width);
+            (0..heads).into_par_iter().for_each(|head| {
+                let layer = layer(&value[head * head_width * visual..][..head_width * visual], visual);
+                let x = &folded[head * visual..];
+                let panels =
+                    Panels { processor, layer, x, stride: heads * visual, count: rows_of_all, add: false };
+                // SAFETY: the result is borrowed for this, and each head writes columns of its own.
+                unsafe { panels.multiply(output.beside(head * head_width), true) };
+            });
+        }
+        result
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Numbers without a pattern around 0.
+    fn noise(count: usize, seed: u32) -> Vec<f32> {
+        let mut state = seed;
+        (0..count)
+            .map(|_| {
+                state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+                (state >> 8) as f32 / (1 << 23) as f32 - 1.0
+            })
+            .collect()
+    }
+
+    /// Number by number, in f64.
+    fn exactly(sizes: &Sizes, [queries, rows, key, value]: [&[f32]; 4]) -> Vec<f64> {
+        let Sizes { frames, count, length, visual, heads, head_width } = *sizes;
+        let dot = |a: &[f32], b: &[f32]| -> f64 {
+            a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum()
+        };
+        let mut result = Vec::new();
+        for (frame, query, head) in (0..frames).flat_map(|frame| {
+            (0..count).flat_map(move |query| (0..heads).map(move |head| (frame, query, head)))
+        }) {
+            let rows: Vec<_> = rows[frame * length * visual..][..length * visual].chunks(visual).collect();
+            let projected = |weight: &[f32], row: &[f32]| -> Vec<f64> {
+                let weight = &weight[head * head_width * visual..][..head_width * visual];
+                weight.chunks(visual).map(|weight| dot(weight, row)).collect()
+            };
+            let query = &queries[((frame * count + query) * heads + head) * head_width..][..head_width];
+            let powers: Vec<f64> = rows
+                .iter()
+                .map(|row| {
+                    let products = projected(key, row)
+                        .into_iter()
+                        .zip(query)
+                        .map(|(key, query)| key * f64::from(*query));
+                    (products.sum::<f64>() / (head_width as f64).sqrt()).exp()
+                })
+                .collect();
+            let total: f64 = powers.iter().sum();
+            let mut attended = vec![0f64; head_width];
+            for (row, power) in rows.iter().zip(&powers) {
+                attended
+                    .iter_mut()
+                    .zip(projected(value, row))
+                    .for_each(|(sum, value)| *sum += power / total * value);
+            }
+            result.extend(attended);
+        }
+        result
+    }
+
+    #[test]
+    fn every_processor_attends_to_the_same() {
+        for [frames, count, length, visual, heads, head_width] in [
+            [1, 1, 1, 1, 1, 1],
+            [2, 7, 5, 19, 3, 4],
+            [3, 32, 33, 70, 2, 16],
+            [11, 30, 17, 40, 3, 8],
+            [2, 50, 65, 130, 4, 5],
+        ] {
+            let sizes = Sizes { frames, count, length, visual, heads, head_width };
+            let width = heads * head_width;
+            let queries = noise(frames * count * width, 1);
+            let rows = noise(frames * length * visual, 2);
+            let [mut key, value] = [3, 4].map(|seed| noise(width * visual, seed));
+            // Two pieces are enough for some weights.
+            key.iter_mut()
+                .take(width * visual / 2)
+                .for_each(|number| *number = (*number * 100.0).round() / 64.0);
+            let values: [&[f32]; 4] = [&queries, &rows, &key, &value];
+            let expected = exactly(&sizes, values);
+            let length = expected.iter().map(|number| number * number).sum::<f64>().sqrt();
+            for processor in Processor::tested() {
+                let found = sizes.attend(processor, values);
+                let difference =
+                    found.iter().zip(&expected).map(|(a, b)| (f64::from(*a) - b).powi(2)).sum::<f64>();
+                let error = difference.sqrt() / length;
+                assert!(error < 1e-5, "{processor:?} {sizes:?}: {error}");
+            }
+        }
     }
 }

@@ -99,10 +99,15 @@ widest!(fn differentiate(
 /// Normalised rows.
 pub(crate) fn normalised(x: &[f32], weight: &[f32], bias: &[f32], eps: f32) -> Vec<f32> {
     let mut result = vec![0f32; x.len()];
+    write_normalised(x, weight, bias, eps, &mut result);
+    result
+}
+
+/// Writes normalised rows.
+pub(crate) fn write_normalised(x: &[f32], weight: &[f32], bias: &[f32], eps: f32, result: &mut [f32]) {
     let task = rows_of_a_task(weight.len()) * weight.len().max(1);
     let tasks = result.par_chunks_mut(task).zip(x.par_chunks(task));
     tasks.for_each(|(result, x)| normalise(x, weight, bias, eps, result));
-    result
 }
 
 /// Adds the gradient of `x` to `of_x` and gives those of weight and bias, one after the other.

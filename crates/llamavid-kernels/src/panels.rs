@@ -85,6 +85,8 @@ pub(crate) struct Panels<'a> {
     pub(crate) processor: Processor,
     pub(crate) layer: Layer<'a>,
     pub(crate) x: &'a [f32],
+    /// Numbers from the start of a row of `x` to that of the next one.
+    pub(crate) stride: usize,
     pub(crate) count: usize,
     /// Whether it is added to what is there.
     pub(crate) add: bool,
@@ -190,10 +192,10 @@ impl Panels<'_> {
     /// The first numbers of each row of `x`, then the next ones; none if the kind cannot stand for them. Rows as they are would lie a
     /// power of two apart, and push each other out of the cache.
     fn parts_of_x<K: Kind>(self, parallel: bool) -> Option<Vec<K::Part>> {
-        let Self { layer: Layer { columns, .. }, x, count, .. } = self;
+        let Self { layer: Layer { columns, .. }, x, stride, count, .. } = self;
         let mut parts = vec![K::ZEROS; columns.div_ceil(PART) * count];
         let fill = |(index, into): (usize, &mut [K::Part])| {
-            into.iter_mut().zip(x.chunks_exact(columns)).try_for_each(|(into, x)| {
+            into.iter_mut().zip(x.chunks(stride)).try_for_each(|(into, x)| {
                 *into = K::part(&x[index * PART..columns.min((index + 1) * PART)])?;
                 Some(())
             })

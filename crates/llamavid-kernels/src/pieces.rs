@@ -9,8 +9,9 @@
 //! - Weights in 16 bits are exactly one piece (bf16) or two (f16). With `x` in two, and all products but that of both second ones, it is
 //!   up to 2^-15, and 2^-18 in the mean of squares.
 //! - Weights in f32 are three pieces, and so is `x`: exactly, but for numbers next to none. Six products of pieces are left when those are
-//!   gone that are below the last bit of the number's product. They are added up from the smallest on, and afresh for every [`RUN`] numbers,
-//!   so that sums err as those of f32 do: nothing that is computed in f32 elsewhere is rounded here.
+//!   gone that are below the last bit of the number's product, and five where no weight needs its third piece, as of numbers that half
+//!   precision holds. The largest of them is added last, and all afresh for every part of a row, so that sums err as those of f32 do:
+//!   nothing that is computed in f32 elsewhere is rounded here.
 //!
 //! What several pieces cannot stand for, which is what is not finite or so large or small that their products leave f32's range, goes
 //! to the panels in f32. Single pieces stand for whatever f32 does, but for what is less than 2^-126: tiles take that for 0.
@@ -23,10 +24,12 @@ use std::arch::x86_64::{
     _mm512_and_si512, _mm512_castps_si512, _mm512_castsi256_si512, _mm512_castsi512_ps,
     _mm512_castsi512_si256, _mm512_cvtepu16_epi32, _mm512_cvtne2ps_pbh, _mm512_cvtph_ps,
     _mm512_extracti64x4_epi64, _mm512_fmsub_ps, _mm512_loadu_ps, _mm512_loadu_si512,
-    _mm512_mask_permutexvar_epi8, _mm512_maskz_loadu_epi16, _mm512_maskz_loadu_ps, _mm512_max_epu32,
+    _mm512_mask_permutexvar_epi8, _mm512_mask_storeu_epi32, _mm512_maskz_loadu_epi16,
+    _mm512_maskz_loadu_epi32, _mm512_maskz_loadu_ps, _mm512_max_epu32, _mm512_or_si512,
     _mm512_reduce_max_epu32, _mm512_set1_epi32, _mm512_set1_ps, _mm512_setzero_ps, _mm512_setzero_si512,
     _mm512_shuffle_i32x4, _mm512_slli_epi32, _mm512_storeu_ps, _mm512_storeu_si512, _mm512_sub_ps,
-    _mm512_unpackhi_epi32, _mm512_unpackhi_epi64, _mm512_unpacklo_epi32, _mm512_unpacklo_epi64,
+    _mm512_test_epi32_mask, _mm512_unpackhi_epi32, _mm512_unpackhi_epi64, _mm512_unpacklo_epi32,
+    _mm512_unpacklo_epi64,
 };
 use std::marker::PhantomData;
 use std::ops::{Range, RangeInclusive};
@@ -74,10 +77,10 @@ pub(crate) fn pay(processor: Processor, format: BlockFormat, count: usize) -> bo
 /// # Safety
 /// [`pay`] was true of them. The result must live, and nobody else may use it.
 pub(crate) unsafe fn multiply(panels: Panels, output: Output, parallel: bool) {
-    let Panels { layer, x, count, .. } = panels;
+    let Panels { layer, x, stride, count, .. } = panels;
     let rows = count.div_ceil(count.div_ceil(X_ROWS)).next_multiple_of(ROWS);
-    for (index, x) in x.chunks(rows * layer.columns).enumerate() {
-        let panels = Panels { x, count: x.len() / layer.columns, ..panels };
+    for (index, x) in x.chunks(rows * stride).enumerate() {
+        let panels = Panels { x, count: rows.min(count - index * rows), ..panels };
         let output = output.below(index * rows);
         let format = layer.weights.format();
         // SAFETY: as the caller promises.
@@ -109,31 +112,33 @@ trait Source {
     const LEFT: usize;
     /// Pieces of a number of `x`.
     const RIGHT: usize;
-    /// What is multiplied, the smallest products first.
+    /// What is multiplied, of each step the largest products last, and in an order in which most have an operand of those before.
     const PAIRS: &'static [[usize; 2]];
+    /// The same where the last pieces of all weights are 0.
+    const PAIRS_WITHOUT_LAST: &'static [[usize; 2]] = Self::PAIRS;
     /// Whether the sums of each part are added up by themselves.
     const AFRESH: bool = false;
     /// Numbers of a row that are multiplied at a time, whole runs: the pieces of 32 rows of both operands and the sums stay in the first
     /// cache.
     const PART: usize;
 
-    /// Lays out up to [`LAID_OUT`] numbers of a row from a column on that is a multiple of it, with zeros up to a multiple of [`RUN`]; false
-    /// if pieces cannot stand for them.
+    /// Lays out up to [`LAID_OUT`] numbers of a row from a column on that is a multiple of it, with zeros up to a multiple of [`RUN`], and
+    /// tells whether a last piece is needed; none if pieces cannot stand for them.
     ///
     /// # Safety
     /// The processor has the instructions, the row has these numbers, and there is room for them.
-    unsafe fn lay_out(row: &[u8], from: usize, length: usize, place: Place) -> bool;
+    unsafe fn lay_out(row: &[u8], from: usize, length: usize, place: Place) -> Option<bool>;
 }
 
-/// The pairs of pieces of a run, of every run of a part: `ALL` in all. Numbers have so many pieces on the left and on the right.
+/// The pairs of halves of pieces of each step of a part: `ALL` in all. Numbers have so many pieces on the left and on the right.
 const fn pairs<const ALL: usize, const LEFT: usize, const RIGHT: usize>(
-    of_run: &[[usize; 2]],
+    of_step: &[[usize; 2]],
 ) -> [[usize; 2]; ALL] {
     let mut pairs = [[0; 2]; ALL];
     let mut index = 0;
     while index < ALL {
-        let (run, [left, right]) = (index / of_run.len(), of_run[index % of_run.len()]);
-        pairs[index] = [run * LEFT + left, run * RIGHT + right];
+        let (step, [left, right]) = (index / of_step.len(), of_step[index % of_step.len()]);
+        pairs[index] = [half_of_step::<LEFT>(step, left), half_of_step::<RIGHT>(step, right)];
         index += 1;
     }
     pairs
@@ -156,16 +161,16 @@ impl Place {
     unsafe fn write<const N: usize>(self, step: usize, pieces: [__m512i; N]) {
         for (piece, vector) in pieces.into_iter().enumerate() {
             // SAFETY: as the caller promises.
-            unsafe { _mm512_storeu_si512(self.first.add(vector_of_step::<N>(step, piece)), vector) };
+            unsafe { _mm512_storeu_si512(self.first.add(half_of_step::<N>(step, piece) * ROWS), vector) };
         }
     }
 }
 
-/// Vectors before the one that a step of a part has of one of `N` pieces.
+/// The half of a piece that a step of a part has of one of `N` pieces, by its number.
 #[inline(always)]
-const fn vector_of_step<const N: usize>(step: usize, piece: usize) -> usize {
+const fn half_of_step<const N: usize>(step: usize, piece: usize) -> usize {
     const STEPS: usize = RUN / STEP;
-    ((step / STEPS * N + piece) * STEPS + step % STEPS) * ROWS
+    (step / STEPS * N + piece) * STEPS + step % STEPS
 }
 
 /// Steps that numbers of a part take with the zeros behind them.
@@ -195,6 +200,13 @@ impl Largest {
         }
     }
 
+    /// Something, if several pieces can stand for them.
+    #[inline(always)]
+    unsafe fn possible<T>(&self, something: T) -> Option<T> {
+        // SAFETY: as above.
+        if unsafe { self.is_possible() } { Some(something) } else { None }
+    }
+
     /// Whether several pieces can stand for them.
     #[inline(always)]
     unsafe fn is_possible(&self) -> bool {
@@ -210,22 +222,27 @@ struct Singles;
 impl Source for Singles {
     const LEFT: usize = 3;
     const RIGHT: usize = 3;
-    const PAIRS: &'static [[usize; 2]] = &pairs::<6, 3, 3>(&[[0, 2], [2, 0], [1, 1], [0, 1], [1, 0], [0, 0]]);
+    const PAIRS: &'static [[usize; 2]] =
+        &pairs::<24, 3, 3>(&[[0, 2], [0, 1], [1, 1], [1, 0], [2, 0], [0, 0]]);
+    const PAIRS_WITHOUT_LAST: &'static [[usize; 2]] =
+        &pairs::<20, 3, 3>(&[[0, 2], [0, 1], [1, 1], [1, 0], [0, 0]]);
     const AFRESH: bool = true;
-    const PART: usize = RUN;
+    const PART: usize = 2 * RUN;
 
     #[inline(always)]
-    unsafe fn lay_out(row: &[u8], from: usize, length: usize, place: Place) -> bool {
+    unsafe fn lay_out(row: &[u8], from: usize, length: usize, place: Place) -> Option<bool> {
         // SAFETY: as the caller promises.
         unsafe {
             let values = row.as_ptr().cast::<f32>().add(from);
-            let mut largest = Largest::new();
+            let (mut largest, mut last) = (Largest::new(), _mm512_setzero_si512());
             for step in 0..steps_of(length) {
                 let numbers = two(values.wrapping_add(step * STEP), length.saturating_sub(step * STEP));
                 largest.note(numbers);
-                place.write(step, in_pieces::<3>(numbers));
+                let pieces = in_pieces::<3>(numbers);
+                last = _mm512_or_si512(last, pieces[2]);
+                place.write(step, pieces);
             }
-            largest.is_possible()
+            largest.possible(_mm512_test_epi32_mask(last, last) != 0)
         }
     }
 }
@@ -236,11 +253,11 @@ struct InF16;
 impl Source for InF16 {
     const LEFT: usize = 2;
     const RIGHT: usize = 2;
-    const PAIRS: &'static [[usize; 2]] = &pairs::<6, 2, 2>(&[[0, 1], [1, 0], [0, 0]]);
+    const PAIRS: &'static [[usize; 2]] = &pairs::<12, 2, 2>(&[[0, 1], [0, 0], [1, 0]]);
     const PART: usize = 2 * RUN;
 
     #[inline(always)]
-    unsafe fn lay_out(row: &[u8], from: usize, length: usize, place: Place) -> bool {
+    unsafe fn lay_out(row: &[u8], from: usize, length: usize, place: Place) -> Option<bool> {
         // SAFETY: as the caller promises.
         unsafe {
             let values = row.as_ptr().cast::<i16>().add(from);
@@ -254,7 +271,7 @@ impl Source for InF16 {
                 largest.note(numbers);
                 place.write(step, in_pieces::<2>(numbers));
             }
-            largest.is_possible()
+            largest.possible(true)
         }
     }
 }
@@ -265,11 +282,11 @@ struct InBf16;
 impl Source for InBf16 {
     const LEFT: usize = 1;
     const RIGHT: usize = 2;
-    const PAIRS: &'static [[usize; 2]] = &pairs::<4, 1, 2>(&[[0, 1], [0, 0]]);
+    const PAIRS: &'static [[usize; 2]] = &pairs::<8, 1, 2>(&[[0, 1], [0, 0]]);
     const PART: usize = 2 * RUN;
 
     #[inline(always)]
-    unsafe fn lay_out(row: &[u8], from: usize, length: usize, place: Place) -> bool {
+    unsafe fn lay_out(row: &[u8], from: usize, length: usize, place: Place) -> Option<bool> {
         // SAFETY: as the caller promises.
         unsafe {
             let values = row.as_ptr().cast::<i16>().add(from);
@@ -281,7 +298,7 @@ impl Source for InBf16 {
                 largest.note([first, second]);
                 place.write(step, [bits]);
             }
-            largest.is_possible()
+            largest.possible(true)
         }
     }
 }
@@ -292,11 +309,11 @@ struct InBlocks<B>(PhantomData<B>);
 impl<B: WholeBlock> Source for InBlocks<B> {
     const LEFT: usize = 1;
     const RIGHT: usize = 1;
-    const PAIRS: &'static [[usize; 2]] = &pairs::<4, 1, 1>(&[[0, 0]]);
+    const PAIRS: &'static [[usize; 2]] = &pairs::<8, 1, 1>(&[[0, 0]]);
     const PART: usize = NUMBERS;
 
     #[inline(always)]
-    unsafe fn lay_out(row: &[u8], from: usize, _length: usize, place: Place) -> bool {
+    unsafe fn lay_out(row: &[u8], from: usize, _length: usize, place: Place) -> Option<bool> {
         let row = Row::new::<B>(row);
         // Whole numbers become the lower bits of numbers in f32 that begin with `one`, so that no instruction has to convert them.
         let (upper, one, byte) =
@@ -326,7 +343,7 @@ impl<B: WholeBlock> Source for InBlocks<B> {
                 place.write(eighth, in_pieces::<1>(numbers));
             });
         }
-        true
+        Some(true)
     }
 }
 
@@ -425,6 +442,38 @@ unsafe fn transposed(rows: [__m512i; SIDE]) -> [__m512i; SIDE] {
     }
 }
 
+/// Writes rows of `columns` numbers as columns of rows that start `stride` numbers after one another. For processors with tiles.
+pub(crate) fn turn(rows: &[f32], columns: usize, into: &mut [f32], stride: usize) {
+    let count = rows.len() / columns;
+    assert!(count <= stride && columns * stride <= into.len(), "room for columns");
+    // SAFETY: the processor has AVX-512, and there is room for them.
+    unsafe { turn_vectors(rows, columns, into.as_mut_ptr(), stride) }
+}
+
+/// # Safety
+/// The processor has AVX-512, and there is room for the columns.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx2")]
+unsafe fn turn_vectors(rows: &[f32], columns: usize, into: *mut f32, stride: usize) {
+    let count = rows.len() / columns;
+    let mask = |left: usize| if left >= SIDE { u16::MAX } else { (1 << left) - 1 };
+    for row in (0..count).step_by(SIDE) {
+        for column in (0..columns).step_by(SIDE) {
+            let mut found = [_mm512_setzero_si512(); SIDE];
+            // SAFETY: as the caller promises; what is masked is neither read nor written.
+            unsafe {
+                for (place, found) in found.iter_mut().enumerate().take(count - row) {
+                    let at = rows.as_ptr().add((row + place) * columns + column);
+                    *found = _mm512_maskz_loadu_epi32(mask(columns - column), at.cast());
+                }
+                for (place, found) in transposed(found).into_iter().enumerate().take(columns - column) {
+                    let at = into.add((column + place) * stride + row);
+                    _mm512_mask_storeu_epi32(at.cast(), mask(count - row), found);
+                }
+            }
+        }
+    }
+}
+
 /// Rows of `x` as the right operand: parts of all rows, 32 rows after the other.
 struct Right {
     pieces: Vec<Piece>,
@@ -435,16 +484,20 @@ struct Right {
 impl Right {
     /// None if pieces cannot stand for the rows.
     fn new<S: Source>(panels: &Panels, parallel: bool) -> Option<Self> {
-        let (x, columns) = (panels.x, panels.layer.columns);
+        let Panels { x, stride, count, .. } = *panels;
+        let columns = panels.layer.columns;
         let block = S::RIGHT * (S::PART / RUN);
-        let blocks = panels.count.div_ceil(ROWS);
+        let blocks = count.div_ceil(ROWS);
         let length = columns.div_ceil(S::PART) * blocks * block;
         let mut pieces = Vec::with_capacity(length);
         let fill = |(index, into): (usize, &mut [std::mem::MaybeUninit<Piece>])| {
             let (part, first) = (index / blocks * S::PART, index % blocks * ROWS);
-            let rows = &x[first * columns..x.len().min((first + ROWS) * columns)];
+            let rows = &x[first * stride..x.len().min((first + ROWS) * stride)];
             // SAFETY: the processor has the instructions, the rows have numbers from `part` on, and there is room for their pieces.
-            unsafe { lay_out_right::<S>(rows, columns, part, into.as_mut_ptr().cast()) }.then_some(())
+            unsafe {
+                lay_out_right::<S>(rows, stride, part..columns.min(part + S::PART), into.as_mut_ptr().cast())
+            }
+            .then_some(())
         };
         let room = &mut pieces.spare_capacity_mut()[..length];
         match parallel {
@@ -457,18 +510,23 @@ impl Right {
     }
 }
 
-/// Lays out a part of up to 32 rows, from the column `from` on; false if pieces cannot stand for it.
+/// Lays out a part of up to 32 rows, of which each starts `stride` numbers after the one before; false if pieces cannot stand for it.
 ///
 /// # Safety
-/// The processor has the instructions, the rows are whole and have this column, and there is room for the part.
+/// The processor has the instructions, the rows have these columns, and there is room for the part.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,avx512vbmi,avx2,fma,f16c")]
-unsafe fn lay_out_right<S: Source>(rows: &[f32], columns: usize, from: usize, into: *mut __m512i) -> bool {
+unsafe fn lay_out_right<S: Source>(
+    rows: &[f32],
+    stride: usize,
+    part: Range<usize>,
+    into: *mut __m512i,
+) -> bool {
     // SAFETY: as the caller promises.
     unsafe {
         match S::RIGHT {
-            1 => lay_out_pieces::<1>(rows, columns, from..columns.min(from + S::PART), into),
-            2 => lay_out_pieces::<2>(rows, columns, from..columns.min(from + S::PART), into),
-            _ => lay_out_pieces::<3>(rows, columns, from..columns.min(from + S::PART), into),
+            1 => lay_out_pieces::<1>(rows, stride, part, into),
+            2 => lay_out_pieces::<2>(rows, stride, part, into),
+            _ => lay_out_pieces::<3>(rows, stride, part, into),
         }
     }
 }
@@ -478,13 +536,13 @@ unsafe fn lay_out_right<S: Source>(rows: &[f32], columns: usize, from: usize, in
 #[inline(always)]
 unsafe fn lay_out_pieces<const N: usize>(
     rows: &[f32],
-    columns: usize,
+    stride: usize,
     part: Range<usize>,
     into: *mut __m512i,
 ) -> bool {
     let (from, length) = (part.start, part.len());
     let steps = steps_of(length);
-    let count = rows.len() / columns;
+    let count = rows.len().div_ceil(stride);
     let mut possible = true;
     // SAFETY: as the caller promises.
     unsafe {
@@ -492,14 +550,14 @@ unsafe fn lay_out_pieces<const N: usize>(
             for step in 0..steps {
                 let mut pieces = [[_mm512_setzero_si512(); SIDE]; N];
                 for (place, row) in (half * SIDE..count.min((half + 1) * SIDE)).enumerate() {
-                    let at = rows.as_ptr().wrapping_add(row * columns + from + step * STEP);
+                    let at = rows.as_ptr().wrapping_add(row * stride + from + step * STEP);
                     let found = in_pieces::<N>(two(at, length.saturating_sub(step * STEP)));
                     for (pieces, found) in pieces.iter_mut().zip(found) {
                         pieces[place] = found;
                     }
                 }
                 for (piece, rows) in pieces.into_iter().enumerate() {
-                    let tile = vector_of_step::<N>(step, piece) + half * SIDE;
+                    let tile = half_of_step::<N>(step, piece) * ROWS + half * SIDE;
                     for (place, pairs) in transposed(rows).into_iter().enumerate() {
                         _mm512_storeu_si512(into.add(tile + place), pairs);
                     }
@@ -507,7 +565,7 @@ unsafe fn lay_out_pieces<const N: usize>(
             }
         }
         if N > 1 {
-            for row in rows.chunks_exact(columns) {
+            for row in rows.chunks(stride) {
                 let mut largest = Largest::new();
                 for step in 0..steps {
                     let at = row.as_ptr().wrapping_add(from + step * STEP);
@@ -558,6 +616,7 @@ impl Task<'_> {
                 let column = (from + times * LAID_OUT).min(layer.columns);
                 column / format.block_length() * format.block_bytes()
             });
+            let mut has_last = false;
             for (index, rows) in weights.chunks(INTERLEAVED_ROWS * row_bytes).enumerate() {
                 let interleaved = unit > 1 && rows.len() == INTERLEAVED_ROWS * row_bytes;
                 let (rows, row_bytes, from) = if interleaved {
@@ -572,20 +631,22 @@ impl Task<'_> {
                     let row = INTERLEAVED_ROWS * index + row;
                     // SAFETY: there is room for the numbers of all panels, and the row has them. Nobody reads the sums of rows that are
                     // missing.
-                    let possible = unsafe {
+                    let laid_out = unsafe {
                         let panel = left.as_mut_ptr().add(row / ROWS * block).cast::<__m512i>();
                         S::lay_out(bytes, from, length, Place { first: panel.add(row % ROWS) })
                     };
-                    if !possible {
-                        return false;
+                    match laid_out {
+                        Some(last) => has_last |= last,
+                        None => return false,
                     }
                 }
             }
+            let pairs = if has_last { S::PAIRS } else { S::PAIRS_WITHOUT_LAST };
             let turns = length.div_ceil(S::PART) * blocks * panels;
             let mut turn = 0;
             for first in (0..length).step_by(S::PART) {
-                let runs = S::PART.min(length - first).div_ceil(RUN);
-                let pairs = &S::PAIRS[..S::PAIRS.len() * runs / (S::PART / RUN)];
+                let steps = S::PART.min(length - first).div_ceil(STEP);
+                let pairs = &pairs[..pairs.len() * steps / (S::PART / STEP)];
                 let x = &self.x.pieces[(from + first) / S::PART * blocks * self.x.block..];
                 for (index, x) in x.chunks_exact(self.x.block).take(blocks).enumerate() {
                     for panel in 0..panels {

@@ -218,7 +218,7 @@ impl Layer<'_> {
                 unsafe { product.add(weights.part(task.clone(), columns), task.start, output) };
             });
         }
-        let panels = Panels { processor, layer: self, x, count, add };
+        let panels = Panels { processor, layer: self, x, stride: columns, count, add };
         if columns > 0 && panels.pay() {
             // SAFETY: nobody else has the result.
             return unsafe { panels.multiply(output, parallel) };
@@ -332,6 +332,12 @@ impl Output {
         let start = row * self.width;
         assert!(start <= self.length, "rows beyond the result");
         Self { values: self.values.wrapping_add(start), length: self.length - start, ..self }
+    }
+
+    /// The columns from a column on.
+    pub(crate) fn beside(self, column: usize) -> Self {
+        assert!(column <= self.length, "columns beyond the result");
+        Self { values: self.values.wrapping_add(column), length: self.length - column, ..self }
     }
 
     /// Writes `row` to all rows, zeros if there is none, or adds it to them.
@@ -631,7 +637,8 @@ mod tests {
     fn rounding(processor: Processor, layer: Layer, x: &[f32]) -> Rounding {
         #[cfg(target_arch = "x86_64")]
         {
-            let panels = Panels { processor, layer, x, count: x.len() / layer.columns, add: false };
+            let (stride, count) = (layer.columns, x.len() / layer.columns);
+            let panels = Panels { processor, layer, x, stride, count, add: false };
             let format = layer.weights.format();
             if BlockProduct::new(processor, layer.weights, x, layer.columns).is_some() || !panels.pay() {
                 return Rounding::None;

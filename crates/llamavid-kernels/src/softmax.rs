@@ -35,20 +35,20 @@ pub(crate) fn softmax_row<const FUSED: bool>(row: &mut [f32]) {
 #[inline(always)]
 fn forward_inline<const FUSED: bool>(width: usize, x: &[f32], result: &mut [f32]) {
     result.copy_from_slice(x);
-    normalise_inline::<FUSED>(width, result);
+    normalise_inline::<FUSED>(width, width, result);
 }
 widest!(fn forward(width: usize, x: &[f32], result: &mut [f32]) = forward_inline);
 
 #[inline(always)]
-fn normalise_inline<const FUSED: bool>(width: usize, rows: &mut [f32]) {
+fn normalise_inline<const FUSED: bool>(width: usize, stride: usize, rows: &mut [f32]) {
     // A loop: inside an iterator's own function the row would be compiled for any processor.
-    for row in rows.chunks_exact_mut(width) {
-        softmax_row::<FUSED>(row);
+    for row in rows.chunks_exact_mut(stride) {
+        softmax_row::<FUSED>(&mut row[..width]);
     }
 }
 widest!(
-    /// Turns rows into their softmax.
-    pub(crate) fn normalise(width: usize, rows: &mut [f32]) = normalise_inline
+    /// Turns rows, each `stride` numbers after the one before, into their softmax.
+    pub(crate) fn normalise(width: usize, stride: usize, rows: &mut [f32]) = normalise_inline
 );
 
 #[inline(always)]

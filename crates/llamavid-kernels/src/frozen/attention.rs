@@ -142,7 +142,7 @@ impl Packed<'_> {
                 sums_of(keys, key_steps, queries.from(first), &mut sums[..key_panels * count]);
                 let shares = room(shares, count * rows, 0.0);
                 gather(sums, count, scale, rows, shares);
-                softmax::normalise(rows, shares);
+                softmax::normalise(rows, rows, shares);
                 let shares = narrow.rows(shares, rows, pairs);
                 let sums = &mut sums[..value_panels * count];
                 sums_of(of_values, value_steps, shares, sums);
