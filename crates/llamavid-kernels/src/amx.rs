@@ -2,9 +2,9 @@
 //! with as many numbers of 16 rows of weights, which lie in steps of 32 bits of each row.
 //!
 //! Rust has no functions for these instructions yet, and no compiler uses a tile by itself. Each block of assembly here takes what it
-//! needs from memory and leaves its results there, so that between two of them nothing but the configuration has to last. That
-//! belongs to the thread: [`Tiles`] loads it for a task, and releases it at the end, since the system saves tiles that are in use
-//! whenever it gives the processor to another thread.
+//! needs from memory and leaves its results there, so that between two of them nothing but the configuration has to last; only
+//! [`Tiles::next_products`] leaves its own in a tile, for the next one. The configuration belongs to the thread: [`Tiles`] loads it for
+//! a task, and releases it at the end, since the system saves tiles that are in use whenever it gives the processor to another thread.
 //!
 //! Reference: Intel 64 and IA-32 Architectures Software Developer's Manual, volume 1, "Programming with Intel Advanced Matrix
 //! Extensions". Processors without the instructions run the same code in tests, see `trap`.
@@ -70,10 +70,13 @@ fn permitted() -> bool {
     unsafe { libc::syscall(libc::SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0 }
 }
 
-/// Products of [`GROUPS`] groups: of each row of `x`, one with each row of weights.
+/// Products of a group of numbers: of each row of `x`, one with each row of weights.
+pub(crate) type ProductsOfGroup = [[i32; SIDE]; SIDE];
+
+/// Products of [`GROUPS`] groups.
 #[derive(Debug, Clone, Copy)]
 #[repr(C, align(64))]
-pub(crate) struct Products(pub(crate) [[[i32; SIDE]; SIDE]; GROUPS]);
+pub(crate) struct Products(pub(crate) [ProductsOfGroup; GROUPS]);
 
 impl Products {
     pub(crate) const ZERO: Self = Self([[[0; SIDE]; SIDE]; GROUPS]);
@@ -282,6 +285,60 @@ impl Tiles {
                 out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
                 out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
                 options(nostack)
+            );
+        }
+    }
+}
+
+impl Tiles {
+    /// Writes the products that the call before has left, and begins those of 16 rows of `x` with 16 rows of weights, of one group of
+    /// numbers with signs: a product takes its time, and who writes the one before it need not wait.
+    ///
+    /// # Safety
+    /// The group's numbers can be read, as many of each row as these are for, where rows of `x` start `stride` bytes after one another,
+    /// and steps of weights `step` bytes. Nothing of these tiles has been used in between.
+    #[inline(always)]
+    pub(crate) unsafe fn next_products(
+        &self,
+        x: *const i8,
+        stride: usize,
+        weights: *const i8,
+        step: usize,
+        before: &mut ProductsOfGroup,
+    ) {
+        // SAFETY: tiles of 16 rows are read, as the caller promises, and there is room for one of sums.
+        unsafe {
+            asm!(
+                "tileloadd tmm4, [{x} + {stride}]",
+                "tileloadd tmm6, [{weights} + {step}]",
+                "tilestored [{before} + {side}], tmm0",
+                "tilezero tmm0",
+                "tdpbssd tmm0, tmm4, tmm6",
+                x = in(reg) x,
+                stride = in(reg) stride,
+                weights = in(reg) weights,
+                step = in(reg) step,
+                before = in(reg) before,
+                side = in(reg) 4 * SIDE,
+                out("tmm0") _, out("tmm4") _, out("tmm6") _,
+                options(nostack, preserves_flags)
+            );
+        }
+    }
+
+    /// Writes the products that [`Self::next_products`] has left.
+    ///
+    /// # Safety
+    /// Nothing of these tiles has been used in between.
+    #[inline(always)]
+    pub(crate) unsafe fn last_products(&self, before: &mut ProductsOfGroup) {
+        // SAFETY: there is room for a tile of sums.
+        unsafe {
+            asm!(
+                "tilestored [{before} + {side}], tmm0",
+                before = in(reg) before,
+                side = in(reg) 4 * SIDE,
+                options(nostack, preserves_flags)
             );
         }
     }

@@ -10,12 +10,13 @@ use std::arch::x86_64::{
     _mm256_cvtepu8_epi32, _mm256_cvtepu16_epi32, _mm256_cvtph_ps, _mm256_extractf128_ps, _mm256_fmadd_ps,
     _mm256_fmsub_ps, _mm256_hadd_ps, _mm256_loadu_ps, _mm256_mul_ps, _mm256_or_si256, _mm256_set1_epi32,
     _mm256_set1_ps, _mm256_setzero_ps, _mm256_slli_epi32, _mm256_srli_epi32, _mm256_srlv_epi32,
-    _mm256_storeu_ps, _mm256_sub_epi32, _mm256_sub_ps, _mm512_castps512_ps256, _mm512_extractf32x8_ps,
+    _mm256_storeu_ps, _mm256_sub_epi32, _mm256_sub_ps, _mm512_castps512_ps256, _mm512_cvtepi8_epi32,
+    _mm512_cvtepi32_ps, _mm512_extractf32x8_ps, _mm512_mul_ps, _mm512_set1_ps, _mm512_storeu_ps,
 };
 use std::slice::ChunksExact;
 
 use crate::block_format::BlockFormat;
-use crate::processor::Processor;
+use crate::processor::{Processor, WholeNumbers};
 use crate::products::Output;
 
 /// Whether this module may run.
@@ -124,8 +125,35 @@ pub(crate) fn unpack(processor: Processor, format: BlockFormat, bytes: &[u8], va
     }
     let length = format.row_bytes(values.len()).unwrap_or_default();
     // SAFETY: the instructions are there, and as many blocks are read as fill `values`.
-    unsafe { write(format, &bytes[..length], values) };
+    unsafe {
+        match (processor, format) {
+            (Processor::Avx512(_, WholeNumbers::Tiles), BlockFormat::Q8_0) => {
+                write_bytes(&bytes[..length], values)
+            }
+            _ => write(format, &bytes[..length], values),
+        }
+    }
     true
+}
+
+/// Writes numbers of 8 bits in vectors of sixteen, and asks for the next ones: that is quicker than eight on processors with AMX.
+///
+/// # Safety
+/// The processor has AVX-512 F and F16C, and there is room for as many numbers as the blocks have.
+#[target_feature(enable = "avx512f,avx2,f16c")]
+unsafe fn write_bytes(blocks: &[u8], values: &mut [f32]) {
+    for (block, values) in blocks.as_chunks::<34>().0.iter().zip(values.as_chunks_mut::<GROUP>().0) {
+        ask_second_cache(block.as_ptr().wrapping_add(AHEAD));
+        // SAFETY: a scale and 32 numbers, and room for those.
+        unsafe {
+            let scale = _mm512_set1_ps(half(block.as_ptr()));
+            for first in [0, 16] {
+                let numbers = _mm_loadu_si128(block.as_ptr().add(2 + first).cast());
+                let numbers = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(numbers));
+                _mm512_storeu_ps(values.as_mut_ptr().add(first), _mm512_mul_ps(numbers, scale));
+            }
+        }
+    }
 }
 
 /// Sums at the start of a line of the caches: a vector that reaches over two lines takes longer to read and to write.

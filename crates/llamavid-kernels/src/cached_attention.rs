@@ -2,7 +2,7 @@
 //!
 //! The scores of a row exist for some keys at a time: sums of what came before are scaled anew when a larger score turns
 //! up, so that the whole row never has to. Keys and values are read once for all query heads that share them, and are
-//! never copied; those in blocks are unpacked in the cache of a core, or, for few rows, read as they lie. Letters as in
+//! never copied; those in blocks are unpacked in the cache of a core, or, for a row, read as they lie. Letters as in
 //! [`crate::attention()`]; T positions.
 //!
 //! Reference: M. Milakov and N. Gimelshein, "Online normalizer calculation for softmax" (arXiv 1805.02867).
@@ -33,7 +33,7 @@ const QUERY_ROWS: usize = 64;
 const KEYS: usize = 64;
 /// The same where there are few rows, which read more than they compute: from memory, in long pieces.
 const KEYS_OF_FEW_ROWS: usize = 256;
-/// Rows up to which keys and values in plain numbers are read as they lie, where that is quicker.
+/// Rows up to which keys and values in plain numbers, or what blocks are unpacked to, are read row after row, where that is quicker.
 #[cfg(target_arch = "x86_64")]
 const FEW_ROWS: usize = 16;
 /// Keys that are worth a task.
@@ -262,9 +262,13 @@ impl Cached<'_> {
         let places = (sequence * (self.heads / self.group) + key_head) * self.capacity;
         let before = self.length - self.queries + first;
         #[cfg(target_arch = "x86_64")]
-        let few = (count <= FEW_ROWS && self.width > 0)
-            .then(|| PlainRows::new(processor(), self.keys.format(), &block.queries, self.width))
-            .flatten();
+        let few = {
+            let format = self.keys.format();
+            let in_blocks = format.interleaves();
+            let takes = self.width > 0 && count <= FEW_ROWS && !(in_blocks && count == 1);
+            let plain = if in_blocks { BlockFormat::F32 } else { format };
+            takes.then(|| PlainRows::new(processor(), plain, &block.queries, self.width)).flatten()
+        };
         #[cfg(not(target_arch = "x86_64"))]
         let few: Option<()> = None;
         let at_once = if count == 1 || few.is_some() { KEYS_OF_FEW_ROWS } else { KEYS };
@@ -278,8 +282,10 @@ impl Cached<'_> {
                 #[cfg(target_arch = "x86_64")]
                 Some(few) => {
                     scores.fill(0.0);
-                    // SAFETY: nobody else has the scores.
-                    unsafe { few.add(key_rows.bytes(), 0, Output::new(&mut scores, at_once)) };
+                    self.each_plain(key_rows, keys, &mut unpacked, |first, rows| {
+                        // SAFETY: nobody else has the scores.
+                        unsafe { few.add(rows, first, Output::new(&mut scores, at_once)) };
+                    });
                 }
                 // A row reads keys in blocks as they lie; more of them are worth unpacking those for.
                 _ if count == 1 => Layer { weights: key_rows, rows: keys, columns: self.width, bias: None }
@@ -302,9 +308,10 @@ impl Cached<'_> {
             }
             let values = self.part(self.values, places + from, keys);
             #[cfg(target_arch = "x86_64")]
-            if let Some(few) = &few
-                && few.add_shares(values.bytes(), (&scores, at_once), &mut block.attended)
-            {
+            if let Some(few) = few.as_ref().filter(|few| few.of_whole_vectors()) {
+                self.each_plain(values, keys, &mut unpacked, |first, rows| {
+                    few.add_shares(rows, (&scores[first..], at_once), &mut block.attended);
+                });
                 continue;
             }
             #[cfg(target_arch = "x86_64")]
@@ -334,6 +341,26 @@ impl Cached<'_> {
             largest: vec![f32::NEG_INFINITY; count],
             sums: vec![0.0; count],
             attended: vec![0.0; count * self.width],
+        }
+    }
+
+    /// Gives the bytes of `count` rows, or what they are in f32 where they are in blocks: some at a time, which stay in the first cache,
+    /// with the number of the first.
+    #[cfg(target_arch = "x86_64")]
+    fn each_plain(
+        &self,
+        rows: Weights,
+        count: usize,
+        unpacked: &mut Vec<f32>,
+        mut take: impl FnMut(usize, &[u8]),
+    ) {
+        if !rows.format().interleaves() {
+            return take(0, rows.bytes());
+        }
+        for first in (0..count).step_by(KEYS) {
+            let some = KEYS.min(count - first);
+            let rows = numbers(self.part(rows, first, some), some * self.width, unpacked);
+            take(first, pulp::bytemuck::cast_slice(rows));
         }
     }
 

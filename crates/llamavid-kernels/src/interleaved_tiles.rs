@@ -10,7 +10,7 @@ use std::arch::x86_64::{
 
 use crate::amx::{GROUPS, Products, SIDE, Tiles};
 use crate::block_format::{BlockFormat, Whole};
-use crate::block_vectors::{LINE, ask_for};
+use crate::block_vectors::{LINE, ask_for, ask_second_cache};
 use crate::interleaved::INTERLEAVED_ROWS;
 use crate::interleaved_blocks::{Interleaved, InterleavedBlock, Scales};
 use crate::products::Output;
@@ -24,6 +24,8 @@ const DISTANCE: usize = 4 * 1024;
 const FEWEST: usize = 9;
 /// Numbers of each row that one instruction multiplies and adds up in a lane.
 const STEP: usize = 4;
+/// After how many others the products of a group of bytes are scaled: one is in its tile, and one on its way to the cache.
+const LATER: usize = 2;
 
 /// Whether so many rows of so many numbers are multiplied in tiles. Groups of 16 numbers are half a tile, and quicker in vectors.
 pub(crate) fn fit_tiles(format: BlockFormat, count: usize, columns: usize) -> bool {
@@ -51,12 +53,14 @@ unsafe fn add<B: InterleavedBlock>(x: &WholeRows, groups: &[u8], column: usize, 
     let tiles = unsafe { Tiles::new(B::GROUP) };
     let offset = Whole::of(x.format).map_or(0, |whole| whole.offset) as i8;
     let of_x = x.columns / B::GROUP;
+    let sides = x.count.div_ceil(SIDE);
     let mut room = Room {
         unpacked: [const { Numbers([[0; STEP * INTERLEAVED_ROWS]; NUMBERS / STEP]) }; 2],
         products: [Products::ZERO; 2],
     };
     for (index, group) in groups.chunks_exact(INTERLEAVED_ROWS * x.row_bytes).enumerate() {
-        for first in (0..x.count).step_by(SIDE) {
+        for side in 0..sides {
+            let first = side * SIDE;
             assert!(x.numbers.len() >= (first + SIDE) * x.columns, "fewer rows than a tile reads");
             // SAFETY: the group has the columns of `x`, which has sixteen rows from `first` on.
             let totals = unsafe {
@@ -66,7 +70,10 @@ unsafe fn add<B: InterleavedBlock>(x: &WholeRows, groups: &[u8], column: usize, 
                     scales: x.scales.as_ptr().add(first * of_x),
                     sums: x.sums.as_ptr().add(first * of_x),
                 };
-                multiply::<B>(&tiles, group, offset, rows, &mut room)
+                match B::EIGHT_BITS {
+                    true => multiply_bytes::<B>(&tiles, group, rows, [side, sides], &mut room.products[0]),
+                    false => multiply::<B>(&tiles, group, offset, rows, &mut room),
+                }
             };
             for (row, total) in totals.into_iter().enumerate().take(x.count - first) {
                 let mut sums = [0f32; SIDE];
@@ -99,7 +106,74 @@ struct Room {
     products: [Products; 2],
 }
 
-/// The sums of the products of sixteen rows of `x` with sixteen rows of weights.
+/// The sums of the products of sixteen rows of `x` with sixteen rows of weights of 8 bits, which are used as they lie: memory is nearly all
+/// that they wait for, so that it is asked for line by line, between the products. Those rows are a `side` of all `sides`.
+///
+/// # Safety
+/// As [`add_in_tiles`]; the group has the columns of the rows.
+#[inline(always)]
+unsafe fn multiply_bytes<B: InterleavedBlock>(
+    tiles: &Tiles,
+    group: &[u8],
+    rows: Rows,
+    [side, sides]: [usize; 2],
+    products: &mut Products,
+) -> [__m512; SIDE] {
+    /// Groups of [`NUMBERS`].
+    const OF_NUMBERS: usize = NUMBERS / 32;
+    /// There is no more room than this: what lies 4 KB behind what has just been written is slow to read.
+    const SLOTS: usize = GROUPS;
+    let bytes = INTERLEAVED_ROWS * B::BLOCK_BYTES;
+    let (places, all_groups) = (rows.columns / NUMBERS, rows.columns / B::GROUP);
+    // What is read several times is in the second cache after the first one; each time then asks for its share of what is next.
+    let ahead = match sides {
+        1 => DISTANCE,
+        _ => group.len() + side * group.len() / sides,
+    };
+    let (ahead, ahead_step) = (group.as_ptr().wrapping_add(ahead), bytes / sides);
+    // SAFETY: as the caller promises.
+    let mut totals = [unsafe { _mm512_setzero_ps() }; SIDE];
+    for place in 0..=places {
+        each_eighth!(eighth => {
+            let next = place * OF_NUMBERS + eighth;
+            // SAFETY: the group has so many numbers, and so have the rows.
+            unsafe {
+                if place < places {
+                    let scale = (B::BLOCK_BYTES - B::BLOCK_NUMBERS) * INTERLEAVED_ROWS;
+                    let weights = group.as_ptr().add(next * bytes + scale);
+                    let x = rows.numbers.add(next * B::GROUP);
+                    let before = &mut products.0[(eighth + SLOTS - 1) % SLOTS];
+                    tiles.next_products(x, rows.columns, weights.cast(), STEP * INTERLEAVED_ROWS, before);
+                } else if eighth == 0 {
+                    tiles.last_products(&mut products.0[SLOTS - 1]);
+                }
+                let found = next.wrapping_sub(LATER);
+                if found < places * OF_NUMBERS {
+                    let at = group.as_ptr().add(found * bytes);
+                    let [scale, _] = B::Scales::<Wide>::new(Interleaved::<0> { at, row: 0 }).of(0);
+                    let scales_of_x = rows.scales.add(found);
+                    let ahead = ahead.wrapping_add(found * ahead_step);
+                    let products = &products.0[(eighth + OF_NUMBERS - LATER) % SLOTS];
+                    let lines = bytes.div_ceil(LINE);
+                    // Rows are written out: compilers leave a loop of so much as it is, and sums in memory.
+                    each_eighth!(pair => {
+                        for row in 2 * pair..2 * pair + 2 {
+                            if (row + 1) * lines / SIDE > row * lines / SIDE {
+                                ask_second_cache(ahead.wrapping_add(row * lines / SIDE * LINE));
+                            }
+                            let whole = _mm512_cvtepi32_ps(_mm512_loadu_si512(products[row].as_ptr().cast()));
+                            let of_x = _mm512_set1_ps(*scales_of_x.add(row * all_groups));
+                            totals[row] = _mm512_fmadd_ps(_mm512_mul_ps(whole, scale), of_x, totals[row]);
+                        }
+                    });
+                }
+            }
+        });
+    }
+    totals
+}
+
+/// The same with weights of fewer bits, which are unpacked before the turn that they are for.
 ///
 /// # Safety
 /// As [`add_in_tiles`]; the group has the columns of the rows.
@@ -118,8 +192,7 @@ unsafe fn multiply<B: InterleavedBlock>(
     let all_groups = rows.columns / B::GROUP;
     // SAFETY: as the caller promises.
     let mut totals = [unsafe { _mm512_setzero_ps() }; SIDE];
-    // Numbers of 8 bits are used as they lie, others are unpacked before the turn that they are for.
-    if !B::EIGHT_BITS && turns > 0 {
+    if turns > 0 {
         // SAFETY: the group has them.
         unsafe { unpack::<B>(group.as_ptr(), offset, &mut room.unpacked[0]) };
     }
@@ -128,23 +201,16 @@ unsafe fn multiply<B: InterleavedBlock>(
         // SAFETY: the group has so many numbers, and so have the rows.
         unsafe {
             if turn < turns {
-                let (weights, steps) = if B::EIGHT_BITS {
-                    let block = turn * GROUPS * INTERLEAVED_ROWS * B::BLOCK_BYTES;
-                    let scale = (B::BLOCK_BYTES - B::BLOCK_NUMBERS) * INTERLEAVED_ROWS;
-                    let weights = group.as_ptr().add(block + scale);
-                    (weights.cast(), [STEP * INTERLEAVED_ROWS, INTERLEAVED_ROWS * B::BLOCK_BYTES])
-                } else {
-                    let step = part * GROUPS * B::GROUP / STEP;
-                    let weights = room.unpacked[place % 2].0[step..].as_ptr();
-                    (weights.cast(), [STEP * INTERLEAVED_ROWS, B::GROUP * INTERLEAVED_ROWS])
-                };
+                let step = part * GROUPS * B::GROUP / STEP;
+                let weights = room.unpacked[place % 2].0[step..].as_ptr().cast();
+                let steps = [STEP * INTERLEAVED_ROWS, B::GROUP * INTERLEAVED_ROWS];
                 let x = rows.numbers.add(turn * GROUPS * B::GROUP);
                 tiles.products(x, rows.columns, weights, steps, &mut room.products[turn % 2]);
                 let ahead = group.as_ptr().wrapping_add(DISTANCE + turn * bytes / of_numbers);
                 for line in (0..bytes / of_numbers).step_by(LINE) {
                     ask_for(ahead.wrapping_add(line));
                 }
-                if !B::EIGHT_BITS && part == 0 && (place + 1) * of_numbers < turns {
+                if part == 0 && (place + 1) * of_numbers < turns {
                     let next = group.as_ptr().add((place + 1) * bytes);
                     unpack::<B>(next, offset, &mut room.unpacked[(place + 1) % 2]);
                 }

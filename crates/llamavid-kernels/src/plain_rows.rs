@@ -117,17 +117,15 @@ impl PlainRows {
         }
     }
 
+    /// Whether rows are whole vectors, which [`Self::add_shares`] needs.
+    pub(crate) fn of_whole_vectors(&self) -> bool {
+        self.columns.is_multiple_of(LANES)
+    }
+
     /// Adds rows of the weights' format, each times its share, to sums (count, columns): the shares of a row of sums are `stride` from those
-    /// of the next one. False, and nothing is added, where rows are no whole vectors.
-    pub(crate) fn add_shares(
-        &self,
-        rows: &[u8],
-        (shares, stride): (&[f32], usize),
-        sums: &mut [f32],
-    ) -> bool {
-        if !self.columns.is_multiple_of(LANES) {
-            return false;
-        }
+    /// of the next one.
+    pub(crate) fn add_shares(&self, rows: &[u8], (shares, stride): (&[f32], usize), sums: &mut [f32]) {
+        assert!(self.of_whole_vectors(), "rows that are no whole vectors");
         // SAFETY: `new` has looked for the instructions.
         unsafe {
             match self.format {
@@ -136,7 +134,6 @@ impl PlainRows {
                 _ => self.add_shares_of::<InF32>(rows, (shares, stride), sums),
             }
         }
-        true
     }
 
     /// # Safety
@@ -150,7 +147,8 @@ impl PlainRows {
         let width = self.columns;
         let found = rows.len() / (width * N::BYTES);
         assert_eq!(sums.len(), self.count * width, "sums of other rows");
-        assert!(found <= stride && shares.len() >= self.count * stride, "too few shares");
+        let last = (self.count - 1) * stride + found;
+        assert!(found <= stride && shares.len() >= last, "too few shares");
         let mut row = 0;
         while row < self.count {
             let rows_of_sums = if self.count - row >= SHARED { SHARED } else { 1 };
