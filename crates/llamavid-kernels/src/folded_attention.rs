@@ -107,7 +107,8 @@ impl Sizes {
             .iter()
             .all(|times| pieces::pay(processor, BlockFormat::F32, times * self.count))
         {
-            return self.attend_in_pieces(processor, values);
+            // SAFETY: pieces pay there.
+            return unsafe { self.attend_in_pieces(processor, values) };
         }
         self.attend_by_heads(values)
     }
@@ -168,8 +169,15 @@ impl Sizes {
 
     /// In tiles, which are worth it for many rows: a head's queries of some frames are folded together, and then a frame's heads see its
     /// rows together. What is folded is (F, R, H, V), so that both are rows of it.
+    ///
+    /// # Safety
+    /// [`pieces::pay`] was true of so many rows.
     #[cfg(target_arch = "x86_64")]
-    fn attend_in_pieces(&self, processor: Processor, [queries, rows, key, value]: [&[f32]; 4]) -> Vec<f32> {
+    unsafe fn attend_in_pieces(
+        &self,
+        processor: Processor,
+        [queries, rows, key, value]: [&[f32]; 4],
+    ) -> Vec<f32> {
         let Self { frames, count, length, visual, heads, head_width } = *self;
         let width = heads * head_width;
         let scale = (head_width as f32).sqrt().recip();
@@ -177,7 +185,8 @@ impl Sizes {
         keys.par_chunks_exact_mut(head_width * visual)
             .zip(key.par_chunks_exact(head_width * visual))
             .for_each(|(into, key)| {
-                turn(key, visual, into, head_width);
+                // SAFETY: as the caller promises.
+                unsafe { turn(key, visual, into, head_width) };
                 into.iter_mut().for_each(|number| *number *= scale);
             });
         let together = FOLDED_ROWS.div_ceil(count).max(rayon::current_num_threads()).min(frames);
@@ -219,7 +228,8 @@ impl Sizes {
                     // SAFETY: nobody else has the scores.
                     unsafe { scores.multiply(Output::new(shares, stride), false) };
                     normalise(length, stride, shares);
-                    turn(rows, visual, turned, stride);
+                    // SAFETY: as the caller promises.
+                    unsafe { turn(rows, visual, turned, stride) };
                     let seen = Panels { layer: layer(turned, stride), x: shares, stride, ..scores };
                     // SAFETY: nobody else has what is folded.
                     unsafe { seen.multiply(Output::new(folded, visual), false) };

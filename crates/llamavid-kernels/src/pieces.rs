@@ -442,11 +442,14 @@ unsafe fn transposed(rows: [__m512i; SIDE]) -> [__m512i; SIDE] {
     }
 }
 
-/// Writes rows of `columns` numbers as columns of rows that start `stride` numbers after one another. For processors with tiles.
-pub(crate) fn turn(rows: &[f32], columns: usize, into: &mut [f32], stride: usize) {
+/// Writes rows of `columns` numbers as columns of rows that start `stride` numbers after one another.
+///
+/// # Safety
+/// [`pay`] was true of the processor.
+pub(crate) unsafe fn turn(rows: &[f32], columns: usize, into: &mut [f32], stride: usize) {
     let count = rows.len() / columns;
     assert!(count <= stride && columns * stride <= into.len(), "room for columns");
-    // SAFETY: the processor has AVX-512, and there is room for them.
+    // SAFETY: what has tiles has AVX-512, and there is room for the columns.
     unsafe { turn_vectors(rows, columns, into.as_mut_ptr(), stride) }
 }
 
