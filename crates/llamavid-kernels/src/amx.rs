@@ -288,9 +288,7 @@ impl Tiles {
             );
         }
     }
-}
 
-impl Tiles {
     /// Writes the products that the call before has left, and begins those of 16 rows of `x` with 16 rows of weights, of one group of
     /// numbers with signs: a product takes its time, and who writes the one before it need not wait.
     ///

@@ -9,6 +9,8 @@ use rayon::prelude::*;
 
 #[cfg(target_arch = "x86_64")]
 use crate::block_format::BlockFormat;
+#[cfg(target_arch = "x86_64")]
+use crate::block_vectors;
 use crate::matrix::{Matrix, multiply};
 #[cfg(target_arch = "x86_64")]
 use crate::panels::Panels;
@@ -34,7 +36,7 @@ fn layer(weights: &[f32], columns: usize) -> Layer<'_> {
 const FOLDED_ROWS: usize = 128;
 /// Numbers of a line of the caches.
 #[cfg(target_arch = "x86_64")]
-const LINE: usize = 16;
+const LINE: usize = block_vectors::LINE / size_of::<f32>();
 
 /// Attention of `queries` (F, R, H · d) over `rows` (F, N, V), of which `key` and `value` (H · d, V) would make keys and
 /// values; the value's `bias` is (H · d). Gives (F, R, H · d).

@@ -123,6 +123,7 @@ unsafe fn multiply_bytes<B: InterleavedBlock>(
     const OF_NUMBERS: usize = NUMBERS / 32;
     /// There is no more room than this: what lies 4 KB behind what has just been written is slow to read.
     const SLOTS: usize = GROUPS;
+    assert_eq!(B::BLOCK_NUMBERS, B::GROUP, "blocks of several groups");
     let bytes = INTERLEAVED_ROWS * B::BLOCK_BYTES;
     let (places, all_groups) = (rows.columns / NUMBERS, rows.columns / B::GROUP);
     // What is read several times is in the second cache after the first one; each time then asks for its share of what is next.

@@ -36,7 +36,7 @@ use crate::weight_source::WeightSource;
 use crate::{Error, Result};
 
 /// Pairs of a question and a frame that are computed at once. Bounds memory; the numbers do not depend on it.
-const PAIRS_IN_A_BLOCK: usize = 32;
+const PAIRS_IN_A_BLOCK: usize = 64;
 
 /// Epsilon of the norm over visual features.
 const VISUAL_NORM_EPSILON: f64 = 1e-5;
