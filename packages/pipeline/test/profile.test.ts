@@ -78,7 +78,8 @@ describe('a profile', () => {
   it('shows questions that are answered together beside each other', async () => {
     await using model = await LlamaVid.load('tiny', { device: 'cpu', dtype: 'f32' });
     const profile = Profile.start();
-    const questions = ['who is there?', 'what is there?'];
+    // Long enough that the first is still read when the second begins, however late this thread gets to it.
+    const questions = ['who is there? ', 'what is there? '].map((question) => question.repeat(250));
     const answers = model.askEach(undefined, questions, { maxNewTokens: 30 });
     await Promise.all(answers.map((answer) => answer.result()));
     const { traceEvents } = profile.finish();
