@@ -14,6 +14,8 @@ use std::marker::PhantomData;
 
 use half::bf16;
 
+use crate::block_vectors::LINE;
+
 #[cfg(all(test, target_os = "linux"))]
 pub(crate) mod trap;
 
@@ -68,6 +70,14 @@ fn permitted() -> bool {
     const XFEATURE_XTILEDATA: libc::c_ulong = 18;
     // SAFETY: the call reads and writes no memory of ours.
     unsafe { libc::syscall(libc::SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0 }
+}
+
+/// Bytes that are read later: so many lines of the caches, one at least, are asked for with each step of a product, few enough for the
+/// processor to wait for them beside what it multiplies. They need not be there.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Asked {
+    pub(crate) first: *const u8,
+    pub(crate) lines: usize,
 }
 
 /// Products of a group of numbers: of each row of `x`, one with each row of weights.
@@ -150,17 +160,20 @@ impl Tiles {
     /// pair before has as well is not read again, so that an order with many such ones is quick. Sums are rounded to f32 behind every
     /// product of tiles; what is less than 2^-126 counts as 0.
     ///
+    /// What is asked for is so with each pair.
+    ///
     /// # Safety
     /// These are for rows of [`LONGEST`] bytes. Halves of pieces of these numbers can be read; nobody else uses the sums.
     pub(crate) unsafe fn add_products_of_pieces(
         &self,
-        left: *const Piece,
-        right: *const Piece,
+        [left, right]: [*const Piece; 2],
         pairs: &[[usize; 2]],
         anew: bool,
         sums: *mut Sums,
+        asked: Asked,
     ) {
         assert!(self.length == LONGEST && !pairs.is_empty(), "tiles of other rows");
+        assert!(asked.lines > 0, "nothing to ask for");
         // SAFETY: halves of pieces are two tiles each, the sums four.
         unsafe {
             asm!(
@@ -195,6 +208,12 @@ impl Tiles {
                 "tileloadd tmm6, [{x} + {side}]",
                 "tileloadd tmm7, [{x} + {side} + {tile}]",
                 "5:",
+                "mov {x}, {lines}",
+                "6:",
+                "prefetcht1 [{asked}]",
+                "add {asked}, {line}",
+                "dec {x}",
+                "jnz 6b",
                 "tdpbf16ps tmm0, tmm4, tmm6",
                 "tdpbf16ps tmm2, tmm5, tmm6",
                 "tdpbf16ps tmm1, tmm4, tmm7",
@@ -216,6 +235,9 @@ impl Tiles {
                 x = out(reg) _,
                 read_x = inout(reg) 0u64 => _,
                 read_y = inout(reg) 0u64 => _,
+                asked = inout(reg) asked.first => _,
+                lines = in(reg) asked.lines,
+                line = const LINE,
                 half = const (size_of::<Piece>() / 2).ilog2(),
                 tile = const LONGEST * SIDE,
                 out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
@@ -422,7 +444,9 @@ mod tests {
             unsafe {
                 let tiles = Tiles::new(LONGEST);
                 let into = &raw mut sums;
-                tiles.add_products_of_pieces(left.as_ptr(), right.as_ptr(), pairs, anew, into);
+                let operands = [left.as_ptr(), right.as_ptr()];
+                let asked = Asked { first: operands[0].cast(), lines: 2 };
+                tiles.add_products_of_pieces(operands, pairs, anew, into, asked);
             }
             for (row, other) in (0..ROWS).flat_map(|row| (0..ROWS).map(move |other| (row, other))) {
                 let mut expected = if anew { 0.0 } else { 7.0 };

@@ -36,7 +36,7 @@ use std::ops::{Range, RangeInclusive};
 
 use rayon::prelude::*;
 
-use crate::amx::{LONGEST, Piece, ROWS, RUN, SIDE, Sums, Tiles};
+use crate::amx::{Asked, LONGEST, Piece, ROWS, RUN, SIDE, Sums, Tiles};
 use crate::block_format::BlockFormat;
 use crate::block_vectors::{LINE, ask_second_cache};
 use crate::integer_panels::into_cache;
@@ -118,6 +118,9 @@ trait Source {
     const PAIRS_WITHOUT_LAST: &'static [[usize; 2]] = Self::PAIRS;
     /// Whether the sums of each part are added up by themselves.
     const AFRESH: bool = false;
+    /// Lines of a part of `x` that are asked for with each of the pairs that the part before is multiplied with, in all panels of a task.
+    const LINES: usize = (Self::RIGHT * Self::PART / RUN * size_of::<Piece>() / LINE)
+        .div_ceil(TASK_PANELS * Self::PAIRS.len());
     /// Numbers of a row that are multiplied at a time, whole runs: the pieces of 32 rows of both operands and the sums stay in the first
     /// cache.
     const PART: usize;
@@ -606,7 +609,9 @@ impl Task<'_> {
         let block = S::LEFT * (LAID_OUT / RUN);
         let mut left: Vec<Piece> = Vec::with_capacity(panels * block);
         let mut sums: Vec<Sums> = Vec::with_capacity(blocks * panels);
-        let mut of_part = Sums::ZERO;
+        // Sums of a part, and those of the one before it, which are added to others only now: the tiles had not been done with them.
+        let (mut of_parts, mut place) = ([Sums::ZERO; 2], 0);
+        let mut late: Option<*mut Sums> = None;
         if count <= FEW {
             into_cache(weights);
         }
@@ -661,23 +666,31 @@ impl Task<'_> {
                         }
                         turn += 1;
                         let share = size_of::<Piece>() * self.x.block / panels;
-                        ahead(x.as_ptr_range().end.cast::<u8>().wrapping_add(panel * share), share);
+                        let next_x = x.as_ptr_range().end.cast::<u8>().wrapping_add(panel * share);
+                        let asked = Asked { first: next_x, lines: S::LINES };
                         let begins = from + first == 0;
+                        let by_themselves = S::AFRESH && !begins;
                         // SAFETY: both operands have these pieces, and there is room for the sums, which begin with the first part.
                         unsafe {
                             let left = left.as_ptr().add(panel * block + first / RUN * S::LEFT);
                             let sums = sums.as_mut_ptr().add(index * panels + panel);
-                            if !S::AFRESH || begins {
-                                tiles.add_products_of_pieces(left, x.as_ptr(), pairs, begins, sums);
-                            } else {
-                                let into = &raw mut of_part;
-                                tiles.add_products_of_pieces(left, x.as_ptr(), pairs, true, into);
-                                add(&of_part, sums);
+                            let into = if by_themselves { &raw mut of_parts[place] } else { sums };
+                            let anew = begins || by_themselves;
+                            tiles.add_products_of_pieces([left, x.as_ptr()], pairs, anew, into, asked);
+                            if by_themselves {
+                                place = 1 - place;
+                                if let Some(before) = late.replace(sums) {
+                                    add(&of_parts[place], before);
+                                }
                             }
                         }
                     }
                 }
             }
+        }
+        if let Some(before) = late {
+            // SAFETY: the sums are there, and the processor has AVX-512.
+            unsafe { add(&of_parts[1 - place], before) };
         }
         // SAFETY: all sums were written.
         unsafe {

@@ -11,10 +11,11 @@ use super::bytes::{BytePanels, ByteRows, RoundedRow, Sums};
 use super::groups;
 use super::linear::{Ending, FrozenLinear, Input, Panels, finish};
 use super::lines::{Line, Lines, SPAN, split_panel};
-use super::matrices::{Asked, Begin, Product, ROWS, STEP, Whole, multiply};
+use super::matrices::{Begin, Product, ROWS, STEP, Whole, multiply};
 use super::parts::{Ahead, CACHE_LINE, PANEL, Step, Target};
 use super::tasks::{Room, room, share_out};
 use crate::Activation;
+use crate::amx::Asked;
 use crate::processor::{Processor, WholeNumbers};
 
 /// Rows from which their products are quicker than in vectors, although weights are split for them.

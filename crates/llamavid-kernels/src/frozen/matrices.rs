@@ -5,7 +5,7 @@ use std::arch::asm;
 
 use super::lines::Line;
 use super::parts::Step;
-use crate::amx::{LONGEST, Tiles};
+use crate::amx::{Asked, LONGEST, Tiles};
 
 /// Rows of `x`, and of weights, that are multiplied together.
 pub(super) const ROWS: usize = crate::amx::ROWS;
@@ -63,14 +63,6 @@ pub(super) enum Begin<'a> {
     With(&'a Step),
     /// Those that are there.
     Sums,
-}
-
-/// Bytes that are read later: so many lines of the caches are asked for with each step, few enough for the processor to wait for them
-/// beside what it multiplies.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Asked {
-    pub(super) first: *const u8,
-    pub(super) lines: usize,
 }
 
 /// Multiplies [`ROWS`] rows of `x`, or only the first half of them, with as many rows of weights. All are lines: of each step and of
