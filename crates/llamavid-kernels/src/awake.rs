@@ -6,9 +6,9 @@ use std::time::{Duration, Instant};
 
 use rayon::Yield;
 
-/// How long a thread looks for work that may come at once. A token's products follow each other within some ten microseconds,
-/// and waking a thread takes longer, above all in a virtual machine.
-const AWAKE: Duration = Duration::from_micros(50);
+/// How long a thread looks for work that may come at once. A token's products follow each other within some ten microseconds, and the
+/// next token's within a hundred; to wake a thread takes longer, some 200 in a virtual machine.
+const AWAKE: Duration = Duration::from_micros(150);
 
 thread_local! {
     static IS_AWAKE: Cell<bool> = const { Cell::new(false) };

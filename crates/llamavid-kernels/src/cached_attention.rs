@@ -38,6 +38,8 @@ const KEYS_OF_FEW_ROWS: usize = 256;
 const FEW_ROWS: usize = 16;
 /// Keys that are worth a task.
 const LEAST_KEYS: usize = 512;
+/// Multiplications that are worth a task: what a core does while another one takes it over.
+const LEAST_PRODUCTS: usize = 1 << 17;
 
 /// Numbers of a head up to which attention on a CUDA device is one operation, whose scores are never held in memory.
 pub const WIDEST_FUSED_HEAD: usize = 128;
@@ -227,8 +229,10 @@ impl Cached<'_> {
         let parts = (2 * rayon::current_num_threads()).div_ceil(count.max(1));
         let keys = self.length.div_ceil(parts).next_multiple_of(KEYS_OF_FEW_ROWS).max(LEAST_KEYS);
         let parts = self.length.div_ceil(keys).max(1);
+        let products = 2 * rows.min(self.queries) * self.group * keys.min(self.length) * self.width;
         let mut tasks: Vec<_> = (0..count * parts)
             .into_par_iter()
+            .with_min_len(LEAST_PRODUCTS.div_ceil(products.max(1)))
             .map(|task| {
                 let (block, part) = (task / parts, task % parts);
                 let (head, first) = (block / blocks, block % blocks * rows);

@@ -3,7 +3,7 @@
 use candle_core::{CpuStorage, CustomOp3, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
-use crate::rows::{fusible, tensor, values, with_values};
+use crate::rows::{fusible, rows_of_a_task, tensor, values, with_values};
 use crate::vector::widest;
 
 /// Rotary position embedding of `x` (B, heads, S, head width), halves rotated against each other as LLaMA does.
@@ -68,7 +68,9 @@ fn rotate_all(x: &[f32], width: usize, cos: &[f32], sin: &[f32], direction: f32)
     let head = 2 * cos.len();
     if head > 0 {
         let heads = result.par_chunks_mut(head).zip(x.par_chunks(head));
-        heads.for_each(|(result, x)| rotate(x, width, cos, sin, direction, result));
+        heads
+            .with_min_len(rows_of_a_task(head))
+            .for_each(|(result, x)| rotate(x, width, cos, sin, direction, result));
     }
     result
 }
