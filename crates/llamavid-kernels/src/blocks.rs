@@ -293,7 +293,7 @@ impl Inputs {
                         keep_rows(dropout, part.first, width, &mut sum);
                     }
                     add_rows(x, &mut sum);
-                    result.copy_from_slice(&slices.normed(&sum));
+                    slices.write_normed(&sum, result);
                     Ok(Saved { inner: saved, sum })
                 })
                 .collect::<Result<Vec<_>>>()?;
@@ -433,9 +433,17 @@ impl<'a> Slices<'a> {
 
     /// Rows of `x` after the norm.
     fn normed(&self, x: &[f32]) -> Vec<f32> {
+        let mut result = vec![0f32; x.len()];
+        self.write_normed(x, &mut result);
+        result
+    }
+
+    /// Writes rows of `x` after the norm.
+    fn write_normed(&self, x: &[f32], result: &mut [f32]) {
+        let (weight, eps) = (self.values[1], self.form.eps);
         match self.form.norm_bias {
-            true => crate::layer_norm::normalised(x, self.values[1], self.values[2], self.form.eps),
-            false => crate::rms_norm::normalised(x, self.values[1], self.form.eps),
+            true => crate::layer_norm::write_normalised(x, weight, self.values[2], eps, result),
+            false => crate::rms_norm::write_normalised(x, weight, eps, result),
         }
     }
 
@@ -456,17 +464,6 @@ impl<'a> Slices<'a> {
             self.write_normed(&sum, result);
         }
         Ok(result)
-    }
-
-    /// The same as [`Self::normed`], written to `result`.
-    fn write_normed(&self, x: &[f32], result: &mut [f32]) {
-        match self.form.norm_bias {
-            true => {
-                let [weight, bias] = [self.values[1], self.values[2]];
-                crate::layer_norm::write_normalised(x, weight, bias, self.form.eps, result);
-            }
-            false => result.copy_from_slice(&self.normed(x)),
-        }
     }
 
     /// A projection's weight.
