@@ -410,23 +410,14 @@ fn q6_k<const N: usize>(
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    /// Numbers without a pattern, of sizes that differ from block to block.
-    fn numbers(count: usize) -> Vec<f32> {
-        let mut state = 7u32;
-        (0..count)
-            .map(|place| {
-                state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-                let size = 1.0 + (place / 300) as f32;
-                size * ((state >> 8) as f32 / (1 << 23) as f32 - 1.0)
-            })
-            .collect()
-    }
+    use crate::noise::noise;
 
     #[test]
     fn reads_what_candle_reads() {
         for format in BlockFormat::ALL {
-            let values = numbers(7 * 512);
+            // Of sizes that differ from block to block.
+            let values = noise(7 * 512, 7).into_iter().enumerate();
+            let values: Vec<f32> = values.map(|(place, value)| value * (1 + place / 300) as f32).collect();
             let tensor = Tensor::from_slice(&values, (7, 512), &Device::Cpu).unwrap();
             let expected = QTensor::quantize(&tensor, format.of_candle()).unwrap();
             let bytes = expected.data().unwrap();

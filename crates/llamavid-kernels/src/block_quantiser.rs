@@ -200,16 +200,13 @@ mod tests {
     use candle_core::{Device, Tensor};
 
     use super::*;
+    use crate::noise::noise;
 
-    /// Numbers without a pattern, of sizes that differ from block to block.
+    /// Sums of some numbers, which are spread as weights are, of sizes that differ from block to block.
     fn numbers(count: usize, seed: u32) -> Vec<f32> {
-        let mut state = seed;
-        let mut next = move || {
-            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-            (state >> 8) as f32 / (1 << 23) as f32 - 1.0
-        };
-        // Sums of some are spread as weights are.
-        (0..count).map(|place| (next() + next() + next()) * (1.0 + (place / 300) as f32)).collect()
+        let threes = noise(3 * count, seed);
+        let sums = threes.chunks(3).map(|three| three.iter().sum::<f32>());
+        sums.enumerate().map(|(place, sum)| sum * (1 + place / 300) as f32).collect()
     }
 
     fn squared_error(format: BlockFormat, values: &[f32]) -> f64 {
