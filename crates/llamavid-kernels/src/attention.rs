@@ -11,7 +11,7 @@ use crate::dropout::{Dropout, keep_row};
 use crate::matrix::{Matrix, multiply};
 use crate::rotary::rotate_row;
 use crate::rows::{at_least_single, fusible, tensor, with_values};
-use crate::softmax::{softmax, softmax_row};
+use crate::softmax::{add_bias, softmax, softmax_row};
 use crate::vector::{sum_of, widest};
 
 /// Query rows whose scores exist at once.
@@ -179,6 +179,12 @@ pub(crate) fn not_padding(padding: &Tensor) -> Result<Tensor> {
     padding.to_dtype(DType::U8)?.ne(0u8)?.reshape((batch, 1, 1, keys))
 }
 
+/// What `padding` (B, K) adds to the scores of each key: the smallest f32 where it is 0.
+pub(crate) fn hidden(padding: &Tensor) -> Result<Vec<f32>> {
+    let seen = padding.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
+    Ok(seen.iter().map(|seen| if *seen == 0.0 { f32::MIN } else { 0.0 }).collect())
+}
+
 /// 0 where a key is `seen` (u8), the smallest f32 elsewhere.
 pub(crate) fn hiding(seen: &Tensor) -> Result<Tensor> {
     let zero = Tensor::zeros(seen.shape(), DType::F32, seen.device())?;
@@ -196,12 +202,7 @@ pub(crate) fn fused(inputs: &[&Tensor], options: &Heads) -> Result<Option<Attent
         Mask::Bias(bias) if !constant(bias) => return Ok(None),
         Mask::Bias(bias) => FusedMask::Bias(bias.clone()),
         Mask::All => FusedMask::All,
-        Mask::Causal { padding: None } => FusedMask::Causal { padding: None },
-        Mask::Causal { padding: Some(padding) } => {
-            let padding = padding.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
-            let hidden = padding.iter().map(|seen| if *seen == 0.0 { f32::MIN } else { 0.0 }).collect();
-            FusedMask::Causal { padding: Some(hidden) }
-        }
+        Mask::Causal { padding } => FusedMask::Causal { padding: padding.map(hidden).transpose()? },
     };
     let angles = match options.angles {
         Some((cos, sin)) if !constant(cos) || !constant(sin) => return Ok(None),
@@ -684,11 +685,7 @@ widest!(fn normalise_row(row: &mut [f32]) = softmax_row);
 
 #[inline(always)]
 fn add_and_normalise_inline<const FUSED: bool>(bias: &[f32], row: &mut [f32]) {
-    for (score, bias) in row.iter_mut().zip(bias) {
-        // A sum below the smallest f32 would be infinite, and a row of those no number.
-        let sum = *score + bias;
-        *score = if sum < f32::MIN { f32::MIN } else { sum };
-    }
+    add_bias::<FUSED>(bias, row);
     softmax_row::<FUSED>(row);
 }
 widest!(fn add_and_normalise(bias: &[f32], row: &mut [f32]) = add_and_normalise_inline);
