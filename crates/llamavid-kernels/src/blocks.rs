@@ -607,37 +607,7 @@ impl<I: Inner> Block<I> {
                     let rows = self.split.part(index * group + place, range.len() / width);
                     let (x, gradient) = (&x[range.clone()], &gradient[range.clone()]);
                     let of_x = if reaches_x { &mut of_x[range] } else { &mut [] };
-                    match self.form.place {
-                        NormPlace::Before => {
-                            let normed = slices.normed(x);
-                            let of_projected = self.inner.backward(
-                                slices,
-                                rows,
-                                &saved.inner,
-                                &normed,
-                                gradient,
-                                &mut sums,
-                            )?;
-                            if reaches_x && !of_projected.is_empty() {
-                                of_x.copy_from_slice(gradient);
-                                let mut of_normed = vec![0f32; x.len()];
-                                slices.add_all_through(rows, &of_projected, &mut of_normed, false);
-                                sums.norm(slices, x, &of_normed, of_x);
-                            }
-                        }
-                        NormPlace::After(dropout) => {
-                            sums.norm(slices, &saved.sum, gradient, of_x);
-                            let mut of_inner = of_x.to_vec();
-                            if let Some(dropout) = dropout {
-                                keep_rows(dropout, rows.first, width, &mut of_inner);
-                            }
-                            let of_projected =
-                                self.inner.backward(slices, rows, &saved.inner, x, &of_inner, &mut sums)?;
-                            if sums.x {
-                                slices.add_all_through(rows, &of_projected, of_x, true);
-                            }
-                        }
-                    }
+                    self.differentiate_part(slices, rows, saved, [x, gradient], of_x, &mut sums)?;
                 }
                 Ok(sums)
             })
@@ -655,6 +625,43 @@ impl<I: Inner> Block<I> {
             result[0] = Some(tensor(of_x, inputs[0].shape())?);
         }
         Ok(result)
+    }
+
+    /// Adds gradients of some rows to `sums`, and writes that of `x` to `of_x`, which is empty where nobody wants it.
+    fn differentiate_part(
+        &self,
+        slices: &Slices,
+        part: Part,
+        saved: &Saved<I::Saved>,
+        [x, gradient]: [&[f32]; 2],
+        of_x: &mut [f32],
+        sums: &mut Sums,
+    ) -> Result<()> {
+        match self.form.place {
+            NormPlace::Before => {
+                let normed = slices.normed(x);
+                let of_projected =
+                    self.inner.backward(slices, part, &saved.inner, &normed, gradient, sums)?;
+                if !of_x.is_empty() && !of_projected.is_empty() {
+                    of_x.copy_from_slice(gradient);
+                    let mut of_normed = vec![0f32; x.len()];
+                    slices.add_all_through(part, &of_projected, &mut of_normed, false);
+                    sums.norm(slices, x, &of_normed, of_x);
+                }
+            }
+            NormPlace::After(dropout) => {
+                sums.norm(slices, &saved.sum, gradient, of_x);
+                let mut of_inner = of_x.to_vec();
+                if let Some(dropout) = dropout {
+                    keep_rows(dropout, part.first, slices.width(), &mut of_inner);
+                }
+                let of_projected = self.inner.backward(slices, part, &saved.inner, x, &of_inner, sums)?;
+                if sums.x {
+                    slices.add_all_through(part, &of_projected, of_x, true);
+                }
+            }
+        }
+        Ok(())
     }
 }
 
