@@ -1,0 +1,35 @@
+//! From the scores of rows to shares, and from gradients of shares to those of scores.
+
+use crate::dropout::{Dropout, keep_row};
+use crate::softmax::{add_bias, softmax_row};
+use crate::vector::{sum_of, widest};
+
+widest!(pub(super) fn normalise_row(row: &mut [f32]) = softmax_row);
+
+#[inline(always)]
+fn add_and_normalise_inline<const FUSED: bool>(bias: &[f32], row: &mut [f32]) {
+    add_bias::<FUSED>(bias, row);
+    softmax_row::<FUSED>(row);
+}
+widest!(pub(super) fn add_and_normalise(bias: &[f32], row: &mut [f32]) = add_and_normalise_inline);
+
+#[inline(always)]
+fn drop_rows_inline<const FUSED: bool>(dropout: Dropout, first: usize, width: usize, rows: &mut [f32]) {
+    for (index, row) in rows.chunks_exact_mut(width.max(1)).enumerate() {
+        keep_row(dropout, first + index, row);
+    }
+}
+widest!(pub(super) fn drop_rows(dropout: Dropout, first: usize, width: usize, rows: &mut [f32]) = drop_rows_inline);
+
+/// Turns gradients of shares into gradients of scores.
+#[inline(always)]
+fn differentiate_inline<const FUSED: bool>(width: usize, shares: &[f32], gradients: &mut [f32]) {
+    for (shares, gradients) in shares.chunks_exact(width.max(1)).zip(gradients.chunks_exact_mut(width.max(1)))
+    {
+        let along = sum_of(width, |place| shares[place] * gradients[place]);
+        for (gradient, share) in gradients.iter_mut().zip(shares) {
+            *gradient = share * (*gradient - along);
+        }
+    }
+}
+widest!(pub(super) fn differentiate(width: usize, shares: &[f32], gradients: &mut [f32]) = differentiate_inline);
