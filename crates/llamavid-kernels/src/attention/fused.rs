@@ -8,9 +8,9 @@ use candle_core::{CpuStorage, CustomOp1, CustomOp3, Layout, Result, Shape, Stora
 use rayon::prelude::*;
 
 use super::head_rows::{Input, Output, Places, copy_scaled, gather, rotate};
-use super::shares::{add_and_normalise, differentiate, drop_rows, normalise_row};
+use super::shares::{add_and_normalise, differentiate, normalise_row};
 use super::{Heads, Mask, hidden};
-use crate::dropout::Dropout;
+use crate::dropout::{Dropout, keep_rows};
 use crate::matrix::{Matrix, multiply};
 use crate::rows::{fusible, tensor, with_values};
 
@@ -296,7 +296,7 @@ impl Attention {
                     self.normalise(context, (batch, head), start, visible, scores);
                     if let Some(dropout) = self.dropout {
                         let first = self.row_number(context, (batch, head), start);
-                        drop_rows(dropout, first, visible, scores);
+                        keep_rows(dropout, first, visible, scores);
                     }
                     let attended = &mut attended[..rows * width];
                     let shares = Matrix::new(scores, rows, visible);
@@ -342,8 +342,8 @@ impl Attention {
                         let first = self.row_number(context, (batch, head), start);
                         let kept = &mut kept[..rows * visible];
                         kept.copy_from_slice(shares);
-                        drop_rows(dropout, first, visible, kept);
-                        drop_rows(dropout, first, visible, of_shares);
+                        keep_rows(dropout, first, visible, kept);
+                        keep_rows(dropout, first, visible, of_shares);
                         let kept = Matrix::new(kept, rows, visible);
                         multiply(kept.transposed(), gradient, of_values, true, false);
                     } else {

@@ -1,6 +1,5 @@
 //! From the scores of rows to shares, and from gradients of shares to those of scores.
 
-use crate::dropout::{Dropout, keep_row};
 use crate::softmax::{add_bias, softmax_row};
 use crate::vector::{sum_of, widest};
 
@@ -12,14 +11,6 @@ fn add_and_normalise_inline<const FUSED: bool>(bias: &[f32], row: &mut [f32]) {
     softmax_row::<FUSED>(row);
 }
 widest!(pub(super) fn add_and_normalise(bias: &[f32], row: &mut [f32]) = add_and_normalise_inline);
-
-#[inline(always)]
-fn drop_rows_inline<const FUSED: bool>(dropout: Dropout, first: usize, width: usize, rows: &mut [f32]) {
-    for (index, row) in rows.chunks_exact_mut(width.max(1)).enumerate() {
-        keep_row(dropout, first + index, row);
-    }
-}
-widest!(pub(super) fn drop_rows(dropout: Dropout, first: usize, width: usize, rows: &mut [f32]) = drop_rows_inline);
 
 /// Turns gradients of shares into gradients of scores.
 #[inline(always)]
