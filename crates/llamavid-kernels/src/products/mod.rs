@@ -130,7 +130,7 @@ impl Layer<'_> {
                 return panels.multiply(output, parallel);
             }
             output.begin(bias, add, parallel);
-            self.add_in_tiles(processor, x, output, parallel);
+            self.add_in_f32(processor, x, output, parallel);
         }
     }
 }

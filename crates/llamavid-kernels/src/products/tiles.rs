@@ -21,7 +21,7 @@ impl Layer<'_> {
     ///
     /// # Safety
     /// Nobody else may use the result.
-    pub(super) unsafe fn add_in_tiles(self, processor: Processor, x: &[f32], output: Output, parallel: bool) {
+    pub(super) unsafe fn add_in_f32(self, processor: Processor, x: &[f32], output: Output, parallel: bool) {
         let Self { weights, rows, columns, .. } = self;
         let count = x.len() / columns;
         let unit = weights.format().block_length().max(16);
