@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::Write;
+use std::io::{BufReader, Write};
 use std::path::PathBuf;
 
 use candle_core::{DType, Device, Tensor};
@@ -18,6 +18,9 @@ use crate::language_gguf;
 use crate::layout::CONFIG;
 use crate::output::{Hashed, OnProgress, Unfinished, Watch, WriteError};
 use crate::plan::{Body, Plan, PlannedFile, Weight, json_bytes, safetensors_metadata};
+
+/// Bytes of a file that is copied as it is that are read at a time.
+const COPIED_AT_ONCE: usize = 1 << 20;
 
 /// What to convert, and to what.
 #[derive(Debug, Clone, Default)]
@@ -119,8 +122,7 @@ fn write_weights(
             writer.finish()?;
         }
         Body::Copy(file) => {
-            let mut opened = File::open(file)?;
-            std::io::copy(&mut opened, out)?;
+            std::io::copy(&mut BufReader::with_capacity(COPIED_AT_ONCE, File::open(file)?), out)?;
         }
         Body::Interleaved(copy) => copy.write(out)?,
         Body::Gguf { metadata, computed } => {

@@ -1,8 +1,7 @@
 //! How rows of numbers are stored in fewer bits: blocks of whole numbers with a scale each, as GGUF files hold them.
 //!
-//! Reference: the block formats of ggml. candle makes the blocks, but for those with least values
-//! ([`crate::block_quantiser`]) and those of 8 bits, which caches of keys and values are written in, pass by pass; they are read here,
-//! straight from bytes that may lie in a mapped file at any address.
+//! Reference: the block formats of ggml. Blocks are made by [`crate::block_quantiser`] or candle; they are read here, straight from bytes
+//! that may lie in a mapped file at any address.
 
 use candle_core::quantized::{GgmlDType, QTensor};
 use candle_core::{Device, Result, Tensor, bail};
@@ -16,7 +15,7 @@ use crate::vector::{multiply_add, widest};
 /// Numbers of the larger blocks.
 pub(crate) const LARGE: usize = 256;
 /// Numbers of the smaller blocks.
-const SMALL: usize = 32;
+pub(crate) const SMALL: usize = 32;
 
 /// A way to store a row of numbers. The numbers of a block share a scale; the first three have no blocks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -98,17 +97,13 @@ impl BlockFormat {
                 self.name()
             );
         };
-        let part = rows_of_a_task(columns);
         let mut bytes = vec![0u8; values.len() / columns * row_bytes];
-        if matches!(self, Self::Q4K | Self::Q5K) {
+        if matches!(self, Self::Q8_0 | Self::Q4K | Self::Q5K) {
             block_quantiser::encode(self, values, &mut bytes);
             return Ok(bytes);
         }
+        let part = rows_of_a_task(columns);
         let tasks = bytes.par_chunks_mut(part * row_bytes).zip(values.par_chunks(part * columns));
-        if self == Self::Q8_0 {
-            tasks.for_each(|(bytes, values)| encode_bytes(values, bytes));
-            return Ok(bytes);
-        }
         tasks
             .try_for_each(|(bytes, values)| {
                 let rows = Tensor::from_slice(values, values.len(), &Device::Cpu)?;
@@ -136,26 +131,6 @@ impl BlockFormat {
         }
     }
 }
-
-/// Rounds to blocks of 8 bits as ggml does; `bytes` has room for exactly those.
-#[inline(always)]
-fn encode_bytes_inline<const FUSED: bool>(values: &[f32], bytes: &mut [u8]) {
-    for (values, block) in values.as_chunks::<SMALL>().0.iter().zip(bytes.as_chunks_mut::<34>().0) {
-        let mut largest = 0f32;
-        for value in values {
-            let size = value.abs();
-            // What is not a number counts as 0.
-            largest = if size > largest { size } else { largest };
-        }
-        let scale = largest / 127.0;
-        let inverse = if scale == 0.0 { 0.0 } else { 1.0 / scale };
-        block[..2].copy_from_slice(&half::f16::from_f32(scale).to_le_bytes());
-        for (number, value) in block[2..].iter_mut().zip(values) {
-            *number = (value * inverse).round() as i8 as u8;
-        }
-    }
-}
-widest!(fn encode_bytes(values: &[f32], bytes: &mut [u8]) = encode_bytes_inline);
 
 /// Reads the numbers of whole blocks; `values` has room for exactly those.
 #[cfg_attr(not(target_arch = "x86_64"), allow(unused_variables, reason = "one way to read them there"))]
@@ -435,23 +410,14 @@ fn q6_k<const N: usize>(
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    /// Numbers without a pattern, of sizes that differ from block to block.
-    fn numbers(count: usize) -> Vec<f32> {
-        let mut state = 7u32;
-        (0..count)
-            .map(|place| {
-                state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-                let size = 1.0 + (place / 300) as f32;
-                size * ((state >> 8) as f32 / (1 << 23) as f32 - 1.0)
-            })
-            .collect()
-    }
+    use crate::noise::noise;
 
     #[test]
     fn reads_what_candle_reads() {
         for format in BlockFormat::ALL {
-            let values = numbers(7 * 512);
+            // Of sizes that differ from block to block.
+            let values = noise(7 * 512, 7).into_iter().enumerate();
+            let values: Vec<f32> = values.map(|(place, value)| value * (1 + place / 300) as f32).collect();
             let tensor = Tensor::from_slice(&values, (7, 512), &Device::Cpu).unwrap();
             let expected = QTensor::quantize(&tensor, format.of_candle()).unwrap();
             let bytes = expected.data().unwrap();
@@ -468,30 +434,6 @@ mod tests {
                 assert!((plain - expected).abs() <= 1e-6 * expected.abs().max(1.0), "{}", format.name());
             }
         }
-    }
-
-    #[test]
-    fn bytes_are_those_that_candle_makes() {
-        let mut values = numbers(40 * SMALL);
-        values[SMALL..2 * SMALL].fill(0.0);
-        // Halves of what a number stands for, away from zero.
-        for (place, value) in values[2 * SMALL..3 * SMALL].iter_mut().enumerate() {
-            *value = if place == 0 { 127.0 } else { place as f32 - 15.5 };
-        }
-        values[4 * SMALL + 3] = f32::NAN;
-        values[5 * SMALL + 9] = f32::NEG_INFINITY;
-        values[6 * SMALL..7 * SMALL].fill(1e-42);
-        let tensor = Tensor::from_slice(&values, values.len(), &Device::Cpu).unwrap();
-        let expected = QTensor::quantize(&tensor, GgmlDType::Q8_0).unwrap();
-        let expected = expected.data().unwrap();
-        let encoded = BlockFormat::Q8_0.encode(&values, values.len()).unwrap();
-        let blocks = encoded.as_chunks::<34>().0.iter().zip(expected.as_chunks::<34>().0);
-        for (index, (block, expected)) in blocks.enumerate() {
-            assert_eq!(block, expected, "{index}");
-        }
-        let mut plain = vec![0; encoded.len()];
-        encode_bytes_inline::<false>(&values, &mut plain);
-        assert_eq!(plain, encoded);
     }
 
     #[test]

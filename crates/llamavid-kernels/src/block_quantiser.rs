@@ -1,17 +1,16 @@
-//! Rounding to blocks with least values (Q4_K, Q5_K): the scale and the least value of each eighth that leave the smallest
-//! error.
+//! Rounding to blocks of 8 bits (Q8_0), in vectors: caches of keys and values are written in them, pass by pass. And to blocks with least
+//! values (Q4_K, Q5_K): the scale and the least value of each eighth that leave the smallest error.
 //!
-//! candle's own rounding leaves up to twice the squared error of ggml's, where sizes differ widely. Here each eighth tries some scales:
-//! numbers are rounded with each, scale and least value are fitted to what they were rounded to by least squares, and the
-//! best fit is taken.
+//! candle's own rounding to the latter leaves up to twice the squared error of ggml's, where sizes differ widely. Here each eighth tries
+//! some scales: numbers are rounded with each, scale and least value are fitted to what they were rounded to by least squares, and
+//! the best fit is taken.
 
 use rayon::prelude::*;
 
-use crate::block_format::BlockFormat;
+use crate::block_format::{BlockFormat, LARGE, SMALL};
+use crate::rows::rows_of_a_task;
 use crate::vector::{multiply_add, widest};
 
-/// Numbers of a block.
-const BLOCK: usize = 256;
 /// Numbers that share a scale and a least value.
 const GROUP: usize = 32;
 /// Scales that are tried, a tenth of the largest number apart, around the one that reaches from the least to the largest.
@@ -22,18 +21,38 @@ const SIX_BITS: f32 = 63.0;
 /// Rounds whole blocks of finite numbers; `bytes` has room for exactly those.
 pub(crate) fn encode(format: BlockFormat, values: &[f32], bytes: &mut [u8]) {
     let room = format.block_bytes();
-    bytes.par_chunks_exact_mut(room).zip(values.par_chunks_exact(BLOCK)).with_min_len(64).for_each(
-        |(bytes, values)| {
-            if let (_, [values]) = (bytes.len(), values.as_chunks::<BLOCK>().0) {
-                encode_block(format == BlockFormat::Q5K, values, bytes);
-            }
-        },
-    );
+    if format == BlockFormat::Q8_0 {
+        let part = rows_of_a_task(SMALL);
+        let tasks = bytes.par_chunks_mut(part * room).zip(values.par_chunks(part * SMALL));
+        return tasks.for_each(|(bytes, values)| encode_bytes(values, bytes));
+    }
+    let blocks = bytes.par_chunks_exact_mut(room).zip(values.as_chunks().0).with_min_len(64);
+    blocks.for_each(|(bytes, values)| encode_block(format == BlockFormat::Q5K, values, bytes));
 }
 
-fn encode_block(five_bits: bool, values: &[f32; BLOCK], bytes: &mut [u8]) {
+/// Rounds to blocks of 8 bits as ggml does; `bytes` has room for exactly those.
+#[inline(always)]
+fn encode_bytes_inline<const FUSED: bool>(values: &[f32], bytes: &mut [u8]) {
+    for (values, block) in values.as_chunks::<SMALL>().0.iter().zip(bytes.as_chunks_mut::<34>().0) {
+        let mut largest = 0f32;
+        for value in values {
+            let size = value.abs();
+            // What is not a number counts as 0.
+            largest = if size > largest { size } else { largest };
+        }
+        let scale = largest / 127.0;
+        let inverse = if scale == 0.0 { 0.0 } else { 1.0 / scale };
+        block[..2].copy_from_slice(&half::f16::from_f32(scale).to_le_bytes());
+        for (number, value) in block[2..].iter_mut().zip(values) {
+            *number = (value * inverse).round() as i8 as u8;
+        }
+    }
+}
+widest!(fn encode_bytes(values: &[f32], bytes: &mut [u8]) = encode_bytes_inline);
+
+fn encode_block(five_bits: bool, values: &[f32; LARGE], bytes: &mut [u8]) {
     let most = if five_bits { 31.0 } else { 15.0 };
-    let mut fits = [Fit::default(); BLOCK / GROUP];
+    let mut fits = [Fit::default(); LARGE / GROUP];
     for (fit_of, group) in fits.iter_mut().zip(values.as_chunks().0) {
         *fit_of = fit(group, most);
     }
@@ -177,21 +196,21 @@ fn rounded(value: f32, most: f32) -> f32 {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use candle_core::quantized::{GgmlDType, QTensor};
+    use candle_core::{Device, Tensor};
 
-    /// Numbers without a pattern, of sizes that differ from block to block.
+    use super::*;
+    use crate::noise::noise;
+
+    /// Sums of some numbers, which are spread as weights are, of sizes that differ from block to block.
     fn numbers(count: usize, seed: u32) -> Vec<f32> {
-        let mut state = seed;
-        let mut next = move || {
-            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-            (state >> 8) as f32 / (1 << 23) as f32 - 1.0
-        };
-        // Sums of some are spread as weights are.
-        (0..count).map(|place| (next() + next() + next()) * (1.0 + (place / 300) as f32)).collect()
+        let threes = noise(3 * count, seed);
+        let sums = threes.chunks(3).map(|three| three.iter().sum::<f32>());
+        sums.enumerate().map(|(place, sum)| sum * (1 + place / 300) as f32).collect()
     }
 
     fn squared_error(format: BlockFormat, values: &[f32]) -> f64 {
-        let mut bytes = vec![0xffu8; values.len() / BLOCK * format.block_bytes()];
+        let mut bytes = vec![0xffu8; values.len() / LARGE * format.block_bytes()];
         encode(format, values, &mut bytes);
         let mut read = vec![f32::NAN; values.len()];
         format.decode(&bytes, &mut read);
@@ -199,8 +218,32 @@ mod tests {
     }
 
     #[test]
+    fn bytes_are_those_that_candle_makes() {
+        let mut values = numbers(40 * SMALL, 7);
+        values[SMALL..2 * SMALL].fill(0.0);
+        // Halves of what a number stands for, away from zero.
+        for (place, value) in values[2 * SMALL..3 * SMALL].iter_mut().enumerate() {
+            *value = if place == 0 { 127.0 } else { place as f32 - 15.5 };
+        }
+        values[4 * SMALL + 3] = f32::NAN;
+        values[5 * SMALL + 9] = f32::NEG_INFINITY;
+        values[6 * SMALL..7 * SMALL].fill(1e-42);
+        let tensor = Tensor::from_slice(&values, values.len(), &Device::Cpu).unwrap();
+        let expected = QTensor::quantize(&tensor, GgmlDType::Q8_0).unwrap();
+        let expected = expected.data().unwrap();
+        let encoded = BlockFormat::Q8_0.encode(&values, values.len()).unwrap();
+        let blocks = encoded.as_chunks::<34>().0.iter().zip(expected.as_chunks::<34>().0);
+        for (index, (block, expected)) in blocks.enumerate() {
+            assert_eq!(block, expected, "{index}");
+        }
+        let mut plain = vec![0; encoded.len()];
+        encode_bytes_inline::<false>(&values, &mut plain);
+        assert_eq!(plain, encoded);
+    }
+
+    #[test]
     fn errors_are_small_for_their_bits() {
-        let values = numbers(64 * BLOCK, 1);
+        let values = numbers(64 * LARGE, 1);
         let all: f64 = values.iter().map(|value| f64::from(*value).powi(2)).sum();
         for (format, most) in [(BlockFormat::Q4K, 0.0055), (BlockFormat::Q5K, 0.0014)] {
             let error = squared_error(format, &values) / all;
@@ -212,15 +255,15 @@ mod tests {
     fn odd_blocks_stay_numbers() {
         for format in [BlockFormat::Q4K, BlockFormat::Q5K] {
             let step = if format == BlockFormat::Q4K { 15 } else { 31 };
-            let exact: Vec<f32> = (0..BLOCK).map(|place| (place % (step + 1)) as f32 - 3.0).collect();
+            let exact: Vec<f32> = (0..LARGE).map(|place| (place % (step + 1)) as f32 - 3.0).collect();
             for (values, most) in [
-                (vec![0.0; BLOCK], 0.0),
-                (vec![2.5; BLOCK], 1e-2),
-                (vec![-2.5; BLOCK], 1e-2),
+                (vec![0.0; LARGE], 0.0),
+                (vec![2.5; LARGE], 1e-2),
+                (vec![-2.5; LARGE], 1e-2),
                 (exact, 1e-2),
-                (vec![1e-7; BLOCK], 1e-10),
-                ([vec![0.0; BLOCK - 1], vec![100.0]].concat(), 1.0),
-                ([vec![1000.0], vec![-1e-3; BLOCK - 1]].concat(), 100.0),
+                (vec![1e-7; LARGE], 1e-10),
+                ([vec![0.0; LARGE - 1], vec![100.0]].concat(), 1.0),
+                ([vec![1000.0], vec![-1e-3; LARGE - 1]].concat(), 100.0),
             ] {
                 let error = squared_error(format, &values);
                 assert!(error <= most, "{}: {:?}: {error}", format.name(), &values[..4]);

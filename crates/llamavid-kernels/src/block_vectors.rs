@@ -18,6 +18,7 @@ use std::slice::ChunksExact;
 use crate::block_format::BlockFormat;
 use crate::processor::{Processor, WholeNumbers};
 use crate::products::Output;
+use crate::whole_blocks::{Scales, eighths};
 
 /// Whether this module may run.
 fn allowed(processor: Processor) -> bool {
@@ -553,22 +554,11 @@ unsafe fn q6_k<S: Sink>(block: &[u8; 210], place: usize, sink: &mut S) {
 /// 16 bytes can be read: two numbers of 16 bits, and eight times 6 bits of a scale and of a least value.
 #[inline(always)]
 unsafe fn scales_and_least<S: Sink>(block: *const u8, place: usize, sink: &mut S) -> [f32; 8] {
-    const SIX: u32 = 0x3f3f_3f3f;
-    const FOUR: u32 = 0x0f0f_0f0f;
-    const TWO: u32 = 0x0303_0303;
-    // SAFETY: within the 16 bytes.
+    // SAFETY: as the caller promises.
     unsafe {
-        let word = |index: usize| u32::from_le(block.add(4 + 4 * index).cast::<u32>().read_unaligned());
-        let (a, b, c) = (word(0), word(1), word(2));
-        let both = |lower: u32, upper: u32| u64::from(lower) | u64::from(upper) << 32;
-        let scales = both(a & SIX, (c & FOUR) | ((a >> 6) & TWO) << 4);
-        let least = both(b & SIX, ((c >> 4) & FOUR) | ((b >> 6) & TWO) << 4);
-        sink.least(
-            place,
-            _mm256_mul_ps(number(wide(least.to_le_bytes().as_ptr())), _mm256_set1_ps(half(block.add(2)))),
-        );
+        let Scales { scales: [scales, _], least: [least, _] } = eighths(block);
+        sink.least(place, least);
         let mut factors = [0f32; 8];
-        let scales = _mm256_mul_ps(number(wide(scales.to_le_bytes().as_ptr())), _mm256_set1_ps(half(block)));
         _mm256_storeu_ps(factors.as_mut_ptr(), scales);
         factors
     }

@@ -293,7 +293,7 @@ impl Inputs {
                         keep_rows(dropout, part.first, width, &mut sum);
                     }
                     add_rows(x, &mut sum);
-                    result.copy_from_slice(&slices.normed(&sum));
+                    slices.write_normed(&sum, result);
                     Ok(Saved { inner: saved, sum })
                 })
                 .collect::<Result<Vec<_>>>()?;
@@ -433,9 +433,17 @@ impl<'a> Slices<'a> {
 
     /// Rows of `x` after the norm.
     fn normed(&self, x: &[f32]) -> Vec<f32> {
+        let mut result = vec![0f32; x.len()];
+        self.write_normed(x, &mut result);
+        result
+    }
+
+    /// Writes rows of `x` after the norm.
+    fn write_normed(&self, x: &[f32], result: &mut [f32]) {
+        let (weight, eps) = (self.values[1], self.form.eps);
         match self.form.norm_bias {
-            true => crate::layer_norm::normalised(x, self.values[1], self.values[2], self.form.eps),
-            false => crate::rms_norm::normalised(x, self.values[1], self.form.eps),
+            true => crate::layer_norm::write_normalised(x, weight, self.values[2], eps, result),
+            false => crate::rms_norm::write_normalised(x, weight, eps, result),
         }
     }
 
@@ -456,17 +464,6 @@ impl<'a> Slices<'a> {
             self.write_normed(&sum, result);
         }
         Ok(result)
-    }
-
-    /// The same as [`Self::normed`], written to `result`.
-    fn write_normed(&self, x: &[f32], result: &mut [f32]) {
-        match self.form.norm_bias {
-            true => {
-                let [weight, bias] = [self.values[1], self.values[2]];
-                crate::layer_norm::write_normalised(x, weight, bias, self.form.eps, result);
-            }
-            false => result.copy_from_slice(&self.normed(x)),
-        }
     }
 
     /// A projection's weight.
@@ -610,37 +607,7 @@ impl<I: Inner> Block<I> {
                     let rows = self.split.part(index * group + place, range.len() / width);
                     let (x, gradient) = (&x[range.clone()], &gradient[range.clone()]);
                     let of_x = if reaches_x { &mut of_x[range] } else { &mut [] };
-                    match self.form.place {
-                        NormPlace::Before => {
-                            let normed = slices.normed(x);
-                            let of_projected = self.inner.backward(
-                                slices,
-                                rows,
-                                &saved.inner,
-                                &normed,
-                                gradient,
-                                &mut sums,
-                            )?;
-                            if reaches_x && !of_projected.is_empty() {
-                                of_x.copy_from_slice(gradient);
-                                let mut of_normed = vec![0f32; x.len()];
-                                slices.add_all_through(rows, &of_projected, &mut of_normed, false);
-                                sums.norm(slices, x, &of_normed, of_x);
-                            }
-                        }
-                        NormPlace::After(dropout) => {
-                            sums.norm(slices, &saved.sum, gradient, of_x);
-                            let mut of_inner = of_x.to_vec();
-                            if let Some(dropout) = dropout {
-                                keep_rows(dropout, rows.first, width, &mut of_inner);
-                            }
-                            let of_projected =
-                                self.inner.backward(slices, rows, &saved.inner, x, &of_inner, &mut sums)?;
-                            if sums.x {
-                                slices.add_all_through(rows, &of_projected, of_x, true);
-                            }
-                        }
-                    }
+                    self.differentiate_part(slices, rows, saved, [x, gradient], of_x, &mut sums)?;
                 }
                 Ok(sums)
             })
@@ -658,6 +625,43 @@ impl<I: Inner> Block<I> {
             result[0] = Some(tensor(of_x, inputs[0].shape())?);
         }
         Ok(result)
+    }
+
+    /// Adds gradients of some rows to `sums`, and writes that of `x` to `of_x`, which is empty where nobody wants it.
+    fn differentiate_part(
+        &self,
+        slices: &Slices,
+        part: Part,
+        saved: &Saved<I::Saved>,
+        [x, gradient]: [&[f32]; 2],
+        of_x: &mut [f32],
+        sums: &mut Sums,
+    ) -> Result<()> {
+        match self.form.place {
+            NormPlace::Before => {
+                let normed = slices.normed(x);
+                let of_projected =
+                    self.inner.backward(slices, part, &saved.inner, &normed, gradient, sums)?;
+                if !of_x.is_empty() && !of_projected.is_empty() {
+                    of_x.copy_from_slice(gradient);
+                    let mut of_normed = vec![0f32; x.len()];
+                    slices.add_all_through(part, &of_projected, &mut of_normed, false);
+                    sums.norm(slices, x, &of_normed, of_x);
+                }
+            }
+            NormPlace::After(dropout) => {
+                sums.norm(slices, &saved.sum, gradient, of_x);
+                let mut of_inner = of_x.to_vec();
+                if let Some(dropout) = dropout {
+                    keep_rows(dropout, part.first, slices.width(), &mut of_inner);
+                }
+                let of_projected = self.inner.backward(slices, part, &saved.inner, x, &of_inner, sums)?;
+                if sums.x {
+                    slices.add_all_through(part, &of_projected, of_x, true);
+                }
+            }
+        }
+        Ok(())
     }
 }
 

@@ -13,6 +13,7 @@ use candle_core::{Result, Tensor, bail};
 use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 
+use crate::attention::hidden;
 #[cfg(target_arch = "x86_64")]
 use crate::block_vectors::add_shares;
 use crate::panels;
@@ -24,6 +25,7 @@ use crate::products::Output;
 use crate::products::{Layer, Weights};
 use crate::rotary::rotary_embedding;
 use crate::rows::{fusible, tensor, with_values};
+use crate::softmax::add_bias;
 use crate::vector::{exp, largest, widest};
 use crate::{BlockFormat, DeviceRows};
 
@@ -104,13 +106,7 @@ pub fn cached_attention(
     if crate::cuda::takes(&[q]) {
         return crate::cuda::cached_attention(q, keys, values, length, padding);
     }
-    let hidden = match padding {
-        Some(padding) => {
-            let seen = padding.to_dtype(candle_core::DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
-            Some(seen.iter().map(|seen| if *seen == 0.0 { f32::MIN } else { 0.0 }).collect::<Vec<_>>())
-        }
-        None => None,
-    };
+    let hidden = padding.map(hidden).transpose()?;
     let run = |q: &[f32], keys: Weights, values: Weights| {
         let attention = Cached {
             q,
@@ -399,15 +395,7 @@ fn lay_out(keys: &[f32], width: usize, columns: &mut Vec<f32>) {
     }
 }
 
-#[inline(always)]
-fn hide_inline<const FUSED: bool>(hidden: &[f32], scores: &mut [f32]) {
-    for (score, hidden) in scores.iter_mut().zip(hidden) {
-        // A sum below the smallest f32 would be infinite, and a row of those no number.
-        let sum = *score + hidden;
-        *score = if sum < f32::MIN { f32::MIN } else { sum };
-    }
-}
-widest!(fn hide(hidden: &[f32], scores: &mut [f32]) = hide_inline);
+widest!(fn hide(hidden: &[f32], scores: &mut [f32]) = add_bias);
 
 /// Turns the first `seen` scores into shares, the others into none; what was found with smaller scores is scaled anew.
 #[inline(always)]

@@ -50,7 +50,7 @@ fn mix(mut bits: u32) -> u32 {
 
 /// Applies dropout to a row by its number.
 #[inline(always)]
-pub(crate) fn keep_row(dropout: Dropout, number: usize, row: &mut [f32]) {
+fn keep_row(dropout: Dropout, number: usize, row: &mut [f32]) {
     let number = number as u64;
     let key = mix(dropout.seed as u32 ^ mix((dropout.seed >> 32) as u32 ^ mix(number as u32)))
         ^ mix((number >> 32) as u32);
@@ -64,7 +64,7 @@ pub(crate) fn keep_row(dropout: Dropout, number: usize, row: &mut [f32]) {
 
 #[inline(always)]
 fn keep_rows_inline<const FUSED: bool>(dropout: Dropout, first: usize, width: usize, values: &mut [f32]) {
-    for (index, row) in values.chunks_exact_mut(width).enumerate() {
+    for (index, row) in values.chunks_exact_mut(width.max(1)).enumerate() {
         keep_row(dropout, first + index, row);
     }
 }

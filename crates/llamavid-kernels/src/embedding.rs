@@ -3,8 +3,7 @@
 use candle_core::{CpuStorage, CustomOp1, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
-use crate::rows::{fusible, tensor, values, with_values};
-use crate::vector::widest;
+use crate::rows::{add_rows, fusible, tensor, values, with_values};
 
 /// Rows of `table` (rows, width) by their numbers `ids` (u32, any shape): (…, width).
 ///
@@ -27,14 +26,6 @@ struct Embedding {
     ids: Vec<u32>,
     shape: Shape,
 }
-
-#[inline(always)]
-fn add_inline<const FUSED: bool>(row: &[f32], sum: &mut [f32]) {
-    for (sum, value) in sum.iter_mut().zip(row) {
-        *sum += value;
-    }
-}
-widest!(fn add(row: &[f32], sum: &mut [f32]) = add_inline);
 
 impl CustomOp1 for Embedding {
     fn name(&self) -> &'static str {
@@ -66,7 +57,7 @@ impl CustomOp1 for Embedding {
                 for (id, row) in self.ids.iter().zip(gradient.chunks_exact(width)) {
                     let place = (*id as usize).wrapping_sub(first).wrapping_mul(width);
                     if let Some(sum) = sums.get_mut(place..place.saturating_add(width)) {
-                        add(row, sum);
+                        add_rows(row, sum);
                     }
                 }
             });

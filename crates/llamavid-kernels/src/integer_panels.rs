@@ -565,16 +565,7 @@ vectors!(Narrow, "avx2,fma,avxvnni", 3);
 mod tests {
     use super::*;
     use crate::block_format::BlockFormat;
-
-    /// Numbers between -1 and 1 that follow no pattern.
-    fn noise(count: usize, seed: u32) -> Vec<f32> {
-        let mut state = seed;
-        let numbers = std::iter::repeat_with(|| {
-            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-            (state >> 8) as f32 / (1 << 23) as f32 - 1.0
-        });
-        numbers.take(count).collect()
-    }
+    use crate::noise::noise;
 
     #[test]
     fn matrices_give_the_same_numbers_as_vectors() {

@@ -96,13 +96,6 @@ widest!(fn differentiate(
     of_others: &mut [f32],
 ) = differentiate_inline);
 
-/// Normalised rows.
-pub(crate) fn normalised(x: &[f32], weight: &[f32], bias: &[f32], eps: f32) -> Vec<f32> {
-    let mut result = vec![0f32; x.len()];
-    write_normalised(x, weight, bias, eps, &mut result);
-    result
-}
-
 /// Writes normalised rows.
 pub(crate) fn write_normalised(x: &[f32], weight: &[f32], bias: &[f32], eps: f32, result: &mut [f32]) {
     let task = rows_of_a_task(weight.len()) * weight.len().max(1);
@@ -157,7 +150,9 @@ impl CustomOp3 for LayerNorm {
             );
         }
         let x = values(x, x_layout)?;
-        Ok((CpuStorage::F32(normalised(x, weight, bias, self.eps)), shape.clone()))
+        let mut result = vec![0f32; x.len()];
+        write_normalised(x, weight, bias, self.eps, &mut result);
+        Ok((CpuStorage::F32(result), shape.clone()))
     }
 
     fn bwd(

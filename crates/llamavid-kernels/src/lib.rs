@@ -46,6 +46,8 @@ mod many_inputs;
 mod matrix;
 #[cfg(target_arch = "aarch64")]
 mod neon_products;
+#[cfg(test)]
+mod noise;
 mod panels;
 #[cfg(target_arch = "x86_64")]
 mod pieces;

@@ -75,13 +75,11 @@ widest!(fn differentiate(
     of_weight: &mut [f32],
 ) = differentiate_inline);
 
-/// Normalised rows.
-pub(crate) fn normalised(x: &[f32], weight: &[f32], eps: f32) -> Vec<f32> {
-    let mut result = vec![0f32; x.len()];
+/// Writes normalised rows.
+pub(crate) fn write_normalised(x: &[f32], weight: &[f32], eps: f32, result: &mut [f32]) {
     let task = rows_of_a_task(weight.len()) * weight.len().max(1);
     let tasks = result.par_chunks_mut(task).zip(x.par_chunks(task));
     tasks.for_each(|(result, x)| normalise(x, weight, eps, result));
-    result
 }
 
 /// Adds the gradient of `x` to `of_x` and gives that of the weight.
@@ -123,7 +121,9 @@ impl CustomOp2 for RmsNorm {
         if weight.len() != width {
             bail!("rms-norm of {shape:?} needs {width} weights, not {}", weight.len());
         }
-        Ok((CpuStorage::F32(normalised(x, weight, self.eps)), shape.clone()))
+        let mut result = vec![0f32; x.len()];
+        write_normalised(x, weight, self.eps, &mut result);
+        Ok((CpuStorage::F32(result), shape.clone()))
     }
 
     fn bwd(

@@ -8,20 +8,16 @@
 //! largest number; in half precision, which llama.cpp rounds `x` to beside such weights, they are 2^-22 to 2^-20 of the sum of squares.
 //! Here weights err as well, and still both less than that.
 
-use std::arch::x86_64::{
-    _mm256_add_epi32, _mm256_cvtepi32_ps, _mm256_dpwssd_avx_epi32, _mm256_fmadd_ps, _mm256_loadu_ps,
-    _mm256_loadu_si256, _mm256_madd_epi16, _mm256_mul_ps, _mm256_set1_epi32, _mm256_set1_ps,
-    _mm256_setzero_si256, _mm256_storeu_ps, _mm512_cvtepi32_ps, _mm512_dpwssd_epi32, _mm512_fmadd_ps,
-    _mm512_loadu_ps, _mm512_loadu_si512, _mm512_mul_ps, _mm512_set1_epi32, _mm512_set1_ps,
-    _mm512_setzero_si512, _mm512_storeu_ps,
-};
 use std::ops::RangeInclusive;
+use std::ptr;
 
 use pulp::Simd;
 use pulp::bytemuck::{cast_slice, cast_slice_mut};
 
 use crate::panels::{Kind, PART, VECTORS};
 use crate::vector::{NEAREST, multiply_add, sum_of, widest};
+use crate::whole_vectors::WholeVectors;
+pub(crate) use crate::whole_vectors::{Narrow, Pairs, Wide};
 
 /// Numbers that one instruction multiplies and adds up in a lane.
 const PAIR: usize = 2;
@@ -140,48 +136,41 @@ fn round_part<S: Simd>(
     possible
 }
 
-/// Defines a kind of panels for the instructions of `$features`, the vectors of which hold `$lanes` numbers. `$add` adds the
-/// products of pairs to sums.
-macro_rules! kind {
-    ($(#[$meta:meta])* $name:ident, $features:literal, $lanes:literal, $zero:ident, $load_whole:ident, $splat_whole:ident,
-        $load:ident, $store:ident, $splat:ident, $converted:ident, $multiply:ident, $multiply_add:ident,
-        |$sum:ident, $weights:ident, $x:ident| $add:expr) => {
-        $(#[$meta])*
-        pub(crate) struct $name;
-
-        impl $name {
-            #[target_feature(enable = $features)]
-            fn tile<const X: usize>(
-                panel: &[[[f32; $lanes]; VECTORS]],
-                scales: &[[f32; $lanes]; VECTORS],
-                x: &[Part],
-                sums: &mut [[[f32; $lanes]; VECTORS]],
-            ) {
-                assert!(x.len() == X && sums.len() == X && panel.len() <= PART / PAIR, "a tile of another size");
-                let mut found = [[$zero(); VECTORS]; X];
-                for (step, weights) in panel.iter().enumerate() {
-                    for (found, x) in found.iter_mut().zip(x) {
-                        let $x = $splat_whole(x.pair(step));
-                        for (found, weights) in found.iter_mut().zip(weights) {
-                            // SAFETY: as many words are a vector.
-                            let ($sum, $weights) = (*found, unsafe { $load_whole(weights.as_ptr().cast()) });
-                            *found = $add;
-                        }
-                    }
-                }
-                for ((sums, found), x) in sums.iter_mut().zip(found).zip(x) {
-                    let of_x = $splat(x.scale);
-                    for ((sum, found), scale) in sums.iter_mut().zip(found).zip(scales) {
-                        // SAFETY: as many numbers are a vector.
-                        unsafe {
-                            let found = $multiply($converted(found), $load(scale.as_ptr()));
-                            $store(sum.as_mut_ptr(), $multiply_add(found, of_x, $load(sum.as_ptr())));
-                        }
-                    }
+/// Adds the products of `X` rows of `x` with a part of a panel to their sums.
+///
+/// # Safety
+/// The processor has the instructions of `V`, the vectors of which have as many lanes as those of `S`.
+#[inline(always)]
+unsafe fn add_tile<S: Simd, V: WholeVectors, const X: usize>(
+    (panel, scales): (&[[S::f32s; VECTORS]], &[S::f32s; VECTORS]),
+    x: &[Part],
+    sums: &mut [[S::f32s; VECTORS]],
+) {
+    assert!(x.len() == X && sums.len() == X && panel.len() <= PART / PAIR, "a tile of another size");
+    // SAFETY: as the caller promises; a vector of `S` is as many words, wherever they lie.
+    unsafe {
+        let mut found = [[V::splat_whole(0); VECTORS]; X];
+        for (step, weights) in panel.iter().enumerate() {
+            for (found, x) in found.iter_mut().zip(x) {
+                let x = V::splat_whole(x.pair(step));
+                for (found, weights) in found.iter_mut().zip(weights) {
+                    *found = V::dot_pairs(*found, V::load_whole(ptr::from_ref(weights).cast()), x);
                 }
             }
         }
+        for ((sums, found), x) in sums.iter_mut().zip(found).zip(x) {
+            let of_x = V::splat(x.scale);
+            for ((sum, found), scale) in sums.iter_mut().zip(found).zip(scales) {
+                let sum = ptr::from_mut(sum).cast();
+                let found = V::multiply(V::converted(found), V::load(ptr::from_ref(scale).cast()));
+                V::store(sum, V::multiply_add(found, of_x, V::load(sum)));
+            }
+        }
+    }
+}
 
+macro_rules! kind {
+    ($name:ident, $features:literal) => {
         impl Kind for $name {
             const OF_A_WORD: usize = PAIR;
             type Part = Part;
@@ -204,43 +193,29 @@ macro_rules! kind {
             #[inline(always)]
             unsafe fn tile<S: Simd, const X: usize>(
                 _simd: S,
-                (panel, scales): (&[[S::f32s; VECTORS]], &[S::f32s; VECTORS]),
+                panel: (&[[S::f32s; VECTORS]], &[S::f32s; VECTORS]),
                 x: &[Part],
                 sums: &mut [[S::f32s; VECTORS]],
             ) {
-                assert_eq!(S::F32_LANES, $lanes, "vectors of another size");
-                // SAFETY: vectors of as many words are these, and the processor has the instructions, as the caller promises.
-                unsafe {
-                    Self::tile::<X>(
-                        std::slice::from_raw_parts(panel.as_ptr().cast(), panel.len()),
-                        &*std::ptr::from_ref(scales).cast(),
-                        x,
-                        std::slice::from_raw_parts_mut(sums.as_mut_ptr().cast(), sums.len()),
-                    );
+                #[target_feature(enable = $features)]
+                unsafe fn tile<S: Simd, const X: usize>(
+                    panel: (&[[S::f32s; VECTORS]], &[S::f32s; VECTORS]),
+                    x: &[Part],
+                    sums: &mut [[S::f32s; VECTORS]],
+                ) {
+                    // SAFETY: as the caller promises.
+                    unsafe { add_tile::<S, $name, X>(panel, x, sums) }
                 }
+                assert_eq!(S::F32_LANES, $name::LANES, "vectors of another size");
+                // SAFETY: the processor has the instructions, as the caller promises.
+                unsafe { tile::<S, X>(panel, x, sums) }
             }
         }
     };
 }
-
-kind!(
-    /// AVX-512 with VNNI.
-    Wide, "avx512f,avx512vnni", 16, _mm512_setzero_si512, _mm512_loadu_si512, _mm512_set1_epi32,
-    _mm512_loadu_ps, _mm512_storeu_ps, _mm512_set1_ps, _mm512_cvtepi32_ps, _mm512_mul_ps, _mm512_fmadd_ps,
-    |sum, weights, x| _mm512_dpwssd_epi32(sum, weights, x)
-);
-kind!(
-    /// AVX2 with AVX-VNNI.
-    Narrow, "avx2,fma,avxvnni", 8, _mm256_setzero_si256, _mm256_loadu_si256, _mm256_set1_epi32,
-    _mm256_loadu_ps, _mm256_storeu_ps, _mm256_set1_ps, _mm256_cvtepi32_ps, _mm256_mul_ps, _mm256_fmadd_ps,
-    |sum, weights, x| _mm256_dpwssd_avx_epi32(sum, weights, x)
-);
-kind!(
-    /// AVX2: products of pairs are added in an instruction of their own.
-    Pairs, "avx2,fma", 8, _mm256_setzero_si256, _mm256_loadu_si256, _mm256_set1_epi32,
-    _mm256_loadu_ps, _mm256_storeu_ps, _mm256_set1_ps, _mm256_cvtepi32_ps, _mm256_mul_ps, _mm256_fmadd_ps,
-    |sum, weights, x| _mm256_add_epi32(sum, _mm256_madd_epi16(weights, x))
-);
+kind!(Wide, "avx512f,avx512vnni");
+kind!(Narrow, "avx2,fma,avxvnni");
+kind!(Pairs, "avx2,fma");
 
 #[cfg(test)]
 mod tests {

@@ -19,6 +19,16 @@ pub fn softmax(x: &Tensor) -> Result<Tensor> {
 
 struct Softmax;
 
+/// Adds a bias to scores.
+#[inline(always)]
+pub(crate) fn add_bias<const FUSED: bool>(bias: &[f32], scores: &mut [f32]) {
+    for (score, bias) in scores.iter_mut().zip(bias) {
+        // A sum below the smallest f32 would be infinite, and a row of those no number.
+        let sum = *score + bias;
+        *score = if sum < f32::MIN { f32::MIN } else { sum };
+    }
+}
+
 /// Turns a row into its softmax.
 #[inline(always)]
 pub(crate) fn softmax_row<const FUSED: bool>(row: &mut [f32]) {

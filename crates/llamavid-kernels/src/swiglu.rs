@@ -32,6 +32,14 @@ fn forward_inline<const FUSED: bool>(gate: &[f32], up: &[f32], result: &mut [f32
 }
 widest!(fn forward(gate: &[f32], up: &[f32], result: &mut [f32]) = forward_inline);
 
+/// The result of a place, and the gradients of gate and up.
+#[inline(always)]
+fn differentiate<const FUSED: bool>(gate: f32, up: f32, gradient: f32) -> [f32; 3] {
+    let sigmoid = sigmoid::<FUSED>(gate);
+    let silu = gate * sigmoid;
+    [silu * up, gradient * up * (sigmoid + silu * (1.0 - sigmoid)), gradient * silu]
+}
+
 /// Writes the result, and the gradients of gate and up.
 #[inline(always)]
 fn both_inline<const FUSED: bool>(
@@ -45,11 +53,7 @@ fn both_inline<const FUSED: bool>(
     let results = result.iter_mut().zip(of_gate.iter_mut()).zip(of_up.iter_mut());
     for ((((result, of_gate), of_up), (gate, up)), gradient) in results.zip(gate.iter().zip(up)).zip(gradient)
     {
-        let sigmoid = sigmoid::<FUSED>(*gate);
-        let silu = gate * sigmoid;
-        *result = silu * up;
-        *of_up = gradient * silu;
-        *of_gate = gradient * up * (sigmoid + silu * (1.0 - sigmoid));
+        [*result, *of_gate, *of_up] = differentiate::<FUSED>(*gate, *up, *gradient);
     }
 }
 widest!(fn both(
@@ -71,10 +75,7 @@ fn backward_inline<const FUSED: bool>(
 ) {
     let places = of_gate.iter_mut().zip(of_up.iter_mut()).zip(gate).zip(up).zip(gradient);
     for ((((of_gate, of_up), gate), up), gradient) in places {
-        let sigmoid = sigmoid::<FUSED>(*gate);
-        let silu = gate * sigmoid;
-        *of_up = gradient * silu;
-        *of_gate = gradient * up * (sigmoid + silu * (1.0 - sigmoid));
+        [_, *of_gate, *of_up] = differentiate::<FUSED>(*gate, *up, *gradient);
     }
 }
 widest!(fn backward(

@@ -279,7 +279,7 @@ unsafe fn of_halves(scales: __m256, offset: f32) -> Scales {
 /// # Safety
 /// The processor has AVX2 and F16C, and 16 bytes can be read.
 #[inline(always)]
-unsafe fn eighths(at: *const u8) -> Scales {
+pub(crate) unsafe fn eighths(at: *const u8) -> Scales {
     const SIX: u32 = 0x3f3f_3f3f;
     const FOUR: u32 = 0x0f0f_0f0f;
     const TWO: u32 = 0x0303_0303;

@@ -1,21 +1,21 @@
-//! Vectors whose lanes are rows of weights: of each row four whole numbers of 8 bits, a sum of 32 bits, or a number.
+//! Vectors whose lanes are rows of weights: of each row four whole numbers of 8 bits or two of 16, a sum of 32 bits, or a number.
 
 use std::arch::x86_64::{
     __m256, __m256i, __m512, __m512i, _mm_cvtsi32_si128, _mm_loadu_si128, _mm256_abs_epi8, _mm256_add_epi32,
-    _mm256_and_si256, _mm256_cvtepi32_ps, _mm256_cvtph_ps, _mm256_dpbusd_avx_epi32, _mm256_fmadd_ps,
-    _mm256_fnmadd_ps, _mm256_loadu_ps, _mm256_loadu_si256, _mm256_madd_epi16, _mm256_maddubs_epi16,
-    _mm256_mul_ps, _mm256_or_si256, _mm256_set1_epi16, _mm256_set1_epi32, _mm256_set1_ps,
-    _mm256_setzero_si256, _mm256_sign_epi8, _mm256_sll_epi32, _mm256_sra_epi32, _mm256_srl_epi32,
-    _mm256_storeu_ps, _mm256_storeu_si256, _mm256_sub_epi8, _mm256_xor_si256, _mm512_add_epi32,
-    _mm512_and_si512, _mm512_cvtepi32_ps, _mm512_cvtph_ps, _mm512_dpbusd_epi32, _mm512_fmadd_ps,
-    _mm512_fnmadd_ps, _mm512_loadu_ps, _mm512_loadu_si512, _mm512_mul_ps, _mm512_or_si512, _mm512_set1_epi32,
-    _mm512_set1_ps, _mm512_sll_epi32, _mm512_sra_epi32, _mm512_srl_epi32, _mm512_storeu_ps,
-    _mm512_storeu_si512, _mm512_sub_epi8, _mm512_xor_si512,
+    _mm256_and_si256, _mm256_cvtepi32_ps, _mm256_cvtph_ps, _mm256_dpbusd_avx_epi32, _mm256_dpwssd_avx_epi32,
+    _mm256_fmadd_ps, _mm256_fnmadd_ps, _mm256_loadu_ps, _mm256_loadu_si256, _mm256_madd_epi16,
+    _mm256_maddubs_epi16, _mm256_mul_ps, _mm256_or_si256, _mm256_set1_epi16, _mm256_set1_epi32,
+    _mm256_set1_ps, _mm256_setzero_si256, _mm256_sign_epi8, _mm256_sll_epi32, _mm256_sra_epi32,
+    _mm256_srl_epi32, _mm256_storeu_ps, _mm256_storeu_si256, _mm256_sub_epi8, _mm256_xor_si256,
+    _mm512_add_epi32, _mm512_and_si512, _mm512_cvtepi32_ps, _mm512_cvtph_ps, _mm512_dpbusd_epi32,
+    _mm512_dpwssd_epi32, _mm512_fmadd_ps, _mm512_fnmadd_ps, _mm512_loadu_ps, _mm512_loadu_si512,
+    _mm512_mul_ps, _mm512_or_si512, _mm512_set1_epi32, _mm512_set1_ps, _mm512_sll_epi32, _mm512_sra_epi32,
+    _mm512_srl_epi32, _mm512_storeu_ps, _mm512_storeu_si512, _mm512_sub_epi8, _mm512_xor_si512,
 };
 
 /// Such vectors of one set of instructions. Whoever calls these functions has the instructions, and room for what is read or written.
 pub(crate) trait WholeVectors: Copy {
-    /// Whole numbers: four of 8 bits or one of 32 in a lane.
+    /// Whole numbers: four of 8 bits, two of 16 or one of 32 in a lane.
     type Whole: Copy;
     /// A number of 32 bits in a lane.
     type Numbers: Copy;
@@ -36,6 +36,8 @@ pub(crate) trait WholeVectors: Copy {
     unsafe fn dot_signed(sums: Self::Whole, weights: Self::Whole, x: Self::Whole) -> Self::Whole;
     /// What sums of products begin with for the offset of 128 that makes weights positive.
     unsafe fn begin_signed(offset: i32) -> Self::Whole;
+    /// Adds the products of two weights of 16 bits with two numbers of `x`.
+    unsafe fn dot_pairs(sums: Self::Whole, weights: Self::Whole, x: Self::Whole) -> Self::Whole;
     /// Adds sums.
     unsafe fn add(a: Self::Whole, b: Self::Whole) -> Self::Whole;
     /// Takes bytes from each other.
@@ -154,32 +156,44 @@ vectors!(
     _mm512_add_epi32, _mm512_sub_epi8, _mm512_and_si512, _mm512_or_si512, _mm512_sll_epi32, _mm512_srl_epi32, _mm512_sra_epi32,
     _mm512_cvtepi32_ps, _mm512_mul_ps, _mm512_fmadd_ps, _mm512_fnmadd_ps;
     vectors!(dot(_mm512_dpbusd_epi32; sums: __m512i, weights: __m512i, x: __m512i) -> __m512i);
+    vectors!(dot_pairs(_mm512_dpwssd_epi32; sums: __m512i, weights: __m512i, x: __m512i) -> __m512i);
     without_sign!(__m512i, _mm512_xor_si512);
-
 );
-vectors!(
+
+/// Vectors of AVX2, which differ in how products are added up.
+macro_rules! vectors_of_eight {
+    ($(#[$meta:meta])* $name:ident; $($own:tt)*) => {
+        vectors!(
+            $(#[$meta])*
+            $name, __m256i, __m256, 8,
+            _mm256_set1_ps, _mm256_set1_epi32, _mm256_loadu_ps, _mm256_loadu_si256, _mm_loadu_si128, _mm256_cvtph_ps, _mm256_storeu_si256, _mm256_storeu_ps,
+            _mm256_add_epi32, _mm256_sub_epi8, _mm256_and_si256, _mm256_or_si256, _mm256_sll_epi32, _mm256_srl_epi32, _mm256_sra_epi32,
+            _mm256_cvtepi32_ps, _mm256_mul_ps, _mm256_fmadd_ps, _mm256_fnmadd_ps;
+            $($own)*
+        );
+    };
+}
+
+vectors_of_eight!(
     /// AVX2 with AVX-VNNI.
-    Narrow, __m256i, __m256, 8,
-    _mm256_set1_ps, _mm256_set1_epi32, _mm256_loadu_ps, _mm256_loadu_si256, _mm_loadu_si128, _mm256_cvtph_ps, _mm256_storeu_si256, _mm256_storeu_ps,
-    _mm256_add_epi32, _mm256_sub_epi8, _mm256_and_si256, _mm256_or_si256, _mm256_sll_epi32, _mm256_srl_epi32, _mm256_sra_epi32,
-    _mm256_cvtepi32_ps, _mm256_mul_ps, _mm256_fmadd_ps, _mm256_fnmadd_ps;
+    Narrow;
     vectors!(dot(_mm256_dpbusd_avx_epi32; sums: __m256i, weights: __m256i, x: __m256i) -> __m256i);
+    vectors!(dot_pairs(_mm256_dpwssd_avx_epi32; sums: __m256i, weights: __m256i, x: __m256i) -> __m256i);
     without_sign!(__m256i, _mm256_xor_si256);
-
 );
-vectors!(
+vectors_of_eight!(
     /// AVX2: products are added up in pairs of 16 bits with a sign, which weights of up to 7 bits without one never leave.
-    Pairs, __m256i, __m256, 8,
-    _mm256_set1_ps, _mm256_set1_epi32, _mm256_loadu_ps, _mm256_loadu_si256, _mm_loadu_si128, _mm256_cvtph_ps, _mm256_storeu_si256, _mm256_storeu_ps,
-    _mm256_add_epi32, _mm256_sub_epi8, _mm256_and_si256, _mm256_or_si256, _mm256_sll_epi32, _mm256_srl_epi32, _mm256_sra_epi32,
-    _mm256_cvtepi32_ps, _mm256_mul_ps, _mm256_fmadd_ps, _mm256_fnmadd_ps;
+    Pairs;
     #[inline(always)]
     unsafe fn dot(sums: __m256i, weights: __m256i, x: __m256i) -> __m256i {
         // SAFETY: as the caller promises.
-        unsafe {
-            let pairs = _mm256_maddubs_epi16(weights, x);
-            _mm256_add_epi32(sums, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)))
-        }
+        unsafe { Self::dot_pairs(sums, _mm256_maddubs_epi16(weights, x), _mm256_set1_epi16(1)) }
+    }
+
+    #[inline(always)]
+    unsafe fn dot_pairs(sums: __m256i, weights: __m256i, x: __m256i) -> __m256i {
+        // SAFETY: as the caller promises.
+        unsafe { _mm256_add_epi32(sums, _mm256_madd_epi16(weights, x)) }
     }
 
     #[inline(always)]
@@ -193,5 +207,4 @@ vectors!(
         // SAFETY: as the caller promises.
         unsafe { _mm256_setzero_si256() }
     }
-
 );

@@ -5,15 +5,11 @@
 use candle_core::{D, DType, Device, Tensor};
 use llamavid_kernels::{BlockFormat, CachedRows, cached_attention, softmax};
 
+mod noise;
+
+/// Numbers between -2 and 2 that follow no pattern.
 fn noise(shape: &[usize], seed: u32) -> Tensor {
-    let mut state = seed.wrapping_mul(747_796_405).wrapping_add(2_891_336_453);
-    let values: Vec<f32> = (0..shape.iter().product())
-        .map(|_| {
-            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-            (state >> 8) as f32 / (1 << 22) as f32 - 2.0
-        })
-        .collect();
-    Tensor::from_vec(values, shape, &Device::Cpu).unwrap()
+    (noise::noise(shape, seed) * 2.0).unwrap()
 }
 
 /// Scores, mask, softmax and sum one after the other, in f64.

@@ -186,10 +186,7 @@ impl ModelConfig {
         let side = side_files(&file);
         let overrides = around.sizes.cloned().unwrap_or_default();
         let visual = visual_config(&file, &overrides, around)?;
-        let visual_width = match &visual {
-            VisualEncoderConfig::Eva(eva) => eva.width,
-            VisualEncoderConfig::Clip(clip) => clip.width,
-        };
+        let visual_width = visual.width();
         if let Some(width) = file.mm_hidden_size
             && width != visual_width
         {
@@ -261,38 +258,51 @@ fn visual_config(
         }),
         None => None,
     };
-    if let Some(sizes) = clip {
-        let patch_size = positive("patch_size", sizes.patch_size.unwrap_or(14))?;
-        let image_size = positive("image_size", sizes.image_size.unwrap_or(224))?;
-        return Ok(VisualEncoderConfig::Clip(ClipConfig {
-            image_size,
-            patch_size,
-            width: positive("vision_config.hidden_size", sizes.hidden_size.unwrap_or(1024))?,
-            depth: positive("vision_config.num_hidden_layers", sizes.num_hidden_layers.unwrap_or(24))?,
-            heads: positive("vision_config.num_attention_heads", sizes.num_attention_heads.unwrap_or(16))?,
-            mlp_width: positive("vision_config.intermediate_size", sizes.intermediate_size.unwrap_or(4096))?,
-            select_layer: file.mm_vision_select_layer.unwrap_or(-2),
-            class_token: match file.mm_vision_select_feature.as_deref() {
-                None | Some("patch") => false,
-                Some("cls_patch") => true,
-                Some(other) => {
-                    let problem = format!("`{other}` is neither `patch` nor `cls_patch`");
-                    return Err(bad("mm_vision_select_feature", problem));
-                }
-            },
-            position_side: image_size / patch_size,
-        }));
+    match clip {
+        Some(sizes) => clip_config(file, sizes).map(VisualEncoderConfig::Clip),
+        None => eva_config(file, over, own, around).map(VisualEncoderConfig::Eva),
     }
+}
+
+fn clip_config(file: &ConfigFile, sizes: ClipVisionFile) -> Result<ClipConfig> {
+    let patch_size = positive("patch_size", sizes.patch_size.unwrap_or(14))?;
+    let image_size = positive("image_size", sizes.image_size.unwrap_or(224))?;
+    Ok(ClipConfig {
+        image_size,
+        patch_size,
+        width: positive("vision_config.hidden_size", sizes.hidden_size.unwrap_or(1024))?,
+        depth: positive("vision_config.num_hidden_layers", sizes.num_hidden_layers.unwrap_or(24))?,
+        heads: positive("vision_config.num_attention_heads", sizes.num_attention_heads.unwrap_or(16))?,
+        mlp_width: positive("vision_config.intermediate_size", sizes.intermediate_size.unwrap_or(4096))?,
+        select_layer: file.mm_vision_select_layer.unwrap_or(-2),
+        class_token: match file.mm_vision_select_feature.as_deref() {
+            None | Some("patch") => false,
+            Some("cls_patch") => true,
+            Some(other) => {
+                let problem = format!("`{other}` is neither `patch` nor `cls_patch`");
+                return Err(bad("mm_vision_select_feature", problem));
+            }
+        },
+        position_side: image_size / patch_size,
+    })
+}
+
+fn eva_config(
+    file: &ConfigFile,
+    over: &VisionSizes,
+    own: &VisionSizes,
+    around: &Surroundings<'_>,
+) -> Result<EvaConfig> {
     let patch_size = positive("patchSize", over.patch_size.or(own.patch_size).unwrap_or(14))?;
     let image_size = over.image_size.or(own.image_size).or(around.image_size).unwrap_or(224);
-    if image_size < patch_size || image_size % patch_size != 0 || image_size > 8192 {
+    if image_size < patch_size || !image_size.is_multiple_of(patch_size) || image_size > 8192 {
         let problem = format!("{image_size} is not a multiple of the patch size {patch_size} up to 8192");
         return Err(bad("imageSize", problem));
     }
     let width = over.width.or(own.width).or(file.mm_hidden_size).unwrap_or(1408);
     let heads = positive("heads", over.heads.or(own.heads).unwrap_or(16))?;
     divisible("the visual encoder's width", width, heads)?;
-    Ok(VisualEncoderConfig::Eva(EvaConfig {
+    Ok(EvaConfig {
         image_size,
         patch_size,
         width: positive("width", width)?,
@@ -305,7 +315,7 @@ fn visual_config(
             .or(over.position_side)
             .or(own.position_side)
             .unwrap_or(image_size / patch_size),
-    }))
+    })
 }
 
 fn query_config(file: &ConfigFile, over: &Extension, around: &Surroundings<'_>) -> Result<QueryModelConfig> {

@@ -4,11 +4,12 @@
 
 use std::ops::Range;
 
-use crate::linear::Matrix;
-use crate::weight_source::WeightSource;
 use candle_core::{Device, Result, Tensor};
 use candle_nn::Init;
 use llamavid_kernels::{BlockFormat, Dropout, Projection};
+
+use crate::linear::Matrix;
+use crate::weight_source::WeightSource;
 
 /// A linear layer: `x` (…, in) gives (…, out).
 #[derive(Debug, Clone)]

@@ -277,10 +277,7 @@ impl LanguageModel {
         mask: Option<&Tensor>,
         observer: &mut dyn Observer,
     ) -> Result<Tensor> {
-        let (batch, count) = self.expect_embeds(embeds)?;
-        self.new_cache(0).reserve(count)?;
-        let plan = AttentionPlan::whole(batch, count, mask, self.dtype, &self.device)?;
-        self.decode(embeds, 0, &plan, None, observer)
+        self.decode(embeds, 0, &self.whole_plan(embeds, mask)?, None, observer)
     }
 
     /// What the layers of [`LanguageModel::forward_uncached`] share, for a caller that runs them one by one: gradient
@@ -289,10 +286,16 @@ impl LanguageModel {
     /// # Errors
     /// As [`LanguageModel::forward_uncached`].
     pub fn pass(&self, embeds: &Tensor, mask: Option<&Tensor>) -> Result<Pass> {
+        let plan = self.whole_plan(embeds, mask)?;
+        let (_batch, count, _width) = embeds.dims3()?;
+        Ok(Pass { plan, angles: self.rotary.angles(0, count, count, self.dtype, &self.device)? })
+    }
+
+    /// Who sees whom in whole sequences.
+    fn whole_plan(&self, embeds: &Tensor, mask: Option<&Tensor>) -> Result<AttentionPlan> {
         let (batch, count) = self.expect_embeds(embeds)?;
         self.new_cache(0).reserve(count)?;
-        let plan = AttentionPlan::whole(batch, count, mask, self.dtype, &self.device)?;
-        Ok(Pass { plan, angles: self.rotary.angles(0, count, count, self.dtype, &self.device)? })
+        AttentionPlan::whole(batch, count, mask, self.dtype, &self.device)
     }
 
     /// One layer of a pass: (B, S, D) gives (B, S, D). The first one reads embeddings.

@@ -70,38 +70,31 @@ impl Preprocessing {
             return Err(Error::Argument("pixels need a size of at least 1, not 0".into()));
         }
         image.check()?;
-        let (width, height) = (image.width, image.height);
-        let (across, down) = match self.fit {
+        let [across, down] = self.axes(image.width, image.height)?;
+        Ok(resample(image, &across, &down, size, self.padding_colour()))
+    }
+
+    /// How a picture is resized from left to right and from top to bottom.
+    fn axes(&self, width: usize, height: usize) -> Result<[Axis; 2]> {
+        let size = self.size;
+        let (short, long) = (width.min(height), width.max(height));
+        match self.fit {
             Fit::Crop => {
-                let (short, long) = (width.min(height), width.max(height));
                 // Equals the reference's int(size * long / short): the quotient is never so close to the next
                 // integer that a double would reach it.
                 let scaled = size.checked_mul(long).map(|product| product / short).ok_or_else(|| {
                     Error::Argument(format!("a picture of {width}x{height} is too large to be resized"))
                 })?;
-                let (new_width, new_height) = if width <= height { (size, scaled) } else { (scaled, size) };
-                let axis = |length, resized| Axis {
-                    length,
-                    padding: 0,
-                    padded: length,
-                    resized,
-                    first: (resized - size) / 2,
-                };
-                (axis(width, new_width), axis(height, new_height))
+                Ok([width, height].map(|length| {
+                    let resized = if length == short { size } else { scaled };
+                    Axis { length, padding: 0, padded: length, resized, first: (resized - size) / 2 }
+                }))
             }
-            Fit::Pad => {
-                let side = width.max(height);
-                let axis = |length| Axis {
-                    length,
-                    padding: (side - length) / 2,
-                    padded: side,
-                    resized: size,
-                    first: 0,
-                };
-                (axis(width), axis(height))
-            }
-        };
-        Ok(resample(image, &across, &down, size, self.padding_colour()))
+            Fit::Pad => Ok([width, height].map(|length| {
+                let padding = (long - length) / 2;
+                Axis { length, padding, padded: long, resized: size, first: 0 }
+            })),
+        }
     }
 
     /// Writes the picture as normalised red, green and blue planes, `3 * size * size` values.

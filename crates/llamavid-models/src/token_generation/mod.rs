@@ -120,7 +120,6 @@ impl TokenGenerator {
         questions: &Questions,
         observer: &mut dyn Observer,
     ) -> Result<Tensor> {
-        let (frame_count, _rows, _visual_width) = features.dims3()?;
         self.check_questions(questions)?;
         self.check_features(features, kind)?;
         let (question_count, _words) = questions.input_ids.dims2()?;
@@ -129,14 +128,10 @@ impl TokenGenerator {
         observer.see("qf.attention_mask", &questions.attention_mask);
         let mut blocks = BlockObserver::new(observer, question_count);
         let dropouts = Dropouts::new(self.dropout);
-        let frames_in_a_block = (PAIRS_IN_A_BLOCK / question_count).max(1);
-        let mut tokens = Vec::with_capacity(frame_count.div_ceil(frames_in_a_block));
-        for start in (0..frame_count).step_by(frames_in_a_block) {
-            let count = frames_in_a_block.min(frame_count - start);
-            let frames = features.narrow(0, start, count)?.contiguous()?.to_dtype(self.dtype)?;
-            tokens.push(self.generate_block(&frames, questions, count, &dropouts, &mut blocks)?);
-        }
-        let tokens = Tensor::cat(&tokens, 1)?.flatten(1, 2)?; // (P, F * (1 + n), D)
+        let tokens = self.in_blocks(features, question_count, |frames, count| {
+            self.generate_block(frames, questions, count, &dropouts, &mut blocks)
+        })?;
+        let tokens = tokens.flatten(1, 2)?; // (P, F * (1 + n), D)
         blocks.finish(&tokens)?;
         Ok(tokens)
     }
@@ -152,28 +147,44 @@ impl TokenGenerator {
     pub fn relevance(&self, features: &Tensor, kind: FeatureKind, questions: &Questions) -> Result<Tensor> {
         self.check_questions(questions)?;
         self.check_features(features, kind)?;
-        let (frame_count, rows, _visual_width) = features.dims3()?;
         let (question_count, _words) = questions.input_ids.dims2()?;
-        let cut = self.config.rows.cut(rows);
         let mut blind = Blind;
         let mut observer = BlockObserver::new(&mut blind, question_count);
         let dropouts = Dropouts::new(None);
-        let frames_in_a_block = (PAIRS_IN_A_BLOCK / question_count).max(1);
-        let mut relevance = Vec::with_capacity(frame_count.div_ceil(frames_in_a_block));
-        for start in (0..frame_count).step_by(frames_in_a_block) {
-            let count = frames_in_a_block.min(frame_count - start);
-            let frames = features.narrow(0, start, count)?.contiguous()?.to_dtype(self.dtype)?;
-            let patches = frames.narrow(1, cut, rows - cut)?.contiguous()?; // (F, N, V)
+        self.in_blocks(features, question_count, |frames, count| {
+            let patches = self.patches(frames)?;
             let query_rows =
-                self.query_model.forward(&frames, &patches, questions, count, &dropouts, &mut observer)?;
+                self.query_model.forward(frames, &patches, questions, count, &dropouts, &mut observer)?;
             let scores = self.context.scores(&query_rows, &patches, &mut observer)?;
             let scores = pairs::rows_by_pair(&scores, question_count)?; // (P * F, Q, N)
             let (_pairs, _queries, patch_count) = scores.dims3()?;
             let height = (scores.log_sum_exp(2)? - scores.mean(2)?)?; // (P * F, Q)
             let height = (height.mean(1)? - (patch_count as f64).ln())?;
-            relevance.push(height.reshape((question_count, count))?);
-        }
-        Ok(Tensor::cat(&relevance, 1)?)
+            Ok(height.reshape((question_count, count))?)
+        })
+    }
+
+    /// What `make` gives for some frames (F, R, V) at a time and how many they are, (P, F, …), put together again.
+    fn in_blocks(
+        &self,
+        features: &Tensor,
+        question_count: usize,
+        mut make: impl FnMut(&Tensor, usize) -> Result<Tensor>,
+    ) -> Result<Tensor> {
+        let (frame_count, _rows, _visual_width) = features.dims3()?;
+        let frames_in_a_block = (PAIRS_IN_A_BLOCK / question_count).max(1);
+        let blocks = (0..frame_count).step_by(frames_in_a_block).map(|start| {
+            let count = frames_in_a_block.min(frame_count - start);
+            make(&features.narrow(0, start, count)?.contiguous()?.to_dtype(self.dtype)?, count)
+        });
+        Ok(Tensor::cat(&blocks.collect::<Result<Vec<_>>>()?, 1)?)
+    }
+
+    /// The rows of frames (F, R, V) that become tokens, (F, N, V).
+    fn patches(&self, frames: &Tensor) -> Result<Tensor> {
+        let (_frames, rows, _visual_width) = frames.dims3()?;
+        let cut = self.config.rows.cut(rows);
+        Ok(frames.narrow(1, cut, rows - cut)?.contiguous()?)
     }
 
     /// Features (F, R, V) and a question of its own for each frame give the tokens (F, 1 + n, D).
@@ -217,10 +228,9 @@ impl TokenGenerator {
         dropouts: &Dropouts,
         observer: &mut BlockObserver,
     ) -> Result<Tensor> {
-        let (frame_count, rows, _visual_width) = frames.dims3()?;
+        let (frame_count, _rows, _visual_width) = frames.dims3()?;
         let (question_count, _words) = questions.input_ids.dims2()?;
-        let cut = self.config.rows.cut(rows);
-        let patches = frames.narrow(1, cut, rows - cut)?.contiguous()?; // (F, N, V)
+        let patches = self.patches(frames)?;
 
         let query_rows =
             self.query_model.forward(frames, &patches, questions, frames_each, dropouts, observer)?;

@@ -53,26 +53,8 @@ impl SentencePiece {
         if proto.pieces().is_empty() {
             return Err(Error::Tokenizer("tokenizer.model holds no pieces".into()));
         }
-        let byte_fallback = match proto.trainer() {
-            Some(trainer) if trainer.model_type() == ModelType::Bpe => trainer.byte_fallback(),
-            Some(trainer) => {
-                return Err(Error::Tokenizer(format!(
-                    "tokenizer.model is a {:?} model, LLaMA's is a BPE model",
-                    trainer.model_type()
-                )));
-            }
-            None => return Err(Error::Tokenizer("tokenizer.model does not say of what type it is".into())),
-        };
-        let normalizer = proto
-            .normalizer()
-            .ok_or_else(|| Error::Tokenizer("tokenizer.model has no rule for white space".into()))?;
-        let rewrites = !normalizer.precompiled_charsmap().is_empty();
-        if rewrites || normalizer.remove_extra_whitespaces() || !normalizer.escape_whitespaces() {
-            return Err(Error::Tokenizer(format!(
-                "tokenizer.model rewrites characters or white space (rule `{}`), LLaMA's leaves them as they are",
-                normalizer.name()
-            )));
-        }
+        let byte_fallback = falls_back_to_bytes(&proto)?;
+        let dummy_prefix = puts_space_in_front(&proto)?;
         let surface = proto.trainer().map_or_else(String::new, |trainer| trainer.unk_surface().into());
         let pieces = proto.pieces();
         let mut model = Self {
@@ -81,7 +63,7 @@ impl SentencePiece {
             unknown: 0,
             unknown_surface: surface,
             bytes: None,
-            dummy_prefix: normalizer.add_dummy_prefix(),
+            dummy_prefix,
             longest: 0,
         };
         let mut unknown = None;
@@ -281,6 +263,33 @@ impl SentencePiece {
             length: end - start,
         })
     }
+}
+
+/// Whether characters outside the vocabulary become bytes. Fails for a model of another type than LLaMA's.
+fn falls_back_to_bytes(proto: &SentencePieceModel) -> Result<bool> {
+    match proto.trainer() {
+        Some(trainer) if trainer.model_type() == ModelType::Bpe => Ok(trainer.byte_fallback()),
+        Some(trainer) => Err(Error::Tokenizer(format!(
+            "tokenizer.model is a {:?} model, LLaMA's is a BPE model",
+            trainer.model_type()
+        ))),
+        None => Err(Error::Tokenizer("tokenizer.model does not say of what type it is".into())),
+    }
+}
+
+/// Whether a space goes in front of every text. Fails for a model that rewrites texts otherwise.
+fn puts_space_in_front(proto: &SentencePieceModel) -> Result<bool> {
+    let normalizer = proto
+        .normalizer()
+        .ok_or_else(|| Error::Tokenizer("tokenizer.model has no rule for white space".into()))?;
+    let rewrites = !normalizer.precompiled_charsmap().is_empty();
+    if rewrites || normalizer.remove_extra_whitespaces() || !normalizer.escape_whitespaces() {
+        return Err(Error::Tokenizer(format!(
+            "tokenizer.model rewrites characters or white space (rule `{}`), LLaMA's leaves them as they are",
+            normalizer.name()
+        )));
+    }
+    Ok(normalizer.add_dummy_prefix())
 }
 
 /// `<0x41>` is the byte 0x41.

@@ -1,6 +1,6 @@
 //! The GGUF format, version 3: typed metadata, a list of tensors, then their numbers in blocks.
 //!
-//! Reference: ggml's `docs/gguf.md`. The quantisers are candle's, which are those of ggml.
+//! Reference: ggml's `docs/gguf.md`.
 
 use std::io::{Error, Result, Write};
 

@@ -1,190 +1,21 @@
-//! Attention: scores, softmax and weighted sum in one operation, forwards and backwards.
+//! Attention in one operation, forwards and backwards.
 //!
 //! The scores exist for a block of query rows at a time, so memory grows with rows + keys and not with their
 //! product; the backward pass computes them again. Letters: B batch, H query heads, G query heads of a key head,
 //! Q query rows, K key rows, d head width.
 
-use candle_core::{CpuStorage, CustomOp1, CustomOp3, DType, Layout, Result, Shape, Storage, Tensor, bail};
+use candle_core::{CpuStorage, CustomOp1, CustomOp3, Layout, Result, Shape, Storage, Tensor, bail};
 use rayon::prelude::*;
 
-use crate::dropout::{Dropout, keep_row};
+use super::head_rows::{Input, Output, Places, copy_scaled, gather, rotate};
+use super::shares::{add_and_normalise, differentiate, normalise_row};
+use super::{Heads, Mask, hidden};
+use crate::dropout::{Dropout, keep_rows};
 use crate::matrix::{Matrix, multiply};
-use crate::rotary::rotate_row;
-use crate::rows::{at_least_single, fusible, tensor, with_values};
-use crate::softmax::{softmax, softmax_row};
-use crate::vector::{sum_of, widest};
+use crate::rows::{fusible, tensor, with_values};
 
 /// Query rows whose scores exist at once.
 const QUERY_BLOCK: usize = 64;
-
-/// Who sees whom.
-#[derive(Debug, Clone, Copy)]
-pub enum Mask<'a> {
-    /// Every row sees every key.
-    All,
-    /// What is added to the scaled scores; broadcasts to (B, H, Q, K). f32 for the fused form.
-    Bias(&'a Tensor),
-    /// A row sees the keys up to its own place; the last row is at the last key's place. Keys are hidden where
-    /// `padding` (B, K) is 0. A row that sees nothing gets the mean of what is before it.
-    Causal {
-        /// (B, K) of any number type.
-        padding: Option<&'a Tensor>,
-    },
-}
-
-/// How rows are split into heads, and what happens to the scores.
-#[derive(Debug, Clone, Copy)]
-pub struct Heads<'a> {
-    /// Query heads H.
-    pub heads: usize,
-    /// Heads of keys and values; they divide the query heads.
-    pub key_heads: usize,
-    /// Factor of the scores.
-    pub scale: f64,
-    /// Who sees whom.
-    pub mask: Mask<'a>,
-    /// Cosines and sines (rows, d / 2) by which queries and keys are rotated; constants.
-    pub angles: Option<(&'a Tensor, &'a Tensor)>,
-    /// Dropout of the normalised scores.
-    pub dropout: Option<Dropout>,
-}
-
-impl Heads<'_> {
-    /// As many heads of keys as of queries, scaled by 1 / √d, everybody sees everything.
-    pub fn new(heads: usize, head_width: usize) -> Self {
-        Self {
-            heads,
-            key_heads: heads,
-            scale: (head_width as f64).powf(-0.5),
-            mask: Mask::All,
-            angles: None,
-            dropout: None,
-        }
-    }
-}
-
-/// Attention of `q` (B, H, Q, d) over `k` and `v` (B, H, K, d).
-///
-/// `bias` is added to the scaled scores and broadcasts to (B, H, Q, K). Half-precision scores are
-/// normalised in f32, as the reference does. Gives (B, H, Q, d).
-pub fn attention(q: &Tensor, k: &Tensor, v: &Tensor, scale: f64, bias: Option<&Tensor>) -> Result<Tensor> {
-    let (_batch, heads, _rows, width) = q.dims4()?;
-    let mask = bias.map_or(Mask::All, Mask::Bias);
-    let options = Heads { scale, mask, ..Heads::new(heads, width) };
-    #[cfg(feature = "cuda")]
-    if crate::cuda::takes_heads(&[q, k, v], width, &options) {
-        let (batch, _heads, rows, width) = q.dims4()?;
-        let attended = crate::cuda::attention(q, k, v, &options, None)?;
-        return attended.reshape((batch, rows, heads, width))?.transpose(1, 2)?.contiguous();
-    }
-    match fused(&[q, k, v], &options)? {
-        Some(op) => last_contiguous(q)?.apply_op3(
-            &last_contiguous(k)?,
-            &last_contiguous(v)?,
-            Attention { split: true, ..op },
-        ),
-        None => decomposed(q, k, v, &options),
-    }
-}
-
-/// Attention of rows `q` (B, Q, H · d) over `k` and `v` (B, K, key heads · d): (B, Q, H · d).
-///
-/// The heads stay where they are: nothing is transposed or copied.
-pub fn multi_head_attention(q: &Tensor, k: &Tensor, v: &Tensor, options: &Heads) -> Result<Tensor> {
-    #[cfg(feature = "cuda")]
-    if let Some(attended) = crate::cuda::multi_head_attention(q, k, v, options)? {
-        return Ok(attended);
-    }
-    if let Some(op) = fused(&[q, k, v], options)? {
-        return last_contiguous(q)?.apply_op3(&last_contiguous(k)?, &last_contiguous(v)?, op);
-    }
-    let (batch, count, width) = q.dims3()?;
-    let split = |x: &Tensor, heads: usize| {
-        let (batch, rows, width) = x.dims3()?;
-        x.reshape((batch, rows, heads, width / heads.max(1)))?.transpose(1, 2)
-    };
-    let (mut q, mut k, v) =
-        (split(q, options.heads)?, split(k, options.key_heads)?, split(v, options.key_heads)?);
-    if let Some((cos, sin)) = options.angles {
-        q = crate::rotary_embedding(&q, cos, sin)?;
-        k = crate::rotary_embedding(&k, cos, sin)?;
-    }
-    let (k, v) = (repeat_heads(&k, options.heads)?, repeat_heads(&v, options.heads)?);
-    decomposed(&q, &k, &v, options)?.transpose(1, 2)?.reshape((batch, count, width))
-}
-
-/// Self-attention of rows that hold query, key and value of all heads one after the other, (B, R, 3 · H · d):
-/// (B, R, H · d).
-pub fn packed_attention(packed: &Tensor, options: &Heads) -> Result<Tensor> {
-    let (_batch, _rows, width) = packed.dims3()?;
-    if !width.is_multiple_of(3) || options.key_heads != options.heads {
-        bail!("rows of {width} do not hold queries, keys and values of {} heads", options.heads);
-    }
-    #[cfg(feature = "cuda")]
-    if let Some(attended) = crate::cuda::packed_attention(packed, options)? {
-        return Ok(attended);
-    }
-    if let Some(op) = fused(&[packed], options)? {
-        return packed.contiguous()?.apply_op1(Packed(op));
-    }
-    let part = |index: usize| packed.narrow(2, index * width / 3, width / 3)?.contiguous();
-    multi_head_attention(&part(0)?, &part(1)?, &part(2)?, options)
-}
-
-/// Each key head as often as it has query heads: (B, key heads, K, d) gives (B, H, K, d).
-fn repeat_heads(x: &Tensor, heads: usize) -> Result<Tensor> {
-    let (batch, key_heads, rows, width) = x.dims4()?;
-    if key_heads == heads {
-        return Ok(x.clone());
-    }
-    let repeated = x.unsqueeze(2)?.broadcast_as((batch, key_heads, heads / key_heads, rows, width))?;
-    repeated.contiguous()?.reshape((batch, heads, rows, width))
-}
-
-/// The same by candle's own operations, on any device and in any dtype.
-fn decomposed(q: &Tensor, k: &Tensor, v: &Tensor, options: &Heads) -> Result<Tensor> {
-    let scores = (q.contiguous()? * options.scale)?.matmul(&k.transpose(2, 3)?.contiguous()?)?; // (B, H, Q, K)
-    let scores = scores.to_dtype(at_least_single(&scores))?;
-    let scores = match options.mask {
-        Mask::All => scores,
-        Mask::Bias(bias) => scores.broadcast_add(bias)?,
-        Mask::Causal { padding } => {
-            scores.broadcast_add(&causal_bias(&scores, padding)?.to_dtype(scores.dtype())?)?
-        }
-    };
-    let mut weights = softmax(&scores)?;
-    if let Some(dropout) = options.dropout {
-        weights = dropout.apply(&weights)?;
-    }
-    weights.to_dtype(v.dtype())?.matmul(&v.contiguous()?)
-}
-
-/// 0 where a row may look, the smallest f32 elsewhere: (1 or B, 1, Q, K).
-fn causal_bias(scores: &Tensor, padding: Option<&Tensor>) -> Result<Tensor> {
-    let (_batch, _heads, rows, keys) = scores.dims4()?;
-    let device = scores.device();
-    let places = Tensor::arange(0, keys as u32, device)?.reshape((1, keys))?;
-    let first = keys.saturating_sub(rows) as u32;
-    let own = Tensor::arange(first, first + rows as u32, device)?.reshape((rows, 1))?;
-    let mut seen = places.broadcast_le(&own)?.reshape((1, 1, rows, keys))?;
-    if let Some(padding) = padding {
-        seen = seen.broadcast_mul(&not_padding(padding)?)?;
-    }
-    hiding(&seen)
-}
-
-/// Whether keys may be seen at all, of `padding` (B, K): u8 (B, 1, 1, K).
-pub(crate) fn not_padding(padding: &Tensor) -> Result<Tensor> {
-    let (batch, keys) = padding.dims2()?;
-    padding.to_dtype(DType::U8)?.ne(0u8)?.reshape((batch, 1, 1, keys))
-}
-
-/// 0 where a key is `seen` (u8), the smallest f32 elsewhere.
-pub(crate) fn hiding(seen: &Tensor) -> Result<Tensor> {
-    let zero = Tensor::zeros(seen.shape(), DType::F32, seen.device())?;
-    let hidden = Tensor::full(f32::MIN, seen.shape(), seen.device())?;
-    seen.where_cond(&zero, &hidden)
-}
 
 /// The fused operation, where it takes these inputs and this mask.
 pub(crate) fn fused(inputs: &[&Tensor], options: &Heads) -> Result<Option<Attention>> {
@@ -196,12 +27,7 @@ pub(crate) fn fused(inputs: &[&Tensor], options: &Heads) -> Result<Option<Attent
         Mask::Bias(bias) if !constant(bias) => return Ok(None),
         Mask::Bias(bias) => FusedMask::Bias(bias.clone()),
         Mask::All => FusedMask::All,
-        Mask::Causal { padding: None } => FusedMask::Causal { padding: None },
-        Mask::Causal { padding: Some(padding) } => {
-            let padding = padding.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
-            let hidden = padding.iter().map(|seen| if *seen == 0.0 { f32::MIN } else { 0.0 }).collect();
-            FusedMask::Causal { padding: Some(hidden) }
-        }
+        Mask::Causal { padding } => FusedMask::Causal { padding: padding.map(hidden).transpose()? },
     };
     let angles = match options.angles {
         Some((cos, sin)) if !constant(cos) || !constant(sin) => return Ok(None),
@@ -217,14 +43,6 @@ pub(crate) fn fused(inputs: &[&Tensor], options: &Heads) -> Result<Option<Attent
         angles,
         dropout: options.dropout,
     }))
-}
-
-/// `x`, copied if its last dimension is not in one piece.
-fn last_contiguous(x: &Tensor) -> Result<Tensor> {
-    match x.stride().last() {
-        Some(1) | None => Ok(x.clone()),
-        Some(_) => x.contiguous(),
-    }
 }
 
 enum FusedMask {
@@ -247,56 +65,7 @@ pub(crate) struct Attention {
     dropout: Option<Dropout>,
 }
 
-struct Packed(Attention);
-
-/// Where the rows of each head are within a slice.
-#[derive(Debug, Clone, Copy)]
-struct Places {
-    batch: usize,
-    head: usize,
-    row: usize,
-    start: usize,
-}
-
-impl Places {
-    fn of(&self, batch: usize, head: usize, row: usize) -> usize {
-        self.start + batch * self.batch + head * self.head + row * self.row
-    }
-}
-
-/// Rows of heads that are read.
-#[derive(Debug, Clone, Copy)]
-struct Input<'a> {
-    values: &'a [f32],
-    places: Places,
-}
-
-/// Rows of heads that several threads write, each the rows of its own heads.
-#[derive(Clone, Copy)]
-struct Output {
-    values: *mut f32,
-    length: usize,
-    places: Places,
-}
-
-// SAFETY: threads get disjoint rows, see `row`.
-unsafe impl Sync for Output {}
-
-impl Output {
-    fn new(values: &mut [f32], places: Places) -> Self {
-        Self { values: values.as_mut_ptr(), length: values.len(), places }
-    }
-
-    /// # Safety
-    /// The slice behind must live, and no other reference to this row may exist.
-    #[allow(clippy::mut_from_ref)]
-    unsafe fn row(&self, batch: usize, head: usize, row: usize, width: usize) -> &mut [f32] {
-        let start = self.places.of(batch, head, row);
-        assert!(start + width <= self.length, "a row beyond its tensor");
-        // SAFETY: within the slice, and the caller has it alone.
-        unsafe { std::slice::from_raw_parts_mut(self.values.add(start), width) }
-    }
-}
+pub(super) struct Packed(pub(super) Attention);
 
 /// B, Q, K and d.
 #[derive(Debug, Clone, Copy)]
@@ -329,6 +98,11 @@ struct Context<'a> {
 }
 
 impl Attention {
+    /// The same of inputs (B, heads, rows, d).
+    pub(super) fn of_split_heads(self) -> Self {
+        Self { split: true, ..self }
+    }
+
     /// Batch, rows and head width of an input with `heads`, and where its heads are if it is in one piece.
     fn shape_of(&self, shape: &Shape, heads: usize) -> Result<(usize, usize, usize, Places)> {
         let (batch, rows, width) = match (self.split, shape.dims()) {
@@ -511,7 +285,7 @@ impl Attention {
             let mut query_rows = vec![0f32; queries * width];
             let mut scores = vec![0f32; queries.min(QUERY_BLOCK) * keys];
             let mut attended = vec![0f32; queries.min(QUERY_BLOCK) * width];
-            let values = head_values(&v, (batch, key_head), keys, width);
+            let values = v.head((batch, key_head), keys, width);
             for head in key_head * group..(key_head + 1) * group {
                 self.gather(context, &q, (batch, head), self.scale, &mut query_rows);
                 for (start, rows, visible) in self.blocks(context.sizes) {
@@ -522,7 +296,7 @@ impl Attention {
                     self.normalise(context, (batch, head), start, visible, scores);
                     if let Some(dropout) = self.dropout {
                         let first = self.row_number(context, (batch, head), start);
-                        drop_rows(dropout, first, visible, scores);
+                        keep_rows(dropout, first, visible, scores);
                     }
                     let attended = &mut attended[..rows * width];
                     let shares = Matrix::new(scores, rows, visible);
@@ -546,14 +320,14 @@ impl Attention {
             let block = queries.min(QUERY_BLOCK);
             let mut key_rows = vec![0f32; keys * width];
             self.gather(context, &k, (batch, key_head), 1.0, &mut key_rows);
-            let values = head_values(&v, (batch, key_head), keys, width);
+            let values = v.head((batch, key_head), keys, width);
             let (mut of_keys, mut of_values) = (vec![0f32; keys * width], vec![0f32; keys * width]);
             let (mut query_rows, mut of_queries) = (vec![0f32; queries * width], vec![0f32; queries * width]);
             let (mut shares, mut of_shares) = (vec![0f32; block * keys], vec![0f32; block * keys]);
             let mut kept = vec![0f32; if self.dropout.is_some() { block * keys } else { 0 }];
             for head in key_head * group..(key_head + 1) * group {
                 self.gather(context, &q, (batch, head), self.scale, &mut query_rows);
-                let gradient = head_values(&gradient, (batch, head), queries, width);
+                let gradient = gradient.head((batch, head), queries, width);
                 for (start, rows, visible) in self.blocks(context.sizes) {
                     let (shares, of_shares) =
                         (&mut shares[..rows * visible], &mut of_shares[..rows * visible]);
@@ -568,8 +342,8 @@ impl Attention {
                         let first = self.row_number(context, (batch, head), start);
                         let kept = &mut kept[..rows * visible];
                         kept.copy_from_slice(shares);
-                        drop_rows(dropout, first, visible, kept);
-                        drop_rows(dropout, first, visible, of_shares);
+                        keep_rows(dropout, first, visible, kept);
+                        keep_rows(dropout, first, visible, of_shares);
                         let kept = Matrix::new(kept, rows, visible);
                         multiply(kept.transposed(), gradient, of_values, true, false);
                     } else {
@@ -592,127 +366,6 @@ impl Attention {
         });
     }
 }
-
-/// The rows of a head as they lie.
-#[derive(Debug, Clone, Copy)]
-struct HeadRows<'a> {
-    values: &'a [f32],
-    row: usize,
-    width: usize,
-}
-
-fn head_values<'a>(
-    input: &Input<'a>,
-    (batch, head): (usize, usize),
-    rows: usize,
-    width: usize,
-) -> HeadRows<'a> {
-    let start = if rows == 0 { 0 } else { input.places.of(batch, head, 0) };
-    HeadRows { values: &input.values[start..], row: input.places.row, width }
-}
-
-impl<'a> HeadRows<'a> {
-    fn rows(&self, rows: usize) -> Matrix<'a> {
-        Matrix::strided(self.values, rows, self.width, self.row)
-    }
-
-    fn part(&self, start: usize, rows: usize) -> Matrix<'a> {
-        Matrix::strided(&self.values[start * self.row..], rows, self.width, self.row)
-    }
-}
-
-#[inline(always)]
-fn rotate_inline<const FUSED: bool>(
-    row: &[f32],
-    cos: &[f32],
-    sin: &[f32],
-    direction: f32,
-    scale: f32,
-    result: &mut [f32],
-) {
-    rotate_row(row, cos, sin, direction, result);
-    for value in result.iter_mut() {
-        *value *= scale;
-    }
-}
-widest!(fn rotate(
-    row: &[f32],
-    cos: &[f32],
-    sin: &[f32],
-    direction: f32,
-    scale: f32,
-    result: &mut [f32],
-) = rotate_inline);
-
-#[inline(always)]
-fn gather_inline<const FUSED: bool>(
-    values: &[f32],
-    row_stride: usize,
-    width: usize,
-    angles: Option<(&[f32], &[f32])>,
-    scale: f32,
-    result: &mut [f32],
-) {
-    for (row, result) in result.chunks_exact_mut(width).enumerate() {
-        let values = &values[row * row_stride..row * row_stride + width];
-        match angles {
-            Some((cos, sin)) => {
-                let angles = row * width / 2..(row + 1) * width / 2;
-                rotate_inline::<FUSED>(values, &cos[angles.clone()], &sin[angles], 1.0, scale, result);
-            }
-            None => copy_scaled(values, scale, result),
-        }
-    }
-}
-widest!(fn gather(
-    values: &[f32],
-    row_stride: usize,
-    width: usize,
-    angles: Option<(&[f32], &[f32])>,
-    scale: f32,
-    result: &mut [f32],
-) = gather_inline);
-
-#[inline(always)]
-fn copy_scaled(row: &[f32], scale: f32, result: &mut [f32]) {
-    for (result, value) in result.iter_mut().zip(row) {
-        *result = value * scale;
-    }
-}
-
-widest!(fn normalise_row(row: &mut [f32]) = softmax_row);
-
-#[inline(always)]
-fn add_and_normalise_inline<const FUSED: bool>(bias: &[f32], row: &mut [f32]) {
-    for (score, bias) in row.iter_mut().zip(bias) {
-        // A sum below the smallest f32 would be infinite, and a row of those no number.
-        let sum = *score + bias;
-        *score = if sum < f32::MIN { f32::MIN } else { sum };
-    }
-    softmax_row::<FUSED>(row);
-}
-widest!(fn add_and_normalise(bias: &[f32], row: &mut [f32]) = add_and_normalise_inline);
-
-#[inline(always)]
-fn drop_rows_inline<const FUSED: bool>(dropout: Dropout, first: usize, width: usize, rows: &mut [f32]) {
-    for (index, row) in rows.chunks_exact_mut(width.max(1)).enumerate() {
-        keep_row(dropout, first + index, row);
-    }
-}
-widest!(fn drop_rows(dropout: Dropout, first: usize, width: usize, rows: &mut [f32]) = drop_rows_inline);
-
-/// Turns gradients of shares into gradients of scores.
-#[inline(always)]
-fn differentiate_inline<const FUSED: bool>(width: usize, shares: &[f32], gradients: &mut [f32]) {
-    for (shares, gradients) in shares.chunks_exact(width.max(1)).zip(gradients.chunks_exact_mut(width.max(1)))
-    {
-        let along = sum_of(width, |place| shares[place] * gradients[place]);
-        for (gradient, share) in gradients.iter_mut().zip(shares) {
-            *gradient = share * (*gradient - along);
-        }
-    }
-}
-widest!(fn differentiate(width: usize, shares: &[f32], gradients: &mut [f32]) = differentiate_inline);
 
 impl CustomOp3 for Attention {
     fn name(&self) -> &'static str {
@@ -838,7 +491,7 @@ impl Attention {
         // Three views of one slice have disjoint rows.
         let outputs: Vec<Output> =
             of_sources.iter_mut().map(|of_source| Output::new(of_source, result_places)).collect();
-        let [q, k, v] = [0, 1, 2].map(|index| Output { places: places[index], ..outputs[index.min(last)] });
+        let [q, k, v] = [0, 1, 2].map(|index| outputs[index.min(last)].at(places[index]));
         let gradient = Input { values: gradient, places: result_places };
         self.with_context(sizes, (sequences.first, sequences.whole), |context| {
             self.backward(context, [input(0), input(1), input(2)], gradient, [&q, &k, &v]);

@@ -1,0 +1,90 @@
+//! The result of a product, of which tasks write their parts.
+
+use rayon::prelude::*;
+
+use crate::rows::rows_of_a_task;
+
+/// A result (count, width) of which tasks write columns of their own.
+#[derive(Clone, Copy)]
+pub(crate) struct Output {
+    pub(super) values: *mut f32,
+    pub(super) length: usize,
+    pub(super) width: usize,
+}
+
+// SAFETY: tasks write disjoint columns, see `add`.
+unsafe impl Sync for Output {}
+// SAFETY: as above.
+unsafe impl Send for Output {}
+
+impl Output {
+    pub(crate) fn new(values: &mut [f32], width: usize) -> Self {
+        Self { values: values.as_mut_ptr(), length: values.len(), width }
+    }
+
+    /// The rows from a row on.
+    pub(crate) fn below(self, row: usize) -> Self {
+        let start = row * self.width;
+        assert!(start <= self.length, "rows beyond the result");
+        Self { values: self.values.wrapping_add(start), length: self.length - start, ..self }
+    }
+
+    /// The columns from a column on.
+    pub(crate) fn beside(self, column: usize) -> Self {
+        assert!(column <= self.length, "columns beyond the result");
+        Self { values: self.values.wrapping_add(column), length: self.length - column, ..self }
+    }
+
+    /// Writes `row` to all rows, zeros if there is none, or adds it to them.
+    ///
+    /// # Safety
+    /// The result must live, and nobody else may use it.
+    pub(super) unsafe fn begin(self, row: Option<&[f32]>, add: bool, parallel: bool) {
+        let zeros;
+        let row = match row {
+            Some(row) => row,
+            None if add => return,
+            None => {
+                zeros = vec![0f32; self.width];
+                &zeros
+            }
+        };
+        // SAFETY: the caller has the result alone, and each call another row.
+        let begin = |index| unsafe { self.write(index, 0, row, add) };
+        let rows = 0..self.length / self.width;
+        match parallel {
+            true => rows.into_par_iter().with_min_len(rows_of_a_task(self.width)).for_each(begin),
+            false => rows.for_each(begin),
+        }
+    }
+
+    /// Writes `sums` to a row, from column `first` on, or adds them to what is there.
+    ///
+    /// # Safety
+    /// The result must live, and nobody else may use these columns, which need not be initialised where nothing is added.
+    #[inline(always)]
+    pub(crate) unsafe fn write(self, row: usize, first: usize, sums: &[f32], add: bool) {
+        if add {
+            // SAFETY: as the caller promises.
+            return unsafe { self.add(row, first, sums) };
+        }
+        let start = row * self.width + first;
+        assert!(start + sums.len() <= self.length, "a sum beyond the result");
+        // SAFETY: within the result, and the caller has these columns alone.
+        unsafe { std::ptr::copy_nonoverlapping(sums.as_ptr(), self.values.add(start), sums.len()) };
+    }
+
+    /// Adds `sums` to a row, from column `first` on.
+    ///
+    /// # Safety
+    /// The result must live, and nobody else may use these columns.
+    #[inline(always)]
+    pub(crate) unsafe fn add(self, row: usize, first: usize, sums: &[f32]) {
+        let start = row * self.width + first;
+        assert!(start + sums.len() <= self.length, "a sum beyond the result");
+        for (place, sum) in sums.iter().enumerate() {
+            // SAFETY: within the result, and the caller has these columns alone.
+            unsafe { *self.values.add(start + place) += sum };
+        }
+    }
+}
