@@ -253,6 +253,7 @@ impl Panel {
     /// # Safety
     /// The processor has dot products, and products of matrices when `TILES`.
     #[inline(always)]
+    #[allow(clippy::needless_range_loop, reason = "of several arrays")]
     unsafe fn tile<const TILES: bool>(
         &self,
         x: &WholeRows,

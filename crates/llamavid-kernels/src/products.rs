@@ -328,6 +328,7 @@ impl Output {
     }
 
     /// The rows from a row on.
+    #[cfg(target_arch = "x86_64")]
     pub(crate) fn below(self, row: usize) -> Self {
         let start = row * self.width;
         assert!(start <= self.length, "rows beyond the result");
@@ -335,6 +336,7 @@ impl Output {
     }
 
     /// The columns from a column on.
+    #[cfg(target_arch = "x86_64")]
     pub(crate) fn beside(self, column: usize) -> Self {
         assert!(column <= self.length, "columns beyond the result");
         Self { values: self.values.wrapping_add(column), length: self.length - column, ..self }
@@ -595,6 +597,7 @@ mod tests {
 
     /// How what is multiplied is rounded.
     #[derive(Debug, Clone, Copy, PartialEq)]
+    #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "pieces are those of AMX"))]
     enum Rounding {
         None,
         /// To whole numbers of 16 bits, both.
