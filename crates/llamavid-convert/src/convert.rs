@@ -74,7 +74,7 @@ pub fn convert(
     let total = plan.bytes()?;
     output.expect_room(total)?;
     if options.interleave && !interleaving_pays() {
-        let note = "this processor reads interleaved rows slower than others; they are for x86-64 with AVX2 or newer";
+        let note = "interleaved rows are for x86-64 with AVX2 or newer; this processor may read them slower than others";
         inputs.notes.push(note.to_owned());
     }
     let watch = Watch::new(cancellation, on_progress, total);

@@ -103,6 +103,7 @@ struct Sizes {
 }
 
 impl Sizes {
+    #[cfg_attr(not(target_arch = "x86_64"), allow(unused_variables, reason = "one way there"))]
     fn attend(&self, processor: Processor, values: [&[f32]; 4]) -> Vec<f32> {
         #[cfg(target_arch = "x86_64")]
         if [self.frames, self.heads]

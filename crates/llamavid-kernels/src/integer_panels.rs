@@ -14,12 +14,13 @@ use std::ops::Range;
 
 use crate::amx::{GROUPS, Products, SIDE, Tiles};
 use crate::block_format::Whole;
+use crate::block_types::{NUMBERS, each_eighth, with_block};
 use crate::block_vectors::LINE;
 use crate::interleaved::INTERLEAVED_ROWS;
 use crate::interleaved_blocks::{Interleaved, InterleavedBlock, Scales};
 use crate::processor::{Processor, WholeNumbers};
 use crate::products::{Output, Weights};
-use crate::whole_blocks::{NUMBERS, Row, WholeBlock, each_eighth, with_block};
+use crate::whole_blocks::{Row, WholeBlock};
 use crate::whole_rows::WholeRows;
 use crate::whole_vectors::{Narrow, WholeVectors, Wide};
 
@@ -61,7 +62,7 @@ pub(crate) unsafe fn add_panel(
 /// # Safety
 /// As [`add_panel`], and the processor has AVX-512 and AMX, which the process may use.
 #[target_feature(enable = "avx512f,avx512vl,avx512bw,avx512dq,avx2,fma,f16c")]
-unsafe fn add_in_matrices<B: InterleavedBlock>(
+unsafe fn add_in_matrices<B: InterleavedBlock + WholeBlock>(
     x: &WholeRows,
     weights: Weights,
     column: usize,
@@ -74,7 +75,12 @@ unsafe fn add_in_matrices<B: InterleavedBlock>(
 /// # Safety
 /// As [`add_panel`], and the processor has AVX-512 with VNNI.
 #[target_feature(enable = "avx512f,avx512vl,avx512bw,avx512dq,avx512vnni,avx2,fma,f16c")]
-unsafe fn add_wide<B: InterleavedBlock>(x: &WholeRows, weights: Weights, column: usize, output: Output) {
+unsafe fn add_wide<B: InterleavedBlock + WholeBlock>(
+    x: &WholeRows,
+    weights: Weights,
+    column: usize,
+    output: Output,
+) {
     // SAFETY: as the caller promises.
     unsafe { add::<B, Wide>(&Wide, x, weights, column, output) }
 }
@@ -82,7 +88,12 @@ unsafe fn add_wide<B: InterleavedBlock>(x: &WholeRows, weights: Weights, column:
 /// # Safety
 /// As [`add_panel`], and the processor has AVX2, FMA, F16C and AVX-VNNI.
 #[target_feature(enable = "avx2,fma,f16c,avxvnni")]
-unsafe fn add_narrow<B: InterleavedBlock>(x: &WholeRows, weights: Weights, column: usize, output: Output) {
+unsafe fn add_narrow<B: InterleavedBlock + WholeBlock>(
+    x: &WholeRows,
+    weights: Weights,
+    column: usize,
+    output: Output,
+) {
     // SAFETY: as the caller promises.
     unsafe { add::<B, Narrow>(&Narrow, x, weights, column, output) }
 }
@@ -109,7 +120,7 @@ trait Kind {
 /// # Safety
 /// As [`add_panel`].
 #[inline(always)]
-unsafe fn add<B: InterleavedBlock, K: Kind>(
+unsafe fn add<B: InterleavedBlock + WholeBlock, K: Kind>(
     kind: &K,
     x: &WholeRows,
     weights: Weights,

@@ -9,7 +9,6 @@ use crate::integer_panels::{PANEL_ROWS, PART, add_panel};
 #[cfg(target_arch = "x86_64")]
 use crate::integer_rows::add_rows;
 use crate::interleaved::has_products;
-#[cfg(target_arch = "x86_64")]
 use crate::interleaved_products::add_interleaved;
 #[cfg(target_arch = "x86_64")]
 use crate::interleaved_tiles::{add_in_tiles, fit_tiles};
@@ -21,8 +20,8 @@ use crate::whole_rows::WholeRows;
 
 /// Rows of `x` from which it is worth it to lay out the weights.
 const LAID_OUT: usize = 8;
-/// The same of weights that are interleaved.
-const INTERLEAVED: usize = 25;
+/// The same of weights that are interleaved. Panels of ARM are made of rows that are put in order first.
+const INTERLEAVED: usize = if cfg!(target_arch = "x86_64") { 25 } else { LAID_OUT };
 /// Rows of `x` up to which sums of pairs are quicker than f32.
 #[cfg(target_arch = "x86_64")]
 const PAIRS: usize = 16;
@@ -93,8 +92,11 @@ impl IntegerProduct {
     /// The result lives, and nobody else uses these columns.
     pub(crate) unsafe fn add(&self, weights: Weights, column: usize, output: Output) {
         let (mut room, row_bytes) = (Vec::new(), self.x.row_bytes);
-        let weights =
-            if has_products(self.processor) { weights } else { weights.in_order(self.columns, &mut room) };
+        let as_they_lie = cfg!(target_arch = "x86_64") || self.way != Way::Panels;
+        let weights = match as_they_lie && has_products(self.processor) {
+            true => weights,
+            false => weights.in_order(self.columns, &mut room),
+        };
         if self.way == Way::Panels {
             let rows = weights.bytes().len() / row_bytes;
             for first in (0..rows).step_by(PANEL_ROWS) {
@@ -107,9 +109,9 @@ impl IntegerProduct {
         let (groups, rows) = weights.groups(row_bytes);
         // SAFETY: as above.
         unsafe {
-            #[cfg(target_arch = "x86_64")]
             match self.way {
                 _ if groups.is_empty() => {}
+                #[cfg(target_arch = "x86_64")]
                 Way::Tiles => add_in_tiles(&self.x, groups, column, output),
                 _ => add_interleaved(self.processor, &self.x, groups, column, output),
             }

@@ -10,10 +10,11 @@ use std::arch::x86_64::{
 };
 use std::mem::MaybeUninit;
 
+use crate::block_types::{NUMBERS, each_eighth, with_block};
 use crate::block_vectors::{self, LINE, ask_for, totals_of_eight};
 use crate::processor::{Processor, WholeNumbers};
 use crate::products::Output;
-use crate::whole_blocks::{NUMBERS, Row, WholeBlock, each_eighth, with_block};
+use crate::whole_blocks::{Row, WholeBlock};
 use crate::whole_rows::WholeRows;
 
 /// Rows of `x` of which there are sums at a time.

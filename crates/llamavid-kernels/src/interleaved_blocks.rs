@@ -2,12 +2,13 @@
 //!
 //! Reference: [`crate::block_format`], which reads blocks row after row in portable code.
 
+use crate::block_types::{BlockType, NUMBERS, Q4_0, Q4K, Q5K, Q6K, Q8_0};
+#[cfg(target_arch = "x86_64")]
 use crate::block_vectors::ask_second_cache;
 use crate::interleaved::INTERLEAVED_ROWS;
-use crate::whole_blocks::{NUMBERS, Q4_0, Q4K, Q5K, Q6K, Q8_0, WholeBlock};
 use crate::whole_vectors::WholeVectors;
 
-/// A block of sixteen rows, or of the half of them that are a vector's lanes.
+/// A block of sixteen rows, or of those of them that are a vector's lanes.
 #[derive(Clone, Copy)]
 pub(crate) struct Interleaved<const AHEAD: usize> {
     pub(crate) at: *const u8,
@@ -22,6 +23,7 @@ impl<const AHEAD: usize> Interleaved<AHEAD> {
         // SAFETY: whoever calls it has the block.
         unsafe {
             let at = self.at.add(INTERLEAVED_ROWS * byte);
+            #[cfg(target_arch = "x86_64")]
             if AHEAD > 0 {
                 ask_second_cache(at.wrapping_add(AHEAD));
             }
@@ -38,7 +40,7 @@ impl<const AHEAD: usize> Interleaved<AHEAD> {
 }
 
 /// How interleaved blocks of a format are read: in parts, of which a unit holds numbers of two places.
-pub(crate) trait InterleavedBlock: WholeBlock {
+pub(crate) trait InterleavedBlock: BlockType {
     /// Numbers of a block.
     const BLOCK_NUMBERS: usize = NUMBERS;
     /// Bytes of a block of a row.

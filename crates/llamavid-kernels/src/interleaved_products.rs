@@ -1,18 +1,25 @@
 //! Products of a few rows with interleaved weights in whole numbers: the weights are read once, front to back, and a lane of a vector
 //! is a row of weights.
 //!
-//! Reference: [`crate::integer_rows`], which gives the same of weights row after row, up to the order of sums.
+//! Reference: `integer_rows` and `neon_products`, which give the same of weights row after row, up to the order of sums.
 
 use std::sync::atomic::{Ordering, compiler_fence};
 
+use crate::block_types::{each_eighth, with_block};
+#[cfg(target_arch = "x86_64")]
 use crate::block_vectors::AHEAD_IN_SECOND_CACHE;
 use crate::interleaved::INTERLEAVED_ROWS;
 use crate::interleaved_blocks::{Interleaved, InterleavedBlock, Scales};
-use crate::processor::{Processor, WholeNumbers};
+use crate::processor::Processor;
+#[cfg(target_arch = "x86_64")]
+use crate::processor::WholeNumbers;
 use crate::products::Output;
-use crate::whole_blocks::{each_eighth, with_block};
 use crate::whole_rows::WholeRows;
-use crate::whole_vectors::{Narrow, Pairs, WholeVectors, Wide};
+#[cfg(target_arch = "aarch64")]
+use crate::whole_vectors::Neon;
+use crate::whole_vectors::WholeVectors;
+#[cfg(target_arch = "x86_64")]
+use crate::whole_vectors::{Narrow, Pairs, Wide};
 
 /// Adds the products of all rows of `x`, which are not in parts, with rows of weights, the bytes of which are whole `groups` of
 /// interleaved ones; their results are the columns from `column` on.
@@ -29,12 +36,21 @@ pub(crate) unsafe fn add_interleaved(
     // SAFETY: as the caller promises.
     unsafe {
         match processor {
+            #[cfg(target_arch = "x86_64")]
             Processor::Avx512(_, WholeNumbers::Tiles) => {
                 add::<Wide, AHEAD_IN_SECOND_CACHE>(x, groups, column, output)
             }
+            #[cfg(target_arch = "x86_64")]
             Processor::Avx512(_, WholeNumbers::Fours) => add::<Wide, 0>(x, groups, column, output),
+            #[cfg(target_arch = "x86_64")]
             Processor::Avx2(_, WholeNumbers::Fours) => add::<Narrow, 0>(x, groups, column, output),
+            #[cfg(target_arch = "x86_64")]
             _ => add::<Pairs, 0>(x, groups, column, output),
+            // One row has registers for all sixteen rows of weights, which then are read once; several share what is unpacked of eight.
+            #[cfg(target_arch = "aarch64")]
+            _ if x.count == 1 => add::<Neon<4>, 0>(x, groups, column, output),
+            #[cfg(target_arch = "aarch64")]
+            _ => add::<Neon<2>, 0>(x, groups, column, output),
         }
     }
 }
@@ -298,7 +314,7 @@ trait Vectors: WholeVectors {
 }
 
 macro_rules! vectors {
-    ($name:ident, $features:literal, $x_rows:literal) => {
+    ($name:ty, $features:literal, $x_rows:literal) => {
         impl Vectors for $name {
             const X_ROWS: usize = $x_rows;
 
@@ -323,6 +339,112 @@ macro_rules! vectors {
         }
     };
 }
+#[cfg(target_arch = "x86_64")]
 vectors!(Wide, "avx512f,avx512bw,avx512vnni,avx2,fma,f16c", 8);
+#[cfg(target_arch = "x86_64")]
 vectors!(Narrow, "avx2,fma,f16c,avxvnni", 2);
+#[cfg(target_arch = "x86_64")]
 vectors!(Pairs, "avx2,fma,f16c", 2);
+#[cfg(target_arch = "aarch64")]
+vectors!(Neon<4>, "neon,dotprod", 1);
+#[cfg(target_arch = "aarch64")]
+vectors!(Neon<2>, "neon,dotprod", 4);
+
+#[cfg(test)]
+mod tests {
+    use crate::block_format::{BlockFormat, decode};
+    use crate::integer_products::IntegerProduct;
+    use crate::interleaved::has_products;
+    use crate::processor::Processor;
+    use crate::products::{Output, Weights};
+    use crate::whole_rows::WholeRows;
+
+    /// Numbers between -1 and 1 that follow no pattern.
+    fn noise(count: usize, mut state: u32) -> Vec<f32> {
+        let mut next = || {
+            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+            (state >> 8) as f32 / (1 << 23) as f32 - 1.0
+        };
+        (0..count).map(|_| next()).collect()
+    }
+
+    /// What a processor makes of rows and interleaved weights, added to ones.
+    fn products(
+        processor: Processor,
+        format: BlockFormat,
+        weights: &[u8],
+        x: &[f32],
+        columns: usize,
+    ) -> Vec<f32> {
+        let weights_rows = weights.len() / format.row_bytes(columns).unwrap();
+        let mut result = vec![1f32; x.len() / columns * weights_rows];
+        let output = Output::new(&mut result, weights_rows);
+        let weights = Weights::Interleaved(format, weights);
+        let product = IntegerProduct::new(processor, weights, x, columns).unwrap();
+        // SAFETY: nobody else has the result.
+        unsafe { product.add(weights, 0, output) };
+        result
+    }
+
+    /// Rows of any number, whole groups of weights or not, blocks that end within 256 numbers: each sum is that of the rounded rows, and
+    /// a row gives the same alone.
+    #[test]
+    fn few_rows_give_the_sums_of_rounded_ones_each_as_it_does_alone() {
+        for processor in Processor::tested().into_iter().filter(|processor| has_products(*processor)) {
+            for format in BlockFormat::ALL.into_iter().filter(|format| format.interleaves()) {
+                for (rows, blocks, count) in [
+                    (16, 1, 1),
+                    (32, 3, 2),
+                    (35, 2, 3),
+                    (48, 7, 4),
+                    (17, 9, 5),
+                    (31, 4, 6),
+                    (16, 11, 7),
+                    (15, 5, 2),
+                    (49, 1, 8),
+                ] {
+                    let columns = blocks * format.block_length();
+                    let in_order = format.encode(&noise(rows * columns, 3), columns).unwrap();
+                    let weights = format.interleave(&in_order, columns).unwrap();
+                    let mut numbers = vec![0f32; rows * columns];
+                    decode(Processor::Portable, format, &in_order, &mut numbers);
+                    let x = noise(count * columns, 4);
+                    let rounded = WholeRows::new(format, &x, columns, None).unwrap();
+                    let result = products(processor, format, &weights, &x, columns);
+                    for (of_x, sums) in result.chunks_exact(rows).enumerate() {
+                        let what =
+                            format!("{processor:?} {} {rows} x {columns}, {of_x} of {count}", format.name());
+                        let x_of = |column: usize| {
+                            let at = of_x * rounded.columns + column;
+                            f64::from(rounded.numbers[at]) * f64::from(rounded.scales[at / rounded.group])
+                        };
+                        for (sum, weights) in sums.iter().zip(numbers.chunks_exact(columns)) {
+                            let products = weights
+                                .iter()
+                                .enumerate()
+                                .map(|(column, weight)| f64::from(*weight) * x_of(column));
+                            let (exact, all) = products
+                                .fold((1.0, 1.0), |(sum, all), product| (sum + product, all + product.abs()));
+                            // Written so that not-a-number fails.
+                            assert!(
+                                (f64::from(*sum) - exact).abs() <= 1e-6 * all,
+                                "{what}: {sum} instead of {exact}"
+                            );
+                        }
+                        // Tiles and panels, which many rows are multiplied in, add up in another order.
+                        if count < 8 {
+                            let alone = products(
+                                processor,
+                                format,
+                                &weights,
+                                &x[of_x * columns..][..columns],
+                                columns,
+                            );
+                            assert_eq!(alone, sums, "{what}");
+                        }
+                    }
+                }
+            }
+        }
+    }
+}

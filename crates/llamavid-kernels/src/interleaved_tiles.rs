@@ -10,11 +10,11 @@ use std::arch::x86_64::{
 
 use crate::amx::{GROUPS, Products, SIDE, Tiles};
 use crate::block_format::{BlockFormat, Whole};
+use crate::block_types::{NUMBERS, each_eighth, with_block};
 use crate::block_vectors::{LINE, ask_for, ask_second_cache};
 use crate::interleaved::INTERLEAVED_ROWS;
 use crate::interleaved_blocks::{Interleaved, InterleavedBlock, Scales};
 use crate::products::Output;
-use crate::whole_blocks::{NUMBERS, each_eighth, with_block};
 use crate::whole_rows::WholeRows;
 use crate::whole_vectors::{WholeVectors, Wide};
 

@@ -13,6 +13,8 @@ mod block_format;
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 mod block_products;
 mod block_quantiser;
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+mod block_types;
 #[cfg(target_arch = "x86_64")]
 mod block_vectors;
 mod blocks;
@@ -33,9 +35,9 @@ mod integer_products;
 #[cfg(target_arch = "x86_64")]
 mod integer_rows;
 mod interleaved;
-#[cfg(target_arch = "x86_64")]
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 mod interleaved_blocks;
-#[cfg(target_arch = "x86_64")]
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 mod interleaved_products;
 #[cfg(target_arch = "x86_64")]
 mod interleaved_tiles;
@@ -71,7 +73,7 @@ mod weight;
 mod whole_blocks;
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 mod whole_rows;
-#[cfg(target_arch = "x86_64")]
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 mod whole_vectors;
 
 #[cfg(target_arch = "x86_64")]

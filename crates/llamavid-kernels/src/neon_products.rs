@@ -46,8 +46,14 @@ pub(crate) unsafe fn add_rows(_: Processor, x: &WholeRows, rows: &[u8], column: 
             for (of_x, sum) in sums.iter_mut().enumerate().take(x.count) {
                 let first = of_x * groups + place * NUMBERS / x.group;
                 let numbers = &x.numbers[of_x * x.columns + place * NUMBERS..][..NUMBERS];
+                let (scales, of_groups) = (&x.scales[first..], &x.sums[first..]);
                 // SAFETY: the processor has the instructions, as the caller promises.
-                *sum = unsafe { blocks.add(*sum, numbers, &x.scales[first..], &x.sums[first..]) };
+                *sum = unsafe {
+                    match x.group {
+                        GROUP => blocks.add::<GROUP>(*sum, numbers, scales, of_groups),
+                        _ => blocks.add::<{ 2 * GROUP }>(*sum, numbers, scales, of_groups),
+                    }
+                };
             }
         }
         for (of_x, sum) in sums.into_iter().enumerate().take(x.count) {
@@ -107,20 +113,27 @@ impl Blocks {
         }
     }
 
-    /// Adds the products with as many numbers of a row of `x` to a vector of sums.
+    /// Adds the products with as many numbers of a row of `x`, in groups of `OF_A_GROUP`, to a vector of sums.
     ///
     /// # Safety
     /// The processor has the dot products.
     #[inline(always)]
-    unsafe fn add(&self, sum: float32x4_t, x: &[i8], scales: &[f32], of_groups: &[f32]) -> float32x4_t {
-        let groups = NUMBERS / self.group;
-        let vectors = self.group / LANES;
-        assert!(x.len() == NUMBERS && scales.len() >= groups && of_groups.len() >= groups, "other groups");
+    unsafe fn add<const OF_A_GROUP: usize>(
+        &self,
+        sum: float32x4_t,
+        x: &[i8],
+        scales: &[f32],
+        of_groups: &[f32],
+    ) -> float32x4_t {
+        let groups = NUMBERS / OF_A_GROUP;
+        let vectors = OF_A_GROUP / LANES;
+        assert!(x.len() == NUMBERS && self.group == OF_A_GROUP, "other groups");
+        let (scales, of_groups) = (&scales[..groups], &of_groups[..groups]);
         // SAFETY: the instructions are there, and what is read has this length.
         unsafe {
             // Two sums that do not wait for each other.
             let mut sums = [sum, vdupq_n_f32(0.0)];
-            for (group, scale) in scales.iter().enumerate().take(groups) {
+            for (group, scale) in scales.iter().enumerate() {
                 let mut products = vdupq_n_s32(0);
                 for vector in group * vectors..(group + 1) * vectors {
                     let x = vld1q_s8(x.as_ptr().add(LANES * vector));
@@ -130,7 +143,7 @@ impl Blocks {
                 sums[group % 2] = vfmaq_n_f32(sums[group % 2], vcvtq_f32_s32(products), factor);
             }
             if self.offset == 0 {
-                for (of_x, least) in of_groups[..groups].as_chunks().0.iter().zip(self.least.as_chunks().0) {
+                for (of_x, least) in of_groups.as_chunks().0.iter().zip(self.least.as_chunks().0) {
                     sums[1] = vfmsq_f32(sums[1], four(of_x), four(least));
                 }
             }
@@ -253,6 +266,7 @@ impl Panel {
     /// # Safety
     /// The processor has dot products, and products of matrices when `TILES`.
     #[inline(always)]
+    #[allow(clippy::needless_range_loop, reason = "of several arrays")]
     unsafe fn tile<const TILES: bool>(
         &self,
         x: &WholeRows,
@@ -376,7 +390,7 @@ fn of_rows(first: int32x4_t, second: int32x4_t) -> [int32x4_t; 2] {
 /// Adds the products of four numbers of 8 bits to each of four sums.
 #[target_feature(enable = "neon,dotprod")]
 #[inline]
-fn dot(mut sums: int32x4_t, a: int8x16_t, b: int8x16_t) -> int32x4_t {
+pub(crate) fn dot(mut sums: int32x4_t, a: int8x16_t, b: int8x16_t) -> int32x4_t {
     // SAFETY: nothing but these registers is touched.
     unsafe {
         asm!("sdot {0:v}.4s, {1:v}.16b, {2:v}.16b", inout(vreg) sums, in(vreg) a, in(vreg) b,

@@ -38,6 +38,7 @@ use rayon::prelude::*;
 
 use crate::amx::{Asked, LONGEST, Piece, ROWS, RUN, SIDE, Sums, Tiles};
 use crate::block_format::BlockFormat;
+use crate::block_types::{NUMBERS, each_eighth, with_block};
 use crate::block_vectors::{LINE, ask_second_cache};
 use crate::integer_panels::into_cache;
 use crate::interleaved::INTERLEAVED_ROWS;
@@ -45,7 +46,7 @@ use crate::panels::Panels;
 use crate::plain_rows;
 use crate::processor::{Processor, WholeNumbers};
 use crate::products::{Output, row_bytes};
-use crate::whole_blocks::{MOST_BYTES, NUMBERS, Row, Scales, WholeBlock, each_eighth, with_block};
+use crate::whole_blocks::{MOST_BYTES, Row, Scales, WholeBlock};
 
 /// Numbers of a row that a tile takes.
 const STEP: usize = 2 * SIDE;

@@ -11,8 +11,8 @@ use std::arch::x86_64::{
 };
 use std::mem::MaybeUninit;
 
-/// Numbers that are read at a time: those of a large block, or of eight small ones.
-pub(crate) const NUMBERS: usize = 256;
+use crate::block_types::{BlockType, Q4_0, Q4K, Q5K, Q6K, Q8_0};
+
 /// Bytes that they take at most.
 pub(crate) const MOST_BYTES: usize = 8 * 34;
 
@@ -24,16 +24,7 @@ pub(crate) struct Scales {
 }
 
 /// How 256 numbers of a format are read.
-pub(crate) trait WholeBlock {
-    /// The bytes that they take.
-    const BYTES: usize;
-    /// Vectors of eight groups that share a scale: one for groups of 32 numbers, two for groups of 16.
-    const VECTORS: usize = 1;
-    /// Whether least values are stored. Otherwise they are the scale times a number that is the same for all groups.
-    const LEAST: bool = false;
-    /// Whether the whole numbers have eight bits, and not fewer.
-    const EIGHT_BITS: bool = false;
-
+pub(crate) trait WholeBlock: BlockType {
     /// # Safety
     /// The processor has AVX2 and F16C, and as many bytes can be read.
     unsafe fn scales(at: *const u8) -> Scales;
@@ -44,53 +35,6 @@ pub(crate) trait WholeBlock {
     /// As above; `eighth` is below 8.
     unsafe fn numbers(at: *const u8, eighth: usize) -> __m256i;
 }
-
-/// Runs `$body` with the type that reads a format as `$Block`; `$other` for a format without blocks.
-macro_rules! with_block {
-    ($format:expr, $Block:ident => $body:expr, $other:expr) => {{
-        use $crate::block_format::BlockFormat;
-        use $crate::whole_blocks as blocks;
-        match $format {
-            BlockFormat::F32 | BlockFormat::F16 | BlockFormat::BF16 => $other,
-            BlockFormat::Q8_0 => {
-                type $Block = blocks::Q8_0;
-                $body
-            }
-            BlockFormat::Q4_0 => {
-                type $Block = blocks::Q4_0;
-                $body
-            }
-            BlockFormat::Q4K => {
-                type $Block = blocks::Q4K;
-                $body
-            }
-            BlockFormat::Q5K => {
-                type $Block = blocks::Q5K;
-                $body
-            }
-            BlockFormat::Q6K => {
-                type $Block = blocks::Q6K;
-                $body
-            }
-        }
-    }};
-}
-pub(crate) use with_block;
-
-/// Runs `$body` for each eighth, a constant each time, so that all that depends on it is decided when it is compiled.
-macro_rules! each_eighth {
-    ($eighth:ident => $body:block) => {
-        $crate::whole_blocks::each_eighth!($eighth => $body, 0 1 2 3 4 5 6 7)
-    };
-    ($eighth:ident => $body:block, $($number:literal)*) => {
-        $({
-            const EIGHTH: usize = $number;
-            let $eighth = EIGHTH;
-            $body
-        })*
-    };
-}
-pub(crate) use each_eighth;
 
 /// A row of weights, of which the last blocks may be fewer than 256 numbers.
 pub(crate) struct Row<'a> {
@@ -133,12 +77,7 @@ impl<'a> Row<'a> {
 }
 
 /// A scale, then 32 numbers of 8 bits with a sign.
-pub(crate) struct Q8_0;
-
 impl WholeBlock for Q8_0 {
-    const BYTES: usize = 8 * 34;
-    const EIGHT_BITS: bool = true;
-
     #[inline(always)]
     unsafe fn scales(at: *const u8) -> Scales {
         // SAFETY: eight blocks.
@@ -153,11 +92,7 @@ impl WholeBlock for Q8_0 {
 }
 
 /// A scale, then 16 bytes: the first 16 numbers in the lower bits, the others in the upper.
-pub(crate) struct Q4_0;
-
 impl WholeBlock for Q4_0 {
-    const BYTES: usize = 8 * 18;
-
     #[inline(always)]
     unsafe fn scales(at: *const u8) -> Scales {
         // SAFETY: eight blocks.
@@ -175,12 +110,7 @@ impl WholeBlock for Q4_0 {
 }
 
 /// [`eighths`], then 128 bytes: of each 32, the lower bits are an eighth, the upper bits the next one.
-pub(crate) struct Q4K;
-
 impl WholeBlock for Q4K {
-    const BYTES: usize = 144;
-    const LEAST: bool = true;
-
     #[inline(always)]
     unsafe fn scales(at: *const u8) -> Scales {
         // SAFETY: the block begins with them.
@@ -195,12 +125,7 @@ impl WholeBlock for Q4K {
 }
 
 /// The same with 32 bytes before the pairs: a fifth bit of each number, those of an eighth at the same place.
-pub(crate) struct Q5K;
-
 impl WholeBlock for Q5K {
-    const BYTES: usize = 176;
-    const LEAST: bool = true;
-
     #[inline(always)]
     unsafe fn scales(at: *const u8) -> Scales {
         // SAFETY: the block begins with them.
@@ -229,12 +154,7 @@ impl WholeBlock for Q5K {
 
 /// Of each half, 64 bytes: the lower bits are its first two quarters, the upper bits the others. Then of each half, 32 bytes
 /// with two upper bits of each quarter's numbers; scales of a byte each, and one of all.
-pub(crate) struct Q6K;
-
 impl WholeBlock for Q6K {
-    const BYTES: usize = 210;
-    const VECTORS: usize = 2;
-
     #[inline(always)]
     unsafe fn scales(at: *const u8) -> Scales {
         // SAFETY: the scales are the last 18 bytes.

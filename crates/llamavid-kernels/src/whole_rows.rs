@@ -29,7 +29,6 @@ pub(crate) struct WholeRows {
     /// Of each group, the sum of its numbers times its scale.
     pub(crate) sums: Vec<f32>,
     /// Of each group, what products with weights begin with for their offset.
-    #[cfg_attr(target_arch = "aarch64", allow(dead_code, reason = "weights have a sign there"))]
     pub(crate) begins: Vec<i32>,
 }
 

@@ -189,6 +189,7 @@ impl FrozenLinear {
     }
 
     /// Rows as it multiplies them, which are as narrow as told; `rounded` has room for them.
+    #[cfg_attr(not(target_arch = "x86_64"), allow(unused_variables, reason = "rows stay as they are there"))]
     pub(super) fn input<'a>(
         &'a self,
         processor: Processor,

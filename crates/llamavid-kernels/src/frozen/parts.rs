@@ -222,11 +222,13 @@ pub(super) struct Strip {
 
 impl Strip {
     /// Numbers of a row.
+    #[cfg(target_arch = "x86_64")]
     pub(super) fn width(self) -> usize {
         self.width
     }
 
     /// Where those of a row are.
+    #[cfg(target_arch = "x86_64")]
     #[inline(always)]
     pub(super) fn at(self, row: usize) -> *mut f32 {
         assert!(row < self.rows, "a row beyond");

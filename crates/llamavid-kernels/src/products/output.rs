@@ -23,6 +23,7 @@ impl Output {
     }
 
     /// The rows from a row on.
+    #[cfg(target_arch = "x86_64")]
     pub(crate) fn below(self, row: usize) -> Self {
         let start = row * self.width;
         assert!(start <= self.length, "rows beyond the result");
@@ -30,6 +31,7 @@ impl Output {
     }
 
     /// The columns from a column on.
+    #[cfg(target_arch = "x86_64")]
     pub(crate) fn beside(self, column: usize) -> Self {
         assert!(column <= self.length, "columns beyond the result");
         Self { values: self.values.wrapping_add(column), length: self.length - column, ..self }

@@ -6,6 +6,7 @@ use crate::noise::noise;
 
 /// How what is multiplied is rounded.
 #[derive(Debug, Clone, Copy, PartialEq)]
+#[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "pieces are those of AMX"))]
 enum Rounding {
     None,
     /// To whole numbers of 16 bits, both.

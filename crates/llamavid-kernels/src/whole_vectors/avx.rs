@@ -1,0 +1,167 @@
+//! Vectors of x86-64.
+
+use std::arch::x86_64::{
+    __m256, __m256i, __m512, __m512i, _mm_cvtsi32_si128, _mm_loadu_si128, _mm256_abs_epi8, _mm256_add_epi32,
+    _mm256_and_si256, _mm256_cvtepi32_ps, _mm256_cvtph_ps, _mm256_dpbusd_avx_epi32, _mm256_dpwssd_avx_epi32,
+    _mm256_fmadd_ps, _mm256_fnmadd_ps, _mm256_loadu_ps, _mm256_loadu_si256, _mm256_madd_epi16,
+    _mm256_maddubs_epi16, _mm256_mul_ps, _mm256_or_si256, _mm256_set1_epi16, _mm256_set1_epi32,
+    _mm256_set1_ps, _mm256_setzero_si256, _mm256_sign_epi8, _mm256_sll_epi32, _mm256_sra_epi32,
+    _mm256_srl_epi32, _mm256_storeu_ps, _mm256_storeu_si256, _mm256_sub_epi8, _mm256_xor_si256,
+    _mm512_add_epi32, _mm512_and_si512, _mm512_cvtepi32_ps, _mm512_cvtph_ps, _mm512_dpbusd_epi32,
+    _mm512_dpwssd_epi32, _mm512_fmadd_ps, _mm512_fnmadd_ps, _mm512_loadu_ps, _mm512_loadu_si512,
+    _mm512_mul_ps, _mm512_or_si512, _mm512_set1_epi32, _mm512_set1_ps, _mm512_sll_epi32, _mm512_sra_epi32,
+    _mm512_srl_epi32, _mm512_storeu_ps, _mm512_storeu_si512, _mm512_sub_epi8, _mm512_xor_si512,
+};
+
+use super::WholeVectors;
+
+/// A mask of the sign of each byte.
+const SIGNS: i32 = i32::from_ne_bytes([0x80; 4]);
+
+macro_rules! vectors {
+    ($(#[$meta:meta])* $name:ident, $whole:ty, $numbers:ty, $lanes:literal,
+        $splat:ident, $splat_whole:ident, $load:ident, $load_whole:ident, $load_half:ident, $from_halves:ident, $store_whole:ident, $store:ident,
+        $add:ident, $less:ident, $and:ident, $or:ident, $left:ident, $right:ident, $right_signed:ident,
+        $converted:ident, $multiply:ident, $multiply_add:ident, $multiply_subtract:ident; $($own:tt)*) => {
+        $(#[$meta])*
+        #[derive(Clone, Copy)]
+        pub(crate) struct $name;
+
+        impl WholeVectors for $name {
+            type Whole = $whole;
+            type Numbers = $numbers;
+            const LANES: usize = $lanes;
+
+            vectors!(splat($splat; value: f32) -> $numbers);
+            vectors!(splat_whole($splat_whole; value: i32) -> $whole);
+            vectors!(load($load; at: *const f32) -> $numbers);
+            vectors!(add($add; a: $whole, b: $whole) -> $whole);
+            vectors!(less($less; a: $whole, b: $whole) -> $whole);
+            vectors!(and($and; a: $whole, b: $whole) -> $whole);
+            vectors!(or($or; a: $whole, b: $whole) -> $whole);
+            vectors!(converted($converted; values: $whole) -> $numbers);
+            vectors!(multiply($multiply; a: $numbers, b: $numbers) -> $numbers);
+            vectors!(multiply_add($multiply_add; a: $numbers, b: $numbers, c: $numbers) -> $numbers);
+            vectors!(multiply_subtract($multiply_subtract; a: $numbers, b: $numbers, c: $numbers) -> $numbers);
+            vectors!(left($left of $whole));
+            vectors!(right($right of $whole));
+            vectors!(right_signed($right_signed of $whole));
+            $($own)*
+
+            #[inline(always)]
+            unsafe fn load_whole(at: *const u8) -> $whole {
+                // SAFETY: as the caller promises.
+                unsafe { $load_whole(at.cast()) }
+            }
+
+            #[inline(always)]
+            unsafe fn load_halves(at: *const u8) -> $numbers {
+                // SAFETY: as the caller promises.
+                unsafe { $from_halves($load_half(at.cast())) }
+            }
+
+            #[inline(always)]
+            unsafe fn store_whole(at: *mut u8, values: $whole) {
+                // SAFETY: as the caller promises.
+                unsafe { $store_whole(at.cast(), values) }
+            }
+
+            #[inline(always)]
+            unsafe fn store(at: *mut f32, values: $numbers) {
+                // SAFETY: as the caller promises.
+                unsafe { $store(at, values) }
+            }
+        }
+    };
+    ($name:ident($instruction:ident; $($argument:ident: $type:ty),*) -> $result:ty) => {
+        #[inline(always)]
+        unsafe fn $name($($argument: $type),*) -> $result {
+            // SAFETY: as the caller promises.
+            unsafe { $instruction($($argument),*) }
+        }
+    };
+    ($name:ident($instruction:ident of $whole:ty)) => {
+        #[inline(always)]
+        unsafe fn $name(values: $whole, places: i32) -> $whole {
+            // SAFETY: as the caller promises.
+            unsafe { $instruction(values, _mm_cvtsi32_si128(places)) }
+        }
+    };
+}
+
+/// Products of weights of 8 bits where the weights are to have no sign: 128 is added to them.
+macro_rules! without_sign {
+    ($whole:ty, $xor:ident) => {
+        #[inline(always)]
+        unsafe fn dot_signed(sums: $whole, weights: $whole, x: $whole) -> $whole {
+            // SAFETY: as the caller promises.
+            unsafe { Self::dot(sums, $xor(weights, Self::splat_whole(SIGNS)), x) }
+        }
+
+        #[inline(always)]
+        unsafe fn begin_signed(offset: i32) -> $whole {
+            // SAFETY: as the caller promises.
+            unsafe { Self::splat_whole(offset) }
+        }
+    };
+}
+
+vectors!(
+    /// AVX-512 with VNNI.
+    Wide, __m512i, __m512, 16,
+    _mm512_set1_ps, _mm512_set1_epi32, _mm512_loadu_ps, _mm512_loadu_si512, _mm256_loadu_si256, _mm512_cvtph_ps, _mm512_storeu_si512, _mm512_storeu_ps,
+    _mm512_add_epi32, _mm512_sub_epi8, _mm512_and_si512, _mm512_or_si512, _mm512_sll_epi32, _mm512_srl_epi32, _mm512_sra_epi32,
+    _mm512_cvtepi32_ps, _mm512_mul_ps, _mm512_fmadd_ps, _mm512_fnmadd_ps;
+    vectors!(dot(_mm512_dpbusd_epi32; sums: __m512i, weights: __m512i, x: __m512i) -> __m512i);
+    vectors!(dot_pairs(_mm512_dpwssd_epi32; sums: __m512i, weights: __m512i, x: __m512i) -> __m512i);
+    without_sign!(__m512i, _mm512_xor_si512);
+);
+
+/// Vectors of AVX2, which differ in how products are added up.
+macro_rules! vectors_of_eight {
+    ($(#[$meta:meta])* $name:ident; $($own:tt)*) => {
+        vectors!(
+            $(#[$meta])*
+            $name, __m256i, __m256, 8,
+            _mm256_set1_ps, _mm256_set1_epi32, _mm256_loadu_ps, _mm256_loadu_si256, _mm_loadu_si128, _mm256_cvtph_ps, _mm256_storeu_si256, _mm256_storeu_ps,
+            _mm256_add_epi32, _mm256_sub_epi8, _mm256_and_si256, _mm256_or_si256, _mm256_sll_epi32, _mm256_srl_epi32, _mm256_sra_epi32,
+            _mm256_cvtepi32_ps, _mm256_mul_ps, _mm256_fmadd_ps, _mm256_fnmadd_ps;
+            $($own)*
+        );
+    };
+}
+
+vectors_of_eight!(
+    /// AVX2 with AVX-VNNI.
+    Narrow;
+    vectors!(dot(_mm256_dpbusd_avx_epi32; sums: __m256i, weights: __m256i, x: __m256i) -> __m256i);
+    vectors!(dot_pairs(_mm256_dpwssd_avx_epi32; sums: __m256i, weights: __m256i, x: __m256i) -> __m256i);
+    without_sign!(__m256i, _mm256_xor_si256);
+);
+vectors_of_eight!(
+    /// AVX2: products are added up in pairs of 16 bits with a sign, which weights of up to 7 bits without one never leave.
+    Pairs;
+    #[inline(always)]
+    unsafe fn dot(sums: __m256i, weights: __m256i, x: __m256i) -> __m256i {
+        // SAFETY: as the caller promises.
+        unsafe { Self::dot_pairs(sums, _mm256_maddubs_epi16(weights, x), _mm256_set1_epi16(1)) }
+    }
+
+    #[inline(always)]
+    unsafe fn dot_pairs(sums: __m256i, weights: __m256i, x: __m256i) -> __m256i {
+        // SAFETY: as the caller promises.
+        unsafe { _mm256_add_epi32(sums, _mm256_madd_epi16(weights, x)) }
+    }
+
+    #[inline(always)]
+    unsafe fn dot_signed(sums: __m256i, weights: __m256i, x: __m256i) -> __m256i {
+        // SAFETY: as the caller promises.
+        unsafe { Self::dot(sums, _mm256_abs_epi8(weights), _mm256_sign_epi8(x, weights)) }
+    }
+
+    #[inline(always)]
+    unsafe fn begin_signed(_offset: i32) -> __m256i {
+        // SAFETY: as the caller promises.
+        unsafe { _mm256_setzero_si256() }
+    }
+);
