@@ -123,6 +123,7 @@ impl BlockFormat {
 }
 
 /// Copies some bytes of each of sixteen rows, whole units.
+#[inline(always)]
 fn copy<const UNIT: usize, const INTERLEAVE: bool>(
     from: &[u8],
     row_bytes: usize,
