@@ -255,17 +255,7 @@ impl Sizes {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    /// Numbers without a pattern around 0.
-    fn noise(count: usize, seed: u32) -> Vec<f32> {
-        let mut state = seed;
-        (0..count)
-            .map(|_| {
-                state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-                (state >> 8) as f32 / (1 << 23) as f32 - 1.0
-            })
-            .collect()
-    }
+    use crate::noise::noise;
 
     /// Number by number, in f64.
     fn exactly(sizes: &Sizes, [queries, rows, key, value]: [&[f32]; 4]) -> Vec<f64> {

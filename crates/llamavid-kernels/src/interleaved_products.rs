@@ -355,18 +355,10 @@ mod tests {
     use crate::block_format::{BlockFormat, decode};
     use crate::integer_products::IntegerProduct;
     use crate::interleaved::has_products;
+    use crate::noise::noise;
     use crate::processor::Processor;
     use crate::products::{Output, Weights};
     use crate::whole_rows::WholeRows;
-
-    /// Numbers between -1 and 1 that follow no pattern.
-    fn noise(count: usize, mut state: u32) -> Vec<f32> {
-        let mut next = || {
-            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-            (state >> 8) as f32 / (1 << 23) as f32 - 1.0
-        };
-        (0..count).map(|_| next()).collect()
-    }
 
     /// What a processor makes of rows and interleaved weights, added to ones.
     fn products(

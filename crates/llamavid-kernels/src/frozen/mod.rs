@@ -257,7 +257,7 @@ impl FrozenFeedForward {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{BlockFormat, Heads, NormPlace, QuantisedMatrix, Weight, attention_block, gelu_block};
+    use crate::{BlockFormat, Heads, NormPlace, QuantisedMatrix, Weight, attention_block, gelu_block, noise};
 
     /// Frames, rows, heads, width of a head and hidden width: odd ones, one of each, and those of a published model.
     const SHAPES: [[usize; 5]; 6] = [
@@ -272,11 +272,7 @@ mod tests {
     /// Numbers without a pattern around 0.
     fn noise(shape: impl Into<candle_core::Shape>, seed: u32, size: f32) -> Tensor {
         let shape = shape.into();
-        let mut state = seed;
-        let values = (0..shape.elem_count()).map(|_| {
-            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-            size * ((state >> 8) as f32 / (1 << 23) as f32 - 1.0)
-        });
+        let values = noise::noise(shape.elem_count(), seed).into_iter().map(|number| size * number);
         Tensor::from_vec(values.collect(), shape, &Device::Cpu).unwrap()
     }
 
