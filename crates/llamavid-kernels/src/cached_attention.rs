@@ -22,7 +22,7 @@ use crate::plain_rows::PlainRows;
 use crate::processor::processor;
 #[cfg(target_arch = "x86_64")]
 use crate::products::Output;
-use crate::products::{Layer, Weights};
+use crate::products::{Layer, PARALLEL, Weights};
 use crate::rotary::rotary_embedding;
 use crate::rows::{fusible, tensor, with_values};
 use crate::softmax::add_bias;
@@ -40,8 +40,6 @@ const KEYS_OF_FEW_ROWS: usize = 256;
 const FEW_ROWS: usize = 16;
 /// Keys that are worth a task.
 const LEAST_KEYS: usize = 512;
-/// Multiplications that are worth a task: what a core does while another one takes it over.
-const LEAST_PRODUCTS: usize = 1 << 17;
 
 /// Numbers of a head up to which attention on a CUDA device is one operation, whose scores are never held in memory.
 pub const WIDEST_FUSED_HEAD: usize = 128;
@@ -228,7 +226,7 @@ impl Cached<'_> {
         let products = 2 * rows.min(self.queries) * self.group * keys.min(self.length) * self.width;
         let mut tasks: Vec<_> = (0..count * parts)
             .into_par_iter()
-            .with_min_len(LEAST_PRODUCTS.div_ceil(products.max(1)))
+            .with_min_len(PARALLEL.div_ceil(products.max(1)))
             .map(|task| {
                 let (block, part) = (task / parts, task % parts);
                 let (head, first) = (block / blocks, block % blocks * rows);

@@ -667,8 +667,8 @@ impl Task<'_> {
                         }
                         turn += 1;
                         let share = size_of::<Piece>() * self.x.block / panels;
-                        let next_x = x.as_ptr_range().end.cast::<u8>().wrapping_add(panel * share);
-                        let asked = Asked { first: next_x, lines: S::LINES };
+                        let next_x = x.as_ptr_range().end.cast::<u8>();
+                        let asked = Asked { first: next_x.wrapping_add(panel * share), lines: S::LINES };
                         let begins = from + first == 0;
                         let by_themselves = S::AFRESH && !begins;
                         // SAFETY: both operands have these pieces, and there is room for the sums, which begin with the first part.

@@ -20,7 +20,7 @@ use crate::block_products::{BlockProduct, few_rows_of_each};
 use crate::panels::Panels;
 use crate::processor::{Processor, processor};
 
-/// Multiplications below which a product is not worth a second thread.
+/// Multiplications below which work is not worth a second thread.
 pub(crate) const PARALLEL: usize = 1 << 17;
 
 /// A linear layer: rows `x` (count, columns) give (count, rows), `x` times the transpose of the weights plus the bias.
