@@ -5,6 +5,8 @@
 
 use std::sync::atomic::{Ordering, compiler_fence};
 
+#[cfg(target_arch = "x86_64")]
+use crate::block_format::BlockFormat;
 use crate::block_types::{each_eighth, with_block};
 #[cfg(target_arch = "x86_64")]
 use crate::block_vectors::AHEAD_IN_SECOND_CACHE;
@@ -19,7 +21,7 @@ use crate::whole_rows::WholeRows;
 use crate::whole_vectors::Neon;
 use crate::whole_vectors::WholeVectors;
 #[cfg(target_arch = "x86_64")]
-use crate::whole_vectors::{Narrow, Pairs, Wide};
+use crate::whole_vectors::{Narrow, Pairs, Twice, Wide};
 
 /// Adds the products of all rows of `x`, which are not in parts, with rows of weights, the bytes of which are whole `groups` of
 /// interleaved ones; their results are the columns from `column` on.
@@ -33,6 +35,10 @@ pub(crate) unsafe fn add_interleaved(
     column: usize,
     output: Output,
 ) {
+    // Short vectors have registers for one row and all sixteen rows of weights, which then are read once; several rows share what is
+    // unpacked of eight, of which numbers of 8 bits have nothing.
+    #[cfg(target_arch = "x86_64")]
+    let once = x.count == 1 || x.format == BlockFormat::Q8_0;
     // SAFETY: as the caller promises.
     unsafe {
         match processor {
@@ -43,10 +49,15 @@ pub(crate) unsafe fn add_interleaved(
             #[cfg(target_arch = "x86_64")]
             Processor::Avx512(_, WholeNumbers::Fours) => add::<Wide, 0>(x, groups, column, output),
             #[cfg(target_arch = "x86_64")]
+            Processor::Avx2(_, WholeNumbers::Fours) if once => {
+                add::<Twice<Narrow>, 0>(x, groups, column, output)
+            }
+            #[cfg(target_arch = "x86_64")]
             Processor::Avx2(_, WholeNumbers::Fours) => add::<Narrow, 0>(x, groups, column, output),
             #[cfg(target_arch = "x86_64")]
+            _ if once => add::<Twice<Pairs>, 0>(x, groups, column, output),
+            #[cfg(target_arch = "x86_64")]
             _ => add::<Pairs, 0>(x, groups, column, output),
-            // One row has registers for all sixteen rows of weights, which then are read once; several share what is unpacked of eight.
             #[cfg(target_arch = "aarch64")]
             _ if x.count == 1 => add::<Neon<4>, 0>(x, groups, column, output),
             #[cfg(target_arch = "aarch64")]
@@ -345,6 +356,10 @@ vectors!(Wide, "avx512f,avx512bw,avx512vnni,avx2,fma,f16c", 8);
 vectors!(Narrow, "avx2,fma,f16c,avxvnni", 2);
 #[cfg(target_arch = "x86_64")]
 vectors!(Pairs, "avx2,fma,f16c", 2);
+#[cfg(target_arch = "x86_64")]
+vectors!(Twice<Narrow>, "avx2,fma,f16c,avxvnni", 2);
+#[cfg(target_arch = "x86_64")]
+vectors!(Twice<Pairs>, "avx2,fma,f16c", 2);
 #[cfg(target_arch = "aarch64")]
 vectors!(Neon<4>, "neon,dotprod", 1);
 #[cfg(target_arch = "aarch64")]

@@ -6,7 +6,7 @@ mod avx;
 mod neon;
 
 #[cfg(target_arch = "x86_64")]
-pub(crate) use avx::{Narrow, Pairs, Wide};
+pub(crate) use avx::{Narrow, Pairs, Twice, Wide};
 #[cfg(target_arch = "aarch64")]
 pub(crate) use neon::Neon;
 

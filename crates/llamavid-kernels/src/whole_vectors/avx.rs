@@ -13,6 +13,8 @@ use std::arch::x86_64::{
     _mm512_srl_epi32, _mm512_storeu_ps, _mm512_storeu_si512, _mm512_sub_epi8, _mm512_xor_si512,
 };
 
+use std::marker::PhantomData;
+
 use super::WholeVectors;
 
 /// A mask of the sign of each byte.
@@ -165,3 +167,84 @@ vectors_of_eight!(
         unsafe { _mm256_setzero_si256() }
     }
 );
+
+/// Two vectors that are one: sixteen rows are read at once.
+#[derive(Clone, Copy)]
+pub(crate) struct Twice<V>(PhantomData<V>);
+
+/// A function of both vectors.
+macro_rules! both {
+    ($name:ident($($argument:ident: $type:ty),*) -> $result:ty) => {
+        #[inline(always)]
+        unsafe fn $name($($argument: $type),*) -> $result {
+            // SAFETY: as the caller promises.
+            unsafe { [V::$name($($argument[0]),*), V::$name($($argument[1]),*)] }
+        }
+    };
+    ($name:ident($value:ident: $type:ty, the same) -> $result:ty) => {
+        #[inline(always)]
+        unsafe fn $name($value: $type) -> $result {
+            // SAFETY: as the caller promises.
+            unsafe { [V::$name($value); 2] }
+        }
+    };
+    ($name:ident($at:ident: $type:ty, $behind:expr) -> $result:ty) => {
+        #[inline(always)]
+        unsafe fn $name($at: $type) -> $result {
+            // SAFETY: as the caller promises.
+            unsafe { [V::$name($at), V::$name($at.add($behind))] }
+        }
+    };
+    ($name:ident($values:ident by $places:ident) -> $result:ty) => {
+        #[inline(always)]
+        unsafe fn $name($values: $result, $places: i32) -> $result {
+            // SAFETY: as the caller promises.
+            unsafe { [V::$name($values[0], $places), V::$name($values[1], $places)] }
+        }
+    };
+}
+
+impl<V: WholeVectors> WholeVectors for Twice<V> {
+    type Whole = [V::Whole; 2];
+    type Numbers = [V::Numbers; 2];
+    const LANES: usize = 2 * V::LANES;
+
+    both!(splat(value: f32, the same) -> Self::Numbers);
+    both!(splat_whole(value: i32, the same) -> Self::Whole);
+    both!(begin_signed(offset: i32, the same) -> Self::Whole);
+    both!(load(at: *const f32, V::LANES) -> Self::Numbers);
+    both!(load_whole(at: *const u8, 4 * V::LANES) -> Self::Whole);
+    both!(load_halves(at: *const u8, 2 * V::LANES) -> Self::Numbers);
+    both!(dot(sums: Self::Whole, weights: Self::Whole, x: Self::Whole) -> Self::Whole);
+    both!(dot_signed(sums: Self::Whole, weights: Self::Whole, x: Self::Whole) -> Self::Whole);
+    both!(dot_pairs(sums: Self::Whole, weights: Self::Whole, x: Self::Whole) -> Self::Whole);
+    both!(add(a: Self::Whole, b: Self::Whole) -> Self::Whole);
+    both!(less(a: Self::Whole, b: Self::Whole) -> Self::Whole);
+    both!(and(a: Self::Whole, b: Self::Whole) -> Self::Whole);
+    both!(or(a: Self::Whole, b: Self::Whole) -> Self::Whole);
+    both!(left(values by places) -> Self::Whole);
+    both!(right(values by places) -> Self::Whole);
+    both!(right_signed(values by places) -> Self::Whole);
+    both!(converted(values: Self::Whole) -> Self::Numbers);
+    both!(multiply(a: Self::Numbers, b: Self::Numbers) -> Self::Numbers);
+    both!(multiply_add(a: Self::Numbers, b: Self::Numbers, c: Self::Numbers) -> Self::Numbers);
+    both!(multiply_subtract(a: Self::Numbers, b: Self::Numbers, c: Self::Numbers) -> Self::Numbers);
+
+    #[inline(always)]
+    unsafe fn store(at: *mut f32, values: Self::Numbers) {
+        // SAFETY: as the caller promises.
+        unsafe {
+            V::store(at, values[0]);
+            V::store(at.add(V::LANES), values[1]);
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn store_whole(at: *mut u8, values: Self::Whole) {
+        // SAFETY: as the caller promises.
+        unsafe {
+            V::store_whole(at, values[0]);
+            V::store_whole(at.add(4 * V::LANES), values[1]);
+        }
+    }
+}
