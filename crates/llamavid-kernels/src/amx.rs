@@ -101,6 +101,10 @@ pub(crate) const RUN: usize = 4 * SIDE;
 #[repr(C, align(64))]
 pub(crate) struct Piece(pub(crate) [[[bf16; 2 * SIDE]; ROWS]; RUN / (2 * SIDE)]);
 
+impl Piece {
+    pub(crate) const ZERO: Self = Self([[[bf16::ZERO; 2 * SIDE]; ROWS]; RUN / (2 * SIDE)]);
+}
+
 /// Sums of products of [`ROWS`] rows with as many others: the first 16 with the first 16 and with the others, then those of the others.
 #[derive(Debug, Clone, Copy)]
 #[repr(C, align(64))]

@@ -90,7 +90,10 @@ pub use device_rows::DeviceRows;
 pub use dropout::Dropout;
 pub use embedding::embedding;
 pub use folded_attention::folded_attention;
-pub use frozen::{Activation, FrozenAttention, FrozenFeedForward, FrozenScratch};
+pub use frozen::{
+    Activation, FrozenAttention, FrozenFeedForward, FrozenGelu, FrozenProjection, FrozenScratch, SomeRows,
+    frozen_gelu,
+};
 pub use gelu::{gelu, quick_gelu};
 pub use interleaved::{INTERLEAVED_ROWS, interleaving_pays};
 pub use largest::largest;
@@ -101,6 +104,7 @@ pub use quantised_matrix::{QuantisedMatrix, SharedBytes, turned_row};
 pub use ranks::Ranks;
 pub use rms_norm::rms_norm;
 pub use rotary::rotary_embedding;
+pub use rows::mean_of_rows;
 pub use softmax::softmax;
 pub use staging::Staging;
 pub use swiglu::swiglu;

@@ -49,7 +49,7 @@ use crate::products::{Output, row_bytes};
 use crate::whole_blocks::{MOST_BYTES, Row, Scales, WholeBlock};
 
 /// Numbers of a row that a tile takes.
-const STEP: usize = 2 * SIDE;
+pub(crate) const STEP: usize = 2 * SIDE;
 /// Numbers of a row of weights that are laid out at a time, whole parts.
 const LAID_OUT: usize = NUMBERS;
 /// Panels of 32 rows of weights of a task at most: each part of `x` is read for all of them.
@@ -135,7 +135,7 @@ trait Source {
 }
 
 /// The pairs of halves of pieces of each step of a part: `ALL` in all. Numbers have so many pieces on the left and on the right.
-const fn pairs<const ALL: usize, const LEFT: usize, const RIGHT: usize>(
+pub(crate) const fn pairs<const ALL: usize, const LEFT: usize, const RIGHT: usize>(
     of_step: &[[usize; 2]],
 ) -> [[usize; 2]; ALL] {
     let mut pairs = [[0; 2]; ALL];
@@ -151,9 +151,9 @@ const fn pairs<const ALL: usize, const LEFT: usize, const RIGHT: usize>(
 /// Where the pieces of a part of a row go: those of its first [`RUN`] numbers, all of the first ones before the second ones, then those
 /// of the next.
 #[derive(Clone, Copy)]
-struct Place {
+pub(crate) struct Place {
     /// Those of its first numbers.
-    first: *mut __m512i,
+    pub(crate) first: *mut __m512i,
 }
 
 impl Place {
@@ -162,7 +162,7 @@ impl Place {
     /// # Safety
     /// There is room for them, and the processor has AVX-512.
     #[inline(always)]
-    unsafe fn write<const N: usize>(self, step: usize, pieces: [__m512i; N]) {
+    pub(crate) unsafe fn write<const N: usize>(self, step: usize, pieces: [__m512i; N]) {
         for (piece, vector) in pieces.into_iter().enumerate() {
             // SAFETY: as the caller promises.
             unsafe { _mm512_storeu_si512(self.first.add(half_of_step::<N>(step, piece) * ROWS), vector) };
@@ -179,7 +179,7 @@ const fn half_of_step<const N: usize>(step: usize, piece: usize) -> usize {
 
 /// Steps that numbers of a part take with the zeros behind them.
 #[inline(always)]
-const fn steps_of(length: usize) -> usize {
+pub(crate) const fn steps_of(length: usize) -> usize {
     length.div_ceil(RUN) * (RUN / STEP)
 }
 
@@ -367,7 +367,7 @@ unsafe fn place_of_bytes(byte: usize, first: u8) -> __m512i {
 /// # Safety
 /// The processor has AVX-512, and they can be read.
 #[inline(always)]
-unsafe fn two(at: *const f32, left: usize) -> [__m512; 2] {
+pub(crate) unsafe fn two(at: *const f32, left: usize) -> [__m512; 2] {
     // SAFETY: as the caller promises; what is masked is not read.
     unsafe {
         if left >= STEP {
@@ -394,7 +394,7 @@ unsafe fn halves(at: *const i16, left: usize) -> __m512i {
 
 /// The pieces of 32 numbers.
 #[inline(always)]
-unsafe fn in_pieces<const N: usize>(numbers: [__m512; 2]) -> [__m512i; N] {
+pub(crate) unsafe fn in_pieces<const N: usize>(numbers: [__m512; 2]) -> [__m512i; N] {
     // SAFETY: whoever calls it has the instructions.
     unsafe {
         let mut pieces = [_mm512_setzero_si512(); N];
@@ -536,6 +536,21 @@ unsafe fn lay_out_right<S: Source>(
             _ => lay_out_pieces::<3>(rows, stride, part, into),
         }
     }
+}
+
+/// The same in so many pieces, for weights.
+///
+/// # Safety
+/// As [`lay_out_right`].
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512bf16,avx512vbmi,avx2,fma,f16c")]
+pub(crate) unsafe fn lay_out_columns<const N: usize>(
+    rows: &[f32],
+    stride: usize,
+    part: Range<usize>,
+    into: *mut __m512i,
+) -> bool {
+    // SAFETY: as the caller promises.
+    unsafe { lay_out_pieces::<N>(rows, stride, part, into) }
 }
 
 /// # Safety

@@ -88,6 +88,25 @@ widest!(
     pub(crate) fn add_rows(rows: &[f32], sums: &mut [f32]) = add_rows_inline
 );
 
+/// The mean of the rows of each sequence (B, R, h), added up in f32: (B, 1, h) in the dtype of `x`.
+pub fn mean_of_rows(x: &Tensor) -> Result<Tensor> {
+    let (batch, rows, width) = x.dims3()?;
+    let (storage, layout) = x.storage_and_layout();
+    let (Storage::Cpu(CpuStorage::F32(values)), false, &[apart, row, 1]) =
+        (&*storage, x.track_op(), layout.stride())
+    else {
+        return x.to_dtype(DType::F32)?.mean_keepdim(1)?.to_dtype(x.dtype());
+    };
+    let scale = (1.0 / rows as f64) as f32;
+    let mut means = vec![0f32; batch * width];
+    means.par_chunks_exact_mut(width.max(1)).enumerate().for_each(|(index, means)| {
+        let values = &values[layout.start_offset() + index * apart..];
+        (0..rows).for_each(|index| add_rows(&values[index * row..][..width], means));
+        means.iter_mut().for_each(|mean| *mean *= scale);
+    });
+    Tensor::from_vec(means, (batch, 1, width), &Device::Cpu)
+}
+
 /// Adds up what the tasks found, in their order.
 pub(crate) fn sum_parts(parts: Vec<Vec<f32>>, width: usize) -> Vec<f32> {
     let mut sums = vec![0f32; width];

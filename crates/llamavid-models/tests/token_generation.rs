@@ -494,6 +494,41 @@ fn folded_projections_give_what_plain_ones_give() {
 }
 
 #[test]
+fn laid_out_for_inference_it_gives_the_same() {
+    // Weights that half precision holds: others stay as they are read.
+    let weights: HashMap<String, Tensor> = Oracle::open("video-mean")
+        .weights()
+        .into_iter()
+        .map(|(name, weight)| (name, weight.to_dtype(DType::F16).unwrap()))
+        .collect();
+    let oracle = Oracle::open("video-mean");
+    let (features, kind, questions) = oracle.input(&oracle.cases[0]);
+    let vb = || VarBuilder::from_tensors(weights.clone(), DType::F32, &Device::Cpu);
+    let generator = TokenGenerator::new(&oracle.config(), vb()).unwrap();
+    let laid_out = TokenGenerator::for_inference(&oracle.config(), vb()).unwrap();
+    let frames = features.dim(0).unwrap();
+    let many = Tensor::cat(&vec![&features; 64usize.div_ceil(frames)], 0).unwrap();
+    let words = |repeats: usize| {
+        let cat = |tensor: &Tensor| Tensor::cat(&vec![tensor; repeats], 0).unwrap();
+        Questions { input_ids: cat(&questions.input_ids), attention_mask: cat(&questions.attention_mask) }
+    };
+    let mut padded = words(3);
+    let length = padded.attention_mask.dim(1).unwrap() as u32;
+    let hidden = Tensor::arange(0, length, &Device::Cpu).unwrap().lt(length - 1).unwrap();
+    let hidden = hidden.to_dtype(DType::U32).unwrap().unsqueeze(0).unwrap();
+    let others = padded.attention_mask.narrow(0, 1, 2).unwrap();
+    padded.attention_mask = Tensor::cat(&[&hidden.to_dtype(others.dtype()).unwrap(), &others], 0).unwrap();
+    for (features, questions) in [(&features, &words(1)), (&many, &words(1)), (&many, &padded)] {
+        let [expected, actual] = [&generator, &laid_out]
+            .map(|generator| generator.generate(features, kind, questions, &mut Blind).unwrap());
+        assert!(error(&actual, &expected) < 1e-5, "{:?}", error(&actual, &expected));
+        let [expected, actual] =
+            [&generator, &laid_out].map(|generator| generator.relevance(features, kind, questions).unwrap());
+        assert!(error(&actual, &expected) < 1e-4, "{:?}", error(&actual, &expected));
+    }
+}
+
+#[test]
 fn gradients_match_differences() {
     let mut config = small(QueryKind::QFormer { visual_norm: true });
     config.query.layers = 2;

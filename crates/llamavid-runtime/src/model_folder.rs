@@ -241,9 +241,9 @@ impl ModelFolder {
         Ok((weights, vision_names(&self.config.visual)))
     }
 
-    /// Builds the part that makes context and content tokens.
+    /// Builds the part that makes context and content tokens, for inference only.
     pub fn token_generator(&self, dtype: DType, device: &Device) -> Result<TokenGenerator> {
-        build(self.token_loader(dtype, device)?, |vb| TokenGenerator::new(&self.config.tokens, vb))
+        build(self.token_loader(dtype, device)?, |vb| TokenGenerator::for_inference(&self.config.tokens, vb))
     }
 
     /// What that part's weights are read by.

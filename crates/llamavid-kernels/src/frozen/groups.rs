@@ -283,9 +283,10 @@ fn rough_gelu(value: __m512) -> __m512 {
     _mm512_mul_ps(value, _mm512_fmadd_ps(sum, x, _mm512_set1_ps(0.5)))
 }
 
+/// The GELU of each number, see [`activate`].
 #[inline]
 #[target_feature(enable = "avx512f")]
-fn gelu(value: __m512) -> __m512 {
+pub(super) fn gelu(value: __m512) -> __m512 {
     let x = _mm512_mul_ps(value, _mm512_set1_ps(std::f32::consts::FRAC_1_SQRT_2));
     let square = _mm512_mul_ps(x, x);
     let (mut above, mut below) = (_mm512_set1_ps(P[6] as f32), _mm512_set1_ps(Q[6] as f32));

@@ -1,5 +1,6 @@
-//! Sub-layers of a visual encoder for inference on a CPU. Their weights never change, so they are laid out once and for all, the
-//! way the products read them, and what is in between is written the way the next product reads it.
+//! Sub-layers of a visual encoder for inference on a CPU, and layers of a query model where that has tiles ([`piece_layers`]). Their
+//! weights never change, so they are laid out once and for all, the way the products read them, and what is in between is written the way
+//! the next product reads it.
 //!
 //! Letters: F frames, R rows of a frame, V width.
 
@@ -17,12 +18,18 @@ mod lines;
 #[cfg(target_arch = "x86_64")]
 mod matrices;
 mod parts;
+#[cfg_attr(not(target_arch = "x86_64"), path = "no_piece_layers.rs")]
+mod piece_layers;
 #[cfg(target_arch = "x86_64")]
 mod row_vectors;
 mod tasks;
 mod tiles;
 
+use std::ops::Range;
+
 use candle_core::{Device, Result, Tensor, bail};
+
+pub use piece_layers::{FrozenProjection, frozen_gelu};
 
 use attention::{Narrow, Packed};
 use bytes::ByteRows;
@@ -55,6 +62,40 @@ pub enum Activation {
     Gelu,
     /// [`crate::quick_gelu`].
     QuickGelu,
+}
+
+/// Some rows of each sequence of a tensor (B, R, h), which are read where they lie.
+#[derive(Debug, Clone)]
+pub struct SomeRows<'a> {
+    /// All of them.
+    pub of: &'a Tensor,
+    /// Which of each sequence.
+    pub range: Range<usize>,
+}
+
+impl SomeRows<'_> {
+    /// Sequences, rows of each and their width, which is to be this.
+    #[cfg(target_arch = "x86_64")]
+    fn check(&self, width: usize) -> Result<(usize, usize, usize)> {
+        let (batch, rows, found) = self.of.dims3()?;
+        if found != width || self.range.end > rows || self.range.is_empty() || !fusible(&[self.of]) {
+            bail!("rows {:?} of {:?} are no rows of {width} f32 on the CPU", self.range, self.of);
+        }
+        Ok((batch, self.range.len(), width))
+    }
+}
+
+/// A feed-forward layer and the rows that it reads: `norm(x + second(gelu(first(x))))`.
+#[derive(Debug)]
+pub struct FrozenGelu<'a> {
+    /// To the hidden width.
+    pub first: &'a FrozenProjection,
+    /// And back.
+    pub second: &'a FrozenProjection,
+    /// Behind the residual.
+    pub norm: Norm<'a>,
+    /// What it reads.
+    pub x: SomeRows<'a>,
 }
 
 /// A norm and two layers.

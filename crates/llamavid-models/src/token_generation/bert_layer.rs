@@ -2,11 +2,13 @@
 //!
 //! Letters: B pairs, R rows, F frames, N rows of a frame, h width of the query model.
 
+use std::ops::Range;
+
 use candle_core::{Result, Tensor};
 use candle_nn::Init;
 use llamavid_kernels::{
-    Heads, Mask, Norm, NormPlace, attention_block, folded_attention, gelu_block, layer_norm,
-    multi_head_attention,
+    FrozenGelu, FrozenProjection, Heads, Mask, Norm, NormPlace, SomeRows, attention_block, folded_attention,
+    gelu_block, layer_norm, multi_head_attention,
 };
 
 use super::config::QueryModelConfig;
@@ -17,6 +19,9 @@ use crate::weight_source::WeightSource;
 
 /// BERT's epsilon; in f32 it only keeps a row of equal numbers from a division by zero.
 const EPSILON: f64 = 1e-12;
+
+/// Frames whose keys and values are there at once: the same memory serves the next ones.
+const FRAMES_AT_ONCE: usize = 16;
 
 /// Layer normalisation that lets gradients through.
 #[derive(Debug, Clone)]
@@ -121,6 +126,17 @@ impl Attention {
         self.norm.forward(&(dropouts.apply(self.dense.forward(&attended)?)? + rows)?)
     }
 
+    /// The same for inference; none where that is not quicker.
+    pub(super) fn frozen(&self) -> Result<Option<FrozenAttention>> {
+        let layers = [&self.query, &self.key, &self.value, &self.dense];
+        let [query, key, value, dense] = layers.map(|layer| FrozenProjection::new(layer.projection()));
+        let (Some(query), Some(key), Some(value), Some(dense)) = (query?, key?, value?, dense?) else {
+            return Ok(None);
+        };
+        let (norm, heads) = (self.norm.clone(), Heads::new(self.heads, self.head_width));
+        Ok(Some(FrozenAttention { query, key, value, dense, norm, heads }))
+    }
+
     /// Weights of key and value, where few queries (F, R, h) look at many rows (F, N, V): then it is cheaper to multiply the queries,
     /// and what they saw, with the weights than all rows. Never in training.
     fn folding_weights(
@@ -143,6 +159,56 @@ impl Attention {
 
     fn heads(&self, dropouts: &Dropouts) -> Heads<'static> {
         Heads { dropout: dropouts.next(), ..Heads::new(self.heads, self.head_width) }
+    }
+}
+
+/// [`Attention`] whose weights are laid out for inference. Keys and values are quicker made of all rows of a frame then than folded.
+#[derive(Debug)]
+pub(super) struct FrozenAttention {
+    query: FrozenProjection,
+    key: FrozenProjection,
+    value: FrozenProjection,
+    dense: FrozenProjection,
+    norm: LayerNorm,
+    heads: Heads<'static>,
+}
+
+impl FrozenAttention {
+    /// The first `count` of rows (B, R, h) see all of them, with `bias` added to the scores; gives (B, count, h).
+    pub(super) fn attend_first_rows(&self, rows: &Tensor, count: usize, bias: &Tensor) -> Result<Tensor> {
+        let (_batch, row_count, _width) = rows.dims3()?;
+        let [all, first] = [row_count, count].map(|count| SomeRows { of: rows, range: 0..count });
+        let Self { query, key, value, .. } = self;
+        let [query, key, value] = match count == row_count {
+            true => FrozenProjection::project([query, key, value], &all)?,
+            false => {
+                let [query] = FrozenProjection::project([query], &first)?;
+                let [key, value] = FrozenProjection::project([key, value], &all)?;
+                [query, key, value]
+            }
+        };
+        let heads = Heads { mask: Mask::Bias(bias), ..self.heads };
+        let attended = multi_head_attention(&query, &key, &value, &heads)?;
+        self.dense.add_and_norm(&attended, &first, self.norm.norm())
+    }
+
+    /// The first `count` of the rows of pairs (P * F, R, h) see all rows of their frame (F, N, V); gives (P * F, count, h).
+    pub(super) fn attend_frames(&self, rows: &Tensor, count: usize, frames: &Tensor) -> Result<Tensor> {
+        let (pair_count, _rows, _width) = rows.dims3()?;
+        let (frame_count, frame_rows, _visual_width) = frames.dims3()?;
+        let first = SomeRows { of: rows, range: 0..count };
+        let [queries] = FrozenProjection::project([&self.query], &first)?;
+        let queries = pairs::rows_by_frame(&queries, frame_count)?; // (F, P * count, h)
+        let attended = (0..frame_count).step_by(FRAMES_AT_ONCE).map(|start| {
+            let count = FRAMES_AT_ONCE.min(frame_count - start);
+            let (queries, frames) = (queries.narrow(0, start, count)?, frames.narrow(0, start, count)?);
+            let frames = SomeRows { of: &frames, range: 0..frame_rows };
+            let [key, value] = FrozenProjection::project([&self.key, &self.value], &frames)?;
+            multi_head_attention(&queries, &key, &value, &self.heads)
+        });
+        let attended = Tensor::cat(&attended.collect::<Result<Vec<_>>>()?, 0)?;
+        let attended = pairs::rows_by_pair(&attended, pair_count / frame_count)?;
+        self.dense.add_and_norm(&attended, &first, self.norm.norm())
     }
 }
 
@@ -169,5 +235,29 @@ impl FeedForward {
     pub(super) fn forward(&self, x: &Tensor, dropouts: &Dropouts) -> Result<Tensor> {
         let norm = (self.norm.norm(), NormPlace::After(dropouts.next()));
         gelu_block(x, norm, self.intermediate.projection(), self.output.projection())
+    }
+
+    /// The same for inference; none where that is not quicker.
+    pub(super) fn frozen(&self) -> Result<Option<FrozenFeedForward>> {
+        let [intermediate, output] =
+            [&self.intermediate, &self.output].map(|layer| FrozenProjection::new(layer.projection()));
+        let (Some(intermediate), Some(output)) = (intermediate?, output?) else { return Ok(None) };
+        Ok(Some(FrozenFeedForward { intermediate, output, norm: self.norm.clone() }))
+    }
+}
+
+/// [`FeedForward`] whose weights are laid out for inference.
+#[derive(Debug)]
+pub(super) struct FrozenFeedForward {
+    intermediate: FrozenProjection,
+    output: FrozenProjection,
+    norm: LayerNorm,
+}
+
+impl FrozenFeedForward {
+    /// Itself and some rows of each sequence of `of` (B, R, h), for [`llamavid_kernels::frozen_gelu`].
+    pub(super) fn reading<'a>(&'a self, of: &'a Tensor, range: Range<usize>) -> FrozenGelu<'a> {
+        let Self { intermediate: first, output: second, norm } = self;
+        FrozenGelu { first, second, norm: norm.norm(), x: SomeRows { of, range } }
     }
 }

@@ -3,6 +3,7 @@
 //! Paper: LLaMA-VID, section 3.2. Letters: F frames, N patches, V visual width.
 
 use candle_core::{DType, Tensor};
+use llamavid_kernels::mean_of_rows;
 
 use super::config::Compression;
 use crate::{Error, Result};
@@ -12,7 +13,7 @@ pub(super) fn pool(patches: &Tensor, compression: Compression) -> Result<Tensor>
     match compression {
         Compression::None => Ok(patches.clone()),
         // In f32: a sum of hundreds of patches has no digits left in half precision.
-        Compression::Mean => Ok(patches.to_dtype(DType::F32)?.mean_keepdim(1)?.to_dtype(patches.dtype())?),
+        Compression::Mean => Ok(mean_of_rows(patches)?),
         Compression::Grid(cells) => pool_grid(patches, cells),
     }
 }

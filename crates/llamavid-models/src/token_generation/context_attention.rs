@@ -4,7 +4,7 @@
 //! Letters: P questions, F frames, N patches, Q text queries, V visual width, D language width.
 
 use candle_core::{DType, Tensor};
-use llamavid_kernels::softmax;
+use llamavid_kernels::{mean_of_rows, softmax};
 
 use super::block_observer::BlockObserver;
 use super::config::TokenGenerationConfig;
@@ -57,8 +57,7 @@ impl ContextAttention {
         }
         // The values are the patches themselves: the projection comes after the mean over queries.
         let attended = pairs::rows_by_pair(&scores.to_dtype(patches.dtype())?.matmul(patches)?, questions)?;
-        let pooled = attended.to_dtype(DType::F32)?.mean_keepdim(1)?; // (P * F, 1, V)
-        let pooled = pooled.to_dtype(patches.dtype())?;
+        let pooled = mean_of_rows(&attended)?; // (P * F, 1, V)
         observer.see("tok.context_pooled", &pooled);
         let token = self.value_proj.forward(&pooled)?;
         observer.see("tok.context_token", &token);

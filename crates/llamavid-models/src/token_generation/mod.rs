@@ -74,10 +74,25 @@ impl TokenGenerator {
     /// # Errors
     /// `Error::Config` for sizes that contradict each other; `Error::Tensor` names a missing weight.
     pub fn new<'a>(config: &TokenGenerationConfig, vb: impl Into<WeightSource<'a>>) -> Result<Self> {
+        Self::build(config, vb.into(), false)
+    }
+
+    /// The same for inference only: weights of the Q-Former's layers are laid out as they are read where that is quicker, and no gradient
+    /// flows through them.
+    ///
+    /// # Errors
+    /// As [`TokenGenerator::new`].
+    pub fn for_inference<'a>(
+        config: &TokenGenerationConfig,
+        vb: impl Into<WeightSource<'a>>,
+    ) -> Result<Self> {
+        Self::build(config, vb.into(), true)
+    }
+
+    fn build(config: &TokenGenerationConfig, vb: WeightSource, frozen: bool) -> Result<Self> {
         check(config)?;
-        let vb = vb.into();
         Ok(Self {
-            query_model: QueryModel::new(config, &vb)?,
+            query_model: QueryModel::new(config, &vb, frozen)?,
             context: ContextAttention::new(config, vb.pp("context"))?,
             projector: ContentProjector::new(config, vb.pp("projector"))?,
             dtype: vb.dtype(),
@@ -180,11 +195,11 @@ impl TokenGenerator {
         Ok(Tensor::cat(&blocks.collect::<Result<Vec<_>>>()?, 1)?)
     }
 
-    /// The rows of frames (F, R, V) that become tokens, (F, N, V).
+    /// The rows of frames (F, R, V) that become tokens, (F, N, V), where they lie.
     fn patches(&self, frames: &Tensor) -> Result<Tensor> {
         let (_frames, rows, _visual_width) = frames.dims3()?;
         let cut = self.config.rows.cut(rows);
-        Ok(frames.narrow(1, cut, rows - cut)?.contiguous()?)
+        Ok(frames.narrow(1, cut, rows - cut)?)
     }
 
     /// Features (F, R, V) and a question of its own for each frame give the tokens (F, 1 + n, D).
@@ -281,7 +296,7 @@ impl TokenGenerator {
 }
 
 impl QueryModel {
-    fn new(config: &TokenGenerationConfig, vb: &WeightSource) -> Result<Self> {
+    fn new(config: &TokenGenerationConfig, vb: &WeightSource, frozen: bool) -> Result<Self> {
         let query = &config.query;
         let model = vb.pp("query_model");
         match query.kind {
@@ -298,7 +313,7 @@ impl QueryModel {
                 Ok(Self::QFormer {
                     bert_proj,
                     visual_norm,
-                    model: QFormer::new(query, width, queries, model)?,
+                    model: QFormer::new(query, width, queries, model, frozen)?,
                 })
             }
             QueryKind::RawBert => Ok(Self::RawBert {

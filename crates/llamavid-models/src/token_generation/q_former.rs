@@ -4,9 +4,12 @@
 //! Letters: P questions, F frames, Q queries, L word pieces, N rows of a frame, V visual width,
 //! h width of the query model.
 
-use candle_core::{DType, Tensor};
+use std::sync::Arc;
 
-use super::bert_layer::{Attention, FeedForward, LayerNorm};
+use candle_core::{DType, Tensor};
+use llamavid_kernels::frozen_gelu;
+
+use super::bert_layer::{Attention, FeedForward, FrozenAttention, FrozenFeedForward, LayerNorm};
 use super::block_observer::BlockObserver;
 use super::config::QueryModelConfig;
 use super::dropout::Dropouts;
@@ -27,22 +30,30 @@ pub(super) struct QFormer {
     queries: Tensor,
     words: WordEmbedding,
     norm: LayerNorm,
-    layers: Vec<QFormerLayer>,
+    layers: Vec<Layer>,
 }
 
 impl QFormer {
     /// `visual_width` is the width of the rows that cross-attention reads. `vb` holds the query model;
-    /// the learned `queries` (1, Q, h) lie next to it.
+    /// the learned `queries` (1, Q, h) lie next to it. `frozen` for inference only.
     pub(super) fn new(
         config: &QueryModelConfig,
         visual_width: usize,
         queries: Tensor,
         vb: WeightSource,
+        frozen: bool,
     ) -> Result<Self> {
         let (embeddings, encoder) = (vb.pp("bert.embeddings"), vb.pp("bert.encoder.layer"));
-        let layers = (0..config.layers)
-            .map(|index| QFormerLayer::new(config, visual_width, index, encoder.pp(index)))
-            .collect::<Result<_>>()?;
+        // One after the other, so that weights are in memory once.
+        let layer = |index| -> Result<Layer> {
+            let layer = QFormerLayer::new(config, visual_width, index, encoder.pp(index))?;
+            let laid_out = if frozen { layer.frozen()? } else { None };
+            Ok(match laid_out {
+                Some(layer) => Layer::Frozen(Arc::new(layer)),
+                None => Layer::AsRead(Box::new(layer)),
+            })
+        };
+        let layers = (0..config.layers).map(layer).collect::<Result<_>>()?;
         Ok(Self {
             queries,
             words: WordEmbedding::new(config, &embeddings)?,
@@ -89,7 +100,14 @@ impl QFormer {
             // Nothing reads the words of the last layer. In training they are still computed, as in the
             // reference, so that its word weights have a gradient (of zero) like all others.
             let with_words = index < last || rows.track_op() || observer.wants();
-            rows = layer.forward(&rows, query_count, (frames, frames_left), &bias, with_words, dropouts)?;
+            rows = match layer {
+                Layer::AsRead(layer) => {
+                    layer.forward(&rows, query_count, (frames, frames_left), &bias, with_words, dropouts)?
+                }
+                Layer::Frozen(layer) => {
+                    layer.forward(&rows, query_count, (frames, frames_left), &bias, with_words)?
+                }
+            };
             bias = pairs::repeat_questions(&bias, frames_left)?;
             frames_left = 1;
             observer.see(&format!("qf.layer{index}"), &rows); // (P * F, Q + L, h)
@@ -105,6 +123,12 @@ impl QFormer {
         let queries = Tensor::zeros((question_count, query_count), DType::F32, words.device())?;
         Ok(Tensor::cat(&[&queries, &words], 1)?.unsqueeze(1)?.unsqueeze(1)?)
     }
+}
+
+#[derive(Debug, Clone)]
+enum Layer {
+    AsRead(Box<QFormerLayer>),
+    Frozen(Arc<FrozenLayer>),
 }
 
 #[derive(Debug, Clone)]
@@ -156,5 +180,62 @@ impl QFormerLayer {
         let words = rows.narrow(1, query_count, row_count - query_count)?.contiguous()?;
         let words = pairs::repeat_questions(&self.words.forward(&words, dropouts)?, frames_each)?;
         Ok(Tensor::cat(&[&queries, &words], 1)?)
+    }
+
+    /// The same for inference; none where that is not quicker.
+    fn frozen(&self) -> Result<Option<FrozenLayer>> {
+        let cross_attention = self.cross_attention.as_ref().map(Attention::frozen).transpose()?;
+        let (Some(attention), Some(words), Some(queries)) =
+            (self.attention.frozen()?, self.words.frozen()?, self.queries.frozen()?)
+        else {
+            return Ok(None);
+        };
+        let cross_attention = match cross_attention {
+            Some(None) => return Ok(None),
+            found => found.flatten(),
+        };
+        Ok(Some(FrozenLayer { attention, cross_attention, words, queries }))
+    }
+}
+
+/// [`QFormerLayer`] whose weights are laid out for inference.
+#[derive(Debug)]
+struct FrozenLayer {
+    attention: FrozenAttention,
+    cross_attention: Option<FrozenAttention>,
+    words: FrozenFeedForward,
+    queries: FrozenFeedForward,
+}
+
+impl FrozenLayer {
+    /// As [`QFormerLayer::forward`]: queries and words are read and written where they lie.
+    fn forward(
+        &self,
+        rows: &Tensor,
+        query_count: usize,
+        (frames, frames_each): (&Tensor, usize),
+        bias: &Tensor,
+        with_words: bool,
+    ) -> Result<Tensor> {
+        let (_pairs, row_count, _width) = rows.dims3()?;
+        let count = if with_words { row_count } else { query_count };
+        let rows = self.attention.attend_first_rows(rows, count, bias)?;
+        let mut queries = match frames_each {
+            1 => rows.clone(),
+            frames => pairs::repeat_questions(&rows.narrow(1, 0, query_count)?.contiguous()?, frames)?,
+        };
+        if let Some(cross_attention) = &self.cross_attention {
+            queries = cross_attention.attend_frames(&queries, query_count, frames)?;
+        }
+        let queries = self.queries.reading(&queries, 0..query_count);
+        if !with_words {
+            return Ok(frozen_gelu(&[queries])?);
+        }
+        let words = self.words.reading(&rows, query_count..row_count);
+        if frames_each == 1 {
+            return Ok(frozen_gelu(&[queries, words])?);
+        }
+        let words = pairs::repeat_questions(&frozen_gelu(&[words])?, frames_each)?;
+        Ok(Tensor::cat(&[&frozen_gelu(&[queries])?, &words], 1)?)
     }
 }
