@@ -506,6 +506,7 @@ fn laid_out_for_inference_it_gives_the_same() {
     let vb = || VarBuilder::from_tensors(weights.clone(), DType::F32, &Device::Cpu);
     let generator = TokenGenerator::new(&oracle.config(), vb()).unwrap();
     let laid_out = TokenGenerator::for_inference(&oracle.config(), vb()).unwrap();
+    assert!(laid_out.with_dropout(0.1, 1).is_err());
     let frames = features.dim(0).unwrap();
     let many = Tensor::cat(&vec![&features; 64usize.div_ceil(frames)], 0).unwrap();
     let words = |repeats: usize| {

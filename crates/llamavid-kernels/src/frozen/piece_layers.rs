@@ -355,11 +355,9 @@ fn with_norm<T>(norm: Norm, width: usize, run: impl FnOnce(NormOf) -> Result<T>)
 
 fn project<const N: usize>(layers: [&FrozenProjection; N], x: Rows) -> [Vec<f32>; N] {
     let mut results = layers.map(|layer| Vec::with_capacity(x.count * layer.rows));
-    let mut index = 0;
-    let targets = results.each_mut().map(|result| {
+    let targets: [Target; N] = std::array::from_fn(|index| {
         let (width, selection) = (layers[index].rows, Selection { all: 1, first: 0, some: 1 });
-        index += 1;
-        Target { values: result.as_mut_ptr(), length: x.count * width, width, selection }
+        Target { values: results[index].as_mut_ptr(), length: x.count * width, width, selection }
     });
     // Panels of all layers, one after the other.
     let panels: Vec<(usize, usize)> =
@@ -534,12 +532,13 @@ unsafe fn lay_out_hidden(sums: &[Sums], bias: Option<&[f32]>, step: usize, runs:
 /// The processor has AVX-512, and there are as many biases.
 #[inline(always)]
 unsafe fn row_of(sums: &Sums, row: usize, bias: *const f32) -> [__m512; 2] {
-    let mut found = [0, 1].map(|half| sums.0[2 * (row / SIDE) + half][row % SIDE].as_ptr());
+    let [first, second] = [0, 1].map(|half| sums.0[2 * (row / SIDE) + half][row % SIDE].as_ptr());
     // SAFETY: as the caller promises; a row of sums is a vector.
     unsafe {
-        let first = _mm512_add_ps(_mm512_loadu_ps(found[0]), _mm512_loadu_ps(bias));
-        found[0] = found[1];
-        [first, _mm512_add_ps(_mm512_loadu_ps(found[0]), _mm512_loadu_ps(bias.add(SIDE)))]
+        [
+            _mm512_add_ps(_mm512_loadu_ps(first), _mm512_loadu_ps(bias)),
+            _mm512_add_ps(_mm512_loadu_ps(second), _mm512_loadu_ps(bias.add(SIDE))),
+        ]
     }
 }
 

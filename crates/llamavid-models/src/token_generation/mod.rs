@@ -59,6 +59,8 @@ pub struct TokenGenerator {
     projector: ContentProjector,
     dtype: DType,
     dropout: Option<DropoutPlan>,
+    /// Whether weights may be laid out in a way that only inference reads.
+    frozen: bool,
 }
 
 #[derive(Debug, Clone)]
@@ -97,6 +99,7 @@ impl TokenGenerator {
             projector: ContentProjector::new(config, vb.pp("projector"))?,
             dtype: vb.dtype(),
             dropout: None,
+            frozen,
             config: config.clone(),
         })
     }
@@ -107,8 +110,11 @@ impl TokenGenerator {
     /// The same seed drops the same values in each call, so every step of a training needs its own.
     ///
     /// # Errors
-    /// `Error::Argument` for a rate that is not from 0 up to less than 1.
+    /// `Error::Argument` for a rate that is not from 0 up to less than 1, and for a generator that was built for inference.
     pub fn with_dropout(&self, rate: f32, seed: u64) -> Result<Self> {
+        if self.frozen {
+            return Err(Error::Argument("a generator built for inference drops nothing".into()));
+        }
         if !(0.0..1.0).contains(&rate) {
             return Err(Error::Argument(format!("a dropout of {rate} is not from 0 up to less than 1")));
         }
