@@ -20,15 +20,9 @@ impl<const AHEAD: usize> Interleaved<AHEAD> {
     /// The units of all rows that begin at a byte of their blocks.
     #[inline(always)]
     unsafe fn unit<V: WholeVectors>(self, byte: usize) -> V::Whole {
+        self.ask_ahead(byte);
         // SAFETY: whoever calls it has the block.
-        unsafe {
-            let at = self.at.add(INTERLEAVED_ROWS * byte);
-            #[cfg(target_arch = "x86_64")]
-            if AHEAD > 0 {
-                ask_second_cache(at.wrapping_add(AHEAD));
-            }
-            V::load_whole(at.add(4 * self.row))
-        }
+        unsafe { V::load_whole(self.at.add(INTERLEAVED_ROWS * byte + 4 * self.row)) }
     }
 
     /// The numbers of 16 bits that begin there.
@@ -36,6 +30,17 @@ impl<const AHEAD: usize> Interleaved<AHEAD> {
     unsafe fn halves<V: WholeVectors>(self, byte: usize) -> V::Numbers {
         // SAFETY: as above.
         unsafe { V::load_halves(self.at.add(INTERLEAVED_ROWS * byte + 2 * self.row)) }
+    }
+
+    /// Asks for what lies as far ahead of a byte as the processor is to look.
+    #[inline(always)]
+    fn ask_ahead(self, byte: usize) {
+        #[cfg(target_arch = "x86_64")]
+        if AHEAD > 0 {
+            ask_second_cache(self.at.wrapping_add(INTERLEAVED_ROWS * byte + AHEAD));
+        }
+        #[cfg(not(target_arch = "x86_64"))]
+        let _ = byte;
     }
 }
 
@@ -243,6 +248,8 @@ pub(crate) struct Only<V: WholeVectors>(V::Numbers);
 impl<V: WholeVectors> Scales<V> for Only<V> {
     #[inline(always)]
     unsafe fn new<const AHEAD: usize>(block: Interleaved<AHEAD>) -> Self {
+        // Blocks of 32 numbers are no whole lines: with those of the numbers alone, every ninth would be left out.
+        block.ask_ahead(0);
         // SAFETY: as the caller promises.
         unsafe { Self(block.halves::<V>(0)) }
     }
