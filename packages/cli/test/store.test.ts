@@ -156,7 +156,8 @@ describe('the feature store', () => {
         if (run.stdout !== '') {
           const result = JSON.parse(run.stdout);
           expect(result.sampling).toEqual(sampling);
-          expect(result.work.framesEncoded).toBeLessThanOrEqual(sampling.frames - 32 * stored);
+          // The last shard has fewer frames than the others.
+          expect(result.work.framesEncoded).toBeLessThanOrEqual(Math.max(sampling.frames - 32 * stored, 0));
           if (stored > 0) resumed += 1;
           break;
         }
