@@ -193,9 +193,8 @@ impl FrozenProjection {
             })?;
         }
         with_values([weight], |[values]| {
-            let fit = |most: usize| values.par_chunks(1 << 16).all(|values| pieces_of(values) <= most);
-            let each = if fit(1) { 1 } else { 2 };
-            if rows == 0 || columns == 0 || !fit(each) {
+            let each = values.par_chunks(1 << 16).map(pieces_of).max().unwrap_or(1);
+            if rows == 0 || columns == 0 || each > 2 {
                 return Ok(None);
             }
             let of_panel = columns.div_ceil(RUN) * each;

@@ -35,26 +35,7 @@ pub(crate) fn in_tasks(rows: usize, unit: usize, parallel: bool, task: impl Fn(R
     (0..threads).into_par_iter().with_max_len(1).for_each(|own| {
         for turn in 0..threads {
             let share = &shares[(own + turn) % threads];
-            let next = || {
-                let mut left = share.lock().unwrap_or_else(PoisonError::into_inner);
-                let count = left.len().div_ceil(4).min(most);
-                let Range { start, end } = *left;
-                match turn {
-                    0 => {
-                        left.start += count;
-                        start..start + count
-                    }
-                    _ => {
-                        left.end -= count;
-                        end - count..end
-                    }
-                }
-            };
-            loop {
-                let taken = next();
-                if taken.is_empty() {
-                    break;
-                }
+            while let Some(taken) = take(share, turn == 0, most) {
                 task(taken.start * length..rows.min(taken.end * length));
             }
         }
@@ -62,4 +43,15 @@ pub(crate) fn in_tasks(rows: usize, unit: usize, parallel: bool, task: impl Fn(R
             stay_awake();
         }
     });
+}
+
+/// Takes the next pieces of a share from its front or its back: a quarter of what is left, and `most` of them at most.
+fn take(share: &Mutex<Range<usize>>, front: bool, most: usize) -> Option<Range<usize>> {
+    let mut left = share.lock().unwrap_or_else(PoisonError::into_inner);
+    let count = left.len().div_ceil(4).min(most);
+    let cut = if front { left.start + count } else { left.end - count };
+    let [lower, upper] = [left.start..cut, cut..left.end];
+    let (taken, rest) = if front { (lower, upper) } else { (upper, lower) };
+    *left = rest;
+    (count > 0).then_some(taken)
 }
