@@ -232,8 +232,8 @@ pub(crate) struct Whole {
 }
 
 impl Whole {
-    const OF_BYTES: Self = Self { group: 32, offset: 128 };
-    const OF_PAIRS: Self = Self { group: 32, offset: 8 };
+    pub(crate) const OF_BYTES: Self = Self { group: 32, offset: 128 };
+    pub(crate) const OF_PAIRS: Self = Self { group: 32, offset: 8 };
     const WITH_LEAST: Self = Self { group: 32, offset: 0 };
     const OF_SIXTEENTHS: Self = Self { group: 16, offset: 32 };
 

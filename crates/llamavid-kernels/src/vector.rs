@@ -80,26 +80,41 @@ const GREATEST_EXPONENT: f32 = 88.722_83;
 /// Cephes' polynomial. 0 where the result would be no normal number, the largest f32 (nearly) beyond it.
 #[inline(always)]
 pub(crate) fn exp<const FUSED: bool>(x: f32) -> f32 {
-    /// ln 2 in two parts; products of the first with integers up to 2^9 are exact.
-    const LN_2: (f32, f32) = (0.693_359_375, -2.121_944_4e-4);
-    // Comparisons that a number that is not one passes as it is.
-    let inside = if x < LEAST_EXPONENT { LEAST_EXPONENT } else { x };
-    let inside = if inside > GREATEST_EXPONENT { GREATEST_EXPONENT } else { inside };
-    let rounded = multiply_add::<FUSED>(inside, std::f32::consts::LOG2_E, NEAREST);
-    let power = rounded - NEAREST;
-    let rest = multiply_add::<FUSED>(power, -LN_2.0, inside);
-    let rest = multiply_add::<FUSED>(power, -LN_2.1, rest);
-    let mut sum = 1.987_569_2e-4;
-    for factor in [1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 5.000_000_1e-1] {
-        sum = multiply_add::<FUSED>(sum, rest, factor);
-    }
-    let sum = multiply_add::<FUSED>(sum * rest, rest, rest) + 1.0;
+    let inside = if x > GREATEST_EXPONENT { GREATEST_EXPONENT } else { x };
+    let (sum, power) = exp_parts::<FUSED>(inside);
     // Two factors, since 2^128 alone is beyond the largest f32 while the product may not be.
-    let power = rounded.to_bits() as i32 - NEAREST.to_bits() as i32;
+    let power = power.to_bits() as i32 - NEAREST.to_bits() as i32;
     let half = power >> 1;
     let scale = |power: i32| f32::from_bits(((power + 127) << 23) as u32);
     let result = sum * scale(half) * scale(power - half);
     if x < LEAST_EXPONENT { 0.0 } else { result }
+}
+
+/// The same of what is not above 0, in fewer steps.
+#[inline(always)]
+pub(crate) fn exp_of_negative<const FUSED: bool>(x: f32) -> f32 {
+    let (sum, power) = exp_parts::<FUSED>(x);
+    // Of the bits of the power only the lowest are left, those of a whole number.
+    let result = sum * f32::from_bits((power.to_bits() << 23).wrapping_add(127 << 23));
+    if x < LEAST_EXPONENT { 0.0 } else { result }
+}
+
+/// e^x as a number near 1 and the power of 2 that it is to be multiplied with, to which [`NEAREST`] is added.
+#[inline(always)]
+fn exp_parts<const FUSED: bool>(x: f32) -> (f32, f32) {
+    /// ln 2 in two parts; products of the first with integers up to 2^9 are exact.
+    const LN_2: (f32, f32) = (0.693_359_375, -2.121_944_4e-4);
+    // A comparison that a number that is not one passes as it is.
+    let x = if x < LEAST_EXPONENT { LEAST_EXPONENT } else { x };
+    let power = multiply_add::<FUSED>(x, std::f32::consts::LOG2_E, NEAREST);
+    let whole = power - NEAREST;
+    let rest = multiply_add::<FUSED>(whole, -LN_2.0, x);
+    let rest = multiply_add::<FUSED>(whole, -LN_2.1, rest);
+    let mut sum = 1.987_569_2e-4;
+    for factor in [1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 5.000_000_1e-1] {
+        sum = multiply_add::<FUSED>(sum, rest, factor);
+    }
+    (multiply_add::<FUSED>(sum * rest, rest, rest) + 1.0, power)
 }
 
 /// 1 / (1 + e^-x).

@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 use candle_core::{D, DType, Device, Tensor};
-use llamavid_kernels::{BlockFormat, CachedRows, cached_attention, softmax};
+use llamavid_kernels::{BlockFormat, CachedRows, cached_attention, instruction_set, softmax};
 
 mod noise;
 
@@ -110,7 +110,9 @@ fn rows_in_blocks_are_those_that_are_unpacked() {
             let rows = |bytes| CachedRows::Blocks { format, shape, bytes };
             let actual = cached_attention(&q, rows(&keys), rows(&values), length, None).unwrap();
             let what = format!("{}: {queries} of {length}, {width} wide", format.name());
-            assert_close(&actual, &expected, 3e-6, &what);
+            // Tiles round queries and shares to 16 bits, which is felt most where few keys are seen.
+            let rounds = instruction_set().unwrap() == "avx512amx" && format.block_length() > 1;
+            assert_close(&actual, &expected, if rounds { 3e-4 } else { 3e-6 }, &what);
         }
     }
 }

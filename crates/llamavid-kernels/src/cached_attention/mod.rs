@@ -7,37 +7,26 @@
 //!
 //! Reference: M. Milakov and N. Gimelshein, "Online normalizer calculation for softmax" (arXiv 1805.02867).
 
+#[cfg(target_arch = "x86_64")]
+mod in_tiles;
+mod reading;
+
 use std::ops::Range;
 
 use candle_core::{Result, Tensor, bail};
-use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 
+use self::reading::{KEYS_OF_FEW_ROWS, Reading};
 use crate::attention::hidden;
-#[cfg(target_arch = "x86_64")]
-use crate::block_vectors::add_shares;
-use crate::panels;
-#[cfg(target_arch = "x86_64")]
-use crate::plain_rows::PlainRows;
-use crate::processor::processor;
-#[cfg(target_arch = "x86_64")]
-use crate::products::Output;
-use crate::products::{Layer, PARALLEL, Weights};
+use crate::products::{PARALLEL, Weights};
 use crate::rotary::rotary_embedding;
 use crate::rows::{fusible, tensor, with_values};
 use crate::softmax::add_bias;
-use crate::vector::{exp, largest, widest};
+use crate::vector::{exp_of_negative, largest, widest};
 use crate::{BlockFormat, DeviceRows};
 
 /// Query rows of a task, of all heads that share keys.
 const QUERY_ROWS: usize = 64;
-/// Keys whose scores exist at once: they, or their values, and what is made of them are in the first caches.
-const KEYS: usize = 64;
-/// The same where there are few rows, which read more than they compute: from memory, in long pieces.
-const KEYS_OF_FEW_ROWS: usize = 256;
-/// Rows up to which keys and values in plain numbers, or what blocks are unpacked to, are read row after row, where that is quicker.
-#[cfg(target_arch = "x86_64")]
-const FEW_ROWS: usize = 16;
 /// Keys that are worth a task.
 const LEAST_KEYS: usize = 512;
 
@@ -259,42 +248,15 @@ impl Cached<'_> {
         let count = block.largest.len();
         let places = (sequence * (self.heads / self.group) + key_head) * self.capacity;
         let before = self.length - self.queries + first;
-        #[cfg(target_arch = "x86_64")]
-        let few = {
-            let format = self.keys.format();
-            let in_blocks = format.interleaves();
-            let takes = self.width > 0 && count <= FEW_ROWS && !(in_blocks && count == 1);
-            let plain = if in_blocks { BlockFormat::F32 } else { format };
-            takes.then(|| PlainRows::new(processor(), plain, &block.queries, self.width)).flatten()
-        };
-        #[cfg(not(target_arch = "x86_64"))]
-        let few: Option<()> = None;
-        let at_once = if count == 1 || few.is_some() { KEYS_OF_FEW_ROWS } else { KEYS };
+        let mut reading = Reading::new(&block.queries, self.width, self.keys.format());
+        let at_once = reading.at_once;
         let mut scores = vec![0f32; count * at_once];
-        let (mut unpacked, mut columns) = (Vec::new(), Vec::new());
         let end = part.end.min(before + rows);
         for from in (part.start..end).step_by(at_once) {
             let keys = at_once.min(end - from);
-            let key_rows = self.part(self.keys, places + from, keys);
-            match &few {
-                #[cfg(target_arch = "x86_64")]
-                Some(few) => {
-                    scores.fill(0.0);
-                    self.each_plain(key_rows, keys, &mut unpacked, |first, rows| {
-                        // SAFETY: nobody else has the scores.
-                        unsafe { few.add(rows, first, Output::new(&mut scores, at_once)) };
-                    });
-                }
-                // A row reads keys in blocks as they lie; more of them are worth unpacking those for.
-                _ if count == 1 => Layer { weights: key_rows, rows: keys, columns: self.width, bias: None }
-                    .write_exactly(&block.queries, &mut scores[..keys]),
-                _ => {
-                    lay_out(numbers(key_rows, keys * self.width, &mut unpacked), self.width, &mut columns);
-                    scores.fill(0.0);
-                    let (left, right) = (&block.queries, &columns);
-                    add_product(Product { left, stride: self.width, right, width: KEYS }, &mut scores);
-                }
-            }
+            let places = places + from..places + from + keys;
+            let of_keys = self.keys.part(places.clone(), self.width);
+            reading.score(&block.queries, of_keys, keys, &mut scores);
             for (index, scores) in scores.chunks_exact_mut(at_once).enumerate() {
                 // A row sees the keys up to its own place.
                 let seen = (before + index % rows + 1).saturating_sub(from).min(keys);
@@ -304,23 +266,7 @@ impl Cached<'_> {
                 let attended = &mut block.attended[index * self.width..(index + 1) * self.width];
                 share(seen, scores, &mut block.largest[index], &mut block.sums[index], attended);
             }
-            let values = self.part(self.values, places + from, keys);
-            #[cfg(target_arch = "x86_64")]
-            if let Some(few) = few.as_ref().filter(|few| few.of_whole_vectors()) {
-                self.each_plain(values, keys, &mut unpacked, |first, rows| {
-                    few.add_shares(rows, (&scores[first..], at_once), &mut block.attended);
-                });
-                continue;
-            }
-            #[cfg(target_arch = "x86_64")]
-            if let (1, Weights::Blocks(format, values)) = (count, values)
-                && add_shares(processor(), format, values, &scores, &mut block.attended)
-            {
-                continue;
-            }
-            let right = numbers(values, keys * self.width, &mut unpacked);
-            let product = Product { left: &scores, stride: at_once, right, width: self.width };
-            add_product(product, &mut block.attended);
+            reading.add_shares(self.values.part(places, self.width), keys, &scores, &mut block.attended);
         }
         block
     }
@@ -340,56 +286,6 @@ impl Cached<'_> {
             sums: vec![0.0; count],
             attended: vec![0.0; count * self.width],
         }
-    }
-
-    /// Gives the bytes of `count` rows, or what they are in f32 where they are in blocks: some at a time, which stay in the first cache,
-    /// with the number of the first.
-    #[cfg(target_arch = "x86_64")]
-    fn each_plain(
-        &self,
-        rows: Weights,
-        count: usize,
-        unpacked: &mut Vec<f32>,
-        mut take: impl FnMut(usize, &[u8]),
-    ) {
-        if !rows.format().interleaves() {
-            return take(0, rows.bytes());
-        }
-        for first in (0..count).step_by(KEYS) {
-            let some = KEYS.min(count - first);
-            let rows = numbers(self.part(rows, first, some), some * self.width, unpacked);
-            take(first, pulp::bytemuck::cast_slice(rows));
-        }
-    }
-
-    /// `count` rows from `first` on.
-    fn part<'a>(&self, rows: Weights<'a>, first: usize, count: usize) -> Weights<'a> {
-        rows.part(first..first + count, self.width)
-    }
-}
-
-/// `count` numbers as they are, or unpacked.
-fn numbers<'a>(rows: Weights<'a>, count: usize, unpacked: &'a mut Vec<f32>) -> &'a [f32] {
-    match rows {
-        Weights::Numbers(values) => values,
-        Weights::Blocks(format, bytes) | Weights::Interleaved(format, bytes) => {
-            unpacked.resize(count, 0.0);
-            format.decode(bytes, unpacked);
-            unpacked
-        }
-    }
-}
-
-/// Makes columns of up to [`KEYS`] keys (keys, width): (width, [`KEYS`]). What stands for keys that are missing is of others.
-fn lay_out(keys: &[f32], width: usize, columns: &mut Vec<f32>) {
-    columns.resize(width * KEYS, 0.0);
-    let count = keys.len() / width.max(1);
-    for first in (0..count).step_by(TOGETHER) {
-        let four = std::array::from_fn(|index| {
-            let key = (first + index).min(count - 1);
-            &keys[key * width..(key + 1) * width]
-        });
-        panels::lay_out(four, first, columns, KEYS);
     }
 }
 
@@ -411,18 +307,18 @@ fn share_inline<const FUSED: bool>(
     }
     let found = largest(scores);
     let now = if found > *most { found } else { *most };
-    let factor = exp::<FUSED>(*most - now);
+    let factor = exp_of_negative::<FUSED>(*most - now);
     let mut lanes = [0f32; 16];
     let mut blocks = scores.chunks_exact_mut(16);
     for block in &mut blocks {
         for (score, lane) in block.iter_mut().zip(&mut lanes) {
-            *score = exp::<FUSED>(*score - now);
+            *score = exp_of_negative::<FUSED>(*score - now);
             *lane += *score;
         }
     }
     let mut added = 0.0;
     for score in blocks.into_remainder() {
-        *score = exp::<FUSED>(*score - now);
+        *score = exp_of_negative::<FUSED>(*score - now);
         added += *score;
     }
     for lane in lanes {
@@ -443,98 +339,3 @@ widest!(fn share(
     sum: &mut f32,
     attended: &mut [f32],
 ) = share_inline);
-
-/// Rows, those of `left`, times a matrix that stays in the first cache: (rows, inner) · (inner, width).
-#[derive(Clone, Copy)]
-struct Product<'a> {
-    left: &'a [f32],
-    /// From a row of `left` to the next one.
-    stride: usize,
-    right: &'a [f32],
-    width: usize,
-}
-
-/// Adds a product to `sums` (rows, width).
-fn add_product(product: Product, sums: &mut [f32]) {
-    processor().run(AddProduct { product, sums });
-}
-
-struct AddProduct<'a> {
-    product: Product<'a>,
-    sums: &'a mut [f32],
-}
-
-/// Rows whose sums stay in registers while the right matrix goes by, and vectors of each of them.
-const TOGETHER: usize = 4;
-/// Vectors of the sums of a row alone: enough of them that none waits for the addition before it.
-const ALONE: usize = 8;
-
-impl WithSimd for AddProduct<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn with_simd<S: Simd>(self, simd: S) {
-        let Self { mut product, mut sums } = self;
-        // With fewer registers half as many rows, so that sums and what is multiplied still fit.
-        let most = if S::REGISTER_COUNT >= 32 { TOGETHER } else { TOGETHER / 2 };
-        while !sums.is_empty() {
-            let rows = if sums.len() >= most * product.width { most } else { 1 };
-            let (of_these, others) = sums.split_at_mut(rows * product.width);
-            match rows {
-                1 => product.add::<S, 1, ALONE>(simd, of_these),
-                2 => product.add::<S, 2, TOGETHER>(simd, of_these),
-                _ => product.add::<S, TOGETHER, TOGETHER>(simd, of_these),
-            }
-            sums = others;
-            product.left = product.left.get(rows * product.stride..).unwrap_or_default();
-        }
-    }
-}
-
-impl Product<'_> {
-    /// Adds to `R` rows of sums, `N` vectors at a time.
-    #[inline(always)]
-    fn add<S: Simd, const R: usize, const N: usize>(self, simd: S, sums: &mut [f32]) {
-        let whole = self.width / S::F32_LANES * S::F32_LANES;
-        let mut first = 0;
-        while first + N * S::F32_LANES <= whole {
-            self.add_vectors::<S, R, N>(simd, first, sums);
-            first += N * S::F32_LANES;
-        }
-        while first < whole {
-            self.add_vectors::<S, R, 1>(simd, first, sums);
-            first += S::F32_LANES;
-        }
-        for (sums, left) in sums.chunks_exact_mut(self.width).zip(self.left.chunks(self.stride)) {
-            for (place, sum) in sums.iter_mut().enumerate().skip(whole) {
-                for (left, right) in left.iter().zip(self.right.chunks_exact(self.width)) {
-                    *sum += left * right[place];
-                }
-            }
-        }
-    }
-
-    /// Adds to the `N` vectors from `first` on of each row.
-    #[inline(always)]
-    fn add_vectors<S: Simd, const R: usize, const N: usize>(self, simd: S, first: usize, sums: &mut [f32]) {
-        let Self { left, stride, right, width } = self;
-        let inner = right.len() / width;
-        let left: [&[f32]; R] = std::array::from_fn(|row| &left[row * stride..][..inner]);
-        let mut registers = [[simd.splat_f32s(0.0); N]; R];
-        for (row, registers) in registers.iter_mut().enumerate() {
-            registers.copy_from_slice(&S::as_simd_f32s(&sums[row * width + first..]).0[..N]);
-        }
-        for (place, right) in right.chunks_exact(width).enumerate().take(inner) {
-            let right = &S::as_simd_f32s(&right[first..]).0[..N];
-            for (registers, left) in registers.iter_mut().zip(left) {
-                let left = simd.splat_f32s(left[place]);
-                for (sum, right) in registers.iter_mut().zip(right) {
-                    *sum = simd.mul_add_e_f32s(left, *right, *sum);
-                }
-            }
-        }
-        for (row, registers) in registers.iter().enumerate() {
-            S::as_mut_simd_f32s(&mut sums[row * width + first..]).0[..N].copy_from_slice(registers);
-        }
-    }
-}
