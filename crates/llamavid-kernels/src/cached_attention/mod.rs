@@ -8,6 +8,8 @@
 //! Reference: M. Milakov and N. Gimelshein, "Online normalizer calculation for softmax" (arXiv 1805.02867).
 
 #[cfg(target_arch = "x86_64")]
+mod in_pieces;
+#[cfg(target_arch = "x86_64")]
 mod in_tiles;
 mod reading;
 

@@ -3,6 +3,8 @@
 use pulp::{Simd, WithSimd};
 
 #[cfg(target_arch = "x86_64")]
+use super::in_pieces::QueriesInPieces;
+#[cfg(target_arch = "x86_64")]
 use super::in_tiles::QueriesInTiles;
 use crate::block_format::BlockFormat;
 #[cfg(target_arch = "x86_64")]
@@ -36,6 +38,9 @@ enum Way {
     /// In tiles, as whole numbers.
     #[cfg(target_arch = "x86_64")]
     Tiles(QueriesInTiles),
+    /// In tiles, in pieces of 16 bits.
+    #[cfg(target_arch = "x86_64")]
+    Pieces(QueriesInPieces),
     /// Row after row.
     #[cfg(target_arch = "x86_64")]
     Plain(PlainRows),
@@ -62,6 +67,11 @@ impl Reading {
             #[cfg(target_arch = "x86_64")]
             Way::Tiles(queries) => queries.score(keys.bytes(), scores, self.at_once),
             #[cfg(target_arch = "x86_64")]
+            Way::Pieces(queries) => {
+                let keys = numbers(keys, count * self.width, &mut self.unpacked);
+                queries.score(keys, scores, self.at_once);
+            }
+            #[cfg(target_arch = "x86_64")]
             Way::Plain(rows) => {
                 scores.fill(0.0);
                 // SAFETY: nobody else has the scores.
@@ -85,6 +95,11 @@ impl Reading {
         match &mut self.way {
             #[cfg(target_arch = "x86_64")]
             Way::Tiles(queries) => return queries.add_shares(values.bytes(), (shares, self.at_once), sums),
+            #[cfg(target_arch = "x86_64")]
+            Way::Pieces(queries) => {
+                let values = numbers(values, count * self.width, &mut self.unpacked);
+                return queries.add_shares(values, (shares, self.at_once), sums);
+            }
             #[cfg(target_arch = "x86_64")]
             Way::Plain(rows) if rows.of_whole_vectors() => {
                 return rows.add_shares(values.bytes(), (shares, self.at_once), sums);
@@ -112,6 +127,12 @@ impl Way {
             && let Some(rows) = PlainRows::new(processor(), format, queries, width)
         {
             return Self::Plain(rows);
+        }
+        #[cfg(target_arch = "x86_64")]
+        if rows > FEW_ROWS
+            && let Some(queries) = QueriesInPieces::new(processor(), format, queries, width)
+        {
+            return Self::Pieces(queries);
         }
         if rows == 1 { Self::Alone } else { Self::Columns }
     }

@@ -223,7 +223,7 @@ unsafe fn share<const COUNT: usize>(sums: &mut [Step], length: usize, scale: f32
 /// # Safety
 /// The processor has AVX-512.
 #[target_feature(enable = "avx512f")]
-unsafe fn exchange(lines: &mut [Line; STEP]) {
+pub(crate) unsafe fn exchange(lines: &mut [Line; STEP]) {
     let lines: *mut __m512i = lines.as_mut_ptr().cast();
     let mut columns = [[_mm512_setzero_si512(); LANES]; 2];
     for (half, columns) in columns.iter_mut().enumerate() {

@@ -18,21 +18,21 @@ use super::tasks::{Room, share_rows};
 use super::tiles::HalfStep;
 
 /// Numbers of a vector.
-pub(super) const LANES: usize = 16;
+pub(crate) const LANES: usize = 16;
 /// Numbers of a step in pieces. Those that are multiplied together are half as many apart: two vectors of a row lie that way.
-pub(super) const SPAN: usize = 2 * LANES;
+pub(crate) const SPAN: usize = 2 * LANES;
 /// Pieces of a number of 32 bits.
-pub(super) const PIECES: usize = 3;
+pub(crate) const PIECES: usize = 3;
 
 const _: () = assert!(PANEL == ROWS && STEP == ROWS, "a panel's rows are those of two tiles");
 
 /// 64 bytes of a row of `x`, or 32 bits of each of 16 rows of weights.
 #[derive(Debug, Clone, Copy)]
 #[repr(C, align(64))]
-pub(super) struct Line(pub(super) [u8; 64]);
+pub(crate) struct Line(pub(super) [u8; 64]);
 
 impl Line {
-    pub(super) const ZERO: Self = Self([0; 64]);
+    pub(crate) const ZERO: Self = Self([0; 64]);
 }
 
 /// Rows of `x`, [`ROWS`] after [`ROWS`]: of each step and each piece the lines of these rows.
@@ -140,7 +140,7 @@ unsafe fn split_row(row: &[f32], places: Places, index: usize) {
 /// # Safety
 /// The processor has AVX-512.
 #[target_feature(enable = "avx512f")]
-pub(super) unsafe fn split_numbers<const COUNT: usize>(row: &[f32], into: &mut [Line], steps: usize) {
+pub(crate) unsafe fn split_numbers<const COUNT: usize>(row: &[f32], into: &mut [Line], steps: usize) {
     assert!(row.len() <= steps * SPAN && steps * COUNT * STEP < into.len() + STEP, "lines for a row");
     for step in 0..steps {
         let numbers = row.as_ptr().wrapping_add(step * SPAN);
@@ -178,7 +178,7 @@ pub(super) unsafe fn copy_pairs(row: &[f32], into: &mut [Line], steps: usize) {
 /// # Safety
 /// The processor has AVX-512.
 #[target_feature(enable = "avx512f")]
-pub(super) unsafe fn split_rows<const COUNT: usize>(rows: [&[f32]; 2], into: &mut [Line]) {
+pub(crate) unsafe fn split_rows<const COUNT: usize>(rows: [&[f32]; 2], into: &mut [Line]) {
     assert!((COUNT - 1) * STEP + 2 <= into.len(), "lines for two rows");
     for half in 0..2 {
         let first = half * LANES;
@@ -270,7 +270,7 @@ impl Number for HalfStep {
 /// # Safety
 /// The processor has AVX-512.
 #[target_feature(enable = "avx512f")]
-pub(super) unsafe fn split_panel<const COUNT: usize, N: Number>(panel: &[N], into: &mut [Line]) {
+pub(crate) unsafe fn split_panel<const COUNT: usize, N: Number>(panel: &[N], into: &mut [Line]) {
     let (into, _) = into.as_chunks_mut::<STEP>();
     let (steps, _) = into.as_chunks_mut::<COUNT>();
     assert!(steps.len() * SPAN >= panel.len(), "room for a part of a panel");

@@ -8,17 +8,17 @@ use super::parts::Step;
 use crate::amx::{Asked, LONGEST, Tiles};
 
 /// Rows of `x`, and of weights, that are multiplied together.
-pub(super) const ROWS: usize = crate::amx::ROWS;
+pub(crate) const ROWS: usize = crate::amx::ROWS;
 /// [`Line`]s of as many rows of `x`, or of weights.
-pub(super) const STEP: usize = ROWS;
+pub(crate) const STEP: usize = ROWS;
 
 /// Tiles of this thread for whole lines.
-pub(super) struct Whole(#[allow(dead_code, reason = "it releases them")] Tiles);
+pub(crate) struct Whole(#[allow(dead_code, reason = "it releases them")] Tiles);
 
 impl Whole {
     /// # Safety
     /// As [`Tiles::new`].
-    pub(super) unsafe fn new() -> Self {
+    pub(crate) unsafe fn new() -> Self {
         // SAFETY: as the caller promises.
         Self(unsafe { Tiles::new(LONGEST) })
     }
@@ -26,7 +26,7 @@ impl Whole {
 
 /// What 32 bits of a row of `x` and of one of weights are, and how they are multiplied.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Product {
+pub(crate) enum Product {
     /// Four whole numbers, those of `x` without a sign.
     Bytes,
     /// Two numbers, which 16 bits (bf16) stand for.
@@ -39,7 +39,7 @@ pub(super) enum Product {
 
 impl Product {
     /// Pieces of a number of `x`.
-    pub(super) fn of_x(self) -> usize {
+    pub(crate) fn of_x(self) -> usize {
         match self {
             Self::Bytes | Self::Halves => 1,
             Self::ThreeByTwo | Self::ThreeByThree => 3,
@@ -47,7 +47,7 @@ impl Product {
     }
 
     /// Pieces of a weight.
-    pub(super) fn of_weights(self) -> usize {
+    pub(crate) fn of_weights(self) -> usize {
         match self {
             Self::Bytes | Self::Halves => 1,
             Self::ThreeByTwo => 2,
@@ -58,7 +58,7 @@ impl Product {
 
 /// What sums begin with.
 #[derive(Debug, Clone, Copy)]
-pub(super) enum Begin<'a> {
+pub(crate) enum Begin<'a> {
     /// The same for each row of `x`.
     With(&'a Step),
     /// Those that are there.
@@ -74,7 +74,7 @@ pub(super) enum Begin<'a> {
 /// # Safety
 /// There are as many lines of `x` and of weights as `steps` take, and sums of as many rows, which
 /// nobody else uses: whole numbers where those are multiplied.
-pub(super) unsafe fn multiply(
+pub(crate) unsafe fn multiply(
     _tiles: &Whole,
     product: Product,
     half: bool,

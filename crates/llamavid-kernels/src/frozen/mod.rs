@@ -6,7 +6,7 @@
 
 mod attention;
 #[cfg(target_arch = "x86_64")]
-mod attention_in_tiles;
+pub(crate) mod attention_in_tiles;
 mod bytes;
 #[cfg(target_arch = "x86_64")]
 mod groups;
@@ -14,10 +14,10 @@ mod groups;
 mod layers_in_tiles;
 mod linear;
 #[cfg(target_arch = "x86_64")]
-mod lines;
+pub(crate) mod lines;
 #[cfg(target_arch = "x86_64")]
-mod matrices;
-mod parts;
+pub(crate) mod matrices;
+pub(crate) mod parts;
 #[cfg_attr(not(target_arch = "x86_64"), path = "no_piece_layers.rs")]
 mod piece_layers;
 #[cfg(target_arch = "x86_64")]

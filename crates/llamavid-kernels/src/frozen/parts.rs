@@ -10,7 +10,7 @@ use super::tasks::{Room, share_rows};
 /// second, from where it comes quicker than it is multiplied.
 pub(super) const PART: usize = 256;
 /// Rows of weights of a panel: two vectors of the widest kind.
-pub(super) const PANEL: usize = 32;
+pub(crate) const PANEL: usize = 32;
 
 /// Bytes that caches read together.
 pub(super) const CACHE_LINE: usize = 64;
@@ -18,10 +18,10 @@ pub(super) const CACHE_LINE: usize = 64;
 /// A number of each row of a panel, or of each of its sums.
 #[derive(Debug, Clone, Copy)]
 #[repr(C, align(64))]
-pub(super) struct Step(pub(super) [f32; PANEL]);
+pub(crate) struct Step(pub(crate) [f32; PANEL]);
 
 impl Step {
-    pub(super) const ZERO: Self = Self([0.0; PANEL]);
+    pub(crate) const ZERO: Self = Self([0.0; PANEL]);
 
     /// Adds numbers, which may be fewer.
     #[inline(always)]
