@@ -28,7 +28,7 @@ use crate::vector::{exp_of_negative, largest, widest};
 use crate::{BlockFormat, DeviceRows};
 
 /// Query rows of a task, of all heads that share keys.
-const QUERY_ROWS: usize = 64;
+const QUERY_ROWS: usize = 128;
 /// Keys that are worth a task.
 const LEAST_KEYS: usize = 512;
 

@@ -270,7 +270,7 @@ impl Number for HalfStep {
 /// # Safety
 /// The processor has AVX-512.
 #[target_feature(enable = "avx512f")]
-pub(crate) unsafe fn split_panel<const COUNT: usize, N: Number>(panel: &[N], into: &mut [Line]) {
+pub(super) unsafe fn split_panel<const COUNT: usize, N: Number>(panel: &[N], into: &mut [Line]) {
     let (into, _) = into.as_chunks_mut::<STEP>();
     let (steps, _) = into.as_chunks_mut::<COUNT>();
     assert!(steps.len() * SPAN >= panel.len(), "room for a part of a panel");
