@@ -10,7 +10,7 @@ use super::vectors::{finish, lay_out, lay_out_hidden, write};
 use super::{FrozenProjection, NormOf};
 use crate::amx::{Asked, LONGEST, Piece, ROWS, Sums, Tiles};
 use crate::block_vectors::LINE;
-use crate::layer_norm::normalise;
+use crate::frozen::row_vectors::normalise;
 use crate::pieces::pairs;
 
 /// Pieces of a number of `x`.
@@ -159,9 +159,11 @@ pub(super) fn add_and_norm(layer: &FrozenProjection, inner: Rows, x: Rows, norm:
         return made.par_chunks(layer.rows).enumerate().for_each(|(index, made)| {
             let mut sum = made.to_vec();
             crate::rows::add_rows(x.row(index), &mut sum);
-            // SAFETY: only this task writes this row.
-            let into = unsafe { std::slice::from_raw_parts_mut(target.at(index, 0, sum.len()), sum.len()) };
-            normalise(&sum, norm.weight, norm.bias, norm.eps, into);
+            // SAFETY: only this task writes this row; what has tiles has AVX-512.
+            unsafe {
+                let into = std::slice::from_raw_parts_mut(target.at(index, 0, sum.len()), sum.len());
+                normalise(&sum, norm.weight, norm.bias, norm.eps, into);
+            }
         });
     }
     in_blocks(x.count, most(layer), 1, |scratch, block, _all| {

@@ -12,7 +12,7 @@ use super::{FrozenProjection, NormOf};
 use crate::amx::{Piece, ROWS, RUN, SIDE, Sums};
 use crate::frozen::groups::gelu;
 use crate::frozen::lines::mask;
-use crate::layer_norm::normalise;
+use crate::frozen::row_vectors::normalise;
 use crate::pieces::{Place, STEP, in_pieces, steps_of, two};
 
 /// Lays out runs of tiles of rows; those behind the last row are zeros.
@@ -140,7 +140,9 @@ pub(super) unsafe fn finish(
             }
         }
         // SAFETY: only this task has this row, as the caller promises.
-        let into = unsafe { std::slice::from_raw_parts_mut(target.at(place, 0, layer.rows), layer.rows) };
-        normalise(&row[..layer.rows], norm.weight, norm.bias, norm.eps, into);
+        unsafe {
+            let into = std::slice::from_raw_parts_mut(target.at(place, 0, layer.rows), layer.rows);
+            normalise(&row[..layer.rows], norm.weight, norm.bias, norm.eps, into);
+        }
     }
 }
