@@ -62,6 +62,7 @@ mod ranks;
 mod rms_norm;
 mod rotary;
 mod rows;
+mod shared_numbers;
 #[cfg(target_arch = "x86_64")]
 mod sixteen_bits;
 mod softmax;

@@ -31,7 +31,7 @@ pub(crate) fn add_bias<const FUSED: bool>(bias: &[f32], scores: &mut [f32]) {
 
 /// Turns a row into its softmax.
 #[inline(always)]
-pub(crate) fn softmax_row<const FUSED: bool>(row: &mut [f32]) {
+fn softmax_row<const FUSED: bool>(row: &mut [f32]) {
     let largest = largest(row);
     for value in row.iter_mut() {
         *value = exp::<FUSED>(*value - largest);
@@ -41,13 +41,17 @@ pub(crate) fn softmax_row<const FUSED: bool>(row: &mut [f32]) {
         *value *= scale;
     }
 }
+widest!(pub(crate) fn normalise_row(row: &mut [f32]) = softmax_row);
 
 #[inline(always)]
-fn forward_inline<const FUSED: bool>(width: usize, x: &[f32], result: &mut [f32]) {
-    result.copy_from_slice(x);
-    normalise_inline::<FUSED>(width, width, result);
+fn add_and_normalise_inline<const FUSED: bool>(bias: &[f32], row: &mut [f32]) {
+    add_bias::<FUSED>(bias, row);
+    softmax_row::<FUSED>(row);
 }
-widest!(fn forward(width: usize, x: &[f32], result: &mut [f32]) = forward_inline);
+widest!(
+    /// Turns scores of a row, to which a bias is added, into their softmax.
+    pub(crate) fn add_and_normalise(bias: &[f32], row: &mut [f32]) = add_and_normalise_inline
+);
 
 #[inline(always)]
 fn normalise_inline<const FUSED: bool>(width: usize, stride: usize, rows: &mut [f32]) {
@@ -62,16 +66,18 @@ widest!(
 );
 
 #[inline(always)]
-fn backward_inline<const FUSED: bool>(width: usize, y: &[f32], gradient: &[f32], of_x: &mut [f32]) {
-    let rows = of_x.chunks_exact_mut(width).zip(y.chunks_exact(width)).zip(gradient.chunks_exact(width));
-    for ((of_x, y), gradient) in rows {
-        let along = sum_of(width, |place| y[place] * gradient[place]);
-        for ((of_x, y), gradient) in of_x.iter_mut().zip(y).zip(gradient) {
-            *of_x = y * (gradient - along);
+fn differentiate_inline<const FUSED: bool>(width: usize, y: &[f32], gradients: &mut [f32]) {
+    for (y, gradients) in y.chunks_exact(width.max(1)).zip(gradients.chunks_exact_mut(width.max(1))) {
+        let along = sum_of(width, |place| y[place] * gradients[place]);
+        for (gradient, y) in gradients.iter_mut().zip(y) {
+            *gradient = y * (*gradient - along);
         }
     }
 }
-widest!(fn backward(width: usize, y: &[f32], gradient: &[f32], of_x: &mut [f32]) = backward_inline);
+widest!(
+    /// Turns gradients of rows of `width`, the softmax `y` of others, into gradients of those.
+    pub(crate) fn differentiate(width: usize, y: &[f32], gradients: &mut [f32]) = differentiate_inline
+);
 
 impl CustomOp1 for Softmax {
     fn name(&self) -> &'static str {
@@ -79,22 +85,20 @@ impl CustomOp1 for Softmax {
     }
 
     fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        let x = values(x, layout)?;
+        let mut result = values(x, layout)?.to_vec();
         let width = width(layout.shape());
-        let mut result = vec![0f32; x.len()];
         let task = rows_of_a_task(width) * width.max(1);
-        let tasks = result.par_chunks_mut(task).zip(x.par_chunks(task));
-        tasks.for_each(|(result, x)| forward(width, x, result));
+        result.par_chunks_mut(task).for_each(|rows| normalise(width, width, rows));
         Ok((CpuStorage::F32(result), layout.shape().clone()))
     }
 
     fn bwd(&self, x: &Tensor, result: &Tensor, gradient: &Tensor) -> Result<Option<Tensor>> {
         let width = width(x.shape());
         let of_x = with_values([result, gradient], |[result, gradient]| {
-            let mut of_x = vec![0f32; result.len()];
+            let mut of_x = gradient.to_vec();
             let task = rows_of_a_task(width) * width.max(1);
-            let tasks = of_x.par_chunks_mut(task).zip(result.par_chunks(task)).zip(gradient.par_chunks(task));
-            tasks.for_each(|((of_x, result), gradient)| backward(width, result, gradient, of_x));
+            let tasks = of_x.par_chunks_mut(task).zip(result.par_chunks(task));
+            tasks.for_each(|(of_x, result)| differentiate(width, result, of_x));
             Ok(of_x)
         })?;
         tensor(of_x, x.shape()).map(Some)

@@ -17,6 +17,10 @@ use llamavid_models::language_model::{
 use llamavid_models::observer::Blind;
 use llamavid_models::{Error, WeightSource};
 
+/// Those of the kernels' tests.
+#[path = "../../llamavid-kernels/src/noise.rs"]
+mod numbers;
+
 fn fixture(path: &str) -> PathBuf {
     PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../../fixtures/decoders")).join(path)
 }
@@ -134,16 +138,9 @@ fn config() -> LanguageModelConfig {
     }
 }
 
-/// Numbers that look random and are the same everywhere.
+/// Numbers between -1 and 1 that follow no pattern.
 fn noise(shape: &[usize], seed: u32) -> Tensor {
-    let mut state = seed.wrapping_mul(747_796_405).wrapping_add(2_891_336_453);
-    let values: Vec<f32> = (0..shape.iter().product())
-        .map(|_| {
-            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-            (state >> 8) as f32 / (1 << 23) as f32 - 1.0
-        })
-        .collect();
-    Tensor::from_vec(values, shape, &Device::Cpu).unwrap()
+    Tensor::from_vec(numbers::noise(shape.iter().product(), seed), shape, &Device::Cpu).unwrap()
 }
 
 fn weights(config: &LanguageModelConfig) -> HashMap<String, Tensor> {

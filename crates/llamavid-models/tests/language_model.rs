@@ -382,7 +382,7 @@ fn prefill_then_decode_equals_one_full_pass() {
             })
             .collect();
         assert_eq!(cache.len(), 40);
-        assert!(cache.capacity() <= cache.limit());
+        assert!(cache.capacity() <= model.context_length());
         assert_close(&format!("chunks of {chunk}"), &Tensor::cat(&parts, 1).unwrap(), &full, 1e-5);
     }
 }
@@ -613,10 +613,6 @@ fn a_truncated_cache_goes_on_from_there() {
     cache.truncate(12);
     let again = model.forward(&embeds.narrow(1, 12, 8).unwrap(), &mut cache, None, &mut Blind).unwrap();
     assert_close("after truncation", &again, &expected.narrow(1, 12, 8).unwrap(), 1e-5);
-    cache.clear();
-    assert!(cache.is_empty());
-    let again = model.forward(&embeds, &mut cache, None, &mut Blind).unwrap();
-    assert_close("after clearing", &again, &expected, 1e-5);
 }
 
 // Sampling and stopping.

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use candle_core::pickle::PthTensors;
 use candle_core::{DType, Device, Tensor};
 use llamavid_models::prompt::conversation::{
-    ImageTag, MediaPlacement, SeparatorStyle, TEMPLATES, Template, Turn, chat_turns, question_with_media,
+    ImageTag, MediaPlacement, SeparatorStyle, TEMPLATES, Template, Turn, question_with_media,
 };
 use llamavid_models::prompt::movie::{movie_inputs, movie_question};
 use llamavid_models::prompt::placeholders::{IMAGE_TOKEN, tokenize_with_images};
@@ -162,16 +162,8 @@ fn template_of(name: &str, value: &Value) -> Template {
 }
 
 #[test]
-fn only_the_newest_question_carries_media() {
-    for tag in [ImageTag::Bare, ImageTag::StartEnd] {
-        let history =
-            [(question_with_media("What?", tag), "A dog.</s>".to_owned()), ("Where?".into(), "Here.".into())];
-        let turns = chat_turns(&history, question_with_media("And?", tag));
-        assert_eq!(turns[0], ("What?".into(), Some("A dog.</s>".into())));
-        assert_eq!(turns[1], ("Where?".into(), Some("Here.".into())));
-        assert_eq!(turns[2], (question_with_media("And?", tag), None));
-        assert_eq!(turns.len(), 3);
-    }
+fn questions_carry_the_tag_of_their_media() {
+    assert_eq!(question_with_media("And?", ImageTag::Bare), "<image>\nAnd?");
     assert_eq!(question_with_media("And?", ImageTag::StartEnd), "<im_start><image><im_end>\nAnd?");
 }
 

@@ -394,6 +394,7 @@ fn tokens_per_frame_counts_what_is_generated() {
 fn small(kind: QueryKind) -> TokenGenerationConfig {
     TokenGenerationConfig {
         query: QueryModelConfig {
+            kind,
             width: 12,
             layers: 3,
             heads: 2,
@@ -401,7 +402,8 @@ fn small(kind: QueryKind) -> TokenGenerationConfig {
             queries: 4,
             vocab_size: 11,
             max_positions: 16,
-            ..QueryModelConfig::released(kind)
+            type_vocab_size: 2,
+            projected_width: None,
         },
         visual_width: 10,
         language_width: 14,

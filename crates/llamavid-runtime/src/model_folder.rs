@@ -3,14 +3,17 @@
 //! Reads the published layout as it is (docs/design/algorithm.md, section 10): `config.json`, sharded weights,
 //! the visual encoder's own file, the image processor's folder and the query model's vocabulary.
 
-use std::path::{Component, Path, PathBuf};
+mod places;
+mod side_files;
+
+use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device};
 use llamavid_models::WeightSource;
 use llamavid_models::config::{Extension, ModelConfig, Surroundings};
-use llamavid_models::language_model::{LanguageModel, LanguageModelConfig, LoraConfig, Placement};
+use llamavid_models::language_model::{LanguageModel, LanguageModelConfig, Placement};
 use llamavid_models::preprocess::{Fit, Preprocessing};
-use llamavid_models::token_generation::{FeatureKind, QueryKind, QueryModelConfig, TokenGenerator};
+use llamavid_models::token_generation::{FeatureKind, QueryKind, TokenGenerator};
 use llamavid_models::tokenizer::{LlamaTokenizer, WordPieceTokenizer};
 use llamavid_models::visual_encoder::{VisualEncoder, VisualEncoderConfig};
 use llamavid_weights::gguf::GgufFile;
@@ -18,6 +21,11 @@ use llamavid_weights::key_table::{CLIP, LANGUAGE, LORA, TOKENS, VISION_TOWER, VI
 use llamavid_weights::{Checkpoint, KeyTable, Loader, Quantisation, position_side};
 use serde::Deserialize;
 
+use self::places::{Adapter, find_adapter};
+pub use self::places::{VisionWeights, find_processor, find_query_folder, find_vision};
+pub use self::side_files::{
+    in_file, parse_json, read_optional, read_processor, read_query_tokenizer, read_required,
+};
 use crate::gguf_model::expect_divisors;
 use crate::layer_placement::place_layers;
 use crate::manifest::Manifest;
@@ -28,8 +36,6 @@ use crate::{Error, ErrorCode, Result, TokenizerFiles};
 const VISION_FILE: &str = "visual-encoder.gguf";
 /// The decoder in a file of llama.cpp's.
 const LANGUAGE_FILE: &str = "language-model.gguf";
-/// Side files are small; a larger one is not what its name says.
-const LARGEST_SIDE_FILE: u64 = 64 << 20;
 
 /// A folder with a model, opened and understood, nothing of its weights read yet.
 #[derive(Debug)]
@@ -46,24 +52,6 @@ pub struct ModelFolder {
     /// Where the decoder is when it is not here.
     base: Option<PathBuf>,
     quantisation: Option<Quantisation>,
-}
-
-/// Adapters in the PEFT library's files.
-#[derive(Debug)]
-struct Adapter {
-    config: LoraConfig,
-    weights: PathBuf,
-}
-
-/// Where the visual encoder's weights are.
-#[derive(Debug, Clone)]
-pub enum VisionWeights {
-    /// One file: EVA's, or what `llamavid convert` made of either kind.
-    File(PathBuf),
-    /// A folder of a CLIP model.
-    ClipFolder(PathBuf),
-    /// The checkpoint's own shards, as stages 2 and 3 write them.
-    Shards,
 }
 
 /// What a checkpoint proposes for sampling where the caller is silent (`generation_config.json`).
@@ -129,14 +117,10 @@ impl ModelFolder {
         };
         let processor = match whole {
             true => Some(root.join("processor/preprocessor_config.json")).filter(|file| file.is_file()),
-            false => find_processor(&root, files.processor.as_deref(), clip.is_some().then_some(&vision)),
+            false => find_processor(&root, files.processor.as_deref(), Some(&vision)),
         };
-        let processor_file = processor;
-        let processor = match &processor_file {
-            Some(path) => Some(read_processor(path)?),
-            None => None,
-        };
-        let image_size = processor.as_ref().map(|processor| processor.size).or_else(|| {
+        let preprocessing = processor.as_deref().map(read_processor).transpose()?;
+        let image_size = preprocessing.as_ref().map(|processor| processor.size).or_else(|| {
             // The published processors are named after their size.
             files.processor.as_deref().filter(|name| name.contains("336")).map(|_| 336)
         });
@@ -155,29 +139,14 @@ impl ModelFolder {
             },
         )
         .map_err(in_config)?;
-        let image_size = image_size_of(&config);
-        let preprocessing = match processor {
-            Some(processor) if processor.size != image_size => {
-                return Err(Error::new(
-                    ErrorCode::ModelInvalid,
-                    format!(
-                        "{}: the visual encoder reads pictures of {image_size} pixels, the image processor makes {}",
-                        root.display(),
-                        processor.size
-                    ),
-                )
-                .with_hint("Put the image processor of this model beside it, or set llamavid.vision.imageSize."));
-            }
-            Some(processor) => processor,
-            None => Preprocessing::clip(image_size, Fit::Crop),
-        };
+        let preprocessing = fitting(preprocessing, config.visual.image_size(), &root)?;
         let (adapter, base) = if whole { (None, None) } else { find_adapter(&root, &config_bytes)? };
         Ok(Self {
             root,
             config,
             vision,
             preprocessing,
-            processor: processor_file,
+            processor,
             query_folder,
             adapter,
             base,
@@ -395,6 +364,23 @@ impl ModelFolder {
     }
 }
 
+/// A model's preprocessing, as its image processor has it: for pictures of the size that its visual encoder reads.
+fn fitting(processor: Option<Preprocessing>, image_size: usize, root: &Path) -> Result<Preprocessing> {
+    match processor {
+        Some(processor) if processor.size != image_size => Err(Error::new(
+            ErrorCode::ModelInvalid,
+            format!(
+                "{}: the visual encoder reads pictures of {image_size} pixels, the image processor makes {}",
+                root.display(),
+                processor.size
+            ),
+        )
+        .with_hint("Put the image processor of this model beside it, or set llamavid.vision.imageSize.")),
+        Some(processor) => Ok(processor),
+        None => Ok(Preprocessing::clip(image_size, Fit::Crop)),
+    }
+}
+
 /// The decoder's weights in a folder: llama.cpp's file when it is there, else as published.
 fn language_weights(folder: &Path) -> Result<Checkpoint> {
     let file = folder.join(LANGUAGE_FILE);
@@ -450,66 +436,6 @@ pub fn vision_names(config: &VisualEncoderConfig) -> &'static KeyTable {
     }
 }
 
-fn image_size_of(config: &ModelConfig) -> usize {
-    match &config.visual {
-        VisualEncoderConfig::Eva(eva) => eva.image_size,
-        VisualEncoderConfig::Clip(clip) => clip.image_size,
-    }
-}
-
-/// The places where a path from `config.json` may be: never outside the model's folder and the one above it.
-fn candidates(root: &Path, written: &str) -> Vec<PathBuf> {
-    let path = Path::new(written);
-    let plain: PathBuf = path.components().filter(|part| matches!(part, Component::Normal(_))).collect();
-    let leaves = path.components().any(|part| !matches!(part, Component::Normal(_) | Component::CurDir));
-    let mut tails = Vec::new();
-    if !leaves {
-        tails.push(plain.clone());
-    }
-    if let Some(name) = plain.file_name() {
-        tails.push(PathBuf::from(name));
-    }
-    let absolute = std::path::absolute(root).unwrap_or_else(|_| root.to_path_buf());
-    let bases = [Some(absolute.as_path()), absolute.parent()];
-    bases.into_iter().flatten().flat_map(|base| tails.iter().map(move |tail| base.join(tail))).collect()
-}
-
-/// Where a model's visual encoder is; `written` is what its configuration says.
-///
-/// # Errors
-/// `MODEL_FILE_MISSING` names the places that were looked at.
-pub fn find_vision(root: &Path, written: Option<&str>) -> Result<VisionWeights> {
-    let converted = root.join(VISION_FILE);
-    if converted.is_file() {
-        return Ok(VisionWeights::File(converted));
-    }
-    let written = written.unwrap_or("eva_vit_g.pth");
-    let places = candidates(root, written);
-    for place in &places {
-        if place.is_file() {
-            return Ok(VisionWeights::File(place.clone()));
-        }
-        if place.join("config.json").is_file() && place != root {
-            return Ok(VisionWeights::ClipFolder(place.clone()));
-        }
-    }
-    if let Ok(shards) = Checkpoint::open_folder(root)
-        && shards.contains("model.vision_tower.vision_tower.patch_embed.proj.weight")
-    {
-        return Ok(VisionWeights::Shards);
-    }
-    let looked: Vec<_> = places.iter().map(|place| place.display().to_string()).collect();
-    Err(Error::new(
-        ErrorCode::ModelFileMissing,
-        format!(
-            "{}: the visual encoder's weights `{written}` are missing (looked for {})",
-            root.display(),
-            looked.join(", ")
-        ),
-    )
-    .with_hint("Put the file (eva_vit_g.pth of LAVIS for the published models) beside config.json."))
-}
-
 /// Width behind the projection in front of a Q-Former, which only checkpoints with another visual encoder have.
 fn projected_width(root: &Path) -> Result<Option<usize>> {
     const KEY: &str = "model.vlm_att_bert_proj.weight";
@@ -519,186 +445,4 @@ fn projected_width(root: &Path) -> Result<Option<usize>> {
         return Ok(None);
     }
     Ok(checkpoint.shape(KEY)?.first().copied())
-}
-
-/// Adapters in the folder, and the folder of the base model that it names, if it is beside it.
-fn find_adapter(root: &Path, config: &[u8]) -> Result<(Option<Adapter>, Option<PathBuf>)> {
-    #[derive(Default, Deserialize)]
-    struct Named {
-        #[serde(alias = "_name_or_path")]
-        base_model_name_or_path: Option<String>,
-    }
-    let name =
-        |bytes: &[u8]| serde_json::from_slice::<Named>(bytes).unwrap_or_default().base_model_name_or_path;
-    let path = root.join("adapter_config.json");
-    let described = read_optional(&path)?;
-    let adapter = match &described {
-        None => None,
-        Some(bytes) => {
-            let files = ["adapter_model.safetensors", "adapter_model.bin"].map(|file| root.join(file));
-            let Some(weights) = files.iter().find(|file| file.is_file()).cloned() else {
-                let message = format!("{}: adapter_model.safetensors is missing", root.display());
-                return Err(Error::new(ErrorCode::ModelFileMissing, message)
-                    .with_hint("Copy the whole folder of the adapter."));
-            };
-            let config = LoraConfig::from_json(bytes).map_err(|error| in_file(&path, error))?;
-            Some(Adapter { config, weights })
-        }
-    };
-    let names = [described.as_deref().and_then(name), name(config)];
-    let mut places = names.into_iter().flatten().flat_map(|name| candidates(root, &name));
-    let base = places.find(|place| place != root && language_weights(place).is_ok());
-    Ok((adapter, base))
-}
-
-/// The folder of the query model's vocabulary.
-pub fn find_query_folder(root: &Path, written: Option<&str>) -> Option<PathBuf> {
-    let names = [written, Some("bert"), Some("bert-base-uncased")];
-    let mut places: Vec<PathBuf> =
-        names.into_iter().flatten().flat_map(|name| candidates(root, name)).collect();
-    places.push(root.to_path_buf());
-    places.into_iter().find(|place| place.join("vocab.txt").is_file())
-}
-
-/// The image processor's file.
-pub fn find_processor(root: &Path, written: Option<&str>, vision: Option<&VisionWeights>) -> Option<PathBuf> {
-    let mut places: Vec<PathBuf> =
-        [written, Some("processor")].into_iter().flatten().flat_map(|name| candidates(root, name)).collect();
-    places.push(root.to_path_buf());
-    if let Some(VisionWeights::ClipFolder(folder)) = vision {
-        places.push(folder.clone());
-    }
-    places.into_iter().map(|place| place.join("preprocessor_config.json")).find(|file| file.is_file())
-}
-
-/// Reads a CLIP image processor's file; only what the reference's settings can express is accepted.
-pub fn read_processor(path: &Path) -> Result<Preprocessing> {
-    #[derive(Deserialize)]
-    #[serde(untagged)]
-    enum Size {
-        Side(usize),
-        Shortest { shortest_edge: usize },
-        Both { height: usize, width: usize },
-    }
-    #[derive(Deserialize)]
-    struct Processor {
-        crop_size: Option<Size>,
-        size: Option<Size>,
-        image_mean: Option<[f32; 3]>,
-        image_std: Option<[f32; 3]>,
-        resample: Option<u32>,
-    }
-    let bytes = read_required(path, "the image processor's configuration")?;
-    let processor: Processor = parse_json(path, &bytes)?;
-    let invalid =
-        |problem: String| Error::new(ErrorCode::ModelInvalid, format!("{}: {problem}", path.display()));
-    let side = |size: &Size| match *size {
-        Size::Side(side) | Size::Shortest { shortest_edge: side } => Ok(side),
-        Size::Both { height, width } if height == width => Ok(height),
-        Size::Both { height, width } => Err(invalid(format!("{height} x {width} is not a square"))),
-    };
-    let crop = processor.crop_size.as_ref().map(side).transpose()?;
-    let size = processor.size.as_ref().map(side).transpose()?;
-    let size = match (crop, size) {
-        (Some(crop), Some(size)) if crop != size => {
-            return Err(invalid(format!(
-                "crop_size {crop} and size {size} differ; the reference has them equal"
-            )));
-        }
-        (Some(size), _) | (None, Some(size)) => size,
-        (None, None) => 224,
-    };
-    if size == 0 || size > 8192 {
-        return Err(invalid(format!("a picture of {size} pixels is not between 1 and 8192")));
-    }
-    if processor.resample.is_some_and(|filter| filter != 3) {
-        return Err(invalid(
-            "resample is not 3 (bicubic), the only filter that the reference uses".to_owned(),
-        ));
-    }
-    let usual = Preprocessing::clip(size, Fit::Crop);
-    let (mean, std) = (processor.image_mean.unwrap_or(usual.mean), processor.image_std.unwrap_or(usual.std));
-    if !mean.iter().all(|value| value.is_finite())
-        || !std.iter().all(|value| value.is_finite() && *value > 0.0)
-    {
-        return Err(invalid("image_mean and image_std must be finite, and image_std above 0".to_owned()));
-    }
-    Ok(Preprocessing { size, mean, std, fit: Fit::Crop })
-}
-
-/// Reads the query model's tokenizer.
-///
-/// # Errors
-/// `MODEL_FILE_MISSING` without a `vocab.txt`, `MODEL_INVALID` for one that is cut or another model's.
-pub fn read_query_tokenizer(folder: &Path, query: &QueryModelConfig) -> Result<WordPieceTokenizer> {
-    let path = folder.join("vocab.txt");
-    let vocabulary = read_required(&path, "the query model's vocabulary")?;
-    #[derive(Default, Deserialize)]
-    struct TokenizerConfig {
-        do_lower_case: Option<bool>,
-    }
-    let config: TokenizerConfig = match read_optional(&folder.join("tokenizer_config.json"))? {
-        Some(bytes) => parse_json(&folder.join("tokenizer_config.json"), &bytes)?,
-        None => TokenizerConfig::default(),
-    };
-    let tokenizer = WordPieceTokenizer::from_vocab(&vocabulary, config.do_lower_case.unwrap_or(true))
-        .map_err(|error| in_file(&path, error))?;
-    // The Q-Former has a row for `[DEC]`, which the tokenizer adds; raw BERT has none.
-    let (words, rows) = (tokenizer.vocab_size(), query.vocab_size);
-    if rows != words && rows + 1 != words {
-        let message = format!("{}: {words} words with [DEC], the query model knows {rows}", path.display());
-        return Err(Error::new(ErrorCode::ModelInvalid, message)
-            .with_hint("Take the vocabulary that belongs to this query model: it may be cut."));
-    }
-    Ok(tokenizer.within(query.max_positions))
-}
-
-/// Reads a small file that must be there; `what` says what it is.
-///
-/// # Errors
-/// `MODEL_FILE_MISSING`, and `MODEL_INVALID` for one that cannot be read or is no small file.
-pub fn read_required(path: &Path, what: &str) -> Result<Vec<u8>> {
-    read_optional(path)?.ok_or_else(|| {
-        Error::new(ErrorCode::ModelFileMissing, format!("{}: {what} is missing", path.display()))
-            .with_hint("Download the whole model again, or give another folder.")
-    })
-}
-
-/// Reads a small file, if it is there.
-///
-/// # Errors
-/// `MODEL_INVALID` for one that cannot be read or is no small file.
-pub fn read_optional(path: &Path) -> Result<Option<Vec<u8>>> {
-    let failed = |error: std::io::Error| {
-        Error::new(ErrorCode::ModelInvalid, format!("{}: cannot be read: {error}", path.display()))
-    };
-    let length = match std::fs::metadata(path) {
-        Ok(facts) if facts.is_file() => facts.len(),
-        Ok(_) => {
-            return Err(Error::new(ErrorCode::ModelInvalid, format!("{}: is not a file", path.display())));
-        }
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(failed(error)),
-    };
-    if length > LARGEST_SIDE_FILE {
-        let problem =
-            format!("{}: {length} bytes; such a file has at most {LARGEST_SIDE_FILE}", path.display());
-        return Err(Error::new(ErrorCode::ModelInvalid, problem));
-    }
-    std::fs::read(path).map(Some).map_err(failed)
-}
-
-/// Parses a file's JSON.
-///
-/// # Errors
-/// `MODEL_INVALID` names the file.
-pub fn parse_json<'a, T: Deserialize<'a>>(path: &Path, bytes: &'a [u8]) -> Result<T> {
-    serde_json::from_slice(bytes)
-        .map_err(|error| Error::new(ErrorCode::ModelInvalid, format!("{}: {error}", path.display())))
-}
-
-/// An error of the models about a file's content.
-pub fn in_file(path: &Path, error: llamavid_models::Error) -> Error {
-    let error = Error::from(error);
-    Error { message: format!("{}: {}", path.display(), error.message), ..error }
 }

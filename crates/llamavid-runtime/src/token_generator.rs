@@ -4,7 +4,7 @@ use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use candle_core::Tensor;
+use candle_core::{Device as TensorDevice, Tensor};
 use llamavid_models::observer::Blind;
 use llamavid_models::token_generation::{FeatureKind, Questions, TokenGenerator as Model};
 use llamavid_models::tokenizer::WordPieceTokenizer;
@@ -144,9 +144,6 @@ impl TokenGenerator {
             let encoded = match &mut encoded {
                 Some(encoded) => encoded,
                 none => {
-                    if questions.is_empty() {
-                        return Err(Error::argument("visual tokens need a question or more"));
-                    }
                     if !Arc::ptr_eq(features.device(), &device) {
                         return Err(Error::argument(format!(
                             "the features are on {}, the token generator is on {}",
@@ -154,24 +151,13 @@ impl TokenGenerator {
                             device.name()
                         )));
                     }
-                    let (ids, mask) = tokenizer.encode_batch(&questions)?;
-                    none.insert(Questions {
-                        input_ids: Tensor::new(ids, on)?,
-                        attention_mask: Tensor::new(mask, on)?,
-                    })
+                    none.insert(encode(&tokenizer, &questions, on)?)
                 }
             };
             let frame_count = features.frame_count();
             let count = (PAIRS_A_STEP / questions.len()).max(1).min(frame_count - done);
             let _span = info_span!("make tokens", frames = count).entered();
-            let block = features.block(done, count, on)?;
-            let (block, kind) = match (expects, features.kind()) {
-                (FeatureKind::Precomputed, FeatureKind::Pixels) => {
-                    let (_frames, rows, _width) = block.dims3()?;
-                    (block.narrow(1, 1, rows.saturating_sub(1))?, FeatureKind::Precomputed)
-                }
-                (_, kind) => (block, kind),
-            };
+            let (block, kind) = as_expected(features.block(done, count, on)?, features.kind(), expects)?;
             let part = work(&model, &block, kind, encoded)?;
             let a_frame = part.dim(1)? / count;
             let all = match &mut all {
@@ -189,5 +175,25 @@ impl TokenGenerator {
             }
             Ok(ControlFlow::Break(finish(all)?))
         })
+    }
+}
+
+/// The word pieces of questions, on a device.
+fn encode(tokenizer: &WordPieceTokenizer, questions: &[String], on: &TensorDevice) -> Result<Questions> {
+    if questions.is_empty() {
+        return Err(Error::argument("visual tokens need a question or more"));
+    }
+    let (ids, mask) = tokenizer.encode_batch(questions)?;
+    Ok(Questions { input_ids: Tensor::new(ids, on)?, attention_mask: Tensor::new(mask, on)? })
+}
+
+/// Features (F, R, V) of a kind for a model that expects one: without their class row where that is precomputed ones.
+fn as_expected(features: Tensor, kind: FeatureKind, expects: FeatureKind) -> Result<(Tensor, FeatureKind)> {
+    match (expects, kind) {
+        (FeatureKind::Precomputed, FeatureKind::Pixels) => {
+            let (_frames, rows, _width) = features.dims3()?;
+            Ok((features.narrow(1, 1, rows.saturating_sub(1))?, FeatureKind::Precomputed))
+        }
+        (_, kind) => Ok((features, kind)),
     }
 }

@@ -136,22 +136,7 @@ impl TrainingRun {
         let preprocessing = start.preprocessing(stage.model.options().config.visual.image_size())?;
         let (tokenizer, output) = (stage.tokenizer.clone(), stage.output.clone());
         let mut trainer = trainer(&stage, recipe, &plan)?;
-        let done_steps = match folder.checkpoints().latest()? {
-            Some(checkpoint) => {
-                let progress = trainer.read_state(&checkpoint)?;
-                if progress.get("records") != Some(&json!(list.len())) {
-                    return Err(Error::argument(format!(
-                        "{}: the run was begun with {} records, the list has {} now",
-                        checkpoint.display(),
-                        progress.get("records").unwrap_or(&serde_json::Value::Null),
-                        list.len()
-                    ))
-                    .with_hint("Resume with the list that it was begun with."));
-                }
-                trainer.steps()
-            }
-            None => 0,
-        };
+        let done_steps = resume(&mut trainer, &folder, list.len())?;
         let facts = TrainingFacts {
             steps: plan.steps(),
             done_steps: if folder.finished() { plan.steps() } else { done_steps },
@@ -345,6 +330,21 @@ impl Drop for TrainingRun {
 
 fn closed() -> Error {
     Error::new(ErrorCode::HandleClosed, "this training run is closed")
+}
+
+/// Lets `trainer` go on from the last checkpoint, if there is one: the steps that are done.
+fn resume(trainer: &mut Trainer, folder: &OutputFolder, records: usize) -> Result<u64> {
+    let Some(checkpoint) = folder.checkpoints().latest()? else { return Ok(0) };
+    let progress = trainer.read_state(&checkpoint)?;
+    if progress.get("records") != Some(&json!(records)) {
+        return Err(Error::argument(format!(
+            "{}: the run was begun with {} records, the list has {records} now",
+            checkpoint.display(),
+            progress.get("records").unwrap_or(&serde_json::Value::Null),
+        ))
+        .with_hint("Resume with the list that it was begun with."));
+    }
+    Ok(trainer.steps())
 }
 
 /// The trainer at the beginning of a run.

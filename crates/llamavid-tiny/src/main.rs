@@ -25,7 +25,7 @@ use std::process::ExitCode;
 
 use candle_core::Device;
 use llamavid_models::tokenizer::{LlamaTokenizer, WordPieceTokenizer};
-use llamavid_train::{FreezePlan, Parameters};
+use llamavid_train::{FreezePlan, Parameters, Stage};
 use llamavid_world::{
     MediaKind, NeverTrainedPairs, Phrasing, Video, WorldOptions, questions, seeded, vocabulary,
 };
@@ -207,12 +207,12 @@ impl<'a> World<'a> {
             text_alone: 0.75,
             ..LONG
         };
-        let (name, number, steps, plan, mix): (_, _, _, _, fn(f64) -> Mix) = match name {
-            "stage1" => ("stage1", 1, 60, FreezePlan::alignment(false), short),
-            "stage2" => ("stage2", 2, 1200, FreezePlan::instruction(), tuned),
-            _ => ("stage3", 3, 200, FreezePlan::long_video(), |_| LONG),
+        let (name, stage, steps, mix): (_, _, _, fn(f64) -> Mix) = match name {
+            "stage1" => ("stage1", Stage::Alignment, 60, short),
+            "stage2" => ("stage2", Stage::Instruction, 1200, tuned),
+            _ => ("stage3", Stage::LongVideo, 200, |_| LONG),
         };
-        let recipe = Recipe::of_stage(number)?;
+        let recipe = Recipe::of_stage(stage)?;
         let course = Course {
             name,
             steps,
@@ -220,7 +220,7 @@ impl<'a> World<'a> {
             matrices: recipe.optimizer.muon_learning_rate,
             others: recipe.optimizer.learning_rate,
             decay: recipe.optimizer.weight_decay,
-            plan,
+            plan: stage.plan(false),
             seed: recipe.seed,
         };
         let mut lesson = stages::StageLesson {

@@ -1,5 +1,6 @@
 //! The recipes of the embedded model's stages, the same files that `llamavid train` knows by name.
 
+use llamavid_train::Stage;
 use serde::Deserialize;
 
 use crate::Result;
@@ -39,12 +40,12 @@ pub struct Batch {
 }
 
 impl Recipe {
-    /// The recipe of stage 1, 2 or 3.
-    pub fn of_stage(stage: u8) -> Result<Self> {
+    /// The recipe of a stage.
+    pub fn of_stage(stage: Stage) -> Result<Self> {
         let text = match stage {
-            1 => include_str!("../../../packages/train/recipes/tiny-stage1.json"),
-            2 => include_str!("../../../packages/train/recipes/tiny-stage2.json"),
-            _ => include_str!("../../../packages/train/recipes/tiny-stage3.json"),
+            Stage::Alignment => include_str!("../../../packages/train/recipes/tiny-stage1.json"),
+            Stage::Instruction => include_str!("../../../packages/train/recipes/tiny-stage2.json"),
+            Stage::LongVideo => include_str!("../../../packages/train/recipes/tiny-stage3.json"),
         };
         Ok(serde_json::from_str(text)?)
     }

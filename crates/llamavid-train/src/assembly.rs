@@ -139,14 +139,7 @@ impl StageModel {
     /// # Errors
     /// As [`StageModel::assemble`], but for the weights.
     pub fn configure(files: &StageFiles, settings: &StageSettings) -> Result<(ModelConfig, LlamaTokenizer)> {
-        let mut config = configuration(read_object(&files.base.join("config.json"))?, settings);
-        let (tokenizer, _, new) =
-            extended_tokenizer(&files.base, settings.image_patch, settings.image_start_end)?;
-        if new.count > 0 {
-            config.insert("vocab_size".into(), json!(tokenizer.vocab_size()));
-        }
-        let bytes = serde_json::to_vec(&config).map_err(|error| json_error(&files.base, error))?;
-        Ok((parse_config(&bytes, files)?, tokenizer))
+        Description::read(files, settings).map(|described| (described.model, described.tokenizer))
     }
 
     /// The same on parameters that may hold weights already, which count more than those of the files.
@@ -159,16 +152,9 @@ impl StageModel {
         settings: &StageSettings,
         dtype: DType,
     ) -> Result<Self> {
-        let base_config = read_object(&files.base.join("config.json"))?;
-        let mut config = configuration(base_config, settings);
-        let (tokenizer, added_tokens, new) =
-            extended_tokenizer(&files.base, settings.image_patch, settings.image_start_end)?;
-        if new.count > 0 {
-            config.insert("vocab_size".into(), json!(tokenizer.vocab_size()));
-        }
-        let bytes = serde_json::to_vec(&config).map_err(|error| json_error(&files.base, error))?;
-        let model_config = parse_config(&bytes, files)?;
-        config.insert("mm_hidden_size".into(), json!(model_config.visual.width()));
+        let Description { mut config, model, tokenizer, added_tokens, new } =
+            Description::read(files, settings)?;
+        config.insert("mm_hidden_size".into(), json!(model.visual.width()));
         let query_tokenizer = Arc::new(read_query_tokenizer(&files.bert)?);
 
         read_sources(&parameters, files, settings)?;
@@ -177,9 +163,9 @@ impl StageModel {
             dtype,
             pad_id: tokenizer.pad_id(),
             max_length: settings.max_length,
-            embedding_gradient: settings.stage.embedding_gradient(&model_config),
+            embedding_gradient: settings.stage.embedding_gradient(&model),
             lora: settings.lora.as_ref().map(|lora| lora.config.clone()),
-            config: model_config,
+            config: model,
         };
         let model = Model::new(&parameters, Arc::new(options), query_tokenizer.clone(), true)?;
         parameters.finish_reading()?;
@@ -192,6 +178,32 @@ impl StageModel {
             lora: settings.lora.clone(),
         };
         Ok(Self { parameters, model, output, tokenizer, query_tokenizer })
+    }
+}
+
+/// What a stage makes of the base model's files but for the weights.
+struct Description {
+    /// The configuration that will be written.
+    config: Map<String, Value>,
+    /// What it says.
+    model: ModelConfig,
+    tokenizer: LlamaTokenizer,
+    /// All tokens behind the tokenizer's own, and their ids.
+    added_tokens: Map<String, Value>,
+    new: NewTokens,
+}
+
+impl Description {
+    fn read(files: &StageFiles, settings: &StageSettings) -> Result<Self> {
+        let mut config = configuration(read_object(&files.base.join("config.json"))?, settings);
+        let (tokenizer, added_tokens, new) =
+            extended_tokenizer(&files.base, settings.image_patch, settings.image_start_end)?;
+        if new.count > 0 {
+            config.insert("vocab_size".into(), json!(tokenizer.vocab_size()));
+        }
+        let bytes = serde_json::to_vec(&config).map_err(|error| json_error(&files.base, error))?;
+        let model = parse_config(&bytes, files)?;
+        Ok(Self { config, model, tokenizer, added_tokens, new })
     }
 }
 

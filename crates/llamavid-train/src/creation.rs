@@ -8,15 +8,12 @@ use candle_nn::init::NormalOrUniform;
 use rand::{Rng, RngCore, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-/// Decides how a weight begins: its name, its shape, and what its module asks for.
-pub type Creation = fn(&str, &Shape, Init) -> Init;
-
 /// Standard deviation of BERT, LLaMA and the EVA visual encoder.
 const DEVIATION: Init = Init::Randn { mean: 0., stdev: 0.02 };
 
-/// As the reference creates its modules: BERT, LLaMA and EVA with a deviation of 0.02, without biases; the new
+/// How a weight of a name and a shape begins, for which its module asks, as the reference creates its modules: BERT, LLaMA and EVA with a deviation of 0.02, without biases; the new
 /// layers between them as torch's `Linear`, uniform up to the inverse root of their inputs. Others as they ask.
-pub fn as_published(name: &str, shape: &Shape, asked: Init) -> Init {
+pub(crate) fn as_published(name: &str, shape: &Shape, asked: Init) -> Init {
     let matrix = shape.rank() >= 2;
     let bias = name.ends_with("bias");
     if name.starts_with("visual_encoder.") {

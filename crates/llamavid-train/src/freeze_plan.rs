@@ -4,7 +4,6 @@
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct FreezePlan {
     trained: Vec<String>,
-    frozen: Vec<String>,
 }
 
 /// What InstructBLIP pretrained.
@@ -24,30 +23,7 @@ impl FreezePlan {
 
     /// Only weights below these names train.
     pub fn only<S: Into<String>>(names: impl IntoIterator<Item = S>) -> Self {
-        Self { trained: names.into_iter().map(Into::into).collect(), frozen: Vec::new() }
-    }
-
-    /// The same without the weights below these names.
-    #[must_use]
-    pub fn except<S: Into<String>>(mut self, names: impl IntoIterator<Item = S>) -> Self {
-        self.frozen.extend(names.into_iter().map(Into::into));
-        self
-    }
-
-    /// Stage 1, alignment: projector and context attention; with `<im_start>` and `<im_end>` also the input
-    /// embeddings.
-    pub fn alignment(image_start_end: bool) -> Self {
-        Self::of_flags(true, "qformer_pretrain_freeze", image_start_end)
-    }
-
-    /// Stage 2, instruction tuning: everything but the visual encoder.
-    pub fn instruction() -> Self {
-        Self::of_flags(false, "qformer_pretrain", false)
-    }
-
-    /// Stage 3, long video: the language model and the projector.
-    pub fn long_video() -> Self {
-        Self::of_flags(false, "qformer_pretrain_freeze_all", false)
+        Self { trained: names.into_iter().map(Into::into).collect() }
     }
 
     /// What the reference's flags say.
@@ -85,7 +61,7 @@ impl FreezePlan {
             Some(rest) => prefix.is_empty() || rest.is_empty() || rest.starts_with('.'),
             None => false,
         };
-        self.trained.iter().any(below) && !self.frozen.iter().any(below)
+        self.trained.iter().any(below)
     }
 }
 
@@ -95,13 +71,13 @@ mod tests {
 
     #[test]
     fn prefixes_end_at_dots() {
-        let plan = FreezePlan::only(["a.norm", "b"]).except(["b.norm"]);
+        let plan = FreezePlan::only(["a.norm", "b"]);
         for (name, trains) in [
             ("a.norm.weight", true),
             ("a.norm", true),
             ("a.norm2.weight", false),
             ("b.x", true),
-            ("b.norm.x", false),
+            ("c.b", false),
         ] {
             assert_eq!(plan.trains(name), trains, "{name}");
         }

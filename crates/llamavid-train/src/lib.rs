@@ -28,7 +28,6 @@ pub use assembly::{StageFiles, StageModel, StageSettings, VisionFiles, stage_tok
 pub use backward::{Activations, loss_and_gradients};
 pub use batch::{Batch, EmbeddingGradient};
 pub use checkpoints::{Checkpoints, OutputLock};
-pub use creation::{Creation, as_published};
 pub use error::{Error, Result};
 pub use example::{Example, Visual};
 pub use freeze_plan::FreezePlan;

@@ -14,7 +14,7 @@ use candle_nn::var_builder::SimpleBackend;
 use candle_nn::{Init, VarBuilder};
 use llamavid_weights::{Checkpoint, KeyTable, Loader, Part};
 
-use crate::creation::{self, Creation};
+use crate::creation::{as_published, create};
 use crate::error::Result;
 use crate::files;
 use crate::freeze_plan::FreezePlan;
@@ -28,7 +28,6 @@ pub struct Parameters {
 struct Shared {
     plan: FreezePlan,
     seed: u64,
-    creation: Creation,
     /// What a weight that does not train is kept in.
     frozen_dtype: DType,
     device: Device,
@@ -66,34 +65,26 @@ pub enum Missing {
 impl Parameters {
     /// No weights yet. `plan` says which will train; `seed` is that of all weights that are created.
     pub fn new(plan: FreezePlan, seed: u64, device: &Device) -> Self {
-        Self::with(plan, seed, creation::as_published, DType::F32, device, BTreeMap::new())
+        Self::with(plan, seed, DType::F32, device, BTreeMap::new())
     }
 
     fn with(
         plan: FreezePlan,
         seed: u64,
-        creation: Creation,
         frozen_dtype: DType,
         device: &Device,
         weights: BTreeMap<String, Weight>,
     ) -> Self {
         let state = Mutex::new(State { weights, sources: Vec::new() });
         let device = device.clone();
-        Self { shared: Arc::new(Shared { plan, seed, creation, frozen_dtype, device, state }) }
-    }
-
-    /// The same weights, created in another way where no file has them.
-    #[must_use]
-    pub fn with_creation(self, creation: Creation) -> Self {
-        let Shared { plan, seed, frozen_dtype, device, .. } = &*self.shared;
-        Self::with(plan.clone(), *seed, creation, *frozen_dtype, device, self.weights())
+        Self { shared: Arc::new(Shared { plan, seed, frozen_dtype, device, state }) }
     }
 
     /// The same weights; those that do not train and are made from now on are kept in `dtype`, to save memory.
     #[must_use]
     pub fn with_frozen_dtype(self, dtype: DType) -> Self {
-        let Shared { plan, seed, creation, device, .. } = &*self.shared;
-        Self::with(plan.clone(), *seed, *creation, dtype, device, self.weights())
+        let Shared { plan, seed, device, .. } = &*self.shared;
+        Self::with(plan.clone(), *seed, dtype, device, self.weights())
     }
 
     /// The same values, of which others train: the next stage. Modules of these weights have to be built anew.
@@ -101,7 +92,7 @@ impl Parameters {
     /// # Errors
     /// A device without memory.
     pub fn with_plan(&self, plan: FreezePlan) -> Result<Self> {
-        let Shared { seed, creation, frozen_dtype, device, .. } = &*self.shared;
+        let Shared { seed, frozen_dtype, device, .. } = &*self.shared;
         let mut weights = BTreeMap::new();
         for (name, weight) in self.weights() {
             let tensor = match &weight {
@@ -112,7 +103,7 @@ impl Parameters {
             let trains = plan.trains(&name);
             weights.insert(name, Weight::new(&tensor, trains, *frozen_dtype)?);
         }
-        Ok(Self::with(plan, *seed, *creation, *frozen_dtype, device, weights))
+        Ok(Self::with(plan, *seed, *frozen_dtype, device, weights))
     }
 
     /// Weights below `prefix` will be read from `checkpoint`, whose names `table` knows, until
@@ -229,16 +220,8 @@ impl Parameters {
     /// A device without memory.
     pub fn create(&self, name: &str, shape: impl Into<Shape>, asked: Init) -> candle_core::Result<Tensor> {
         let shape = shape.into();
-        let init = (self.shared.creation)(name, &shape, asked);
-        creation::create(self.shared.seed, name, &shape, init, &self.shared.device)
-    }
-
-    /// Forgets the weights below a name: heads that are thrown away after pre-training.
-    pub fn remove_below(&self, prefix: &str) {
-        let below = |name: &str| {
-            name.strip_prefix(prefix).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
-        };
-        self.state().weights.retain(|name, _| !below(name));
+        let init = as_published(name, &shape, asked);
+        create(self.shared.seed, name, &shape, init, &self.shared.device)
     }
 
     /// Writes all weights by our names into one safetensors file: to a temporary name, then moved, so that a file of this

@@ -38,7 +38,8 @@ impl Stage {
         Self::ALL.into_iter().find(|stage| stage.number() == number)
     }
 
-    /// What trains in the published recipes.
+    /// What trains in the published recipes: projector and context attention, with `<im_start>` and `<im_end>` also the input
+    /// embeddings; everything but the visual encoder; the language model and the projector.
     pub fn plan(self, image_start_end: bool) -> FreezePlan {
         FreezePlan::of_flags(self == Self::Alignment, self.bert_type(), image_start_end)
     }

@@ -192,13 +192,15 @@ impl Checkpoint {
     /// Those of [`Checkpoint::read`], and a number that is not finite.
     pub fn read_finite(&self, name: &str) -> Result<Tensor> {
         let tensor = self.read(name, &Device::Cpu)?;
-        match elements::first_not_finite(&tensor) {
-            Some((index, value)) => {
-                let (file, key) = self.place(name);
-                Err(Error::NotFinite { file, key, index, value, overflows: None })
-            }
-            None => Ok(tensor),
-        }
+        self.expect_finite(name, &tensor)?;
+        Ok(tensor)
+    }
+
+    /// Whether every number of a tensor, which was read from here, is finite.
+    pub(crate) fn expect_finite(&self, name: &str, tensor: &Tensor) -> Result<()> {
+        let Some((index, value)) = elements::first_not_finite(tensor) else { return Ok(()) };
+        let (file, key) = self.place(name);
+        Err(Error::NotFinite { file, key, index, value, overflows: None })
     }
 
     /// The same on the CPU, in f32 where it is stored in 16 bits.

@@ -141,13 +141,14 @@ impl Layout {
         &self.shape
     }
 
-    /// The elements of the storage that it takes, when they lie there in the order of the tensor.
-    pub(crate) fn contiguous_range(&self) -> Option<Range<usize>> {
-        self.is_contiguous().then(|| self.offset..self.offset + self.count)
+    /// The bytes that it takes of a file whose storage begins at `start`, when they lie there in the order of the tensor.
+    pub(crate) fn contiguous_bytes(&self, element: ElementType, start: usize) -> Option<Range<usize>> {
+        let at = |count: usize| start + count * element.size();
+        self.is_contiguous().then(|| at(self.offset)..at(self.offset + self.count))
     }
 
     /// Whether the elements lie in the storage in the order of the tensor.
-    fn is_contiguous(&self) -> bool {
+    pub(crate) fn is_contiguous(&self) -> bool {
         let expected = row_major(&self.shape);
         self.shape
             .iter()

@@ -21,7 +21,7 @@ mod torch;
 pub mod writer;
 
 pub use checkpoint::Checkpoint;
-pub use error::{Error, ErrorKind, Result};
+pub use error::{Error, ErrorKind, Result, shown};
 pub use key_table::KeyTable;
 pub use llamavid_kernels::{BlockFormat, interleaving_pays};
 pub use loader::{Found, Loader};

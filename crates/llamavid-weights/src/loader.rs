@@ -225,7 +225,7 @@ impl Source {
             None => self.checkpoint.matrix(&name)?,
             Some(format) => {
                 let numbers = self.checkpoint.read_widened(&name)?;
-                self.expect_finite(&name, &numbers)?;
+                self.checkpoint.expect_finite(&name, &numbers)?;
                 match (format, stored) {
                     // In 16 bits of either kind already.
                     (BlockFormat::F16, Some(BlockFormat::F16 | BlockFormat::BF16)) => {
@@ -262,12 +262,6 @@ impl Source {
         Ok(wanted.filter(|_| stored.is_none_or(|format| format.block_length() == 1)))
     }
 
-    fn expect_finite(&self, name: &str, tensor: &Tensor) -> Result<()> {
-        let Some((index, value)) = elements::first_not_finite(tensor) else { return Ok(()) };
-        let (file, key) = self.checkpoint.place(name);
-        Err(Error::NotFinite { file, key, index, value, overflows: None })
-    }
-
     /// Where a weight is by our name; `expected` is absent where the module takes any shape.
     fn find(&self, ours: &str, expected: Option<&Shape>, float: bool) -> Result<Found> {
         let Some(name) = self.table.upstream(ours) else {
@@ -299,7 +293,7 @@ impl Source {
             _ => self.checkpoint.read(&name, &Device::Cpu)?,
         };
         self.checkpoint.release(&name);
-        self.expect_finite(&name, &tensor)?;
+        self.checkpoint.expect_finite(&name, &tensor)?;
         let narrowed = dtype.is_float() && dtype != tensor.dtype();
         let converted = tensor.to_dtype(dtype)?;
         if narrowed && let Some((index, _)) = elements::first_not_finite(&converted) {

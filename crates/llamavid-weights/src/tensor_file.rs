@@ -106,9 +106,7 @@ impl TensorFile {
     pub(crate) fn format(&self, key: &str) -> Result<Option<BlockFormat>> {
         Ok(match self.entry(key)? {
             Entry::Blocks { format, .. } => Some(*format),
-            Entry::Tensor { element, layout, span: Span::Plain(_) }
-                if layout.contiguous_range().is_some() =>
-            {
+            Entry::Tensor { element, layout, span: Span::Plain(_) } if layout.is_contiguous() => {
                 element.format()
             }
             _ => None,
@@ -131,16 +129,13 @@ impl TensorFile {
         let (shape, range) = match self.entry(key)? {
             Entry::Blocks { shape, range, .. } => (shape.as_slice(), range.clone()),
             Entry::Tensor { element, layout, span: Span::Plain(span) } => {
-                let Some(elements) = layout.contiguous_range() else { return Ok(None) };
-                let at = |element_count: usize| span.start + element_count * element.size();
-                (layout.shape(), at(elements.start)..at(elements.end))
+                let Some(range) = layout.contiguous_bytes(*element, span.start) else { return Ok(None) };
+                (layout.shape(), range)
             }
             _ => return Ok(None),
         };
         let (Some(format), &[rows, columns]) = (self.format(key)?, shape) else { return Ok(None) };
-        let outside = || Fault::invalid("lies outside the file").in_tensor(self.path(), key);
-        let bytes = SharedBytes::new(self.file.clone(), range).ok_or_else(outside)?;
-        let matrix = QuantisedMatrix::new(format, rows, columns, bytes)?;
+        let matrix = QuantisedMatrix::new(format, rows, columns, self.shared(key, range)?)?;
         Ok(Some(if self.is_interleaved(key)? { matrix.with_interleaved_rows()? } else { matrix }))
     }
 
@@ -151,24 +146,20 @@ impl TensorFile {
             return Ok(None);
         };
         let format = element.format().filter(|format| format.block_bytes() == 2);
-        let (Some(format), Some(elements)) = (format, layout.contiguous_range()) else { return Ok(None) };
-        let at = |element_count: usize| span.start + element_count * element.size();
-        let outside = || Fault::invalid("lies outside the file").in_tensor(self.path(), key);
-        let bytes =
-            SharedBytes::new(self.file.clone(), at(elements.start)..at(elements.end)).ok_or_else(outside)?;
+        let range = layout.contiguous_bytes(*element, span.start);
+        let (Some(format), Some(range)) = (format, range) else { return Ok(None) };
         let (shape, columns) = (layout.shape(), layout.shape().last().copied().unwrap_or(1));
-        let rows = elements.len() / columns.max(1);
-        Ok(Some(QuantisedMatrix::new(format, rows, columns, bytes)?.dequantise()?.reshape(shape)?))
+        let rows = range.len() / element.size() / columns.max(1);
+        let matrix = QuantisedMatrix::new(format, rows, columns, self.shared(key, range)?)?;
+        Ok(Some(matrix.dequantise()?.reshape(shape)?))
     }
 
     /// The tensor, on the CPU.
     pub(crate) fn read(&self, key: &str) -> Result<Tensor> {
         if let Entry::Blocks { format, interleaved, shape, range } = self.entry(key)? {
-            let outside = || Fault::invalid("lies outside the file").in_tensor(self.path(), key);
-            let bytes = SharedBytes::new(self.file.clone(), range.clone()).ok_or_else(outside)?;
             let columns = shape.last().copied().unwrap_or(1);
             let rows = shape.iter().rev().skip(1).product();
-            let matrix = QuantisedMatrix::new(*format, rows, columns, bytes)?;
+            let matrix = QuantisedMatrix::new(*format, rows, columns, self.shared(key, range.clone())?)?;
             let matrix = if *interleaved { matrix.with_interleaved_rows()? } else { matrix };
             return Ok(matrix.dequantise()?.reshape(shape.as_slice())?);
         }
@@ -176,7 +167,7 @@ impl TensorFile {
         match span {
             Span::Plain(range) => match self.file.bytes().get(range.clone()) {
                 Some(bytes) => elements::tensor(bytes, element, layout),
-                None => Err(Fault::invalid("lies outside the file").in_tensor(self.path(), key)),
+                None => Err(self.outside(key)),
             },
             Span::Deflated(index, length) => {
                 let bytes = inflate(self.file.bytes(), *index, *length);
@@ -192,6 +183,15 @@ impl TensorFile {
         {
             self.file.release(range.clone());
         }
+    }
+
+    /// Bytes of a tensor, which stay mapped as long as they are used.
+    fn shared(&self, key: &str, range: Range<usize>) -> Result<SharedBytes> {
+        SharedBytes::new(self.file.clone(), range).ok_or_else(|| self.outside(key))
+    }
+
+    fn outside(&self, key: &str) -> Error {
+        Fault::invalid("lies outside the file").in_tensor(self.path(), key)
     }
 
     fn entry(&self, key: &str) -> Result<&Entry> {

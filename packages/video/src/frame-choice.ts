@@ -98,11 +98,6 @@ export function chooseInside(
   return { indices: kept.map((place) => all[place] ?? 0), omitted: all.length - kept.length };
 }
 
-/** Whether `seconds` lies in the range `start` ≤ t < `end`. */
-export function inRange(seconds: number, sampling: Sampling): boolean {
-  return !beforeRange(seconds, sampling) && !behindRange(seconds, sampling);
-}
-
 /** Whether `seconds` comes before the range. */
 export function beforeRange(seconds: number, { start = 0 }: Sampling): boolean {
   // Without a start the range has no lower border: a frame before second 0 is still displayed.

@@ -1,21 +1,20 @@
 /** Pictures as media: one picture, or many that are a video's frames. */
 import { LlamaVidError } from '@llamavid/errors';
-import type { Preprocessing } from '@llamavid/native';
+import type { PixelChannel, Preprocessing } from '@llamavid/native';
 import { contentType, HEAD_BYTES } from './content-type.js';
 import { chooseFrames, DEFAULT_FPS, type FrameChoice, omissionNotes, type Sampling } from './frame-choice.js';
-import {
-  DEFAULT_BATCH_SIZE,
-  type Frame,
-  type FramesOptions,
-  type Media,
-  type MediaInfo,
-  type PixelBatch,
-  type PixelsOptions,
-  type SamplingReport,
+import type {
+  Frame,
+  FramesOptions,
+  Media,
+  MediaInfo,
+  PixelBatch,
+  PixelsOptions,
+  SamplingReport,
 } from './media.js';
 import type { Picture, PictureList } from './picture-list.js';
+import { pixelBatches } from './pixel-batches.js';
 import { aborted, closed, invalidRange, truncated } from './video-errors.js';
-import { checkBatchSize } from './video-media.js';
 
 export interface PictureSettings {
   readonly kind: 'image' | 'video';
@@ -144,33 +143,12 @@ class PictureMedia implements Media {
       throw truncated(this.#settings.name, 'none of its pictures can be decoded any more');
   }
 
-  async *pixels(
+  pixels(
     preprocessing: Preprocessing,
     options: PixelsOptions = {},
   ): AsyncGenerator<PixelBatch, void, undefined> {
-    const { batchSize = DEFAULT_BATCH_SIZE, after = [], signal, onProgress } = options;
-    checkBatchSize(batchSize);
-    const { callNative, PixelChannel } = await import('@llamavid/native');
-    const channel = callNative(() => new PixelChannel(preprocessing));
-    let done = after.length;
-    let timestamps: number[] = [];
-    const batch = (): PixelBatch => {
-      const full = { pixels: callNative(() => channel.take(timestamps.length)), timestamps };
-      timestamps = [];
-      return full;
-    };
-    try {
-      for await (const { data, width, height, timestamp } of this.frames({ signal, after })) {
-        callNative(() => channel.push(data, width, height, width * 3));
-        timestamps.push(timestamp);
-        done += 1;
-        onProgress?.(done, this.#chosen.indices.length);
-        if (timestamps.length === batchSize) yield batch();
-      }
-      if (timestamps.length > 0) yield batch();
-    } finally {
-      channel.close();
-    }
+    const expected = this.#chosen.indices.length;
+    return pixelBatches(preprocessing, options, expected, (channel) => this.#push(channel, options));
   }
 
   subtitles(): Promise<undefined> {
@@ -202,6 +180,15 @@ class PictureMedia implements Media {
 
   async [Symbol.asyncDispose](): Promise<void> {
     await this.close();
+  }
+
+  async *#push(channel: PixelChannel, options: FramesOptions): AsyncGenerator<Frame, void, undefined> {
+    const { callNative } = await import('@llamavid/native');
+    for await (const frame of this.frames(options)) {
+      const { data, width, height } = frame;
+      callNative(() => channel.push(data, width, height, width * 3));
+      yield frame;
+    }
   }
 
   /** Undefined for a broken one among many, which is reported. */

@@ -1,19 +1,19 @@
 /** A video whose decoder runs in a worker thread. */
 import { Worker } from 'node:worker_threads';
 import { LlamaVidError } from '@llamavid/errors';
-import type { Preprocessing } from '@llamavid/native';
+import type { PixelChannel, Preprocessing } from '@llamavid/native';
 import { Control } from './control.js';
 import { DEFAULT_FPS, omissionNotes, type Sampling } from './frame-choice.js';
-import {
-  DEFAULT_BATCH_SIZE,
-  type Frame,
-  type FramesOptions,
-  type Media,
-  type MediaInfo,
-  type PixelBatch,
-  type PixelsOptions,
-  type SamplingReport,
+import type {
+  Frame,
+  FramesOptions,
+  Media,
+  MediaInfo,
+  PixelBatch,
+  PixelsOptions,
+  SamplingReport,
 } from './media.js';
+import { pixelBatches } from './pixel-batches.js';
 import type { SubtitleStream } from './subtitle-stream.js';
 import { aborted, closed, unreadable } from './video-errors.js';
 import {
@@ -130,36 +130,13 @@ class VideoMedia implements Media {
     }
   }
 
-  async *pixels(
+  pixels(
     preprocessing: Preprocessing,
     options: PixelsOptions = {},
   ): AsyncGenerator<PixelBatch, void, undefined> {
-    const { batchSize = DEFAULT_BATCH_SIZE, after = [], signal, onProgress } = options;
-    checkBatchSize(batchSize);
-    const { callNative, PixelChannel } = await import('@llamavid/native');
-    const channel = callNative(() => new PixelChannel(preprocessing));
-    const control = new Control();
-    control.grant(2 * batchSize); // one batch in the caller's hands, one on its way
-    let done = after.length;
-    let timestamps: number[] = [];
-    const batch = (): PixelBatch => {
-      const full = { pixels: callNative(() => channel.take(timestamps.length)), timestamps };
-      timestamps = [];
-      return full;
-    };
-    try {
-      for await (const { timestamp } of this.#read(control, channel.id, after, signal)) {
-        timestamps.push(timestamp);
-        done += 1;
-        onProgress?.(done, Math.max(done, this.#facts.expectedSamples));
-        if (timestamps.length < batchSize) continue;
-        yield batch();
-        control.grant(batchSize);
-      }
-      if (timestamps.length > 0) yield batch();
-    } finally {
-      channel.close();
-    }
+    const { after = [], signal } = options;
+    const read = this.#readBatches.bind(this, after, signal);
+    return pixelBatches(preprocessing, options, this.#facts.expectedSamples, read);
   }
 
   async subtitles({ signal }: FramesOptions = {}): Promise<SubtitleStream | undefined> {
@@ -197,6 +174,23 @@ class VideoMedia implements Media {
 
   async [Symbol.asyncDispose](): Promise<void> {
     await this.close();
+  }
+
+  /** The frames that the worker puts into a channel: those of a batch in the caller's hands, and of one on its way. */
+  async *#readBatches(
+    after: readonly number[],
+    signal: AbortSignal | undefined,
+    channel: PixelChannel,
+    batchSize: number,
+  ): AsyncGenerator<FrameMessage, void, undefined> {
+    const control = new Control();
+    control.grant(2 * batchSize);
+    let given = 0;
+    for await (const frame of this.#read(control, channel.id, after, signal)) {
+      yield frame;
+      given += 1;
+      if (given % batchSize === 0) control.grant(batchSize);
+    }
   }
 
   async *#read(
@@ -388,12 +382,4 @@ async function within(seconds: number, promise: Promise<unknown>): Promise<boole
   } finally {
     clearTimeout(timer);
   }
-}
-
-/** Throws `INVALID_ARGUMENT` for a batch that cannot be filled. */
-export function checkBatchSize(batchSize: number): void {
-  if (Number.isSafeInteger(batchSize) && batchSize > 0) return;
-  throw new LlamaVidError('INVALID_ARGUMENT', `batchSize is ${batchSize}.`, {
-    hint: 'Give a whole number above 0.',
-  });
 }

@@ -8,11 +8,11 @@ use candle_core::{CpuStorage, CustomOp1, CustomOp3, Layout, Result, Shape, Stora
 use rayon::prelude::*;
 
 use super::head_rows::{Input, Output, Places, copy_scaled, gather, rotate};
-use super::shares::{add_and_normalise, differentiate, normalise_row};
 use super::{Heads, Mask, hidden};
 use crate::dropout::{Dropout, keep_rows};
 use crate::matrix::{Matrix, multiply};
 use crate::rows::{fusible, tensor, with_values};
+use crate::softmax::{add_and_normalise, differentiate, normalise_row};
 
 /// Query rows whose scores exist at once.
 const QUERY_BLOCK: usize = 64;

@@ -2,6 +2,7 @@
 
 use crate::matrix::Matrix;
 use crate::rotary::rotate_row;
+use crate::shared_numbers::SharedNumbers;
 use crate::vector::widest;
 
 /// Where the rows of each head are within a slice.
@@ -29,17 +30,13 @@ pub(super) struct Input<'a> {
 /// Rows of heads that several threads write, each the rows of its own heads.
 #[derive(Clone, Copy)]
 pub(super) struct Output {
-    values: *mut f32,
-    length: usize,
+    numbers: SharedNumbers,
     places: Places,
 }
 
-// SAFETY: threads get disjoint rows, see `row`.
-unsafe impl Sync for Output {}
-
 impl Output {
     pub(super) fn new(values: &mut [f32], places: Places) -> Self {
-        Self { values: values.as_mut_ptr(), length: values.len(), places }
+        Self { numbers: SharedNumbers::new(values.as_mut_ptr(), values.len()), places }
     }
 
     /// The same memory with rows at other places.
@@ -51,10 +48,9 @@ impl Output {
     /// The slice behind must live, and no other reference to this row may exist.
     #[allow(clippy::mut_from_ref)]
     pub(super) unsafe fn row(&self, batch: usize, head: usize, row: usize, width: usize) -> &mut [f32] {
-        let start = self.places.of(batch, head, row);
-        assert!(start + width <= self.length, "a row beyond its tensor");
+        let first = self.numbers.at(self.places.of(batch, head, row), width);
         // SAFETY: within the slice, and the caller has it alone.
-        unsafe { std::slice::from_raw_parts_mut(self.values.add(start), width) }
+        unsafe { std::slice::from_raw_parts_mut(first, width) }
     }
 }
 

@@ -4,7 +4,6 @@
 
 mod fused;
 mod head_rows;
-mod shares;
 
 use candle_core::{DType, Result, Tensor, bail};
 

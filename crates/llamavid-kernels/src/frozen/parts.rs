@@ -5,6 +5,7 @@ use std::ops::Range;
 #[cfg(target_arch = "x86_64")]
 use super::lines::Line;
 use super::tasks::{Room, share_rows};
+use crate::shared_numbers::SharedNumbers;
 
 /// Numbers of a row that lie together: those of a tile stay in the first cache, a panel's part of as many columns at least in the
 /// second, from where it comes quicker than it is multiplied.
@@ -148,29 +149,25 @@ impl Parts {
     /// Where tasks write.
     pub(super) fn target(&mut self) -> Target {
         let values = self.values.as_flattened_mut();
-        Target { length: values.len(), values: values.as_mut_ptr(), count: self.count, part: PART }
+        let numbers = SharedNumbers::new(values.as_mut_ptr(), values.len());
+        Target { numbers, count: self.count, part: PART }
     }
 }
 
 /// Rows that tasks write side by side, each its own places.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Target {
-    values: *mut f32,
-    length: usize,
+    numbers: SharedNumbers,
     count: usize,
     /// Numbers of a row that lie together.
     part: usize,
 }
 
-// SAFETY: tasks write disjoint places, as the callers of `write` and `add` promise.
-unsafe impl Sync for Target {}
-// SAFETY: as above.
-unsafe impl Send for Target {}
-
 impl Target {
     /// Rows of `width`, one after the other: `length` numbers, which nobody has written yet or which are any.
     pub(super) fn rows(values: *mut f32, length: usize, width: usize) -> Self {
-        Self { values, length, count: length / width.max(1), part: width.max(1) }
+        let width = width.max(1);
+        Self { numbers: SharedNumbers::new(values, length), count: length / width, part: width }
     }
 
     /// Where numbers of a row lie from a column on, and how many of `length` lie there together.
@@ -178,20 +175,16 @@ impl Target {
     fn place(self, row: usize, column: usize, length: usize) -> (usize, usize) {
         let (part, within) = (column / self.part, column % self.part);
         let start = (part * self.count + row) * self.part + within;
-        let together = length.min(self.part - within);
-        assert!(row < self.count && start + together <= self.length, "a number beyond the rows");
-        (start, together)
+        assert!(row < self.count, "a row beyond");
+        (start, length.min(self.part - within))
     }
 
     /// Where some rows have `width` numbers from a column on, which lie together.
     pub(super) fn strip(self, rows: Range<usize>, column: usize, width: usize) -> Strip {
         let (start, together) = self.place(rows.start, column, width);
         let length = rows.len().saturating_sub(1) * self.part + width;
-        assert!(
-            together == width && rows.end <= self.count && start + length <= self.length,
-            "a strip beyond"
-        );
-        Strip { values: self.values.wrapping_add(start), stride: self.part, rows: rows.len(), width }
+        assert!(together == width && rows.end <= self.count, "a strip beyond");
+        Strip { values: self.numbers.at(start, length), stride: self.part, rows: rows.len(), width }
     }
 
     /// Writes numbers of a row from a column on.
@@ -203,8 +196,9 @@ impl Target {
         while !values.is_empty() {
             let (start, together) = self.place(row, column, values.len());
             let (first, later) = values.split_at(together);
+            let into = self.numbers.at(start, together);
             // SAFETY: within the rows, and the caller has these places alone.
-            let into = unsafe { std::slice::from_raw_parts_mut(self.values.add(start), together) };
+            let into = unsafe { std::slice::from_raw_parts_mut(into, together) };
             copy(first, into);
             (column, values) = (column + together, later);
         }

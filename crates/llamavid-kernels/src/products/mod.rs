@@ -19,6 +19,7 @@ pub(crate) use weights::{Weights, row_bytes};
 use crate::block_products::{BlockProduct, few_rows_of_each};
 use crate::panels::Panels;
 use crate::processor::{Processor, processor};
+use crate::shared_numbers::SharedNumbers;
 
 /// Multiplications below which work is not worth a second thread.
 pub(crate) const PARALLEL: usize = 1 << 17;
@@ -50,7 +51,7 @@ impl Layer<'_> {
     fn forward_on(self, processor: Processor, x: &[f32], count: usize, parallel: bool) -> Vec<f32> {
         let length = count * self.rows;
         let mut result = Vec::with_capacity(length);
-        let output = Output { values: result.as_mut_ptr(), length, width: self.rows };
+        let output = Output::at(SharedNumbers::new(result.as_mut_ptr(), length), self.rows);
         // SAFETY: the vector has room for the result, all of which is written.
         unsafe {
             self.compute(processor, x, count, output, false, parallel);
@@ -104,9 +105,9 @@ impl Layer<'_> {
     ) {
         let Self { weights, rows, columns, bias } = self;
         assert_eq!(x.len(), count * columns, "rows that do not go with the weights");
-        assert_eq!(output.length, count * rows, "a result of another size");
+        assert_eq!(output.length(), count * rows, "a result of another size");
         assert!(bias.is_none_or(|bias| bias.len() == rows), "a bias of another size");
-        if output.length == 0 {
+        if output.length() == 0 {
             return;
         }
         let parallel = parallel && rows * columns * count >= PARALLEL;

@@ -3,38 +3,39 @@
 use rayon::prelude::*;
 
 use crate::rows::rows_of_a_task;
+use crate::shared_numbers::SharedNumbers;
 
 /// A result (count, width) of which tasks write columns of their own.
 #[derive(Clone, Copy)]
 pub(crate) struct Output {
-    pub(super) values: *mut f32,
-    pub(super) length: usize,
-    pub(super) width: usize,
+    numbers: SharedNumbers,
+    width: usize,
 }
-
-// SAFETY: tasks write disjoint columns, see `add`.
-unsafe impl Sync for Output {}
-// SAFETY: as above.
-unsafe impl Send for Output {}
 
 impl Output {
     pub(crate) fn new(values: &mut [f32], width: usize) -> Self {
-        Self { values: values.as_mut_ptr(), length: values.len(), width }
+        Self::at(SharedNumbers::new(values.as_mut_ptr(), values.len()), width)
+    }
+
+    /// In memory that need not be initialised.
+    pub(super) fn at(numbers: SharedNumbers, width: usize) -> Self {
+        Self { numbers, width }
+    }
+
+    pub(super) fn length(self) -> usize {
+        self.numbers.length()
     }
 
     /// The rows from a row on.
     #[cfg(target_arch = "x86_64")]
     pub(crate) fn below(self, row: usize) -> Self {
-        let start = row * self.width;
-        assert!(start <= self.length, "rows beyond the result");
-        Self { values: self.values.wrapping_add(start), length: self.length - start, ..self }
+        Self { numbers: self.numbers.behind(row * self.width), ..self }
     }
 
     /// The columns from a column on.
     #[cfg(target_arch = "x86_64")]
     pub(crate) fn beside(self, column: usize) -> Self {
-        assert!(column <= self.length, "columns beyond the result");
-        Self { values: self.values.wrapping_add(column), length: self.length - column, ..self }
+        Self { numbers: self.numbers.behind(column), ..self }
     }
 
     /// Writes `row` to all rows, zeros if there is none, or adds it to them.
@@ -53,7 +54,7 @@ impl Output {
         };
         // SAFETY: the caller has the result alone, and each call another row.
         let begin = |index| unsafe { self.write(index, 0, row, add) };
-        let rows = 0..self.length / self.width;
+        let rows = 0..self.length() / self.width;
         match parallel {
             true => rows.into_par_iter().with_min_len(rows_of_a_task(self.width)).for_each(begin),
             false => rows.for_each(begin),
@@ -70,10 +71,9 @@ impl Output {
             // SAFETY: as the caller promises.
             return unsafe { self.add(row, first, sums) };
         }
-        let start = row * self.width + first;
-        assert!(start + sums.len() <= self.length, "a sum beyond the result");
+        let into = self.numbers.at(row * self.width + first, sums.len());
         // SAFETY: within the result, and the caller has these columns alone.
-        unsafe { std::ptr::copy_nonoverlapping(sums.as_ptr(), self.values.add(start), sums.len()) };
+        unsafe { std::ptr::copy_nonoverlapping(sums.as_ptr(), into, sums.len()) };
     }
 
     /// Adds `sums` to a row, from column `first` on.
@@ -82,11 +82,10 @@ impl Output {
     /// The result must live, and nobody else may use these columns.
     #[inline(always)]
     pub(crate) unsafe fn add(self, row: usize, first: usize, sums: &[f32]) {
-        let start = row * self.width + first;
-        assert!(start + sums.len() <= self.length, "a sum beyond the result");
+        let into = self.numbers.at(row * self.width + first, sums.len());
         for (place, sum) in sums.iter().enumerate() {
             // SAFETY: within the result, and the caller has these columns alone.
-            unsafe { *self.values.add(start + place) += sum };
+            unsafe { *into.add(place) += sum };
         }
     }
 }

@@ -132,11 +132,6 @@ impl KvCache {
         self.length == 0
     }
 
-    /// Positions it can ever hold: the model's context.
-    pub fn limit(&self) -> usize {
-        self.limit
-    }
-
     /// Positions for which memory is allocated now.
     pub fn capacity(&self) -> usize {
         self.layers.iter().flatten().flatten().next().map_or(0, |layer| layer.keys.shape()[2])
@@ -150,12 +145,6 @@ impl KvCache {
     /// Forgets all positions from `length` on and keeps the memory. A longer `length` changes nothing.
     pub fn truncate(&mut self, length: usize) {
         self.length = self.length.min(length);
-    }
-
-    /// Forgets everything and frees the memory.
-    pub fn clear(&mut self) {
-        self.length = 0;
-        self.layers.iter_mut().flatten().for_each(|layer| *layer = None);
     }
 
     /// Fails when `count` more positions do not fit.

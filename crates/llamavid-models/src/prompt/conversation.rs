@@ -209,14 +209,3 @@ pub fn question_with_media(question: &str, tag: ImageTag) -> String {
         ImageTag::StartEnd => format!("{IMAGE_START}{IMAGE_TAG}{IMAGE_END}\n{question}"),
     }
 }
-
-/// The turns of a chat that goes on: earlier questions lose the tag of their media, because only the
-/// newest carries it.
-pub fn chat_turns(history: &[(String, String)], newest: String) -> Vec<Turn> {
-    let tagged = format!("{IMAGE_START}{IMAGE_TAG}{IMAGE_END}\n");
-    let bare = format!("{IMAGE_TAG}\n");
-    let earlier = history
-        .iter()
-        .map(|(question, answer)| (question.replace(&tagged, "").replace(&bare, ""), Some(answer.clone())));
-    earlier.chain([(newest, None)]).collect()
-}

@@ -46,32 +46,9 @@ pub fn splice(
     kind: SpliceKind,
     embed: impl FnOnce(&[u32]) -> Result<Tensor>,
 ) -> Result<Spliced> {
-    let mut text = Vec::with_capacity(ids.len());
-    for (position, id) in ids.iter().enumerate() {
-        if *id != IMAGE_TOKEN {
-            text.push(u32::try_from(*id).map_err(|_| {
-                Error::Prompt(format!("id {id} at position {position} is neither a token nor a placeholder"))
-            })?);
-        }
-    }
-    let placeholders = ids.len() - text.len();
+    let text = text_ids(ids)?;
     let rows = visual.iter().map(|tokens| Ok(tokens.dims2()?.0)).collect::<Result<Vec<usize>>>()?;
-    if let Some(empty) = rows.iter().position(|rows| *rows == 0) {
-        return Err(Error::Prompt(format!("question {empty} has no visual tokens")));
-    }
-    let total: usize = rows.iter().sum();
-    match kind {
-        SpliceKind::PerPlaceholder if placeholders != visual.len() => {
-            return Err(Error::Prompt(format!(
-                "{placeholders} places for visual tokens and {} questions with visual tokens",
-                visual.len()
-            )));
-        }
-        SpliceKind::PerToken if placeholders != total => {
-            return Err(Error::Prompt(format!("{placeholders} places for {total} visual tokens")));
-        }
-        SpliceKind::PerPlaceholder | SpliceKind::PerToken => {}
-    }
+    expect_places(ids.len() - text.len(), &rows, kind)?;
     if ids.is_empty() {
         return Err(Error::Prompt("the prompt is empty".into()));
     }
@@ -107,6 +84,35 @@ pub fn splice(
         position += count;
     }
     Ok(Spliced { embeds: Tensor::cat(&segments, 0)?, visual_positions })
+}
+
+/// The ids of a prompt without its placeholders.
+fn text_ids(ids: &[i64]) -> Result<Vec<u32>> {
+    let text = ids.iter().enumerate().filter(|(_, id)| **id != IMAGE_TOKEN);
+    text.map(|(position, id)| {
+        u32::try_from(*id).map_err(|_| {
+            Error::Prompt(format!("id {id} at position {position} is neither a token nor a placeholder"))
+        })
+    })
+    .collect()
+}
+
+/// Whether visual tokens, so many `rows` of each question, go with so many placeholders.
+fn expect_places(placeholders: usize, rows: &[usize], kind: SpliceKind) -> Result<()> {
+    if let Some(empty) = rows.iter().position(|rows| *rows == 0) {
+        return Err(Error::Prompt(format!("question {empty} has no visual tokens")));
+    }
+    let total: usize = rows.iter().sum();
+    match kind {
+        SpliceKind::PerPlaceholder if placeholders != rows.len() => Err(Error::Prompt(format!(
+            "{placeholders} places for visual tokens and {} questions with visual tokens",
+            rows.len()
+        ))),
+        SpliceKind::PerToken if placeholders != total => {
+            Err(Error::Prompt(format!("{placeholders} places for {total} visual tokens")))
+        }
+        SpliceKind::PerPlaceholder | SpliceKind::PerToken => Ok(()),
+    }
 }
 
 /// One row of a batch.

@@ -31,7 +31,7 @@ impl TokenGenerationConfig {
     }
 }
 
-/// The model that turns a question and a frame into text queries. `released` has the published sizes.
+/// The model that turns a question and a frame into text queries; in brackets the sizes of the released models.
 #[derive(Debug, Clone, PartialEq)]
 pub struct QueryModelConfig {
     /// Q-Former or plain BERT.
@@ -55,24 +55,6 @@ pub struct QueryModelConfig {
     /// `Some(1408)` when the checkpoint projects features of another width to that of the Q-Former
     /// before the visual norm (`vlm_att_bert_proj` next to a Q-Former); `None` in released models.
     pub projected_width: Option<usize>,
-}
-
-impl QueryModelConfig {
-    /// The sizes of the released models: those of bert-base-uncased, 32 queries.
-    pub fn released(kind: QueryKind) -> Self {
-        Self {
-            kind,
-            width: 768,
-            layers: 12,
-            heads: 12,
-            mlp_width: 3072,
-            queries: 32,
-            vocab_size: 30523,
-            max_positions: 512,
-            type_vocab_size: 2,
-            projected_width: None,
-        }
-    }
 }
 
 /// The kind of query model.

@@ -75,67 +75,7 @@ impl LlamaTokenizer {
             let pairs = BytePairs::new(tokenizer_model, &config, &added_tokens, &map)?;
             return Ok(Self { kind: Kind::BytePairs(Arc::new(pairs)) });
         }
-        let pieces = SentencePiece::from_bytes(tokenizer_model)?;
-        for (key, wanted) in
-            [("add_bos_token", true), ("add_eos_token", false), ("clean_up_tokenization_spaces", false)]
-        {
-            if read_flag(&config, key, wanted)? != wanted {
-                return Err(Error::Tokenizer(format!(
-                    "tokenizer_config.json: `{key}` is {}, only {wanted} is supported",
-                    !wanted
-                )));
-            }
-        }
-        let legacy = read_flag(&config, "legacy", true)?;
-        let special = read_special_tokens(&config, &map)?;
-
-        let mut added = read_added_tokens(&added_tokens, &pieces)?;
-        let mut added_ids: HashMap<String, u32> = HashMap::new();
-        for (token, id) in added.iter().zip(next_id(&pieces, 0)?..) {
-            added_ids.insert(token.clone(), id);
-        }
-        for token in &special {
-            if pieces.id(&token.content).is_none() && !added_ids.contains_key(&token.content) {
-                added_ids.insert(token.content.clone(), next_id(&pieces, added.len())?);
-                added.push(token.content.clone());
-            }
-        }
-        let id_of = |token: &str| pieces.id(token).or_else(|| added_ids.get(token).copied());
-        let role_id = |key: &str, default: u32| {
-            let token = special.iter().find(|token| token.key == key);
-            token.and_then(|token| id_of(&token.content)).unwrap_or(default)
-        };
-        let unk = role_id("unk_token", pieces.unknown());
-
-        let mut whole: BTreeMap<&str, WholeToken> = BTreeMap::new();
-        for token in &added {
-            let id = id_of(token).unwrap_or(unk);
-            let content = token.clone();
-            whole.insert(token, WholeToken { content, id, strips_left: true, strips_right: true });
-        }
-        // A token may have several keys (padding is `<unk>` too); one that says how to strip decides.
-        for token in special
-            .iter()
-            .filter(|token| token.strips.is_none())
-            .chain(special.iter().filter(|token| token.strips.is_some()))
-        {
-            let (strips_left, strips_right) = token.strips.unwrap_or((true, true));
-            let id = id_of(&token.content).unwrap_or(unk);
-            let content = token.content.clone();
-            whole.insert(&token.content, WholeToken { content, id, strips_left, strips_right });
-        }
-        let vocabulary = Vocabulary {
-            bos: role_id("bos_token", unk),
-            eos: role_id("eos_token", unk),
-            unk,
-            pad: role_id("pad_token", unk),
-            special_ids: special.iter().filter_map(|token| id_of(&token.content)).collect(),
-            whole: WholeTokens::new(whole.into_values()),
-            legacy,
-            added,
-            added_ids,
-            pieces,
-        };
+        let vocabulary = Vocabulary::new(tokenizer_model, &config, &added_tokens, &map)?;
         Ok(Self { kind: Kind::Pieces(Arc::new(vocabulary)) })
     }
 
@@ -286,6 +226,76 @@ impl LlamaTokenizer {
 }
 
 impl Vocabulary {
+    /// Reads `tokenizer.model` and the objects of the files beside it.
+    fn new(
+        tokenizer_model: &[u8],
+        config: &Map<String, Value>,
+        added_tokens: &Map<String, Value>,
+        map: &Map<String, Value>,
+    ) -> Result<Self> {
+        let pieces = SentencePiece::from_bytes(tokenizer_model)?;
+        for (key, wanted) in
+            [("add_bos_token", true), ("add_eos_token", false), ("clean_up_tokenization_spaces", false)]
+        {
+            if read_flag(config, key, wanted)? != wanted {
+                return Err(Error::Tokenizer(format!(
+                    "tokenizer_config.json: `{key}` is {}, only {wanted} is supported",
+                    !wanted
+                )));
+            }
+        }
+        let legacy = read_flag(config, "legacy", true)?;
+        let special = read_special_tokens(config, map)?;
+
+        let mut added = read_added_tokens(added_tokens, &pieces)?;
+        let mut added_ids: HashMap<String, u32> = HashMap::new();
+        for (token, id) in added.iter().zip(next_id(&pieces, 0)?..) {
+            added_ids.insert(token.clone(), id);
+        }
+        for token in &special {
+            if pieces.id(&token.content).is_none() && !added_ids.contains_key(&token.content) {
+                added_ids.insert(token.content.clone(), next_id(&pieces, added.len())?);
+                added.push(token.content.clone());
+            }
+        }
+        let id_of = |token: &str| pieces.id(token).or_else(|| added_ids.get(token).copied());
+        let role_id = |key: &str, default: u32| {
+            let token = special.iter().find(|token| token.key == key);
+            token.and_then(|token| id_of(&token.content)).unwrap_or(default)
+        };
+        let unk = role_id("unk_token", pieces.unknown());
+
+        let mut whole: BTreeMap<&str, WholeToken> = BTreeMap::new();
+        for token in &added {
+            let id = id_of(token).unwrap_or(unk);
+            let content = token.clone();
+            whole.insert(token, WholeToken { content, id, strips_left: true, strips_right: true });
+        }
+        // A token may have several keys (padding is `<unk>` too); one that says how to strip decides.
+        for token in special
+            .iter()
+            .filter(|token| token.strips.is_none())
+            .chain(special.iter().filter(|token| token.strips.is_some()))
+        {
+            let (strips_left, strips_right) = token.strips.unwrap_or((true, true));
+            let id = id_of(&token.content).unwrap_or(unk);
+            let content = token.content.clone();
+            whole.insert(&token.content, WholeToken { content, id, strips_left, strips_right });
+        }
+        Ok(Self {
+            bos: role_id("bos_token", unk),
+            eos: role_id("eos_token", unk),
+            unk,
+            pad: role_id("pad_token", unk),
+            special_ids: special.iter().filter_map(|token| id_of(&token.content)).collect(),
+            whole: WholeTokens::new(whole.into_values()),
+            legacy,
+            added,
+            added_ids,
+            pieces,
+        })
+    }
+
     /// Pieces and special tokens between two added tokens. A special token behind text puts a space in
     /// front of that text, a habit of the reference.
     fn decode_run(&self, ids: &[u32]) -> String {

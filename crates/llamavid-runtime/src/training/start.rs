@@ -48,45 +48,14 @@ impl Start {
         let side = ModelConfig::side_files(&config_bytes)
             .map_err(|error| model_folder::in_file(&config_path, error))?;
 
-        let vision = match &inputs.vision_tower {
-            Some(place) if place.is_file() => VisionFiles::Eva(place.clone()),
-            Some(place) if place.join("config.json").is_file() => VisionFiles::Clip(place.clone()),
-            Some(place) => {
-                return Err(Error::new(
-                    ErrorCode::ModelFileMissing,
-                    format!("{}: neither an EVA file nor the folder of a CLIP model", place.display()),
-                )
-                .with_hint("The published models read eva_vit_g.pth of LAVIS."));
-            }
-            None => match model_folder::find_vision(&base, side.vision.as_deref())? {
-                VisionWeights::File(file) => VisionFiles::Eva(file),
-                VisionWeights::ClipFolder(folder) => VisionFiles::Clip(folder),
-                VisionWeights::Shards => VisionFiles::Base,
-            },
-        };
+        let vision = vision_files(&base, inputs, side.vision.as_deref())?;
         let processor = match &inputs.processor {
             Some(place) if place.is_dir() => Some(place.join("preprocessor_config.json")),
             Some(file) => Some(file.clone()),
             None => near(&base, inputs)
                 .find_map(|folder| model_folder::find_processor(folder, side.processor.as_deref(), None)),
         };
-        let bert = match &inputs.query_tokenizer {
-            Some(folder) => folder.clone(),
-            None => near(&base, inputs)
-                .find_map(|folder| model_folder::find_query_folder(folder, side.query_tokenizer.as_deref()))
-                .ok_or_else(|| {
-                    Error::new(
-                        ErrorCode::ModelFileMissing,
-                        format!(
-                            "{}: the query model's vocabulary (vocab.txt of bert-base-uncased) is missing",
-                            base.display()
-                        ),
-                    )
-                    .with_hint(
-                        "Put it into a folder `bert` beside the model, or name it with --bert <folder>.",
-                    )
-                })?,
-        };
+        let bert = query_folder(&base, inputs, side.query_tokenizer.as_deref())?;
         let preprocessing = processor.as_deref().map(model_folder::read_processor).transpose()?;
         let settings = settings(stage, recipe, &config, &vision, processor.as_deref(), &base);
         let adapter = inputs.adapter.as_deref().map(adapter_file).transpose()?.or_else(|| {
@@ -113,6 +82,39 @@ impl Start {
             None => Ok(Preprocessing::clip(size, Fit::Crop)),
         }
     }
+}
+
+/// The visual encoder: what was given, else what lies in the base model's folder or beside it; `written` is what its configuration
+/// says.
+fn vision_files(base: &Path, inputs: &Inputs, written: Option<&str>) -> Result<VisionFiles> {
+    match &inputs.vision_tower {
+        Some(place) if place.is_file() => Ok(VisionFiles::Eva(place.clone())),
+        Some(place) if place.join("config.json").is_file() => Ok(VisionFiles::Clip(place.clone())),
+        Some(place) => Err(Error::new(
+            ErrorCode::ModelFileMissing,
+            format!("{}: neither an EVA file nor the folder of a CLIP model", place.display()),
+        )
+        .with_hint("The published models read eva_vit_g.pth of LAVIS.")),
+        None => Ok(match model_folder::find_vision(base, written)? {
+            VisionWeights::File(file) => VisionFiles::Eva(file),
+            VisionWeights::ClipFolder(folder) => VisionFiles::Clip(folder),
+            VisionWeights::Shards => VisionFiles::Base,
+        }),
+    }
+}
+
+/// The folder of the query model's vocabulary, found in the same way.
+fn query_folder(base: &Path, inputs: &Inputs, written: Option<&str>) -> Result<PathBuf> {
+    let given = inputs.query_tokenizer.clone();
+    let found = || near(base, inputs).find_map(|folder| model_folder::find_query_folder(folder, written));
+    given.or_else(found).ok_or_else(|| {
+        let base = base.display();
+        Error::new(
+            ErrorCode::ModelFileMissing,
+            format!("{base}: the query model's vocabulary (vocab.txt of bert-base-uncased) is missing"),
+        )
+        .with_hint("Put it into a folder `bert` beside the model, or name it with --bert <folder>.")
+    })
 }
 
 /// Folders in and beside which side files are looked for.

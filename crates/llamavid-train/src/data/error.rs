@@ -3,6 +3,8 @@
 use std::fmt;
 use std::path::{Path, PathBuf};
 
+use llamavid_weights::shown;
+
 /// Result of reading training data.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
@@ -64,7 +66,7 @@ pub enum Error {
         /// What is wrong with it.
         fault: Fault,
     },
-    /// A record that makes no sample, before the list is put to it (see [`Error::in_record`]).
+    /// A record that makes no sample.
     #[error("record `{id}`: {fault}")]
     Sample {
         /// The record's id.
@@ -107,17 +109,6 @@ pub enum Error {
 impl Error {
     pub(crate) fn io(file: &Path, source: std::io::Error) -> Self {
         Self::Io { file: file.to_path_buf(), source }
-    }
-
-    /// The same error, with the list and the record's number there; only [`Error::Sample`] lacks them.
-    #[must_use]
-    pub fn in_record(self, file: &Path, record: usize) -> Self {
-        match self {
-            Self::Sample { id, fault } => {
-                Self::Record { file: file.to_path_buf(), record, id: Some(id), fault }
-            }
-            other => other,
-        }
     }
 
     /// The fault of one record, if this is about one.
@@ -283,14 +274,4 @@ impl fmt::Display for FaultCode {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(self.name())
     }
-}
-
-/// Text of a file as a message shows it: cut, and with its control characters escaped.
-pub(crate) fn shown(text: &str) -> String {
-    const MOST: usize = 100;
-    let mut shown: String = text.chars().take(MOST).flat_map(char::escape_debug).collect();
-    if text.chars().nth(MOST).is_some() {
-        shown.push('…');
-    }
-    shown
 }

@@ -4,7 +4,9 @@
 
 use std::path::{Component, Path, PathBuf};
 
-use super::error::{Error, Fault, FaultCode, Result, shown};
+use llamavid_weights::shown;
+
+use super::error::{Error, Fault, FaultCode, Result};
 use super::record::{Media, Record};
 
 /// The folders that the paths of records are relative to. Links inside them are followed, wherever they lead.

@@ -149,11 +149,6 @@ impl Sampler {
         self.position = position;
     }
 
-    /// Samples of an epoch.
-    pub fn epoch_length(&self) -> usize {
-        self.lengths.len()
-    }
-
     /// The order of an epoch, counted from 0.
     pub fn epoch(&self, epoch: u64) -> Vec<usize> {
         let count = self.lengths.len();

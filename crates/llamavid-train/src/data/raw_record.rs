@@ -5,10 +5,11 @@ use std::borrow::Cow;
 use std::fmt;
 
 use llamavid_models::tokenizer::is_white_space;
+use llamavid_weights::shown;
 use serde::Deserializer;
 use serde::de::{DeserializeSeed, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
-use super::error::{Fault, FaultCode, shown};
+use super::error::{Fault, FaultCode};
 use super::record::{Media, Message, Record, Speaker};
 
 /// Most messages of a record. Published chats have a few hundred at most.

@@ -104,6 +104,7 @@ pub(super) struct Prepared {
     pub(super) mismatch: Option<(usize, usize)>,
 }
 
+/// Makes the sample of a record. `coin` is for chats, see [`sample`].
 pub(super) fn prepare(
     record: &Record,
     movie: Option<&Movie<'_>>,
@@ -112,27 +113,24 @@ pub(super) fn prepare(
     options: &SampleOptions,
     coin: &mut dyn FnMut() -> bool,
 ) -> Result<Prepared> {
-    let faulty = |fault: Fault| Error::Sample { id: record.id.clone(), fault };
+    let maker = Maker { record, training: template, template: &template.template, tokenizer, options };
     let made = match (&record.media, movie) {
         (Media::Features(path), None) => Err(Fault::new(
             FaultCode::UnreadableFeatures,
             "video",
             format!("the features of `{path}` are needed for the sample"),
         )),
-        (Media::Features(_), Some(movie)) => of_movie(record, movie, template, tokenizer, options),
+        (Media::Features(_), Some(movie)) => maker.movie(movie),
         (_, Some(_)) => {
             Err(Fault::new(FaultCode::UnreadableFeatures, "video", "the record is not about features"))
         }
-        (Media::None, None) => {
-            let messages = record.turns.clone();
-            conversation(record, messages, Pieces::Text, template, tokenizer, options, coin)
-        }
+        (Media::None, None) => maker.conversation(record.turns.clone(), Pieces::Text, coin),
         (Media::Image(_) | Media::Video(_), None) => {
-            let messages = with_tags_in_front(&record.turns, &template.template, options.image_start_end);
-            conversation(record, messages, Pieces::AroundImages, template, tokenizer, options, coin)
+            let messages = with_tags_in_front(&record.turns, maker.template, options.image_start_end);
+            maker.conversation(messages, Pieces::AroundImages, coin)
         }
     };
-    made.map_err(faulty)
+    made.map_err(|fault| Error::Sample { id: record.id.clone(), fault })
 }
 
 /// How a text becomes ids.
@@ -190,104 +188,203 @@ fn with_tags_in_front(turns: &[Message], template: &Template, start_end: bool) -
     moved.collect()
 }
 
-fn of_movie(
-    record: &Record,
-    movie: &Movie<'_>,
-    template: &TrainingTemplate,
-    tokenizer: &LlamaTokenizer,
-    options: &SampleOptions,
-) -> Result<Prepared, Fault> {
-    if template.guidance != Guidance::Questions || template.template.style != SeparatorStyle::Two {
-        let problem = format!(
-            "template `{}` has no place for a movie, use a chat with guidance",
-            template.template.name
-        );
-        return Err(Fault::new(FaultCode::Template, "video", problem));
-    }
-    let tags = movie.inputs.matches(IMAGE_TAG).count();
-    if tags != movie.frames {
-        let problem = format!("`inputs` has {tags} tags `{IMAGE_TAG}` for {} frames", movie.frames);
-        return Err(Fault::new(FaultCode::UnreadableFeatures, "video", problem));
-    }
-    let mut tagged = record
-        .turns
-        .iter()
-        .enumerate()
-        .flat_map(|(index, turn)| turn.value.matches(IMAGE_TAG).map(move |_| (index, turn)));
-    let (Some((index, question)), None) = (tagged.next(), tagged.next()) else {
-        let count: usize = record.turns.iter().map(|turn| turn.value.matches(IMAGE_TAG).count()).sum();
-        let problem = format!("a conversation about a movie has one tag `{IMAGE_TAG}`, this one has {count}");
-        return Err(Fault::new(FaultCode::TagMismatch, "conversations", problem));
-    };
-    if question.from != Speaker::Human {
-        let field = format!("conversations[{index}].value");
-        return Err(Fault::new(FaultCode::TagMismatch, field, "the tag stands in an answer"));
-    }
-    let guide = question.value.replace(IMAGE_TAG, "");
-    let guide = strip(&guide).to_owned();
-    // The reference takes the dots out of subtitles, here and nowhere else.
-    let inputs =
-        movie.inputs.replace("...", "").replace(IMAGE_TAG, &IMAGE_TAG.repeat(movie.tokens_per_frame));
-    let inputs = if options.image_start_end { format!("{IMAGE_START}{inputs}{IMAGE_END}") } else { inputs };
-    let messages = record
-        .turns
-        .iter()
-        .map(|message| Message { from: message.from, value: message.value.replace(IMAGE_TAG, &inputs) });
-    let messages = alternating(messages.collect())?;
-    let mut prepared = chat(record, &messages, Pieces::AroundImages, template, tokenizer, options)?;
-    prepared.sample.prompts = vec![guide];
-    prepared.sample.splice = SpliceKind::PerToken;
-    let (places, wanted) = (prepared.sample.placeholders(), movie.frames * movie.tokens_per_frame);
-    if places != wanted {
-        let problem = format!(
-            "the sample has {} ids, and of its {wanted} visual tokens only {places} fit into {}",
-            prepared.uncut, options.max_length
-        );
-        return Err(Fault::new(FaultCode::Cut, "video", problem));
-    }
-    Ok(prepared)
+/// What samples of a record are made with.
+#[derive(Clone, Copy)]
+struct Maker<'a> {
+    record: &'a Record,
+    training: &'a TrainingTemplate,
+    /// That of the conversation.
+    template: &'a Template,
+    tokenizer: &'a LlamaTokenizer,
+    options: &'a SampleOptions,
 }
 
-fn conversation(
-    record: &Record,
-    messages: Vec<Message>,
-    pieces: Pieces,
-    template: &TrainingTemplate,
-    tokenizer: &LlamaTokenizer,
-    options: &SampleOptions,
-    coin: &mut dyn FnMut() -> bool,
-) -> Result<Prepared, Fault> {
-    let guided = template.guidance == Guidance::Questions;
-    let mut prompts = Vec::new();
-    let mut prepared = match template.template.style {
-        SeparatorStyle::Plain => {
-            let (question, answer) = pair(&messages, pieces)?;
-            prompts.push(guide(question));
-            plain(record, answer, template, tokenizer, options)
+impl Maker<'_> {
+    /// About a long video.
+    fn movie(&self, movie: &Movie<'_>) -> Result<Prepared, Fault> {
+        let Self { record, training, template, options, .. } = *self;
+        if training.guidance != Guidance::Questions || template.style != SeparatorStyle::Two {
+            let problem =
+                format!("template `{}` has no place for a movie, use a chat with guidance", template.name);
+            return Err(Fault::new(FaultCode::Template, "video", problem));
         }
-        SeparatorStyle::Single => signals(record, &messages, pieces, template, tokenizer, options),
-        _ => {
-            let mut messages = alternating(messages)?;
-            if guided {
-                let questions = messages.iter().filter(|message| message.from == Speaker::Human);
-                prompts.extend(questions.map(|message| guide(&message.value)));
-                tag_later_questions(&mut messages, coin);
-            }
-            chat(record, &messages, pieces, template, tokenizer, options)?
+        let tags = movie.inputs.matches(IMAGE_TAG).count();
+        if tags != movie.frames {
+            let problem = format!("`inputs` has {tags} tags `{IMAGE_TAG}` for {} frames", movie.frames);
+            return Err(Fault::new(FaultCode::UnreadableFeatures, "video", problem));
         }
-    };
-    let places = prepared.sample.placeholders();
-    if guided {
-        if places > prompts.len() {
-            let problem = format!(
-                "{places} tags `{IMAGE_TAG}` and {} questions: an answer must not have one",
-                prompts.len()
-            );
+        let mut tagged = record
+            .turns
+            .iter()
+            .enumerate()
+            .flat_map(|(index, turn)| turn.value.matches(IMAGE_TAG).map(move |_| (index, turn)));
+        let (Some((index, question)), None) = (tagged.next(), tagged.next()) else {
+            let count: usize = record.turns.iter().map(|turn| turn.value.matches(IMAGE_TAG).count()).sum();
+            let problem =
+                format!("a conversation about a movie has one tag `{IMAGE_TAG}`, this one has {count}");
             return Err(Fault::new(FaultCode::TagMismatch, "conversations", problem));
+        };
+        if question.from != Speaker::Human {
+            let field = format!("conversations[{index}].value");
+            return Err(Fault::new(FaultCode::TagMismatch, field, "the tag stands in an answer"));
         }
-        prepared.sample.prompts = prompts;
+        let guide = question.value.replace(IMAGE_TAG, "");
+        let guide = strip(&guide).to_owned();
+        // The reference takes the dots out of subtitles, here and nowhere else.
+        let inputs =
+            movie.inputs.replace("...", "").replace(IMAGE_TAG, &IMAGE_TAG.repeat(movie.tokens_per_frame));
+        let inputs =
+            if options.image_start_end { format!("{IMAGE_START}{inputs}{IMAGE_END}") } else { inputs };
+        let messages = record
+            .turns
+            .iter()
+            .map(|message| Message { from: message.from, value: message.value.replace(IMAGE_TAG, &inputs) });
+        let messages = alternating(messages.collect())?;
+        let mut prepared = self.chat(&messages, Pieces::AroundImages)?;
+        prepared.sample.prompts = vec![guide];
+        prepared.sample.splice = SpliceKind::PerToken;
+        let (places, wanted) = (prepared.sample.placeholders(), movie.frames * movie.tokens_per_frame);
+        if places != wanted {
+            let problem = format!(
+                "the sample has {} ids, and of its {wanted} visual tokens only {places} fit into {}",
+                prepared.uncut, options.max_length
+            );
+            return Err(Fault::new(FaultCode::Cut, "video", problem));
+        }
+        Ok(prepared)
     }
-    Ok(prepared)
+
+    /// About anything else.
+    fn conversation(
+        &self,
+        messages: Vec<Message>,
+        pieces: Pieces,
+        coin: &mut dyn FnMut() -> bool,
+    ) -> Result<Prepared, Fault> {
+        let guided = self.training.guidance == Guidance::Questions;
+        let mut prompts = Vec::new();
+        let mut prepared = match self.template.style {
+            SeparatorStyle::Plain => {
+                let (question, answer) = pair(&messages, pieces)?;
+                prompts.push(guide(question));
+                self.plain(answer)
+            }
+            SeparatorStyle::Single => self.signals(&messages, pieces),
+            _ => {
+                let mut messages = alternating(messages)?;
+                if guided {
+                    let questions = messages.iter().filter(|message| message.from == Speaker::Human);
+                    prompts.extend(questions.map(|message| guide(&message.value)));
+                    tag_later_questions(&mut messages, coin);
+                }
+                self.chat(&messages, pieces)?
+            }
+        };
+        let places = prepared.sample.placeholders();
+        if guided {
+            if places > prompts.len() {
+                let problem = format!(
+                    "{places} tags `{IMAGE_TAG}` and {} questions: an answer must not have one",
+                    prompts.len()
+                );
+                return Err(Fault::new(FaultCode::TagMismatch, "conversations", problem));
+            }
+            prepared.sample.prompts = prompts;
+        }
+        Ok(prepared)
+    }
+
+    /// The tag, the answer and a newline; all but the tag is learned.
+    fn plain(&self, answer: &str) -> Prepared {
+        let text = format!("{IMAGE_TAG}{answer}{}", self.template.separator);
+        let ids = tokenize_with_images(self.tokenizer, &text);
+        let question = tokenize_with_images(self.tokenizer, IMAGE_TAG).len();
+        let labels = labels::behind(&ids, question);
+        self.cut(ids, labels, None)
+    }
+
+    /// Rounds of question and answer.
+    fn chat(&self, messages: &[Message], pieces: Pieces) -> Result<Prepared, Fault> {
+        let Self { template, tokenizer, options, .. } = *self;
+        let text = rendered(template, messages)?;
+        let mut ids = pieces.ids(tokenizer, &text);
+        let uncut = ids.len();
+        if pieces == Pieces::Text {
+            // Text alone is cut before its labels are made, which matters to the mismatch test.
+            ids.truncate(options.max_length);
+        }
+        let rounds = labels::Rounds {
+            separator: template.second_separator.as_deref().unwrap_or_default(),
+            answer_mark: &match template.style {
+                SeparatorStyle::Llama2 => "[/INST] ".to_owned(),
+                _ => format!("{}{}: ", template.separator, template.roles[1]),
+            },
+            pad_id: i64::from(tokenizer.pad_id()),
+            max_length: options.max_length,
+        };
+        let (labels, mismatch) = match pieces.starts(tokenizer, &text) {
+            Some(starts) => (rounds.labels_at(&text, &ids, &starts), None),
+            None => rounds.labels(&text, &ids, |text| pieces.ids(tokenizer, text).len()),
+        };
+        let mut prepared = self.cut(ids, labels, mismatch);
+        prepared.uncut = uncut;
+        Ok(prepared)
+    }
+
+    /// Messages between signs (`### Human: …`), each tokenised by itself to find where it starts.
+    fn signals(&self, messages: &[Message], pieces: Pieces) -> Prepared {
+        let Self { template, tokenizer, options, .. } = *self;
+        let sign = format!("{} ", template.separator);
+        let header = format!("{}\n\n", template.system);
+        let parts: Vec<(Speaker, String)> = messages
+            .iter()
+            .map(|message| {
+                let role = match message.from {
+                    Speaker::Human => &template.roles[0],
+                    Speaker::Gpt => &template.roles[1],
+                };
+                (message.from, format!("{sign}{role}: {}\n", message.value))
+            })
+            .collect();
+        let text: String = [header.as_str()]
+            .into_iter()
+            .chain(parts.iter().map(|(_, part)| part.as_str()))
+            .chain([sign.as_str()])
+            .collect();
+        let pad = i64::from(tokenizer.pad_id());
+        let length = |text: &str| {
+            let ids = pieces.ids(tokenizer, text);
+            match pieces {
+                Pieces::Text => ids.iter().take(options.max_length).filter(|id| **id != pad).count(),
+                Pieces::AroundImages => ids.len(),
+            }
+        };
+        let mut ids = pieces.ids(tokenizer, &text);
+        let uncut = ids.len();
+        if pieces == Pieces::Text {
+            ids.truncate(options.max_length);
+        }
+        let spans = parts.iter().map(|(speaker, part)| (*speaker == Speaker::Human, length(part)));
+        let labels = labels::between_signs(&ids, length(&header), spans);
+        let mut prepared = self.cut(ids, labels, None);
+        prepared.uncut = uncut;
+        prepared
+    }
+
+    /// The sample of ids and labels, cut to the most that there may be.
+    fn cut(&self, mut ids: Vec<i64>, mut labels: Vec<i64>, mismatch: Option<(usize, usize)>) -> Prepared {
+        let uncut = ids.len();
+        ids.truncate(self.options.max_length);
+        labels.truncate(self.options.max_length);
+        let sample = Sample {
+            id: self.record.id.clone(),
+            ids,
+            labels,
+            prompts: Vec::new(),
+            splice: SpliceKind::PerPlaceholder,
+        };
+        Prepared { sample, uncut, mismatch }
+    }
 }
 
 /// A question as the query model gets it in training: without its tag and without newlines, so that words on two
@@ -373,56 +470,6 @@ fn pair(messages: &[Message], pieces: Pieces) -> Result<(&str, &str), Fault> {
     Ok((&question.value, &answer.value))
 }
 
-/// The tag, the answer and a newline; all but the tag is learned.
-fn plain(
-    record: &Record,
-    answer: &str,
-    template: &TrainingTemplate,
-    tokenizer: &LlamaTokenizer,
-    options: &SampleOptions,
-) -> Prepared {
-    let text = format!("{IMAGE_TAG}{answer}{}", template.template.separator);
-    let ids = tokenize_with_images(tokenizer, &text);
-    let question = tokenize_with_images(tokenizer, IMAGE_TAG).len();
-    let labels = labels::behind(&ids, question);
-    cut(record, ids, labels, None, options)
-}
-
-/// Rounds of question and answer.
-fn chat(
-    record: &Record,
-    messages: &[Message],
-    pieces: Pieces,
-    training: &TrainingTemplate,
-    tokenizer: &LlamaTokenizer,
-    options: &SampleOptions,
-) -> Result<Prepared, Fault> {
-    let template = &training.template;
-    let text = rendered(template, messages)?;
-    let mut ids = pieces.ids(tokenizer, &text);
-    let uncut = ids.len();
-    if pieces == Pieces::Text {
-        // Text alone is cut before its labels are made, which matters to the mismatch test.
-        ids.truncate(options.max_length);
-    }
-    let rounds = labels::Rounds {
-        separator: template.second_separator.as_deref().unwrap_or_default(),
-        answer_mark: &match template.style {
-            SeparatorStyle::Llama2 => "[/INST] ".to_owned(),
-            _ => format!("{}{}: ", template.separator, template.roles[1]),
-        },
-        pad_id: i64::from(tokenizer.pad_id()),
-        max_length: options.max_length,
-    };
-    let (labels, mismatch) = match pieces.starts(tokenizer, &text) {
-        Some(starts) => (rounds.labels_at(&text, &ids, &starts), None),
-        None => rounds.labels(&text, &ids, |text| pieces.ids(tokenizer, text).len()),
-    };
-    let mut prepared = cut(record, ids, labels, mismatch, options);
-    prepared.uncut = uncut;
-    Ok(prepared)
-}
-
 fn rendered(template: &Template, messages: &[Message]) -> Result<String, Fault> {
     let turns: Vec<Turn> = messages
         .chunks(2)
@@ -442,71 +489,4 @@ fn rendered(template: &Template, messages: &[Message]) -> Result<String, Fault> 
         }
     }
     Ok(text)
-}
-
-/// Messages between signs (`### Human: …`), each tokenised by itself to find where it starts.
-fn signals(
-    record: &Record,
-    messages: &[Message],
-    pieces: Pieces,
-    training: &TrainingTemplate,
-    tokenizer: &LlamaTokenizer,
-    options: &SampleOptions,
-) -> Prepared {
-    let template = &training.template;
-    let sign = format!("{} ", template.separator);
-    let header = format!("{}\n\n", template.system);
-    let parts: Vec<(Speaker, String)> = messages
-        .iter()
-        .map(|message| {
-            let role = match message.from {
-                Speaker::Human => &template.roles[0],
-                Speaker::Gpt => &template.roles[1],
-            };
-            (message.from, format!("{sign}{role}: {}\n", message.value))
-        })
-        .collect();
-    let text: String = [header.as_str()]
-        .into_iter()
-        .chain(parts.iter().map(|(_, part)| part.as_str()))
-        .chain([sign.as_str()])
-        .collect();
-    let pad = i64::from(tokenizer.pad_id());
-    let length = |text: &str| {
-        let ids = pieces.ids(tokenizer, text);
-        match pieces {
-            Pieces::Text => ids.iter().take(options.max_length).filter(|id| **id != pad).count(),
-            Pieces::AroundImages => ids.len(),
-        }
-    };
-    let mut ids = pieces.ids(tokenizer, &text);
-    let uncut = ids.len();
-    if pieces == Pieces::Text {
-        ids.truncate(options.max_length);
-    }
-    let spans = parts.iter().map(|(speaker, part)| (*speaker == Speaker::Human, length(part)));
-    let labels = labels::between_signs(&ids, length(&header), spans);
-    let mut prepared = cut(record, ids, labels, None, options);
-    prepared.uncut = uncut;
-    prepared
-}
-
-fn cut(
-    record: &Record,
-    mut ids: Vec<i64>,
-    mut labels: Vec<i64>,
-    mismatch: Option<(usize, usize)>,
-    options: &SampleOptions,
-) -> Prepared {
-    let uncut = ids.len();
-    ids.truncate(options.max_length);
-    labels.truncate(options.max_length);
-    let sample = Sample {
-        id: record.id.clone(),
-        ids,
-        labels,
-        prompts: Vec::new(),
-        splice: SpliceKind::PerPlaceholder,
-    };
-    Prepared { sample, uncut, mismatch }
 }

@@ -177,13 +177,6 @@ impl Optimizer {
         Ok(())
     }
 
-    /// Changes the rate of all groups, in the order in which they were given.
-    pub fn set_learning_rates(&mut self, rates: impl IntoIterator<Item = f64>) {
-        for (group, rate) in self.groups.iter_mut().zip(rates) {
-            group.learning_rate = rate;
-        }
-    }
-
     /// The weights that are updated.
     pub fn variables(&self) -> impl Iterator<Item = (&str, &Var)> {
         self.members().map(|member| (member.name.as_str(), &member.var))
@@ -246,14 +239,6 @@ impl Optimizer {
             return Err(format!("{} tensors belong to weights that do not train here", state.len() - used));
         }
         Ok(())
-    }
-
-    /// Bytes of what is remembered.
-    pub fn state_bytes(&self) -> usize {
-        let numbers = |member: &Member| {
-            member.first.elem_count() + member.second.as_ref().map_or(0, Tensor::elem_count)
-        };
-        self.members().map(numbers).sum::<usize>() * size_of::<f32>()
     }
 
     fn members(&self) -> impl Iterator<Item = &Member> {

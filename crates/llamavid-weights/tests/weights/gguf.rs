@@ -11,7 +11,12 @@ use llamavid_weights::writer::{GgufTensor, GgufValue, GgufWriter, InterleavedCop
 use llamavid_weights::{Checkpoint, Error, ErrorKind, Loader, Quantisation};
 use tempfile::TempDir;
 
+use self::noise::noise;
 use crate::writer::on_disk;
+
+/// Numbers of the kernels' tests.
+#[path = "../../../llamavid-kernels/src/noise.rs"]
+mod noise;
 
 const WIDTH: usize = 256;
 const HEADS: usize = 4;
@@ -103,16 +108,6 @@ impl File {
     }
 }
 
-fn numbers(count: usize, seed: u32) -> Vec<f32> {
-    let mut state = seed.wrapping_mul(747_796_405).wrapping_add(2_891_336_453);
-    (0..count)
-        .map(|_| {
-            state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-            (state >> 8) as f32 / (1 << 23) as f32 - 1.0
-        })
-        .collect()
-}
-
 fn values_of(tensor: &Tensor) -> Vec<f32> {
     tensor.flatten_all().unwrap().to_vec1().unwrap()
 }
@@ -131,7 +126,7 @@ fn refused(bytes: &[u8], kind: ErrorKind, told: &str) {
 fn every_format_is_read_and_stays_in_the_file() {
     let mut file = File::of("llamavid");
     for (seed, format) in BlockFormat::ALL.into_iter().enumerate() {
-        file.tensor(format.name(), &[3, WIDTH], format, &numbers(3 * WIDTH, seed as u32));
+        file.tensor(format.name(), &[3, WIDTH], format, &noise(3 * WIDTH, seed as u32));
     }
     let checkpoint = file.checkpoint();
     for (seed, format) in BlockFormat::ALL.into_iter().enumerate() {
@@ -140,7 +135,7 @@ fn every_format_is_read_and_stays_in_the_file() {
         assert_eq!(checkpoint.dtype(name).unwrap(), DType::F32);
         assert_eq!(checkpoint.format(name).unwrap(), Some(format));
         let matrix = checkpoint.matrix(name).unwrap().unwrap();
-        assert_eq!(matrix.bytes(), format.encode(&numbers(3 * WIDTH, seed as u32), WIDTH).unwrap());
+        assert_eq!(matrix.bytes(), format.encode(&noise(3 * WIDTH, seed as u32), WIDTH).unwrap());
         let read = checkpoint.read(name, &Device::Cpu).unwrap();
         assert_eq!(values_of(&read), values_of(&matrix.dequantise().unwrap()));
     }
@@ -155,7 +150,7 @@ fn in_blocks() -> impl Iterator<Item = BlockFormat> {
 fn interleaved_rows_are_those_that_they_were() {
     // Behind the last sixteen too, and where there are no sixteen.
     for rows in [16, 35, 3] {
-        let values = |seed: usize| numbers(rows * WIDTH, seed as u32);
+        let values = |seed: usize| noise(rows * WIDTH, seed as u32);
         let (mut plain, mut file) = (File::of("llamavid"), File::of("llamavid"));
         for (seed, format) in in_blocks().enumerate() {
             plain.tensor(format.name(), &[rows, WIDTH], format, &values(seed));
@@ -242,8 +237,7 @@ fn turned(values: &[f32], rows: usize) -> Vec<f32> {
 
 #[test]
 fn llamas_have_published_names_and_queries_and_keys_in_their_order() {
-    let (queries, keys, other) =
-        (numbers(WIDTH * WIDTH, 1), numbers(128 * WIDTH, 2), numbers(WIDTH * WIDTH, 3));
+    let (queries, keys, other) = (noise(WIDTH * WIDTH, 1), noise(128 * WIDTH, 2), noise(WIDTH * WIDTH, 3));
     for (format, interleaved) in
         [(BlockFormat::Q8_0, false), (BlockFormat::F32, false), (BlockFormat::Q8_0, true)]
     {
@@ -255,16 +249,16 @@ fn llamas_have_published_names_and_queries_and_keys_in_their_order() {
             store(&mut file, "blk.0.attn_k.weight", &[128, WIDTH], format, &order(&keys, 128));
             file.tensor("blk.0.attn_v.weight", &[WIDTH, WIDTH], format, &other);
             for (name, seed) in [("token_embd", 4), ("output", 5), ("blk.12.ffn_down", 6)] {
-                file.tensor(&format!("{name}.weight"), &[2, WIDTH], format, &numbers(2 * WIDTH, seed));
+                file.tensor(&format!("{name}.weight"), &[2, WIDTH], format, &noise(2 * WIDTH, seed));
             }
             let checkpoint = file.checkpoint();
             for (name, expected, rows) in [
                 ("model.layers.0.self_attn.q_proj.weight", &queries, WIDTH),
                 ("model.layers.0.self_attn.k_proj.weight", &keys, 128),
                 ("model.layers.0.self_attn.v_proj.weight", &other, WIDTH),
-                ("model.embed_tokens.weight", &numbers(2 * WIDTH, 4), 2),
-                ("lm_head.weight", &numbers(2 * WIDTH, 5), 2),
-                ("model.layers.12.mlp.down_proj.weight", &numbers(2 * WIDTH, 6), 2),
+                ("model.embed_tokens.weight", &noise(2 * WIDTH, 4), 2),
+                ("lm_head.weight", &noise(2 * WIDTH, 5), 2),
+                ("model.layers.12.mlp.down_proj.weight", &noise(2 * WIDTH, 6), 2),
             ] {
                 let matrix = checkpoint.matrix(name).unwrap().unwrap();
                 assert_eq!(matrix.shape(), (rows, WIDTH));
@@ -291,13 +285,13 @@ fn llamas_have_published_names_and_queries_and_keys_in_their_order() {
 fn other_architectures_formats_and_tensors_are_named() {
     refused(&File::of("gemma").bytes(), ErrorKind::Unsupported, "architecture `gemma`");
     let mut file = File::of("llama");
-    file.tensor("blk.0.ffn_gate_exps.weight", &[1, WIDTH], BlockFormat::F32, &numbers(WIDTH, 1));
+    file.tensor("blk.0.ffn_gate_exps.weight", &[1, WIDTH], BlockFormat::F32, &noise(WIDTH, 1));
     refused(&file.bytes(), ErrorKind::Unsupported, "blk.0.ffn_gate_exps.weight");
     // Numbers of ours are for formats with blocks alone.
     let of_halves = (0x4c56_0001, "number 1280704513");
     for (kind, name) in [(10, "Q2_K"), (20, "IQ4_NL"), (99, "number 99"), of_halves] {
         let mut file = File::of("llama");
-        file.tensor("output.weight", &[1, WIDTH], BlockFormat::Q8_0, &numbers(WIDTH, 1));
+        file.tensor("output.weight", &[1, WIDTH], BlockFormat::Q8_0, &noise(WIDTH, 1));
         file.tensors[0].2 = kind;
         let error = file.checkpoint().read("lm_head.weight", &Device::Cpu).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Unsupported);
@@ -309,8 +303,8 @@ fn other_architectures_formats_and_tensors_are_named() {
 #[test]
 fn a_file_that_is_cut_anywhere_is_refused() {
     let mut file = File::of("llama");
-    file.tensor("output_norm.weight", &[WIDTH], BlockFormat::F32, &numbers(WIDTH, 1));
-    file.tensor("output.weight", &[2, WIDTH], BlockFormat::Q4K, &numbers(2 * WIDTH, 2));
+    file.tensor("output_norm.weight", &[WIDTH], BlockFormat::F32, &noise(WIDTH, 1));
+    file.tensor("output.weight", &[2, WIDTH], BlockFormat::Q4K, &noise(2 * WIDTH, 2));
     let bytes = file.bytes();
     for length in (0..bytes.len() - 40).step_by(3).chain([bytes.len() - 1]) {
         let folder = TempDir::new().unwrap();
@@ -323,7 +317,7 @@ fn a_file_that_is_cut_anywhere_is_refused() {
 #[test]
 fn hostile_heads_are_refused_before_memory_is_taken() {
     let mut file = File::of("llama");
-    file.tensor("output.weight", &[2, WIDTH], BlockFormat::Q8_0, &numbers(2 * WIDTH, 2));
+    file.tensor("output.weight", &[2, WIDTH], BlockFormat::Q8_0, &noise(2 * WIDTH, 2));
     let patched = |at: usize, value: u64| {
         let mut bytes = file.bytes();
         bytes[at..at + 8].copy_from_slice(&value.to_le_bytes());
@@ -392,13 +386,13 @@ fn take(checkpoint: &Checkpoint, quantisation: Option<Quantisation>, name: &str)
 fn loading_rounds_numbers_once() {
     let mut file = File::of("llama");
     let layer = |name: &str| format!("blk.0.{name}.weight");
-    let matrix = numbers(4 * WIDTH, 1);
+    let matrix = noise(4 * WIDTH, 1);
     file.tensor("token_embd.weight", &[4, WIDTH], BlockFormat::BF16, &matrix);
     file.tensor("output.weight", &[4, WIDTH], BlockFormat::F32, &matrix);
     file.tensor(&layer("ffn_up"), &[4, WIDTH], BlockFormat::F16, &matrix);
     file.tensor(&layer("ffn_gate"), &[4, WIDTH], BlockFormat::Q5K, &matrix);
-    file.tensor(&layer("ffn_down"), &[4, 96], BlockFormat::F32, &numbers(4 * 96, 2));
-    file.tensor(&layer("attn_v"), &[4, 40], BlockFormat::F32, &numbers(4 * 40, 3));
+    file.tensor(&layer("ffn_down"), &[4, 96], BlockFormat::F32, &noise(4 * 96, 2));
+    file.tensor(&layer("attn_v"), &[4, 40], BlockFormat::F32, &noise(4 * 40, 3));
     let checkpoint = file.checkpoint();
     let (eight, four) = (Some(Quantisation::Q8_0), Some(Quantisation::Q4K));
     for (name, formats) in [
@@ -417,7 +411,7 @@ fn loading_rounds_numbers_once() {
 #[test]
 fn what_is_rounded_for_decoding_is_interleaved() {
     let mut file = File::of("llama");
-    let (matrix, first) = (numbers(40 * WIDTH, 1), numbers(40 * WIDTH, 2));
+    let (matrix, first) = (noise(40 * WIDTH, 1), noise(40 * WIDTH, 2));
     file.tensor("output.weight", &[40, WIDTH], BlockFormat::F32, &matrix);
     file.tensor("token_embd.weight", &[40, WIDTH], BlockFormat::F32, &first);
     file.tensor("blk.0.ffn_up.weight", &[40, WIDTH], BlockFormat::Q4K, &first);
@@ -455,7 +449,7 @@ fn written(tensors: &[GgufTensor], write: impl Fn(&mut GgufWriter<Vec<u8>>)) -> 
 #[test]
 fn rows_are_interleaved_as_they_are_written() {
     let shapes = [40, 16, 3].map(|rows| [rows, 2 * WIDTH]);
-    let values = shapes.map(|[rows, columns]| numbers(rows * columns, rows as u32));
+    let values = shapes.map(|[rows, columns]| noise(rows * columns, rows as u32));
     for format in in_blocks() {
         let tensors = shapes.map(|shape| GgufTensor::new(shape[0].to_string(), shape, format));
         let interleaved = tensors.clone().map(GgufTensor::interleaved);
@@ -527,14 +521,14 @@ fn a_file_again_with_its_rows_interleaved() {
     let words = [8u32.to_le_bytes().to_vec(), 1u64.to_le_bytes().to_vec(), text("ß")].concat();
     file.entry("words", 9, words);
     let layer = |name: &str| format!("blk.0.{name}.weight");
-    file.tensor(&layer("ffn_up"), &[40, WIDTH], BlockFormat::Q4K, &numbers(40 * WIDTH, 1));
-    file.interleaved(&layer("ffn_gate"), &[40, WIDTH], BlockFormat::Q6K, &numbers(40 * WIDTH, 2));
-    file.tensor(&layer("attn_q"), &[WIDTH, WIDTH], BlockFormat::Q8_0, &numbers(WIDTH * WIDTH, 3));
-    file.tensor("token_embd.weight", &[40, WIDTH], BlockFormat::Q4_0, &numbers(40 * WIDTH, 4));
-    file.tensor("output.weight", &[40, WIDTH], BlockFormat::F16, &numbers(40 * WIDTH, 5));
-    file.tensor("output_norm.weight", &[WIDTH], BlockFormat::F32, &numbers(WIDTH, 6));
+    file.tensor(&layer("ffn_up"), &[40, WIDTH], BlockFormat::Q4K, &noise(40 * WIDTH, 1));
+    file.interleaved(&layer("ffn_gate"), &[40, WIDTH], BlockFormat::Q6K, &noise(40 * WIDTH, 2));
+    file.tensor(&layer("attn_q"), &[WIDTH, WIDTH], BlockFormat::Q8_0, &noise(WIDTH * WIDTH, 3));
+    file.tensor("token_embd.weight", &[40, WIDTH], BlockFormat::Q4_0, &noise(40 * WIDTH, 4));
+    file.tensor("output.weight", &[40, WIDTH], BlockFormat::F16, &noise(40 * WIDTH, 5));
+    file.tensor("output_norm.weight", &[WIDTH], BlockFormat::F32, &noise(WIDTH, 6));
     // Larger than what is read at a time.
-    file.tensor(&layer("ffn_down"), &[4000, 2 * WIDTH], BlockFormat::Q8_0, &numbers(8000 * WIDTH, 7));
+    file.tensor(&layer("ffn_down"), &[4000, 2 * WIDTH], BlockFormat::Q8_0, &noise(8000 * WIDTH, 7));
     let (folder, path) = file.on_disk();
     let source = GgufFile::open(&path).unwrap();
     let (expected, metadata) = (file.checkpoint(), source.metadata().clone());
@@ -576,9 +570,9 @@ fn a_file_again_with_its_rows_interleaved() {
 #[test]
 fn matrices_count_as_used_and_errors_keep_their_kind() {
     let mut file = File::of("llama");
-    file.tensor("output.weight", &[4, WIDTH], BlockFormat::Q8_0, &numbers(4 * WIDTH, 1));
-    file.tensor("output_norm.weight", &[WIDTH], BlockFormat::F32, &numbers(WIDTH, 1));
-    let mut broken = numbers(4 * WIDTH, 1);
+    file.tensor("output.weight", &[4, WIDTH], BlockFormat::Q8_0, &noise(4 * WIDTH, 1));
+    file.tensor("output_norm.weight", &[WIDTH], BlockFormat::F32, &noise(WIDTH, 1));
+    let mut broken = noise(4 * WIDTH, 1);
     broken[5] = f32::NAN;
     file.tensor("token_embd.weight", &[4, WIDTH], BlockFormat::F32, &broken);
     let checkpoint = file.checkpoint();
