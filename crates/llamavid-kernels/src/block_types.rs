@@ -11,6 +11,9 @@ pub(crate) trait BlockType {
     const VECTORS: usize = 1;
     /// Whether least values are stored. Otherwise they are the scale times a number that is the same for all groups.
     const LEAST: bool = false;
+    /// Groups of a row of `x` that share a scale where there are many rows: small groups are scaled so often that it takes as long as
+    /// their products.
+    const SHARING: usize = 1;
     /// Whether the whole numbers have eight bits, and not fewer.
     const EIGHT_BITS: bool = false;
 }
@@ -47,6 +50,7 @@ pub(crate) struct Q6K;
 impl BlockType for Q6K {
     const BYTES: usize = 210;
     const VECTORS: usize = 2;
+    const SHARING: usize = 8;
 }
 
 /// Runs `$body` with the type of a format as `$Block`; `$other` for a format without blocks.

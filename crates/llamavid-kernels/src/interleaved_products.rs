@@ -372,6 +372,8 @@ mod tests {
     use crate::interleaved::has_products;
     use crate::noise::noise;
     use crate::processor::Processor;
+    #[cfg(target_arch = "x86_64")]
+    use crate::processor::WholeNumbers;
     use crate::products::{Output, Weights};
     use crate::whole_rows::WholeRows;
 
@@ -416,7 +418,18 @@ mod tests {
                     let mut numbers = vec![0f32; rows * columns];
                     decode(Processor::Portable, format, &in_order, &mut numbers);
                     let x = noise(count * columns, 4);
-                    let rounded = WholeRows::new(format, &x, columns, None).unwrap();
+                    // Those that are laid out may share scales.
+                    let sharing = match processor {
+                        #[cfg(target_arch = "x86_64")]
+                        Processor::Avx512(_, WholeNumbers::Fours)
+                        | Processor::Avx2(_, WholeNumbers::Fours)
+                            if count >= 8 =>
+                        {
+                            crate::integer_panels::sharing(format)
+                        }
+                        _ => 1,
+                    };
+                    let rounded = WholeRows::sharing(format, &x, columns, None, sharing).unwrap();
                     let result = products(processor, format, &weights, &x, columns);
                     for (of_x, sums) in result.chunks_exact(rows).enumerate() {
                         let what =
