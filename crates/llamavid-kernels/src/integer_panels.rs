@@ -10,6 +10,7 @@ use std::arch::x86_64::{
     _mm256_unpacklo_epi32, _mm256_unpacklo_epi64, _mm512_cvtepi32_ps, _mm512_fmadd_ps, _mm512_fnmadd_ps,
     _mm512_loadu_ps, _mm512_loadu_si512, _mm512_mul_ps, _mm512_set1_ps, _mm512_setzero_ps, _mm512_storeu_ps,
 };
+use std::hint::black_box;
 use std::ops::Range;
 
 use crate::amx::{GROUPS, Products, SIDE, Tiles};
@@ -22,7 +23,7 @@ use crate::processor::{Processor, WholeNumbers};
 use crate::products::{Output, Weights};
 use crate::whole_blocks::{Row, WholeBlock};
 use crate::whole_rows::WholeRows;
-use crate::whole_vectors::{Narrow, WholeVectors, Wide};
+use crate::whole_vectors::{Narrow, Pairs, WholeVectors, Wide};
 
 /// Rows of weights that are laid out together: two vectors of sixteen.
 pub(crate) const PANEL_ROWS: usize = 32;
@@ -53,10 +54,13 @@ pub(crate) unsafe fn add_panels(
             Processor::Avx512(_, WholeNumbers::Tiles) => {
                 with_block!(x.format, B => add_in_matrices::<B>(x, weights, column, output), ());
             }
-            Processor::Avx512(..) => {
+            Processor::Avx512(_, WholeNumbers::Fours) => {
                 with_block!(x.format, B => add_wide::<B>(x, weights, column, output), ());
             }
-            _ => with_block!(x.format, B => add_narrow::<B>(x, weights, column, output), ()),
+            Processor::Avx2(_, WholeNumbers::Fours) => {
+                with_block!(x.format, B => add_narrow::<B>(x, weights, column, output), ());
+            }
+            _ => with_block!(x.format, B => add_pairs::<B>(x, weights, column, output), ()),
         }
     }
 }
@@ -105,6 +109,19 @@ unsafe fn add_narrow<B: InterleavedBlock + WholeBlock>(
     unsafe { add::<B, Narrow>(&Narrow, x, weights, column, output) }
 }
 
+/// # Safety
+/// As [`add_panels`], and the processor has AVX2, FMA and F16C.
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe fn add_pairs<B: InterleavedBlock + WholeBlock>(
+    x: &WholeRows,
+    weights: Weights,
+    column: usize,
+    output: Output,
+) {
+    // SAFETY: as the caller promises.
+    unsafe { add::<B, Pairs>(&Pairs, x, weights, column, output) }
+}
+
 /// A number of each row of a panel, in lines of the caches of their own: vectors that reach over two take twice as long to read.
 #[derive(Clone, Copy)]
 #[repr(align(64))]
@@ -117,10 +134,16 @@ type Sums = OfRows<f32>;
 trait Kind {
     /// Rows of `x` at most.
     const X_ROWS: usize;
-    /// Whether weights have their sign, and as many rows of `x` are always read. Otherwise products begin with what their offset asks.
+    /// Whether as many rows of `x` are always read.
     const MATRICES: bool;
     /// The vectors that interleaved rows are read in.
     type Lanes: WholeVectors;
+
+    /// Whether weights have their sign. Otherwise products begin with what their offset asks.
+    #[inline(always)]
+    fn signed<B: BlockType>() -> bool {
+        Self::MATRICES || B::EIGHT_BITS && Self::Lanes::IN_PAIRS
+    }
 
     /// Adds the products of `width` rows of `x` with the panel's to their sums, of which there are as many as rows are read.
     ///
@@ -151,7 +174,7 @@ unsafe fn add<B: InterleavedBlock + WholeBlock, K: Kind>(
         (groups, rows.chunks_exact(x.row_bytes).map(Row::new::<B>).collect())
     });
     let of_panels: Vec<(&[u8], Vec<Row>)> = of_panels.collect();
-    let offset = if K::MATRICES { Whole::of(x.format).map_or(0, |whole| whole.offset) } else { 0 };
+    let offset = if K::signed::<B>() { Whole::of(x.format).map_or(0, |whole| whole.offset) } else { 0 };
     let mut panel = Panel::new(x.group);
     // Of all parts, and only then added to the result, whose rows lie far apart.
     let room = x.count.next_multiple_of(K::X_ROWS);
@@ -270,7 +293,7 @@ impl Panel {
                             for step in 0..B::STEPS {
                                 let [mut a, mut b] = B::fours::<K::Lanes, 0>(block, part, step);
                                 // Those of 8 bits have their sign already.
-                                if K::MATRICES != B::EIGHT_BITS {
+                                if K::signed::<B>() != B::EIGHT_BITS {
                                     let offset = if B::EIGHT_BITS { i8::MIN } else { offset };
                                     let offset = K::Lanes::splat_whole(i32::from_ne_bytes([offset as u8; 4]));
                                     a = K::Lanes::less(a, offset);
@@ -336,7 +359,7 @@ impl Panel {
                     let mut numbers = [_mm256_setzero_si256(); TOGETHER];
                     for row in 0..TOGETHER {
                         numbers[row] = B::numbers(at[row], eighth);
-                        if K::MATRICES {
+                        if K::signed::<B>() {
                             numbers[row] = _mm256_sub_epi8(numbers[row], _mm256_set1_epi8(offset));
                         }
                     }
@@ -443,6 +466,10 @@ impl Part<'_> {
             (self.scales.as_ptr(), self.sums.as_ptr(), self.begins.as_ptr());
         let panel: (*const OfRows<[u8; STEP]>, *const OfRows<f32>, *const OfRows<f32>) =
             (self.panel.numbers.as_ptr(), self.panel.scales.as_ptr(), self.panel.least.as_ptr());
+        let signed = B::EIGHT_BITS && V::IN_PAIRS;
+        let run = V::run(B::BITS).min(steps);
+        // No constant: compilers add up pairs in another order, and run out of registers.
+        let run = if V::IN_PAIRS { black_box(run) } else { run };
         // Two vectors at a time.
         for at in (0..PANEL_ROWS).step_by(2 * V::LANES) {
             // SAFETY: a panel's rows are whole vectors, two of which begin at `at`; it has these groups, and so have `X` rows of `x`.
@@ -460,17 +487,36 @@ impl Part<'_> {
                     for group in first..first + B::SHARING {
                         let mut products = [[V::splat_whole(0); 2]; X];
                         for (row, products) in products.iter_mut().enumerate() {
-                            *products = [V::splat_whole(*begins.add(row * count + group)); 2];
+                            let begin = *begins.add(row * count + group);
+                            *products =
+                                [if signed { V::begin_signed(begin) } else { V::splat_whole(begin) }; 2];
                         }
-                        for step in group * steps..(group + 1) * steps {
-                            let weights: *const u8 = panel.0.add(step).cast::<[u8; STEP]>().add(at).cast();
-                            let weights =
-                                [V::load_whole(weights), V::load_whole(weights.add(STEP * V::LANES))];
-                            for (row, products) in products.iter_mut().enumerate() {
-                                let four = numbers.add(row * length + STEP * step).cast::<i32>();
-                                let four = V::splat_whole(four.read_unaligned());
-                                products[0] = V::dot(products[0], weights[0], four);
-                                products[1] = V::dot(products[1], weights[1], four);
+                        for start in (group * steps..(group + 1) * steps).step_by(run) {
+                            let mut narrow = products;
+                            for (narrow, products) in narrow.iter_mut().zip(products) {
+                                *narrow = [V::narrow(B::BITS, products[0]), V::narrow(B::BITS, products[1])];
+                            }
+                            for step in start..start + run {
+                                let weights: *const u8 =
+                                    panel.0.add(step).cast::<[u8; STEP]>().add(at).cast();
+                                let weights =
+                                    [V::load_whole(weights), V::load_whole(weights.add(STEP * V::LANES))];
+                                for (row, narrow) in narrow.iter_mut().enumerate() {
+                                    let four = numbers.add(row * length + STEP * step).cast::<i32>();
+                                    let four = V::splat_whole(four.read_unaligned());
+                                    for half in 0..2 {
+                                        narrow[half] = match signed {
+                                            true => V::dot_signed(narrow[half], weights[half], four),
+                                            false => V::dot(narrow[half], weights[half], four),
+                                        };
+                                    }
+                                }
+                            }
+                            for (products, narrow) in products.iter_mut().zip(narrow) {
+                                *products = [
+                                    V::widened(B::BITS, products[0], narrow[0]),
+                                    V::widened(B::BITS, products[1], narrow[1]),
+                                ];
                             }
                         }
                         let of_weights = two::<V>(panel.1.add(group), at);
@@ -656,6 +702,7 @@ macro_rules! vectors {
 vectors!(Wide, "avx512f,avx512vnni", 6);
 // Half as many numbers in half as many registers.
 vectors!(Narrow, "avx2,fma,avxvnni", 3);
+vectors!(Pairs, "avx2,fma", 3);
 
 #[cfg(all(test, target_os = "linux"))]
 mod tests {

@@ -25,9 +25,20 @@ const LAID_OUT: usize = 8;
 /// The same of weights that are interleaved where AMX multiplies those that are laid out.
 #[cfg(target_arch = "x86_64")]
 const INTERLEAVED: usize = 25;
-/// Rows of `x` up to which sums of pairs are quicker than f32.
+/// The same of weights, interleaved or not, whose products are added up in pairs.
 #[cfg(target_arch = "x86_64")]
-const PAIRS: usize = 16;
+const PAIRS: usize = 12;
+/// Rows of `x` up to which such sums are quicker than f32 where panels of them are not.
+#[cfg(target_arch = "x86_64")]
+const FEW_PAIRS: usize = 16;
+
+/// Whether panels whose products are added up in pairs are quicker than those in f32: vectors of AVX-512 have twice as many numbers, and
+/// without VNNI none that are whole. Weights of more than five bits leave little room in 16 bits.
+#[cfg(target_arch = "x86_64")]
+fn panels_of_pairs_pay(processor: Processor, format: BlockFormat) -> bool {
+    let narrow = matches!(processor, Processor::Avx2(..));
+    narrow || matches!(format, BlockFormat::Q4_0 | BlockFormat::Q4K | BlockFormat::Q5K)
+}
 
 /// How weights are multiplied.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -78,8 +89,12 @@ impl IntegerProduct {
                 }
             }
             #[cfg(target_arch = "x86_64")]
-            WholeNumbers::Pairs if count <= PAIRS => Way::AsTheyLie,
-            _ => return None,
+            WholeNumbers::Pairs => match panels_of_pairs_pay(processor, weights.format()) {
+                true if count >= PAIRS => Way::Panels,
+                false if count > FEW_PAIRS => return None,
+                _ => Way::AsTheyLie,
+            },
+            WholeNumbers::None => return None,
         };
         let part = match way {
             Way::AsTheyLie => None,

@@ -148,6 +148,41 @@ fn every_processor_gives_the_sums_in_every_format() {
 }
 
 #[test]
+fn sums_of_the_largest_whole_numbers_stay_within_their_bits() {
+    let (rows, columns) = (35, 1024);
+    for format in BlockFormat::ALL.into_iter().filter(|format| format.interleaves()) {
+        for byte in [0xff, 0x80, 0x7f, 0] {
+            let mut bytes = vec![byte; format.row_bytes(rows * columns).unwrap()];
+            for block in bytes.chunks_exact_mut(format.block_bytes()) {
+                let scales: &[usize] = match format {
+                    BlockFormat::Q4K | BlockFormat::Q5K => &[0, 2],
+                    BlockFormat::Q6K => &[208],
+                    _ => &[0],
+                };
+                // One, in 16 bits.
+                scales.iter().for_each(|place| block[*place..place + 2].copy_from_slice(&[0, 0x3c]));
+            }
+            let interleaved = format.interleave(&bytes, columns).unwrap();
+            let mut numbers = vec![0f32; rows * columns];
+            decode(Processor::Portable, format, &bytes, &mut numbers);
+            for (count, x) in [(1, 127.0), (4, -127.0), (8, 127.0), (16, -127.0), (40, 127.0)] {
+                let x = vec![x; count * columns];
+                let mut exact = exactly(&numbers, columns, &x, Rounding::None);
+                // All have one sign, so that sums in f32 err with each number. What leaves its bits errs by far more.
+                exact.iter_mut().for_each(|(_, allowed)| *allowed *= 30.0);
+                for weights in [Weights::Blocks(format, &bytes), Weights::Interleaved(format, &interleaved)] {
+                    for processor in Processor::tested() {
+                        let layer = Layer { weights, rows, columns, bias: None };
+                        let what = format!("{processor:?} {} {byte}, {count}", format.name());
+                        assert_close(&computed(processor, layer, &x), &exact, 0.0, &what);
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
 fn rows_that_are_rounded_err_as_little_as_eight_bits_do() {
     let (rows, columns) = (40, 1024);
     for processor in Processor::tested() {
