@@ -242,16 +242,19 @@ mod tests {
         (x[40], x[70], x[100], x[300]) = (f32::NAN, f32::INFINITY, -0.0, -2e38);
         x[512..768].fill(0.0);
         for groups in [[16, 1], [16, 8], [32, 1], [32, 4]] {
-            let made =
-                |round: fn(&[f32], [usize; 2], i32, &mut [i8], (&mut [f32], &mut [f32], &mut [i32]))| {
-                    let count = x.len() / groups[0] + 1;
-                    let (mut numbers, mut begins) = (vec![0; x.len() + groups[0]], vec![0; count]);
-                    let (mut scales, mut sums) = (vec![0.0; count], vec![0.0; count]);
-                    round(&x, groups, 8, &mut numbers, (&mut scales, &mut sums, &mut begins));
-                    let bits = |numbers: Vec<f32>| numbers.into_iter().map(f32::to_bits).collect::<Vec<_>>();
-                    (numbers, bits(scales), bits(sums), begins)
-                };
-            assert_eq!(made(round), made(round_in_lanes), "{groups:?}");
+            let made = |in_lanes: bool| {
+                let count = x.len() / groups[0] + 1;
+                let (mut numbers, mut begins) = (vec![0; x.len() + groups[0]], vec![0; count]);
+                let (mut scales, mut sums) = (vec![0.0; count], vec![0.0; count]);
+                let of_groups = (&mut scales[..], &mut sums[..], &mut begins[..]);
+                match in_lanes {
+                    true => round_in_lanes(&x, groups, 8, &mut numbers, of_groups),
+                    false => round(&x, groups, 8, &mut numbers, of_groups),
+                }
+                let bits = |numbers: Vec<f32>| numbers.into_iter().map(f32::to_bits).collect::<Vec<_>>();
+                (numbers, bits(scales), bits(sums), begins)
+            };
+            assert_eq!(made(false), made(true), "{groups:?}");
         }
     }
 
