@@ -31,6 +31,8 @@ const LANES: usize = 16;
 const ROWS: usize = 4;
 /// Numbers of a vector of AVX2.
 const EIGHT: usize = 8;
+/// Numbers of a row that those are multiplied with at a time: what a tile has of `x` is in the first cache for all of its rows.
+const PART: usize = 512;
 /// Rows of `x` of a tile at most: their sums with all rows of weights, and a vector of each of those, are nearly all of 32 registers.
 const X_ROWS: usize = 6;
 /// How many bytes ahead each row of a tile is asked for, in the first cache: there the processor sees by itself what comes next.
@@ -62,7 +64,11 @@ impl PlainRows {
     ) -> Option<Self> {
         match processor {
             Processor::Avx2(_, WholeNumbers::Pairs | WholeNumbers::Fours) => {
-                Self::in_vectors(false, format, x, columns)
+                // Whole lines in every format.
+                columns
+                    .is_multiple_of(LINE / 2)
+                    .then(|| Self::in_vectors(false, format, x, columns))
+                    .flatten()
             }
             _ => Self::new(processor, format, x, columns),
         }
@@ -343,7 +349,7 @@ struct Asked {
 /// [`totals`] in vectors of eight.
 ///
 /// # Safety
-/// The processor has AVX2, FMA and F16C, and both have rows of `columns` numbers.
+/// The processor has AVX2, FMA and F16C, and both have rows of `columns` numbers, which are whole lines of the caches.
 #[target_feature(enable = "avx2,fma,f16c")]
 unsafe fn totals_in_eights<N: Numbers, const X: usize>(
     rows: &[u8],
@@ -359,29 +365,32 @@ unsafe fn totals_in_eights<N: Numbers, const X: usize>(
         true => 2,
         false => 1,
     };
-    for (index, rows) in rows.chunks_exact(together * row_bytes).enumerate() {
-        let first = index * together;
-        let asked = Asked { next: asked.next.wrapping_add(first * row_bytes), ..asked };
-        macro_rules! add {
-            ($rows:expr) => {
-                // SAFETY: as the caller promises.
-                let of_rows = unsafe {
-                    products_in_eights::<N, { $rows }, X>(rows.as_ptr(), columns, x.as_ptr(), asked)
-                };
-                for (sums, of_rows) in sums.iter_mut().zip(of_rows) {
-                    sums[first..first + $rows].copy_from_slice(&of_rows);
-                }
-            };
-        }
-        match together {
-            ROWS => {
-                add!(ROWS);
+    for from in (0..columns).step_by(PART) {
+        let length = PART.min(columns - from);
+        let x = x[from / LANES * X..].as_ptr();
+        for (index, rows) in rows.chunks_exact(together * row_bytes).enumerate() {
+            let first = index * together;
+            let next = asked.next.wrapping_add(first * row_bytes + from * N::BYTES);
+            let asked = Asked { next, ..asked };
+            macro_rules! add {
+                ($rows:expr) => {{
+                    let mut of_rows = [[_mm256_setzero_ps(); $rows]; X];
+                    for (of_rows, sums) in of_rows.iter_mut().zip(&sums) {
+                        of_rows.copy_from_slice(&sums[first..first + $rows]);
+                    }
+                    let weights = (rows[from * N::BYTES..].as_ptr(), row_bytes);
+                    // SAFETY: as the caller promises.
+                    of_rows =
+                        unsafe { added_in_eights::<N, { $rows }, X>(weights, length, x, of_rows, asked) };
+                    for (sums, of_rows) in sums.iter_mut().zip(of_rows) {
+                        sums[first..first + $rows].copy_from_slice(&of_rows);
+                    }
+                }};
             }
-            2 => {
-                add!(2);
-            }
-            _ => {
-                add!(1);
+            match together {
+                ROWS => add!(ROWS),
+                2 => add!(2),
+                _ => add!(1),
             }
         }
     }
@@ -393,39 +402,23 @@ unsafe fn totals_in_eights<N: Numbers, const X: usize>(
     totals
 }
 
-/// [`products`] in vectors of eight.
+/// Sums with the products of some numbers of `R` rows of weights, `row_bytes` from each other, and `X` rows of `x` added to them.
 ///
 /// # Safety
 /// As [`totals_in_eights`].
 #[inline(always)]
-unsafe fn products_in_eights<N: Numbers, const R: usize, const X: usize>(
-    weights: *const u8,
-    columns: usize,
+unsafe fn added_in_eights<N: Numbers, const R: usize, const X: usize>(
+    (weights, row_bytes): (*const u8, usize),
+    length: usize,
     x: *const Vector,
+    mut sums: [[__m256; R]; X],
     asked: Asked,
 ) -> [[__m256; R]; X] {
-    let row_bytes = columns * N::BYTES;
     // SAFETY: as the caller promises; what is asked for may be nobody's.
     unsafe {
-        let mut sums = [[_mm256_setzero_ps(); R]; X];
-        macro_rules! add {
-            ($place:expr, $at:expr, $row_bytes:expr) => {
-                let mut numbers = [_mm256_setzero_ps(); R];
-                for row in 0..R {
-                    numbers[row] = N::read_eight($at.add(row * $row_bytes));
-                }
-                for of_x in 0..X {
-                    let x = x.add($place / LANES * X + of_x).cast::<f32>().add($place % LANES);
-                    let x = _mm256_load_ps(x);
-                    for row in 0..R {
-                        sums[of_x][row] = _mm256_fmadd_ps(numbers[row], x, sums[of_x][row]);
-                    }
-                }
-            };
-        }
-        let (of_a_line, whole) = (LINE / N::BYTES, columns - columns % EIGHT);
+        let of_a_line = LINE / N::BYTES;
         let mut until_asked = asked.tile;
-        for first in (0..whole).step_by(of_a_line) {
+        for first in (0..length).step_by(of_a_line) {
             if until_asked == 0 {
                 until_asked = asked.tiles;
                 for row in 0..R {
@@ -433,17 +426,20 @@ unsafe fn products_in_eights<N: Numbers, const R: usize, const X: usize>(
                 }
             }
             until_asked -= 1;
-            for place in (first..whole.min(first + of_a_line)).step_by(EIGHT) {
-                add!(place, weights.add(place * N::BYTES), row_bytes);
+            for vector in 0..of_a_line / EIGHT {
+                let place = first + vector * EIGHT;
+                let mut numbers = [_mm256_setzero_ps(); R];
+                for row in 0..R {
+                    numbers[row] = N::read_eight(weights.add(row * row_bytes + place * N::BYTES));
+                }
+                for of_x in 0..X {
+                    let x = x.add(place / LANES * X + of_x).cast::<f32>().add(place % LANES);
+                    let x = _mm256_load_ps(x);
+                    for row in 0..R {
+                        sums[of_x][row] = _mm256_fmadd_ps(numbers[row], x, sums[of_x][row]);
+                    }
+                }
             }
-        }
-        if whole < columns {
-            let mut last = [[0u8; 4 * EIGHT]; R];
-            for (row, last) in last.iter_mut().enumerate() {
-                let at = weights.add(row * row_bytes + whole * N::BYTES);
-                std::ptr::copy_nonoverlapping(at, last.as_mut_ptr(), (columns - whole) * N::BYTES);
-            }
-            add!(whole, last.as_ptr().cast::<u8>(), 4 * EIGHT);
         }
         sums
     }
@@ -592,11 +588,13 @@ mod tests {
 
     const FORMATS: [BlockFormat; 3] = [BlockFormat::F32, BlockFormat::F16, BlockFormat::BF16];
 
-    /// The processors that multiply this way.
-    fn processors() -> impl Iterator<Item = Processor> {
-        let found =
-            |processor: &Processor| PlainRows::of_weights(*processor, BlockFormat::F32, &[1.0], 1).is_some();
-        Processor::tested().into_iter().filter(found)
+    /// The processors that multiply rows of so many numbers this way.
+    fn processors(columns: usize) -> impl Iterator<Item = Processor> {
+        let x = vec![1.0; columns];
+        let takes = move |processor: &Processor| {
+            PlainRows::of_weights(*processor, BlockFormat::F32, &x, columns).is_some()
+        };
+        Processor::tested().into_iter().filter(takes)
     }
 
     /// The products of all rows with those of `bytes`, of which `split` belong to a first task.
@@ -616,9 +614,21 @@ mod tests {
 
     #[test]
     fn rows_of_any_length_and_number_give_their_sums() {
-        for processor in processors() {
-            for format in FORMATS {
-                for (rows, columns) in [(1, 1), (9, 15), (4, 16), (7, 33), (5, 64), (6, 129), (13, 1100)] {
+        for (rows, columns) in [
+            (1, 1),
+            (9, 15),
+            (4, 16),
+            (1, 32),
+            (7, 33),
+            (5, 64),
+            (6, 129),
+            (3, 512),
+            (11, 608),
+            (13, 1100),
+            (18, 1184),
+        ] {
+            for processor in processors(columns) {
+                for format in FORMATS {
                     let bytes = format.encode(&noise(rows * columns, 41), columns).unwrap();
                     let mut numbers = vec![0f32; rows * columns];
                     crate::block_format::decode(Processor::Portable, format, &bytes, &mut numbers);
@@ -650,10 +660,12 @@ mod tests {
 
     #[test]
     fn a_row_gives_the_same_beside_others_and_in_any_task() {
-        let (rows, columns, count) = (11, 200, 17);
-        let x = noise(count * columns, 43);
-        for processor in processors() {
-            for format in FORMATS {
+        let (rows, count) = (11, 17);
+        for (columns, format) in
+            [200, 608].into_iter().flat_map(|columns| FORMATS.map(|format| (columns, format)))
+        {
+            let x = noise(count * columns, 43);
+            for processor in processors(columns) {
                 let bytes = format.encode(&noise(rows * columns, 44), columns).unwrap();
                 let alone: Vec<f32> = x
                     .chunks_exact(columns)

@@ -168,8 +168,8 @@ fn sums_of_the_largest_whole_numbers_stay_within_their_bits() {
             for (count, x) in [(1, 127.0), (4, -127.0), (8, 127.0), (16, -127.0), (40, 127.0)] {
                 let x = vec![x; count * columns];
                 let mut exact = exactly(&numbers, columns, &x, Rounding::None);
-                // All have one sign, so that sums in f32 err with each number. What leaves its bits errs by far more.
-                exact.iter_mut().for_each(|(_, allowed)| *allowed *= 30.0);
+                // One part in a hundred: pieces of 16 bits err a quarter of that. What leaves its bits errs by far more.
+                exact.iter_mut().for_each(|(_, allowed)| *allowed *= 1e4);
                 for weights in [Weights::Blocks(format, &bytes), Weights::Interleaved(format, &interleaved)] {
                     for processor in Processor::tested() {
                         let layer = Layer { weights, rows, columns, bias: None };
