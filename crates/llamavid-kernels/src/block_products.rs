@@ -28,7 +28,7 @@ impl BlockProduct {
             return Some(Self::WholeNumbers(product));
         }
         #[cfg(target_arch = "x86_64")]
-        if let Some(rows) = PlainRows::new(processor, weights.format(), x, columns) {
+        if let Some(rows) = PlainRows::of_weights(processor, weights.format(), x, columns) {
             return Some(Self::Plain(rows));
         }
         #[cfg(target_arch = "x86_64")]

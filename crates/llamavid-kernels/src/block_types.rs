@@ -11,27 +11,34 @@ pub(crate) trait BlockType {
     const VECTORS: usize = 1;
     /// Whether least values are stored. Otherwise they are the scale times a number that is the same for all groups.
     const LEAST: bool = false;
-    /// Whether the whole numbers have eight bits, and not fewer.
-    const EIGHT_BITS: bool = false;
+    /// Groups of a row of `x` that share a scale where there are many rows: small groups are scaled so often that it takes as long as
+    /// their products.
+    const SHARING: usize = 1;
+    /// Bits of the whole numbers.
+    const BITS: u32;
+    /// Whether they are eight, and not fewer.
+    const EIGHT_BITS: bool = Self::BITS == 8;
 }
 
 pub(crate) struct Q8_0;
 
 impl BlockType for Q8_0 {
     const BYTES: usize = 8 * 34;
-    const EIGHT_BITS: bool = true;
+    const BITS: u32 = 8;
 }
 
 pub(crate) struct Q4_0;
 
 impl BlockType for Q4_0 {
     const BYTES: usize = 8 * 18;
+    const BITS: u32 = 4;
 }
 
 pub(crate) struct Q4K;
 
 impl BlockType for Q4K {
     const BYTES: usize = 144;
+    const BITS: u32 = 4;
     const LEAST: bool = true;
 }
 
@@ -39,6 +46,7 @@ pub(crate) struct Q5K;
 
 impl BlockType for Q5K {
     const BYTES: usize = 176;
+    const BITS: u32 = 5;
     const LEAST: bool = true;
 }
 
@@ -46,7 +54,9 @@ pub(crate) struct Q6K;
 
 impl BlockType for Q6K {
     const BYTES: usize = 210;
+    const BITS: u32 = 6;
     const VECTORS: usize = 2;
+    const SHARING: usize = 8;
 }
 
 /// Runs `$body` with the type of a format as `$Block`; `$other` for a format without blocks.

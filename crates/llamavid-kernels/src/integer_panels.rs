@@ -10,11 +10,12 @@ use std::arch::x86_64::{
     _mm256_unpacklo_epi32, _mm256_unpacklo_epi64, _mm512_cvtepi32_ps, _mm512_fmadd_ps, _mm512_fnmadd_ps,
     _mm512_loadu_ps, _mm512_loadu_si512, _mm512_mul_ps, _mm512_set1_ps, _mm512_setzero_ps, _mm512_storeu_ps,
 };
+use std::hint::black_box;
 use std::ops::Range;
 
 use crate::amx::{GROUPS, Products, SIDE, Tiles};
-use crate::block_format::Whole;
-use crate::block_types::{NUMBERS, each_eighth, with_block};
+use crate::block_format::{BlockFormat, Whole};
+use crate::block_types::{BlockType, NUMBERS, each_eighth, with_block};
 use crate::block_vectors::LINE;
 use crate::interleaved::INTERLEAVED_ROWS;
 use crate::interleaved_blocks::{Interleaved, InterleavedBlock, Scales};
@@ -22,10 +23,12 @@ use crate::processor::{Processor, WholeNumbers};
 use crate::products::{Output, Weights};
 use crate::whole_blocks::{Row, WholeBlock};
 use crate::whole_rows::WholeRows;
-use crate::whole_vectors::{Narrow, WholeVectors, Wide};
+use crate::whole_vectors::{Narrow, Pairs, WholeVectors, Wide};
 
 /// Rows of weights that are laid out together: two vectors of sixteen.
 pub(crate) const PANEL_ROWS: usize = 32;
+/// Rows of weights that meet a part of `x` while it is in the second cache.
+pub(crate) const MOST_ROWS: usize = 2 * PANEL_ROWS;
 /// Numbers of a row that are multiplied at a time: those of a panel stay in the first cache.
 pub(crate) const PART: usize = 512;
 /// Numbers that one instruction multiplies and adds up in a lane.
@@ -33,12 +36,12 @@ const STEP: usize = 4;
 /// Rows of weights that change places with as many vectors.
 const TOGETHER: usize = 8;
 
-/// Adds the products of all rows of `x`, in parts of [`PART`], with up to [`PANEL_ROWS`] rows of weights; their results are the columns
+/// Adds the products of all rows of `x`, in parts of [`PART`], with up to [`MOST_ROWS`] rows of weights; their results are the columns
 /// from `column` on.
 ///
 /// # Safety
 /// The processor has the instructions; the result lives, and nobody else uses these columns.
-pub(crate) unsafe fn add_panel(
+pub(crate) unsafe fn add_panels(
     processor: Processor,
     x: &WholeRows,
     weights: Weights,
@@ -51,16 +54,24 @@ pub(crate) unsafe fn add_panel(
             Processor::Avx512(_, WholeNumbers::Tiles) => {
                 with_block!(x.format, B => add_in_matrices::<B>(x, weights, column, output), ());
             }
-            Processor::Avx512(..) => {
+            Processor::Avx512(_, WholeNumbers::Fours) => {
                 with_block!(x.format, B => add_wide::<B>(x, weights, column, output), ());
             }
-            _ => with_block!(x.format, B => add_narrow::<B>(x, weights, column, output), ()),
+            Processor::Avx2(_, WholeNumbers::Fours) => {
+                with_block!(x.format, B => add_narrow::<B>(x, weights, column, output), ());
+            }
+            _ => with_block!(x.format, B => add_pairs::<B>(x, weights, column, output), ()),
         }
     }
 }
 
+/// Groups of a row of `x` that are to share a scale.
+pub(crate) fn sharing(format: BlockFormat) -> usize {
+    with_block!(format, B => B::SHARING, 1)
+}
+
 /// # Safety
-/// As [`add_panel`], and the processor has AVX-512 and AMX, which the process may use.
+/// As [`add_panels`], and the processor has AVX-512 and AMX, which the process may use.
 #[target_feature(enable = "avx512f,avx512vl,avx512bw,avx512dq,avx2,fma,f16c")]
 unsafe fn add_in_matrices<B: InterleavedBlock + WholeBlock>(
     x: &WholeRows,
@@ -73,7 +84,7 @@ unsafe fn add_in_matrices<B: InterleavedBlock + WholeBlock>(
 }
 
 /// # Safety
-/// As [`add_panel`], and the processor has AVX-512 with VNNI.
+/// As [`add_panels`], and the processor has AVX-512 with VNNI.
 #[target_feature(enable = "avx512f,avx512vl,avx512bw,avx512dq,avx512vnni,avx2,fma,f16c")]
 unsafe fn add_wide<B: InterleavedBlock + WholeBlock>(
     x: &WholeRows,
@@ -86,7 +97,7 @@ unsafe fn add_wide<B: InterleavedBlock + WholeBlock>(
 }
 
 /// # Safety
-/// As [`add_panel`], and the processor has AVX2, FMA, F16C and AVX-VNNI.
+/// As [`add_panels`], and the processor has AVX2, FMA, F16C and AVX-VNNI.
 #[target_feature(enable = "avx2,fma,f16c,avxvnni")]
 unsafe fn add_narrow<B: InterleavedBlock + WholeBlock>(
     x: &WholeRows,
@@ -98,27 +109,51 @@ unsafe fn add_narrow<B: InterleavedBlock + WholeBlock>(
     unsafe { add::<B, Narrow>(&Narrow, x, weights, column, output) }
 }
 
-/// Of each row of `x` and each row of a panel.
-type Sums = [[f32; PANEL_ROWS]; SIDE];
+/// # Safety
+/// As [`add_panels`], and the processor has AVX2, FMA and F16C.
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe fn add_pairs<B: InterleavedBlock + WholeBlock>(
+    x: &WholeRows,
+    weights: Weights,
+    column: usize,
+    output: Output,
+) {
+    // SAFETY: as the caller promises.
+    unsafe { add::<B, Pairs>(&Pairs, x, weights, column, output) }
+}
+
+/// A number of each row of a panel, in lines of the caches of their own: vectors that reach over two take twice as long to read.
+#[derive(Clone, Copy)]
+#[repr(align(64))]
+struct OfRows<T>([T; PANEL_ROWS]);
+
+/// Of a row of `x` and each row of a panel.
+type Sums = OfRows<f32>;
 
 /// How rows are multiplied with a part of a panel.
 trait Kind {
     /// Rows of `x` at most.
     const X_ROWS: usize;
-    /// Whether weights have their sign, and as many rows of `x` are always read. Otherwise products begin with what their offset asks.
+    /// Whether as many rows of `x` are always read.
     const MATRICES: bool;
     /// The vectors that interleaved rows are read in.
     type Lanes: WholeVectors;
 
-    /// Writes the sums of products of `width` rows of `x` with the panel's.
+    /// Whether weights have their sign. Otherwise products begin with what their offset asks.
+    #[inline(always)]
+    fn signed<B: BlockType>() -> bool {
+        Self::MATRICES || B::EIGHT_BITS && Self::Lanes::IN_PAIRS
+    }
+
+    /// Adds the products of `width` rows of `x` with the panel's to their sums, of which there are as many as rows are read.
     ///
     /// # Safety
     /// The processor has the instructions.
-    unsafe fn multiply<B: WholeBlock>(&self, part: &Part, width: usize, sums: &mut Sums);
+    unsafe fn multiply<B: WholeBlock>(&self, part: &Part, width: usize, sums: &mut [Sums]);
 }
 
 /// # Safety
-/// As [`add_panel`].
+/// As [`add_panels`].
 #[inline(always)]
 unsafe fn add<B: InterleavedBlock + WholeBlock, K: Kind>(
     kind: &K,
@@ -127,48 +162,70 @@ unsafe fn add<B: InterleavedBlock + WholeBlock, K: Kind>(
     column: usize,
     output: Output,
 ) {
-    into_cache(weights.bytes());
-    let (groups, rows) = weights.groups(x.row_bytes);
-    let rows: Vec<Row> = rows.chunks_exact(x.row_bytes).map(Row::new::<B>).collect();
-    let interleaved = groups.len() / x.row_bytes;
-    let offset = if K::MATRICES { Whole::of(x.format).map_or(0, |whole| whole.offset) } else { 0 };
+    // Interleaved rows lie in the order in which they are read.
+    if let Weights::Blocks(_, bytes) = weights {
+        into_cache(bytes);
+    }
+    let all = weights.bytes().len() / x.row_bytes;
+    let of_panels = (0..all).step_by(PANEL_ROWS).map(|first| {
+        let weights =
+            weights.part(first..all.min(first + PANEL_ROWS), x.row_bytes / B::BLOCK_BYTES * B::BLOCK_NUMBERS);
+        let (groups, rows) = weights.groups(x.row_bytes);
+        (groups, rows.chunks_exact(x.row_bytes).map(Row::new::<B>).collect())
+    });
+    let of_panels: Vec<(&[u8], Vec<Row>)> = of_panels.collect();
+    let offset = if K::signed::<B>() { Whole::of(x.format).map_or(0, |whole| whole.offset) } else { 0 };
     let mut panel = Panel::new(x.group);
-    let mut sums: Sums = [[0.0; PANEL_ROWS]; SIDE];
+    // Of all parts, and only then added to the result, whose rows lie far apart.
+    let room = x.count.next_multiple_of(K::X_ROWS);
+    let mut sums = vec![OfRows([0.0; PANEL_ROWS]); of_panels.len() * room];
     for first in (0..x.columns).step_by(PART) {
         let length = PART.min(x.columns - first);
-        for (index, group) in groups.chunks_exact(INTERLEAVED_ROWS * x.row_bytes).enumerate() {
-            // SAFETY: the processor has the instructions, as the caller promises.
-            unsafe {
-                let blocks = first / B::BLOCK_NUMBERS..(first + length) / B::BLOCK_NUMBERS;
-                panel.take::<B, K>(index * INTERLEAVED_ROWS, group, offset as i8, blocks);
-            };
-        }
-        for (index, rows) in rows.chunks(TOGETHER).enumerate() {
-            // SAFETY: as above.
-            unsafe {
-                let place = interleaved + index * TOGETHER;
-                panel.lay_out::<B, K>(place, rows, offset as i8, first / NUMBERS, length / NUMBERS)
-            };
-        }
-        for at in (0..x.count).step_by(K::X_ROWS) {
-            let width = K::X_ROWS.min(x.count - at);
-            let read = if K::MATRICES { K::X_ROWS } else { width };
-            let (begin, end) = (first * x.count + at * length, first * x.count + (at + read) * length);
-            let groups = begin / x.group..end / x.group;
-            let part = Part {
-                panel: &panel,
-                length,
-                numbers: &x.numbers[begin..end],
-                scales: &x.scales[groups.clone()],
-                sums: &x.sums[groups.clone()],
-                begins: &x.begins[groups],
-            };
-            // SAFETY: the processor has the instructions, as the caller promises.
-            unsafe { kind.multiply::<B>(&part, width, &mut sums) };
-            for (row, sums) in sums.iter().take(width).enumerate() {
-                // SAFETY: as the caller promises.
-                unsafe { output.add(at + row, column, &sums[..interleaved + rows.len()]) };
+        for ((groups, rows), sums) in of_panels.iter().zip(sums.chunks_exact_mut(room)) {
+            for (index, group) in groups.chunks_exact(INTERLEAVED_ROWS * x.row_bytes).enumerate() {
+                // SAFETY: the processor has the instructions, as the caller promises.
+                unsafe {
+                    let blocks = first / B::BLOCK_NUMBERS..(first + length) / B::BLOCK_NUMBERS;
+                    panel.take::<B, K>(index * INTERLEAVED_ROWS, group, offset as i8, blocks);
+                };
             }
+            let interleaved = groups.len() / x.row_bytes;
+            for (index, rows) in rows.chunks(TOGETHER).enumerate() {
+                // SAFETY: as above.
+                unsafe {
+                    let place = interleaved + index * TOGETHER;
+                    panel.lay_out::<B, K>(place, rows, offset as i8, first / NUMBERS, length / NUMBERS)
+                };
+            }
+            let mut at = 0;
+            while at < x.count {
+                let left = x.count - at;
+                let (width, read) = match K::MATRICES {
+                    true => (K::X_ROWS.min(left), K::X_ROWS),
+                    // As many each time as can be: few rows wait for their own products.
+                    false => [left.div_ceil(left.div_ceil(K::X_ROWS)); 2].into(),
+                };
+                let (begin, end) = (first * x.count + at * length, first * x.count + (at + read) * length);
+                let groups = begin / x.group..end / x.group;
+                let part = Part {
+                    panel: &panel,
+                    length,
+                    numbers: &x.numbers[begin..end],
+                    scales: &x.scales[groups.clone()],
+                    sums: &x.sums[groups.clone()],
+                    begins: &x.begins[groups],
+                };
+                // SAFETY: the processor has the instructions, as the caller promises.
+                unsafe { kind.multiply::<B>(&part, width, &mut sums[at..at + read]) };
+                at += width;
+            }
+        }
+    }
+    for row in 0..x.count {
+        for (index, sums) in sums.chunks_exact(room).enumerate() {
+            let first = index * PANEL_ROWS;
+            // SAFETY: as the caller promises.
+            unsafe { output.add(row, column + first, &sums[row].0[..PANEL_ROWS.min(all - first)]) };
         }
     }
 }
@@ -183,18 +240,18 @@ pub(crate) fn into_cache(rows: &[u8]) {
 
 /// A part of some rows of weights: four numbers of each row, then the next four.
 struct Panel {
-    numbers: Vec<[[u8; STEP]; PANEL_ROWS]>,
+    numbers: Vec<OfRows<[u8; STEP]>>,
     /// Of each group, for each row.
-    scales: Vec<[f32; PANEL_ROWS]>,
-    least: Vec<[f32; PANEL_ROWS]>,
+    scales: Vec<OfRows<f32>>,
+    least: Vec<OfRows<f32>>,
 }
 
 impl Panel {
     fn new(group: usize) -> Self {
         Self {
-            numbers: vec![[[0; STEP]; PANEL_ROWS]; PART / STEP],
-            scales: vec![[0.0; PANEL_ROWS]; PART / group],
-            least: vec![[0.0; PANEL_ROWS]; PART / group],
+            numbers: vec![OfRows([[0; STEP]; PANEL_ROWS]); PART / STEP],
+            scales: vec![OfRows([0.0; PANEL_ROWS]); PART / group],
+            least: vec![OfRows([0.0; PANEL_ROWS]); PART / group],
         }
     }
 
@@ -219,7 +276,7 @@ impl Panel {
             let numbers = &mut self.numbers[index * steps..(index + 1) * steps];
             if block >= all {
                 for numbers in scales.iter_mut().chain(least) {
-                    numbers[place..place + INTERLEAVED_ROWS].fill(0.0);
+                    numbers.0[place..place + INTERLEAVED_ROWS].fill(0.0);
                 }
                 continue;
             }
@@ -236,24 +293,24 @@ impl Panel {
                             for step in 0..B::STEPS {
                                 let [mut a, mut b] = B::fours::<K::Lanes, 0>(block, part, step);
                                 // Those of 8 bits have their sign already.
-                                if K::MATRICES != B::EIGHT_BITS {
+                                if K::signed::<B>() != B::EIGHT_BITS {
                                     let offset = if B::EIGHT_BITS { i8::MIN } else { offset };
                                     let offset = K::Lanes::splat_whole(i32::from_ne_bytes([offset as u8; 4]));
                                     a = K::Lanes::less(a, offset);
                                     b = K::Lanes::less(b, offset);
                                 }
-                                let a_to = &mut numbers[first / STEP + step][places.clone()];
+                                let a_to = &mut numbers[first / STEP + step].0[places.clone()];
                                 K::Lanes::store_whole(a_to.as_mut_ptr().cast(), a);
-                                let b_to = &mut numbers[second / STEP + step][places.clone()];
+                                let b_to = &mut numbers[second / STEP + step].0[places.clone()];
                                 K::Lanes::store_whole(b_to.as_mut_ptr().cast(), b);
                             }
                         }
                     });
                     for (index, (scales, least)) in scales.iter_mut().zip(&mut *least).enumerate() {
                         let [scale, of_least] = of_groups.of(index);
-                        K::Lanes::store(scales[places.clone()].as_mut_ptr(), scale);
+                        K::Lanes::store(scales.0[places.clone()].as_mut_ptr(), scale);
                         if B::LEAST {
-                            K::Lanes::store(least[places.clone()].as_mut_ptr(), of_least);
+                            K::Lanes::store(least.0[places.clone()].as_mut_ptr(), of_least);
                         }
                     }
                 }
@@ -302,7 +359,7 @@ impl Panel {
                     let mut numbers = [_mm256_setzero_si256(); TOGETHER];
                     for row in 0..TOGETHER {
                         numbers[row] = B::numbers(at[row], eighth);
-                        if K::MATRICES {
+                        if K::signed::<B>() {
                             numbers[row] = _mm256_sub_epi8(numbers[row], _mm256_set1_epi8(offset));
                         }
                     }
@@ -319,9 +376,9 @@ impl Panel {
 /// # Safety
 /// The processor has AVX2.
 #[inline(always)]
-unsafe fn write<T>(vectors: [__m256i; TOGETHER], steps: &mut [[T; PANEL_ROWS]], place: usize) {
+unsafe fn write<T>(vectors: [__m256i; TOGETHER], steps: &mut [OfRows<T>], place: usize) {
     for (vector, step) in vectors.into_iter().zip(steps) {
-        let places = &mut step[place..place + TOGETHER];
+        let places = &mut step.0[place..place + TOGETHER];
         assert_eq!(size_of_val(places), size_of::<__m256i>(), "numbers of another size");
         // SAFETY: eight places are a vector.
         unsafe { _mm256_storeu_si256(places.as_mut_ptr().cast(), vector) };
@@ -367,6 +424,19 @@ unsafe fn transposed(rows: [__m256i; TOGETHER]) -> [__m256i; TOGETHER] {
     }
 }
 
+/// Two vectors from a place on.
+///
+/// # Safety
+/// The processor has the instructions, and so many numbers are there.
+#[inline(always)]
+unsafe fn two<V: WholeVectors>(of_rows: *const OfRows<f32>, at: usize) -> [V::Numbers; 2] {
+    // SAFETY: as the caller promises.
+    unsafe {
+        let of_rows = of_rows.cast::<f32>().add(at);
+        [V::load(of_rows), V::load(of_rows.add(V::LANES))]
+    }
+}
+
 /// A part of a panel, and as many numbers of some rows of `x`.
 struct Part<'a> {
     panel: &'a Panel,
@@ -385,56 +455,112 @@ impl Part<'_> {
     /// # Safety
     /// The processor has the instructions.
     #[inline(always)]
-    unsafe fn tile<B: WholeBlock, V: Vectors, const X: usize>(&self, sums: &mut Sums) {
+    unsafe fn tile<B: WholeBlock, V: Vectors, const X: usize>(&self, sums: &mut [Sums]) {
         let steps = NUMBERS / (8 * B::VECTORS) / STEP;
         let (length, count) = (self.length, self.length / (STEP * steps));
         assert!(self.numbers.len() == X * length && length <= PART, "rows of another length");
         assert!([self.scales.len(), self.sums.len(), self.begins.len()] == [X * count; 3], "other groups");
+        assert!(sums.len() == X && count.is_multiple_of(B::SHARING), "sums of other rows");
         let numbers: *const i8 = self.numbers.as_ptr();
+        let (scales, of_groups, begins): (*const f32, *const f32, *const i32) =
+            (self.scales.as_ptr(), self.sums.as_ptr(), self.begins.as_ptr());
+        let panel: (*const OfRows<[u8; STEP]>, *const OfRows<f32>, *const OfRows<f32>) =
+            (self.panel.numbers.as_ptr(), self.panel.scales.as_ptr(), self.panel.least.as_ptr());
+        let signed = B::EIGHT_BITS && V::IN_PAIRS;
+        let run = V::run(B::BITS).min(steps);
+        // No constant: compilers add up pairs in another order, and run out of registers.
+        let run = if V::IN_PAIRS { black_box(run) } else { run };
         // Two vectors at a time.
         for at in (0..PANEL_ROWS).step_by(2 * V::LANES) {
-            // SAFETY: a panel's rows are whole vectors, two of which begin at `at`; there are `X` rows of `x` of this length.
+            // SAFETY: a panel's rows are whole vectors, two of which begin at `at`; it has these groups, and so have `X` rows of `x`.
             unsafe {
                 let mut totals = [[V::splat(0.0); 2]; X];
-                for group in 0..count {
-                    let mut products = [[V::splat_whole(0); 2]; X];
-                    for (row, products) in products.iter_mut().enumerate() {
-                        *products = [V::splat_whole(self.begins[row * count + group]); 2];
+                if B::SHARING == 1 {
+                    for (totals, sums) in totals.iter_mut().zip(&*sums) {
+                        *totals = two::<V>(sums, at);
                     }
-                    for step in group * steps..(group + 1) * steps {
-                        let weights = self.panel.numbers[step].as_ptr().add(at);
-                        let weights =
-                            [V::load_whole(weights.cast()), V::load_whole(weights.add(V::LANES).cast())];
+                }
+                for first in (0..count).step_by(B::SHARING) {
+                    if B::SHARING > 1 {
+                        totals = [[V::splat(0.0); 2]; X];
+                    }
+                    for group in first..first + B::SHARING {
+                        let mut products = [[V::splat_whole(0); 2]; X];
                         for (row, products) in products.iter_mut().enumerate() {
-                            let four = numbers.add(row * length + STEP * step).cast::<i32>().read_unaligned();
-                            let four = V::splat_whole(four);
-                            products[0] = V::dot(products[0], weights[0], four);
-                            products[1] = V::dot(products[1], weights[1], four);
+                            let begin = *begins.add(row * count + group);
+                            *products =
+                                [if signed { V::begin_signed(begin) } else { V::splat_whole(begin) }; 2];
                         }
-                    }
-                    let scales = self.panel.scales[group].as_ptr().add(at);
-                    let scales = [V::load(scales), V::load(scales.add(V::LANES))];
-                    for (row, (totals, products)) in totals.iter_mut().zip(products).enumerate() {
-                        let scale = V::splat(self.scales[row * count + group]);
-                        for half in 0..2 {
-                            let sum = V::multiply(V::converted(products[half]), scales[half]);
-                            totals[half] = V::multiply_add(sum, scale, totals[half]);
+                        for start in (group * steps..(group + 1) * steps).step_by(run) {
+                            let mut narrow = products;
+                            for (narrow, products) in narrow.iter_mut().zip(products) {
+                                *narrow = [V::narrow(B::BITS, products[0]), V::narrow(B::BITS, products[1])];
+                            }
+                            for step in start..start + run {
+                                let weights: *const u8 =
+                                    panel.0.add(step).cast::<[u8; STEP]>().add(at).cast();
+                                let weights =
+                                    [V::load_whole(weights), V::load_whole(weights.add(STEP * V::LANES))];
+                                for (row, narrow) in narrow.iter_mut().enumerate() {
+                                    let four = numbers.add(row * length + STEP * step).cast::<i32>();
+                                    let four = V::splat_whole(four.read_unaligned());
+                                    for half in 0..2 {
+                                        narrow[half] = match signed {
+                                            true => V::dot_signed(narrow[half], weights[half], four),
+                                            false => V::dot(narrow[half], weights[half], four),
+                                        };
+                                    }
+                                }
+                            }
+                            for (products, narrow) in products.iter_mut().zip(narrow) {
+                                *products = [
+                                    V::widened(B::BITS, products[0], narrow[0]),
+                                    V::widened(B::BITS, products[1], narrow[1]),
+                                ];
+                            }
                         }
-                    }
-                    if B::LEAST {
-                        let least = self.panel.least[group].as_ptr().add(at);
-                        let least = [V::load(least), V::load(least.add(V::LANES))];
-                        for (row, totals) in totals.iter_mut().enumerate() {
-                            let sum = V::splat(self.sums[row * count + group]);
+                        let of_weights = two::<V>(panel.1.add(group), at);
+                        for (row, (totals, products)) in totals.iter_mut().zip(products).enumerate() {
+                            let scale = V::splat(*scales.add(row * count + group));
                             for half in 0..2 {
-                                totals[half] = V::multiply_subtract(least[half], sum, totals[half]);
+                                let whole = V::converted(products[half]);
+                                totals[half] = match B::SHARING {
+                                    1 => V::multiply_add(
+                                        V::multiply(whole, of_weights[half]),
+                                        scale,
+                                        totals[half],
+                                    ),
+                                    _ => V::multiply_add(whole, of_weights[half], totals[half]),
+                                };
+                            }
+                        }
+                        if B::LEAST {
+                            let least = two::<V>(panel.2.add(group), at);
+                            for (row, totals) in totals.iter_mut().enumerate() {
+                                let sum = V::splat(*of_groups.add(row * count + group));
+                                for half in 0..2 {
+                                    totals[half] = V::multiply_subtract(least[half], sum, totals[half]);
+                                }
                             }
                         }
                     }
+                    if B::SHARING > 1 {
+                        // There are no registers for these as well.
+                        for (row, (sums, totals)) in sums.iter_mut().zip(totals).enumerate() {
+                            let scale = V::splat(*scales.add(row * count + first));
+                            let before = two::<V>(sums, at);
+                            let into = sums.0.as_mut_ptr().add(at);
+                            V::store(into, V::multiply_add(totals[0], scale, before[0]));
+                            V::store(into.add(V::LANES), V::multiply_add(totals[1], scale, before[1]));
+                        }
+                    }
                 }
-                for (sums, totals) in sums.iter_mut().zip(totals) {
-                    V::store(sums.as_mut_ptr().add(at), totals[0]);
-                    V::store(sums.as_mut_ptr().add(at + V::LANES), totals[1]);
+                if B::SHARING == 1 {
+                    for (sums, totals) in sums.iter_mut().zip(totals) {
+                        let sums = sums.0.as_mut_ptr().add(at);
+                        V::store(sums, totals[0]);
+                        V::store(sums.add(V::LANES), totals[1]);
+                    }
                 }
             }
         }
@@ -442,17 +568,19 @@ impl Part<'_> {
 }
 
 impl Part<'_> {
-    /// The products of 16 rows with the panel's, in the same order as [`Part::tile`] has them, so that they are the same numbers.
+    /// The products of 16 rows with the panel's, in the same order as [`Part::tile`] has them where groups do not share scales, so that they
+    /// are the same numbers.
     ///
     /// # Safety
     /// The processor has AVX-512, and the tiles are for groups of this format.
     #[target_feature(enable = "avx512f")]
-    unsafe fn matrices<B: WholeBlock>(&self, tiles: &Tiles, sums: &mut Sums) {
+    unsafe fn matrices<B: WholeBlock>(&self, tiles: &Tiles, sums: &mut [Sums]) {
         let group = NUMBERS / (8 * B::VECTORS);
         let (length, count) = (self.length, self.length / group);
         assert!(self.numbers.len() == SIDE * length && length <= PART, "rows of another length");
         assert!([self.scales.len(), self.sums.len()] == [SIDE * count; 2], "other groups");
         assert!(count.is_multiple_of(GROUPS), "groups that are not multiplied together");
+        assert!(sums.len() == SIDE, "sums of other rows");
         let (x, weights): (*const i8, *const [u8; STEP]) =
             (self.numbers.as_ptr(), self.panel.numbers.as_ptr().cast());
         let (scales, of_groups): (*const f32, *const f32) = (self.scales.as_ptr(), self.sums.as_ptr());
@@ -464,6 +592,9 @@ impl Part<'_> {
             unsafe {
                 let weights = weights.add(at).cast::<i8>();
                 let mut totals = [_mm512_setzero_ps(); SIDE];
+                for (total, sums) in totals.iter_mut().zip(&*sums) {
+                    *total = _mm512_loadu_ps(sums.0.as_ptr().add(at));
+                }
                 tiles.products(x, length, weights, steps, &mut products[0]);
                 for first in (0..count).step_by(GROUPS) {
                     let next = first + GROUPS;
@@ -479,14 +610,14 @@ impl Part<'_> {
                     }
                     let products = &products[first / GROUPS % 2].0;
                     for (group, products) in (first..next).zip(products) {
-                        let of_weights = _mm512_loadu_ps(self.panel.scales[group].as_ptr().add(at));
+                        let of_weights = _mm512_loadu_ps(self.panel.scales[group].0.as_ptr().add(at));
                         for (row, (total, products)) in totals.iter_mut().zip(products).enumerate() {
                             let whole = _mm512_cvtepi32_ps(_mm512_loadu_si512(products.as_ptr().cast()));
                             let scale = _mm512_set1_ps(*scales.add(row * count + group));
                             *total = _mm512_fmadd_ps(_mm512_mul_ps(whole, of_weights), scale, *total);
                         }
                         if B::LEAST {
-                            let least = _mm512_loadu_ps(self.panel.least[group].as_ptr().add(at));
+                            let least = _mm512_loadu_ps(self.panel.least[group].0.as_ptr().add(at));
                             for (row, total) in totals.iter_mut().enumerate() {
                                 let sum = _mm512_set1_ps(*of_groups.add(row * count + group));
                                 *total = _mm512_fnmadd_ps(least, sum, *total);
@@ -495,7 +626,7 @@ impl Part<'_> {
                     }
                 }
                 for (sums, totals) in sums.iter_mut().zip(totals) {
-                    _mm512_storeu_ps(sums.as_mut_ptr().add(at), totals);
+                    _mm512_storeu_ps(sums.0.as_mut_ptr().add(at), totals);
                 }
             }
         }
@@ -511,7 +642,7 @@ impl Kind for Matrices {
     type Lanes = Wide;
 
     #[inline(always)]
-    unsafe fn multiply<B: WholeBlock>(&self, part: &Part, _width: usize, sums: &mut Sums) {
+    unsafe fn multiply<B: WholeBlock>(&self, part: &Part, _width: usize, sums: &mut [Sums]) {
         // SAFETY: as the caller promises.
         unsafe { part.matrices::<B>(&self.0, sums) }
     }
@@ -526,7 +657,7 @@ trait Vectors: WholeVectors {
     ///
     /// # Safety
     /// The processor has the instructions.
-    unsafe fn tile<B: WholeBlock, const X: usize>(part: &Part, sums: &mut Sums);
+    unsafe fn tile<B: WholeBlock, const X: usize>(part: &Part, sums: &mut [Sums]);
 }
 
 impl<V: Vectors> Kind for V {
@@ -535,7 +666,7 @@ impl<V: Vectors> Kind for V {
     type Lanes = V;
 
     #[inline(always)]
-    unsafe fn multiply<B: WholeBlock>(&self, part: &Part, width: usize, sums: &mut Sums) {
+    unsafe fn multiply<B: WholeBlock>(&self, part: &Part, width: usize, sums: &mut [Sums]) {
         // SAFETY: as the caller promises.
         unsafe {
             match width {
@@ -556,9 +687,9 @@ macro_rules! vectors {
             const X_ROWS: usize = $x_rows;
 
             #[inline(always)]
-            unsafe fn tile<B: WholeBlock, const X: usize>(part: &Part, sums: &mut Sums) {
+            unsafe fn tile<B: WholeBlock, const X: usize>(part: &Part, sums: &mut [Sums]) {
                 #[target_feature(enable = $features)]
-                unsafe fn tile<B: WholeBlock, const X: usize>(part: &Part, sums: &mut Sums) {
+                unsafe fn tile<B: WholeBlock, const X: usize>(part: &Part, sums: &mut [Sums]) {
                     // SAFETY: as the caller promises.
                     unsafe { part.tile::<B, $name, X>(sums) }
                 }
@@ -571,11 +702,11 @@ macro_rules! vectors {
 vectors!(Wide, "avx512f,avx512vnni", 6);
 // Half as many numbers in half as many registers.
 vectors!(Narrow, "avx2,fma,avxvnni", 3);
+vectors!(Pairs, "avx2,fma", 3);
 
 #[cfg(all(test, target_os = "linux"))]
 mod tests {
     use super::*;
-    use crate::block_format::BlockFormat;
     use crate::noise::noise;
 
     #[test]
@@ -589,13 +720,13 @@ mod tests {
                 let bytes = format.encode(&noise(rows * columns, 1), columns).unwrap();
                 let mut numbers = noise(count * columns, 2);
                 numbers[columns / 2] = f32::NAN;
-                let x = WholeRows::new(format, &numbers, columns, Some(PART)).unwrap();
+                let x = WholeRows::sharing(format, &numbers, columns, Some(PART), sharing(format)).unwrap();
                 let [found, expected] = [WholeNumbers::Tiles, WholeNumbers::Fours].map(|whole| {
                     let mut result = vec![0f32; count * rows];
                     let output = Output::new(&mut result, rows);
                     // SAFETY: the result lives, and nobody else has it.
                     unsafe {
-                        add_panel(
+                        add_panels(
                             Processor::Avx512(simd, whole),
                             &x,
                             Weights::Blocks(format, &bytes),
@@ -607,7 +738,14 @@ mod tests {
                 });
                 assert!(expected[..rows].iter().all(|value| value.is_nan()));
                 assert!(found[..rows].iter().all(|value| value.is_nan()));
-                assert_eq!(found[rows..], expected[rows..], "{} {rows} x {columns}, {count}", format.name());
+                let what = format!("{} {rows} x {columns}, {count}", format.name());
+                if sharing(format) == 1 {
+                    assert_eq!(found[rows..], expected[rows..], "{what}");
+                }
+                // Scales that groups share are multiplied with later.
+                for (found, expected) in found[rows..].iter().zip(&expected[rows..]) {
+                    assert!((found - expected).abs() <= 2e-5, "{what}: {found} {expected}");
+                }
             }
         }
     }

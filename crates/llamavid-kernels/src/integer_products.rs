@@ -5,7 +5,9 @@
 //! scales and added up in f32.
 
 #[cfg(target_arch = "x86_64")]
-use crate::integer_panels::{PANEL_ROWS, PART, add_panel};
+use crate::block_format::BlockFormat;
+#[cfg(target_arch = "x86_64")]
+use crate::integer_panels::{MOST_ROWS, PANEL_ROWS, PART, add_panels, sharing};
 #[cfg(target_arch = "x86_64")]
 use crate::integer_rows::add_rows;
 use crate::interleaved::has_products;
@@ -13,18 +15,30 @@ use crate::interleaved_products::add_interleaved;
 #[cfg(target_arch = "x86_64")]
 use crate::interleaved_tiles::{add_in_tiles, fit_tiles};
 #[cfg(target_arch = "aarch64")]
-use crate::neon_products::{PANEL_ROWS, PART, add_panel, add_rows};
+use crate::neon_products::{PANEL_ROWS, PANEL_ROWS as MOST_ROWS, PART, add_panel as add_panels, add_rows};
 use crate::processor::{Processor, WholeNumbers};
 use crate::products::{Output, Weights};
 use crate::whole_rows::WholeRows;
 
 /// Rows of `x` from which it is worth it to lay out the weights.
 const LAID_OUT: usize = 8;
-/// The same of weights that are interleaved. Panels of ARM are made of rows that are put in order first.
-const INTERLEAVED: usize = if cfg!(target_arch = "x86_64") { 25 } else { LAID_OUT };
-/// Rows of `x` up to which sums of pairs are quicker than f32.
+/// The same of weights that are interleaved where AMX multiplies those that are laid out.
 #[cfg(target_arch = "x86_64")]
-const PAIRS: usize = 16;
+const INTERLEAVED: usize = 25;
+/// The same of weights, interleaved or not, whose products are added up in pairs.
+#[cfg(target_arch = "x86_64")]
+const PAIRS: usize = 12;
+/// Rows of `x` up to which such sums are quicker than f32 where panels of them are not.
+#[cfg(target_arch = "x86_64")]
+const FEW_PAIRS: usize = 16;
+
+/// Whether panels whose products are added up in pairs are quicker than those in f32: vectors of AVX-512 have twice as many numbers, and
+/// without VNNI none that are whole. Weights of more than five bits leave little room in 16 bits.
+#[cfg(target_arch = "x86_64")]
+fn panels_of_pairs_pay(processor: Processor, format: BlockFormat) -> bool {
+    let narrow = matches!(processor, Processor::Avx2(..));
+    narrow || matches!(format, BlockFormat::Q4_0 | BlockFormat::Q4K | BlockFormat::Q5K)
+}
 
 /// How weights are multiplied.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -61,14 +75,26 @@ impl IntegerProduct {
             #[cfg(target_arch = "x86_64")]
             WholeNumbers::Tiles if interleaved && fit_tiles(weights.format(), count, columns) => Way::Tiles,
             WholeNumbers::Fours | WholeNumbers::Tiles => {
-                match count >= if interleaved { INTERLEAVED } else { LAID_OUT } {
+                let fewest = match whole {
+                    #[cfg(target_arch = "x86_64")]
+                    WholeNumbers::Tiles if interleaved => INTERLEAVED,
+                    // There is nothing to unpack in those, and so many rows are multiplied at once.
+                    #[cfg(target_arch = "x86_64")]
+                    _ if interleaved && weights.format() == BlockFormat::Q8_0 => LAID_OUT + 1,
+                    _ => LAID_OUT,
+                };
+                match count >= fewest {
                     true => Way::Panels,
                     false => Way::AsTheyLie,
                 }
             }
             #[cfg(target_arch = "x86_64")]
-            WholeNumbers::Pairs if count <= PAIRS => Way::AsTheyLie,
-            _ => return None,
+            WholeNumbers::Pairs => match panels_of_pairs_pay(processor, weights.format()) {
+                true if count >= PAIRS => Way::Panels,
+                false if count > FEW_PAIRS => return None,
+                _ => Way::AsTheyLie,
+            },
+            WholeNumbers::None => return None,
         };
         let part = match way {
             Way::AsTheyLie => None,
@@ -77,7 +103,11 @@ impl IntegerProduct {
             Way::Tiles => Some(columns),
             Way::Panels => Some(PART),
         };
-        let x = WholeRows::new(weights.format(), x, columns, part)?;
+        let x = match way {
+            #[cfg(target_arch = "x86_64")]
+            Way::Panels => WholeRows::sharing(weights.format(), x, columns, part, sharing(weights.format()))?,
+            _ => WholeRows::new(weights.format(), x, columns, part)?,
+        };
         Some(Self { processor, way, columns, x })
     }
 
@@ -99,10 +129,10 @@ impl IntegerProduct {
         };
         if self.way == Way::Panels {
             let rows = weights.bytes().len() / row_bytes;
-            for first in (0..rows).step_by(PANEL_ROWS) {
-                let weights = weights.part(first..rows.min(first + PANEL_ROWS), self.columns);
+            for first in (0..rows).step_by(MOST_ROWS) {
+                let weights = weights.part(first..rows.min(first + MOST_ROWS), self.columns);
                 // SAFETY: `processor` had the instructions, and the caller promises the rest.
-                unsafe { add_panel(self.processor, &self.x, weights, column + first, output) };
+                unsafe { add_panels(self.processor, &self.x, weights, column + first, output) };
             }
             return;
         }

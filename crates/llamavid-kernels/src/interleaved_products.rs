@@ -23,6 +23,9 @@ use crate::whole_vectors::WholeVectors;
 #[cfg(target_arch = "x86_64")]
 use crate::whole_vectors::{Narrow, Pairs, Twice, Wide};
 
+/// Vectors of sixteen rows at most.
+const MOST_VECTORS: usize = 2;
+
 /// Adds the products of all rows of `x`, which are not in parts, with rows of weights, the bytes of which are whole `groups` of
 /// interleaved ones; their results are the columns from `column` on.
 ///
@@ -225,6 +228,7 @@ unsafe fn add_block<B: InterleavedBlock, V: WholeVectors, const X: usize, const 
     // SAFETY: as the caller promises.
     unsafe {
         let scales = B::Scales::<V>::new(block);
+        let run = V::run(B::BITS).min(B::STEPS);
         each_eighth!(part => {
             if part < B::PARTS {
                 let places = B::places(part);
@@ -236,17 +240,30 @@ unsafe fn add_block<B: InterleavedBlock, V: WholeVectors, const X: usize, const 
                         products[1][row] = begin::<B, V>(x.begin(row, groups[1]));
                     }
                 }
-                for step in 0..B::STEPS {
-                    // Compilers read what lies behind, and run out of registers.
-                    compiler_fence(Ordering::SeqCst);
-                    let numbers = B::fours::<V, AHEAD>(block, part, step);
+                for first in (0..B::STEPS).step_by(run) {
+                    let mut narrow = products;
                     for which in 0..2 {
                         for row in 0..X {
-                            let four = x.four::<V>(row, places[which] + 4 * step);
-                            products[which][row] = match B::EIGHT_BITS {
-                                true => V::dot_signed(products[which][row], numbers[which], four),
-                                false => V::dot(products[which][row], numbers[which], four),
-                            };
+                            narrow[which][row] = V::narrow(B::BITS, products[which][row]);
+                        }
+                    }
+                    for step in first..first + run {
+                        // Compilers read what lies behind, and run out of registers.
+                        compiler_fence(Ordering::SeqCst);
+                        let numbers = B::fours::<V, AHEAD>(block, part, step);
+                        for which in 0..2 {
+                            for row in 0..X {
+                                let four = x.four::<V>(row, places[which] + 4 * step);
+                                narrow[which][row] = match B::EIGHT_BITS {
+                                    true => V::dot_signed(narrow[which][row], numbers[which], four),
+                                    false => V::dot(narrow[which][row], numbers[which], four),
+                                };
+                            }
+                        }
+                    }
+                    for which in 0..2 {
+                        for row in 0..X {
+                            products[which][row] = V::widened(B::BITS, products[which][row], narrow[which][row]);
                         }
                     }
                 }
@@ -292,15 +309,19 @@ unsafe fn add_group<B: InterleavedBlock, V: WholeVectors, const X: usize, const 
     group: Group,
     to: At,
 ) -> usize {
-    for row in (0..INTERLEAVED_ROWS).step_by(V::LANES) {
-        // SAFETY: as the caller promises.
-        unsafe {
-            let mut totals = [V::splat(0.0); X];
-            for block in 0..group.blocks {
-                let at = group.at.add(block * INTERLEAVED_ROWS * B::BLOCK_BYTES);
-                let x = x.behind::<B>(block);
-                totals = add_block::<B, V, X, AHEAD>(Interleaved { at, row }, x, totals);
+    // SAFETY: as the caller promises.
+    unsafe {
+        // Of all rows before the next block: of vectors that take half of a line, the second finds it in the first cache, and memory is
+        // read without a break.
+        let mut totals = [[V::splat(0.0); X]; MOST_VECTORS];
+        for block in 0..group.blocks {
+            let at = group.at.add(block * INTERLEAVED_ROWS * B::BLOCK_BYTES);
+            let x = x.behind::<B>(block);
+            for (row, totals) in (0..INTERLEAVED_ROWS).step_by(V::LANES).zip(&mut totals) {
+                *totals = add_block::<B, V, X, AHEAD>(Interleaved { at, row }, x, *totals);
             }
+        }
+        for (row, totals) in (0..INTERLEAVED_ROWS).step_by(V::LANES).zip(totals) {
             for (of_x, total) in totals.into_iter().enumerate() {
                 let mut sums = [0f32; INTERLEAVED_ROWS];
                 V::store(sums.as_mut_ptr(), total);
@@ -355,7 +376,7 @@ vectors!(Wide, "avx512f,avx512bw,avx512vnni,avx2,fma,f16c", 8);
 #[cfg(target_arch = "x86_64")]
 vectors!(Narrow, "avx2,fma,f16c,avxvnni", 2);
 #[cfg(target_arch = "x86_64")]
-vectors!(Pairs, "avx2,fma,f16c", 2);
+vectors!(Pairs, "avx2,fma,f16c", 4);
 #[cfg(target_arch = "x86_64")]
 vectors!(Twice<Narrow>, "avx2,fma,f16c,avxvnni", 2);
 #[cfg(target_arch = "x86_64")]
@@ -372,6 +393,8 @@ mod tests {
     use crate::interleaved::has_products;
     use crate::noise::noise;
     use crate::processor::Processor;
+    #[cfg(target_arch = "x86_64")]
+    use crate::processor::WholeNumbers;
     use crate::products::{Output, Weights};
     use crate::whole_rows::WholeRows;
 
@@ -416,7 +439,18 @@ mod tests {
                     let mut numbers = vec![0f32; rows * columns];
                     decode(Processor::Portable, format, &in_order, &mut numbers);
                     let x = noise(count * columns, 4);
-                    let rounded = WholeRows::new(format, &x, columns, None).unwrap();
+                    // Those that are laid out may share scales.
+                    let sharing = match processor {
+                        #[cfg(target_arch = "x86_64")]
+                        Processor::Avx512(_, WholeNumbers::Fours)
+                        | Processor::Avx2(_, WholeNumbers::Fours)
+                            if count >= 8 =>
+                        {
+                            crate::integer_panels::sharing(format)
+                        }
+                        _ => 1,
+                    };
+                    let rounded = WholeRows::sharing(format, &x, columns, None, sharing).unwrap();
                     let result = products(processor, format, &weights, &x, columns);
                     for (of_x, sums) in result.chunks_exact(rows).enumerate() {
                         let what =

@@ -1,5 +1,5 @@
 //! Products of a few rows with rows of plain numbers, in f32 and vectors of sixteen: for processors with AMX, which wait for memory unless
-//! it is asked.
+//! it is asked. Those with AVX2 have the same in vectors of eight, and fewer rows of weights at a time.
 //!
 //! One row of `x` meets rows of weights one after the other, which are asked for well ahead: memory is all the time it takes. More rows
 //! are multiplied in tiles, of four rows of weights, whose sums stay in the registers: each vector that is read then takes part in several
@@ -11,13 +11,17 @@
 //! rows that have shares.
 
 use std::arch::x86_64::{
-    __m512, __mmask16, _mm256_loadu_si256, _mm256_maskz_loadu_epi16, _mm512_castsi512_ps,
-    _mm512_cvtepu16_epi32, _mm512_cvtph_ps, _mm512_fmadd_ps, _mm512_load_ps, _mm512_loadu_ps,
-    _mm512_maskz_loadu_ps, _mm512_set1_ps, _mm512_setzero_ps, _mm512_slli_epi32, _mm512_storeu_ps,
+    __m256, __m512, __mmask16, _mm_loadu_si128, _mm256_castsi256_ps, _mm256_cvtepu16_epi32, _mm256_cvtph_ps,
+    _mm256_fmadd_ps, _mm256_load_ps, _mm256_loadu_ps, _mm256_loadu_si256, _mm256_maskz_loadu_epi16,
+    _mm256_setzero_ps, _mm256_slli_epi32, _mm512_castsi512_ps, _mm512_cvtepu16_epi32, _mm512_cvtph_ps,
+    _mm512_fmadd_ps, _mm512_load_ps, _mm512_loadu_ps, _mm512_maskz_loadu_ps, _mm512_set1_ps,
+    _mm512_setzero_ps, _mm512_slli_epi32, _mm512_storeu_ps,
 };
 
 use crate::block_format::BlockFormat;
-use crate::block_vectors::{AHEAD_IN_SECOND_CACHE, LINE, ask_for, ask_second_cache, totals_of_sixteen};
+use crate::block_vectors::{
+    AHEAD_IN_SECOND_CACHE, LINE, ask_for, ask_second_cache, totals_of_eight, totals_of_sixteen,
+};
 use crate::processor::{Processor, WholeNumbers};
 use crate::products::Output;
 
@@ -25,6 +29,10 @@ use crate::products::Output;
 const LANES: usize = 16;
 /// Rows of weights of a tile.
 const ROWS: usize = 4;
+/// Numbers of a vector of AVX2.
+const EIGHT: usize = 8;
+/// Numbers of a row that those are multiplied with at a time: what a tile has of `x` is in the first cache for all of its rows.
+const PART: usize = 512;
 /// Rows of `x` of a tile at most: their sums with all rows of weights, and a vector of each of those, are nearly all of 32 registers.
 const X_ROWS: usize = 6;
 /// How many bytes ahead each row of a tile is asked for, in the first cache: there the processor sees by itself what comes next.
@@ -37,6 +45,8 @@ struct Vector([f32; LANES]);
 
 /// A few rows that rows of plain numbers are multiplied with.
 pub(crate) struct PlainRows {
+    /// Whether vectors have sixteen numbers, and not eight.
+    sixteen: bool,
     format: BlockFormat,
     columns: usize,
     count: usize,
@@ -46,9 +56,35 @@ pub(crate) struct PlainRows {
 
 impl PlainRows {
     /// `x` (count, columns) for weights in `format`; none where another way is quicker.
+    pub(crate) fn of_weights(
+        processor: Processor,
+        format: BlockFormat,
+        x: &[f32],
+        columns: usize,
+    ) -> Option<Self> {
+        match processor {
+            Processor::Avx2(_, WholeNumbers::Pairs | WholeNumbers::Fours) => {
+                // Whole lines in every format.
+                columns
+                    .is_multiple_of(LINE / 2)
+                    .then(|| Self::in_vectors(false, format, x, columns))
+                    .flatten()
+            }
+            _ => Self::new(processor, format, x, columns),
+        }
+    }
+
+    /// The same for keys and values, which processors with AMX only are quicker with.
     pub(crate) fn new(processor: Processor, format: BlockFormat, x: &[f32], columns: usize) -> Option<Self> {
+        match processor {
+            Processor::Avx512(_, WholeNumbers::Tiles) => Self::in_vectors(true, format, x, columns),
+            _ => None,
+        }
+    }
+
+    fn in_vectors(sixteen: bool, format: BlockFormat, x: &[f32], columns: usize) -> Option<Self> {
         let count = x.len() / columns;
-        if count > most(format) || !matches!(processor, Processor::Avx512(_, WholeNumbers::Tiles)) {
+        if count > most(format) {
             return None;
         }
         let vectors = columns.div_ceil(LANES);
@@ -62,7 +98,7 @@ impl PlainRows {
                 }
             }
         }
-        Some(Self { format, columns, count, x: laid_out })
+        Some(Self { sixteen, format, columns, count, x: laid_out })
     }
 
     /// Adds the products with some rows, the bytes of which are `rows`; their results are the columns from `column` on.
@@ -81,7 +117,7 @@ impl PlainRows {
     }
 
     /// # Safety
-    /// As [`Self::add`], the weights are numbers of this kind, and the processor has AVX-512.
+    /// As [`Self::add`], and the weights are numbers of this kind.
     unsafe fn add_as<N: Numbers>(&self, rows: &[u8], column: usize, output: Output) {
         let row_bytes = self.columns * N::BYTES;
         let vectors = self.columns.div_ceil(LANES);
@@ -93,20 +129,33 @@ impl PlainRows {
                 let x = &self.x[first * vectors..(first + x_rows) * vectors];
                 // SAFETY: the rows have the numbers of a row of `x`, and the caller promises the instructions.
                 let totals = unsafe {
-                    match (tile, x_rows) {
-                        (0, 1) => totals::<N, 1, false>(rows, self.columns, x, next),
-                        (0, 2) => totals::<N, 2, false>(rows, self.columns, x, next),
-                        (0, 3) => totals::<N, 3, false>(rows, self.columns, x, next),
-                        (0, 4) => totals::<N, 4, false>(rows, self.columns, x, next),
-                        (0, 5) => totals::<N, 5, false>(rows, self.columns, x, next),
-                        (0, _) => totals::<N, X_ROWS, false>(rows, self.columns, x, next),
-                        (_, 3) => totals::<N, 3, true>(rows, self.columns, x, next),
-                        (_, 4) => totals::<N, 4, true>(rows, self.columns, x, next),
-                        (_, 5) => totals::<N, 5, true>(rows, self.columns, x, next),
-                        (_, _) => totals::<N, X_ROWS, true>(rows, self.columns, x, next),
+                    match self.sixteen {
+                        true => match (tile, x_rows) {
+                            (0, 1) => totals::<N, 1, false>(rows, self.columns, x, next),
+                            (0, 2) => totals::<N, 2, false>(rows, self.columns, x, next),
+                            (0, 3) => totals::<N, 3, false>(rows, self.columns, x, next),
+                            (0, 4) => totals::<N, 4, false>(rows, self.columns, x, next),
+                            (0, 5) => totals::<N, 5, false>(rows, self.columns, x, next),
+                            (0, _) => totals::<N, X_ROWS, false>(rows, self.columns, x, next),
+                            (_, 3) => totals::<N, 3, true>(rows, self.columns, x, next),
+                            (_, 4) => totals::<N, 4, true>(rows, self.columns, x, next),
+                            (_, 5) => totals::<N, 5, true>(rows, self.columns, x, next),
+                            (_, _) => totals::<N, X_ROWS, true>(rows, self.columns, x, next),
+                        },
+                        false => {
+                            let asked = Asked { next, tile, tiles: tiles(self.count) };
+                            match x_rows {
+                                1 => totals_in_eights::<N, 1>(rows, self.columns, x, asked),
+                                2 => totals_in_eights::<N, 2>(rows, self.columns, x, asked),
+                                3 => totals_in_eights::<N, 3>(rows, self.columns, x, asked),
+                                4 => totals_in_eights::<N, 4>(rows, self.columns, x, asked),
+                                5 => totals_in_eights::<N, 5>(rows, self.columns, x, asked),
+                                _ => totals_in_eights::<N, X_ROWS>(rows, self.columns, x, asked),
+                            }
+                        }
                     }
                 };
-                if tile > 0 {
+                if self.sixteen && tile > 0 {
                     next = next.wrapping_add(row_bytes / ROWS);
                 }
                 for (of_x, totals) in totals.iter().enumerate().take(x_rows) {
@@ -119,7 +168,7 @@ impl PlainRows {
 
     /// Whether rows are whole vectors, which [`Self::add_shares`] needs.
     pub(crate) fn of_whole_vectors(&self) -> bool {
-        self.columns.is_multiple_of(LANES)
+        self.sixteen && self.columns.is_multiple_of(LANES)
     }
 
     /// Adds rows of the weights' format, each times its share, to sums (count, columns): the shares of a row of sums are `stride` from those
@@ -288,6 +337,114 @@ unsafe fn products<N: Numbers, const R: usize, const X: usize, const NEXT: bool>
     }
 }
 
+/// What a tile of vectors of eight asks for: one of as many lines as there are tiles, so that all of them ask for the four rows from `next`
+/// on, without a break.
+#[derive(Clone, Copy)]
+struct Asked {
+    next: *const u8,
+    tile: usize,
+    tiles: usize,
+}
+
+/// [`totals`] in vectors of eight.
+///
+/// # Safety
+/// The processor has AVX2, FMA and F16C, and both have rows of `columns` numbers, which are whole lines of the caches.
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe fn totals_in_eights<N: Numbers, const X: usize>(
+    rows: &[u8],
+    columns: usize,
+    x: &[Vector],
+    asked: Asked,
+) -> [[f32; ROWS]; X_ROWS] {
+    let row_bytes = columns * N::BYTES;
+    let mut sums = [[_mm256_setzero_ps(); ROWS]; X];
+    // As many rows together as there are registers for, and enough sums that they need not wait for each other.
+    let together = match rows.len() == ROWS * row_bytes {
+        true if X <= 2 => ROWS,
+        true => 2,
+        false => 1,
+    };
+    for from in (0..columns).step_by(PART) {
+        let length = PART.min(columns - from);
+        let x = x[from / LANES * X..].as_ptr();
+        for (index, rows) in rows.chunks_exact(together * row_bytes).enumerate() {
+            let first = index * together;
+            let next = asked.next.wrapping_add(first * row_bytes + from * N::BYTES);
+            let asked = Asked { next, ..asked };
+            macro_rules! add {
+                ($rows:expr) => {{
+                    let mut of_rows = [[_mm256_setzero_ps(); $rows]; X];
+                    for (of_rows, sums) in of_rows.iter_mut().zip(&sums) {
+                        of_rows.copy_from_slice(&sums[first..first + $rows]);
+                    }
+                    let weights = (rows[from * N::BYTES..].as_ptr(), row_bytes);
+                    // SAFETY: as the caller promises.
+                    of_rows =
+                        unsafe { added_in_eights::<N, { $rows }, X>(weights, length, x, of_rows, asked) };
+                    for (sums, of_rows) in sums.iter_mut().zip(of_rows) {
+                        sums[first..first + $rows].copy_from_slice(&of_rows);
+                    }
+                }};
+            }
+            match together {
+                ROWS => add!(ROWS),
+                2 => add!(2),
+                _ => add!(1),
+            }
+        }
+    }
+    let mut totals = [[0.0; ROWS]; X_ROWS];
+    for (totals, sums) in totals.iter_mut().zip(sums) {
+        // SAFETY: the processor has AVX2.
+        *totals = unsafe { totals_of_eight(sums) };
+    }
+    totals
+}
+
+/// Sums with the products of some numbers of `R` rows of weights, `row_bytes` from each other, and `X` rows of `x` added to them.
+///
+/// # Safety
+/// As [`totals_in_eights`].
+#[inline(always)]
+unsafe fn added_in_eights<N: Numbers, const R: usize, const X: usize>(
+    (weights, row_bytes): (*const u8, usize),
+    length: usize,
+    x: *const Vector,
+    mut sums: [[__m256; R]; X],
+    asked: Asked,
+) -> [[__m256; R]; X] {
+    // SAFETY: as the caller promises; what is asked for may be nobody's.
+    unsafe {
+        let of_a_line = LINE / N::BYTES;
+        let mut until_asked = asked.tile;
+        for first in (0..length).step_by(of_a_line) {
+            if until_asked == 0 {
+                until_asked = asked.tiles;
+                for row in 0..R {
+                    ask_second_cache(asked.next.wrapping_add(row * row_bytes + first * N::BYTES));
+                }
+            }
+            until_asked -= 1;
+            for vector in 0..of_a_line / EIGHT {
+                let place = first + vector * EIGHT;
+                let mut numbers = [_mm256_setzero_ps(); R];
+                for row in 0..R {
+                    numbers[row] = N::read_eight(weights.add(row * row_bytes + place * N::BYTES));
+                }
+                for of_x in 0..X {
+                    let x = x.add(place / LANES * X + of_x).cast::<f32>().add(place % LANES);
+                    let x = _mm256_load_ps(x);
+                    for row in 0..R {
+                        sums[of_x][row] = _mm256_fmadd_ps(numbers[row], x, sums[of_x][row]);
+                    }
+                }
+            }
+        }
+        sums
+    }
+}
+
 /// Adds rows of plain numbers, each times its share, to `S` rows of sums, in columns `first` and on of `width`: `V` vectors. The shares of
 /// a row of sums are `stride` from those of the next one.
 ///
@@ -337,6 +494,8 @@ trait Numbers {
     /// Bytes of a number.
     const BYTES: usize;
 
+    /// Eight numbers.
+    unsafe fn read_eight(at: *const u8) -> __m256;
     /// A vector of numbers.
     unsafe fn read(at: *const u8) -> __m512;
     /// Those of `some`, and zeros for the others, which are not read.
@@ -349,8 +508,14 @@ impl Numbers for InF32 {
     const BYTES: usize = 4;
 
     #[inline(always)]
-    unsafe fn read(at: *const u8) -> __m512 {
+    unsafe fn read_eight(at: *const u8) -> __m256 {
         // SAFETY: whoever calls it has the numbers and the instructions, here and below.
+        unsafe { _mm256_loadu_ps(at.cast()) }
+    }
+
+    #[inline(always)]
+    unsafe fn read(at: *const u8) -> __m512 {
+        // SAFETY: as above.
         unsafe { _mm512_loadu_ps(at.cast()) }
     }
 
@@ -365,6 +530,12 @@ struct InF16;
 
 impl Numbers for InF16 {
     const BYTES: usize = 2;
+
+    #[inline(always)]
+    unsafe fn read_eight(at: *const u8) -> __m256 {
+        // SAFETY: as above.
+        unsafe { _mm256_cvtph_ps(_mm_loadu_si128(at.cast())) }
+    }
 
     #[inline(always)]
     unsafe fn read(at: *const u8) -> __m512 {
@@ -383,6 +554,14 @@ struct InBf16;
 
 impl Numbers for InBf16 {
     const BYTES: usize = 2;
+
+    #[inline(always)]
+    unsafe fn read_eight(at: *const u8) -> __m256 {
+        // SAFETY: as above.
+        unsafe {
+            _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128(at.cast())), 16))
+        }
+    }
 
     #[inline(always)]
     unsafe fn read(at: *const u8) -> __m512 {
@@ -409,10 +588,13 @@ mod tests {
 
     const FORMATS: [BlockFormat; 3] = [BlockFormat::F32, BlockFormat::F16, BlockFormat::BF16];
 
-    /// The processors that multiply this way.
-    fn processors() -> impl Iterator<Item = Processor> {
-        let found = |processor: &Processor| PlainRows::new(*processor, BlockFormat::F32, &[1.0], 1).is_some();
-        Processor::tested().into_iter().filter(found)
+    /// The processors that multiply rows of so many numbers this way.
+    fn processors(columns: usize) -> impl Iterator<Item = Processor> {
+        let x = vec![1.0; columns];
+        let takes = move |processor: &Processor| {
+            PlainRows::of_weights(*processor, BlockFormat::F32, &x, columns).is_some()
+        };
+        Processor::tested().into_iter().filter(takes)
     }
 
     /// The products of all rows with those of `bytes`, of which `split` belong to a first task.
@@ -432,15 +614,27 @@ mod tests {
 
     #[test]
     fn rows_of_any_length_and_number_give_their_sums() {
-        for processor in processors() {
-            for format in FORMATS {
-                for (rows, columns) in [(1, 1), (9, 15), (4, 16), (7, 33), (5, 64), (6, 129), (13, 1100)] {
+        for (rows, columns) in [
+            (1, 1),
+            (9, 15),
+            (4, 16),
+            (1, 32),
+            (7, 33),
+            (5, 64),
+            (6, 129),
+            (3, 512),
+            (11, 608),
+            (13, 1100),
+            (18, 1184),
+        ] {
+            for processor in processors(columns) {
+                for format in FORMATS {
                     let bytes = format.encode(&noise(rows * columns, 41), columns).unwrap();
                     let mut numbers = vec![0f32; rows * columns];
                     crate::block_format::decode(Processor::Portable, format, &bytes, &mut numbers);
                     for count in (1..=2 * X_ROWS + 5).chain([most(format)]) {
                         let x = noise(count * columns, 42);
-                        let plain = PlainRows::new(processor, format, &x, columns).unwrap();
+                        let plain = PlainRows::of_weights(processor, format, &x, columns).unwrap();
                         let result = products(&plain, &bytes, rows, 2.0);
                         let pairs = x
                             .chunks_exact(columns)
@@ -466,20 +660,27 @@ mod tests {
 
     #[test]
     fn a_row_gives_the_same_beside_others_and_in_any_task() {
-        let (rows, columns, count) = (11, 200, 17);
-        let x = noise(count * columns, 43);
-        for processor in processors() {
-            for format in FORMATS {
+        let (rows, count) = (11, 17);
+        for (columns, format) in
+            [200, 608].into_iter().flat_map(|columns| FORMATS.map(|format| (columns, format)))
+        {
+            let x = noise(count * columns, 43);
+            for processor in processors(columns) {
                 let bytes = format.encode(&noise(rows * columns, 44), columns).unwrap();
                 let alone: Vec<f32> = x
                     .chunks_exact(columns)
                     .flat_map(|x| {
-                        products(&PlainRows::new(processor, format, x, columns).unwrap(), &bytes, rows, 0.0)
+                        products(
+                            &PlainRows::of_weights(processor, format, x, columns).unwrap(),
+                            &bytes,
+                            rows,
+                            0.0,
+                        )
                     })
                     .collect();
                 for count in [2, 4, 7, 12, count] {
                     let x = &x[..count * columns];
-                    let plain = PlainRows::new(processor, format, x, columns).unwrap();
+                    let plain = PlainRows::of_weights(processor, format, x, columns).unwrap();
                     for split in [0, 1, 4, 6] {
                         let together = products(&plain, &bytes, split, 0.0);
                         assert_eq!(together, alone[..count * rows], "{}, {count}, {split}", format.name());
@@ -493,10 +694,10 @@ mod tests {
     fn many_rows_and_rows_in_blocks_are_for_others() {
         for processor in Processor::tested() {
             let many = vec![1.0; (most(BlockFormat::F16) + 1) * 32];
-            assert!(PlainRows::new(processor, BlockFormat::F16, &many, 32).is_none());
-            assert!(PlainRows::new(processor, BlockFormat::Q8_0, &many[..32], 32).is_none());
+            assert!(PlainRows::of_weights(processor, BlockFormat::F16, &many, 32).is_none());
+            assert!(PlainRows::of_weights(processor, BlockFormat::Q8_0, &many[..32], 32).is_none());
             assert!(
-                PlainRows::new(processor.without_whole_numbers(), BlockFormat::F16, &many[..32], 32)
+                PlainRows::of_weights(processor.without_whole_numbers(), BlockFormat::F16, &many[..32], 32)
                     .is_none()
             );
         }

@@ -30,7 +30,8 @@ pub(crate) enum Processor {
 pub(crate) enum WholeNumbers {
     /// In f32, as they are.
     None,
-    /// Rounded to 8 bits, few rows only: products are added up in pairs of 16 bits.
+    /// Rounded to 8 bits: products are added up in pairs of 16 bits. Many rows beside weights of more than five bits only where f32 has
+    /// vectors of eight.
     #[cfg(target_arch = "x86_64")]
     Pairs,
     /// Rounded to 8 bits: four products are added up at once (VNNI, dot products).

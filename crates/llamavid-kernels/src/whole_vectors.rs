@@ -18,6 +18,8 @@ pub(crate) trait WholeVectors: Copy {
     type Numbers: Copy;
     /// Rows of a vector.
     const LANES: usize;
+    /// Whether products are added up in pairs of 16 bits, where weights of 8 bits are to have their sign.
+    const IN_PAIRS: bool = false;
 
     unsafe fn splat(value: f32) -> Self::Numbers;
     unsafe fn splat_whole(value: i32) -> Self::Whole;
@@ -29,6 +31,19 @@ pub(crate) trait WholeVectors: Copy {
     unsafe fn store(at: *mut f32, values: Self::Numbers);
     #[cfg(target_arch = "x86_64")]
     unsafe fn store_whole(at: *mut u8, values: Self::Whole);
+    /// How many times [`Self::dot`] may add products of weights of so many bits to sums that began with [`Self::narrow`].
+    fn run(_bits: u32) -> usize {
+        usize::MAX
+    }
+    /// What [`Self::dot`] adds products to: `sums`, or sums of fewer bits, which [`Self::widened`] adds to them.
+    #[inline(always)]
+    unsafe fn narrow(_bits: u32, sums: Self::Whole) -> Self::Whole {
+        sums
+    }
+    #[inline(always)]
+    unsafe fn widened(_bits: u32, _sums: Self::Whole, narrow: Self::Whole) -> Self::Whole {
+        narrow
+    }
     /// Adds the products of four weights without a sign with four numbers of `x`.
     unsafe fn dot(sums: Self::Whole, weights: Self::Whole, x: Self::Whole) -> Self::Whole;
     /// The same of weights of 8 bits with a sign, where sums begin with [`Self::begin_signed`].

@@ -63,11 +63,14 @@ impl Narrow {
         }
     }
 
-    /// Adds the products of rows with a panel to sums.
-    fn add_products(self, processor: Processor, panel: &[Step], x: Rows, sums: &mut [Step]) {
+    /// Writes the sums of products of rows with a panel.
+    fn products(self, processor: Processor, panel: &[Step], x: Rows, sums: &mut [Step]) {
         let ahead = &mut Ahead::nothing();
         match self {
-            Self::No => processor.run(Tiles { panel, x, sums, ahead }),
+            Self::No => {
+                sums.fill(Step::ZERO);
+                processor.run(Tiles { panel, x, sums, ahead });
+            }
             // SAFETY: the processor has the instructions, see `of`.
             #[cfg(target_arch = "x86_64")]
             Self::Pairs => unsafe { groups::pairs(panel, x, sums, ahead) },
@@ -88,19 +91,6 @@ impl Narrow {
             }
         }
     }
-
-    /// Rows of `width` as they are multiplied, one after the other; `narrowed` has room for them.
-    fn rows<'a>(self, rows: &'a [f32], width: usize, narrowed: &'a mut Vec<f32>) -> Rows<'a> {
-        if self == Self::No {
-            return Rows { values: rows, stride: width };
-        }
-        let stride = self.room(width);
-        let narrowed = room(narrowed, rows.len() / width * stride, 0.0);
-        for (row, into) in rows.chunks_exact(width).zip(narrowed.chunks_exact_mut(stride)) {
-            self.numbers(row, into);
-        }
-        Rows { values: narrowed, stride }
-    }
 }
 
 impl Packed<'_> {
@@ -119,7 +109,7 @@ impl Packed<'_> {
         let scale = (width as f32).sqrt().recip();
         share_out(frames * heads, rooms, |scratch, task| {
             let (frame, head) = (task / heads, task % heads);
-            let Room { keys, values: of_values, sums, shares, pairs, .. } = scratch;
+            let Room { keys, values: of_values, sums, shares, .. } = scratch;
             let keys = room(keys, key_panels * key_steps, Step::ZERO);
             let of_values = room(of_values, value_panels * value_steps, Step::ZERO);
             let of_frame = &values[frame * rows * stride..][..rows * stride];
@@ -134,16 +124,26 @@ impl Packed<'_> {
                 let count = BLOCK.min(rows - first);
                 let sums = room(sums, count * key_panels.max(value_panels), Step::ZERO);
                 let sums_of = |panels: &[Step], length: usize, x: Rows, sums: &mut [Step]| {
-                    sums.fill(Step::ZERO);
                     for (panel, sums) in panels.chunks_exact(length).zip(sums.chunks_exact_mut(count)) {
-                        narrow.add_products(processor, panel, x, sums);
+                        narrow.products(processor, panel, x, sums);
                     }
                 };
                 sums_of(keys, key_steps, queries.from(first), &mut sums[..key_panels * count]);
-                let shares = room(shares, count * rows, 0.0);
-                gather(sums, count, scale, rows, shares);
-                softmax::normalise(rows, rows, shares);
-                let shares = narrow.rows(shares, rows, pairs);
+                let shares = room(shares, count * value_steps, 0.0);
+                match narrow {
+                    Narrow::No => {
+                        gather(sums, count, scale, rows, shares);
+                        softmax::normalise(rows, rows, shares);
+                    }
+                    #[cfg(target_arch = "x86_64")]
+                    Narrow::Pairs => {
+                        for (row, shares) in shares.chunks_exact_mut(value_steps).enumerate() {
+                            // SAFETY: the processor has the instructions, see `of`.
+                            unsafe { groups::share(&mut sums[row..], count, rows, scale, shares) };
+                        }
+                    }
+                }
+                let shares = Rows { values: shares, stride: value_steps };
                 let sums = &mut sums[..value_panels * count];
                 sums_of(of_values, value_steps, shares, sums);
                 for (index, sums) in sums.chunks_exact(count).enumerate() {

@@ -2,17 +2,14 @@
 //! rounded to 8, else in three ([`super::lines`]).
 
 use std::arch::x86_64::{
-    __m512i, _MM_FROUND_NO_EXC, _MM_FROUND_TO_NEAREST_INT, _mm512_add_ps, _mm512_fmadd_ps, _mm512_fmsub_ps,
-    _mm512_load_ps, _mm512_load_si512, _mm512_mask_max_ps, _mm512_maskz_scalef_ps, _mm512_max_ps,
-    _mm512_mul_ps, _mm512_reduce_add_ps, _mm512_reduce_max_ps, _mm512_roundscale_ps, _mm512_set1_ps,
-    _mm512_setzero_ps, _mm512_setzero_si512, _mm512_shuffle_i32x4, _mm512_store_ps, _mm512_store_si512,
-    _mm512_sub_ps, _mm512_unpackhi_epi32, _mm512_unpackhi_epi64, _mm512_unpacklo_epi32,
-    _mm512_unpacklo_epi64,
+    __m512i, _mm512_load_ps, _mm512_load_si512, _mm512_mul_ps, _mm512_set1_ps, _mm512_setzero_si512,
+    _mm512_shuffle_i32x4, _mm512_store_si512, _mm512_unpackhi_epi32, _mm512_unpackhi_epi64,
+    _mm512_unpacklo_epi32, _mm512_unpacklo_epi64,
 };
 
 use super::attention::{Narrow, Packed};
 use super::groups;
-use super::lines::{LANES, Line, PIECES, SPAN, copy_pairs, mask, split, split_numbers, split_rows};
+use super::lines::{LANES, Line, PIECES, SPAN, copy_pairs, split, split_numbers, split_rows};
 use super::matrices::{Begin, Product, ROWS, STEP, Whole, multiply};
 use super::parts::{PANEL, Step, Target};
 use super::tasks::{Room, room, share_out};
@@ -153,63 +150,21 @@ unsafe fn lay_out<const COUNT: usize>(row: &[f32], into: &mut [Line], steps: usi
 /// Writes the softmax of a row of scores times `scale` in pieces, 0 behind its end. Each panel's scores are [`ROWS`] steps behind those
 /// of the one before.
 ///
-/// e^x is 2^x to 2e-7 of its value, to 5e-5 where one piece of it is wanted; less than 2^-1000 counts as that.
-///
 /// # Safety
 /// The processor has AVX-512.
 #[target_feature(enable = "avx512f")]
 unsafe fn share<const COUNT: usize>(sums: &mut [Step], length: usize, scale: f32, into: &mut [Line]) {
-    /// ln 2 to the power of each place, by its factorial, from the last one on.
-    const TERMS: [f32; 8] = [
-        1.525_273_4e-5,
-        1.540_353e-4,
-        1.333_355_8e-3,
-        9.618_129e-3,
-        5.550_411e-2,
-        2.402_265_1e-1,
-        std::f32::consts::LN_2,
-        1.0,
-    ];
     let panels = length.div_ceil(PANEL);
-    assert!(
-        (panels - 1) * ROWS < sums.len() && ((panels - 1) * COUNT + COUNT - 1) * STEP < into.len(),
-        "scores and lines of a row"
-    );
-    let (sums, into): (*mut f32, *mut Line) = (sums.as_mut_ptr().cast(), into.as_mut_ptr());
-    let place = |vector: usize| vector / 2 * ROWS * PANEL + vector % 2 * LANES;
-    let vectors = length.div_ceil(LANES);
+    assert!(((panels - 1) * COUNT + COUNT - 1) * STEP < into.len(), "lines of a row");
     // SAFETY: there are scores in each panel, and two vectors of them in a step; a line for each piece.
     unsafe {
-        let mut largest = _mm512_set1_ps(f32::NEG_INFINITY);
-        for vector in 0..vectors {
-            let used = mask(length - vector * LANES);
-            let scores = _mm512_load_ps(sums.add(place(vector)));
-            // What is no number is passed over.
-            largest = _mm512_mask_max_ps(largest, used, scores, largest);
-        }
-        let factor = scale * std::f32::consts::LOG2_E;
-        let largest = _mm512_set1_ps(_mm512_reduce_max_ps(largest) * factor);
-        let mut total = _mm512_setzero_ps();
-        for vector in 0..2 * panels {
-            let used = mask(length.saturating_sub(vector * LANES));
-            let at = sums.add(place(vector));
-            let x = _mm512_fmsub_ps(_mm512_load_ps(at), _mm512_set1_ps(factor), largest);
-            // What is no number stays so.
-            let x = _mm512_max_ps(_mm512_set1_ps(-1000.0), x);
-            let whole = _mm512_roundscale_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(x);
-            let rest = _mm512_sub_ps(x, whole);
-            let terms = if COUNT == 1 { &TERMS[3..] } else { &TERMS[..] };
-            let mut power = _mm512_set1_ps(terms[0]);
-            for term in &terms[1..] {
-                power = _mm512_fmadd_ps(power, rest, _mm512_set1_ps(*term));
-            }
-            let power = _mm512_maskz_scalef_ps(used, power, whole);
-            total = _mm512_add_ps(total, power);
-            _mm512_store_ps(at, power);
-        }
-        let part = _mm512_set1_ps(_mm512_reduce_add_ps(total).recip());
+        let part = match COUNT {
+            1 => groups::exponentials::<true>(sums, ROWS, length, scale),
+            _ => groups::exponentials::<false>(sums, ROWS, length, scale),
+        };
+        let (part, into) = (_mm512_set1_ps(part), into.as_mut_ptr());
         for panel in 0..panels {
-            let at = sums.add(place(2 * panel));
+            let at: *const f32 = (&raw const sums[panel * ROWS]).cast();
             let shares =
                 [_mm512_mul_ps(_mm512_load_ps(at), part), _mm512_mul_ps(_mm512_load_ps(at.add(LANES)), part)];
             split::<COUNT>(shares, into.add(panel * COUNT * STEP), STEP);

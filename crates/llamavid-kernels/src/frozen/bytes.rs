@@ -25,8 +25,9 @@ use crate::vector::{NEAREST, multiply_add, widest};
 
 /// Numbers that one instruction multiplies and adds up in a lane.
 pub(super) const TOGETHER: usize = 4;
-/// Numbers of a row that lie together: a panel's part of as many columns stays in the first cache.
-pub(super) const BYTES: usize = 2 * PART;
+/// Numbers of a row that lie together: a panel's part of as many columns stays in the first cache, or comes from the second one sooner than it
+/// is multiplied. With fewer, sums are read and written more often.
+pub(super) const BYTES: usize = 4 * PART;
 /// Numbers of a row of weights that there is room for at least, and multiples of them: those of a tile's rows.
 const WHOLE: usize = 64;
 /// Numbers of a row of `x` up to which it is not rounded: little is gained, and patches of small encoders would turn too far.
@@ -125,7 +126,30 @@ impl BytePanels {
         self.numbers.get(first + columns.start / TOGETHER..last).unwrap_or_default()
     }
 
-    /// The same as [`Self::scale`] in vectors.
+    /// What sums of whole numbers of rows with a panel stand for, with a bias and with the products of large numbers.
+    pub(super) fn scale(
+        &self,
+        processor: Processor,
+        panel: usize,
+        (whole, x): (&[Sums], &[RoundedRow]),
+        bias: &Step,
+        sums: &mut [Step],
+    ) {
+        #[cfg(target_arch = "x86_64")]
+        if let Processor::Avx512(..) = processor {
+            // SAFETY: the processor has AVX-512.
+            return unsafe { self.scale_in_vectors(panel, whole, x, bias, sums) };
+        }
+        #[cfg(not(target_arch = "x86_64"))]
+        let _ = processor;
+        scale(whole, x, (&self.scales[panel], &self.totals[panel]), bias, sums);
+        if x.iter().any(|row| !row.large.is_empty()) {
+            let numbers = &self.numbers[panel * self.steps..][..self.steps];
+            add_large(numbers, &self.scales[panel], x, sums);
+        }
+    }
+
+    /// The same in vectors.
     ///
     /// # Safety
     /// The processor has AVX-512.
@@ -141,22 +165,6 @@ impl BytePanels {
         let numbers = &self.numbers[panel * self.steps..][..self.steps];
         // SAFETY: as the caller promises.
         unsafe { groups::scale(whole, x, (&self.scales[panel], &self.totals[panel], bias), numbers, sums) };
-    }
-
-    /// What sums of whole numbers of a panel stand for, with a bias and with the products of large numbers.
-    pub(super) fn scale(
-        &self,
-        panel: usize,
-        whole: &[Sums],
-        x: &[RoundedRow],
-        bias: &Step,
-        sums: &mut [Step],
-    ) {
-        scale(whole, x, (&self.scales[panel], &self.totals[panel]), bias, sums);
-        if x.iter().any(|row| !row.large.is_empty()) {
-            let numbers = &self.numbers[panel * self.steps..][..self.steps];
-            add_large(numbers, &self.scales[panel], x, sums);
-        }
     }
 }
 

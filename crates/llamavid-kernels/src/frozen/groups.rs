@@ -1,19 +1,22 @@
 //! Tiles of AVX-512 whose lanes multiply all that lies in 32 bits at once: four whole numbers, or two numbers of 16 bits.
 
 use std::arch::x86_64::{
-    __m256i, __m512, __m512bh, __m512i, _CMP_LT_OQ, _mm512_abs_ps, _mm512_add_ps, _mm512_and_si512,
-    _mm512_castps_si512, _mm512_castsi512_ps, _mm512_castsi512_si256, _mm512_cmp_ps_mask, _mm512_cvtepi32_ps,
-    _mm512_cvtepu16_epi32, _mm512_cvtne2ps_pbh, _mm512_dpbf16_ps, _mm512_dpbusd_epi32,
-    _mm512_extracti64x4_epi64, _mm512_fmadd_ps, _mm512_fnmadd_ps, _mm512_loadu_ps, _mm512_loadu_si512,
-    _mm512_mask_mov_ps, _mm512_mask_storeu_epi32, _mm512_mask_storeu_ps, _mm512_maskz_loadu_ps,
-    _mm512_max_ps, _mm512_min_ps, _mm512_mul_ps, _mm512_mullo_epi32, _mm512_or_si512, _mm512_permutex2var_ps,
-    _mm512_rcp14_ps, _mm512_set1_epi32, _mm512_set1_ps, _mm512_slli_epi32, _mm512_sllv_epi32,
-    _mm512_srai_epi32, _mm512_storeu_ps, _mm512_storeu_si512, _mm512_sub_epi32,
+    __m256i, __m512, __m512bh, __m512i, _CMP_LT_OQ, _MM_FROUND_NO_EXC, _MM_FROUND_TO_NEAREST_INT,
+    _mm512_abs_ps, _mm512_add_ps, _mm512_and_si512, _mm512_castps_si512, _mm512_castsi512_ps,
+    _mm512_castsi512_si256, _mm512_cmp_ps_mask, _mm512_cvtepi32_ps, _mm512_cvtepu16_epi32,
+    _mm512_cvtne2ps_pbh, _mm512_dpbf16_ps, _mm512_dpbusd_epi32, _mm512_extracti64x4_epi64, _mm512_fmadd_ps,
+    _mm512_fmsub_ps, _mm512_fnmadd_ps, _mm512_load_ps, _mm512_loadu_ps, _mm512_loadu_si512,
+    _mm512_mask_max_ps, _mm512_mask_mov_ps, _mm512_mask_storeu_epi32, _mm512_mask_storeu_ps,
+    _mm512_maskz_loadu_ps, _mm512_maskz_scalef_ps, _mm512_max_ps, _mm512_min_ps, _mm512_mul_ps,
+    _mm512_mullo_epi32, _mm512_or_si512, _mm512_permutex2var_ps, _mm512_rcp14_ps, _mm512_reduce_add_ps,
+    _mm512_reduce_max_ps, _mm512_roundscale_ps, _mm512_set1_epi32, _mm512_set1_ps, _mm512_setzero_ps,
+    _mm512_slli_epi32, _mm512_sllv_epi32, _mm512_srai_epi32, _mm512_store_ps, _mm512_storeu_ps,
+    _mm512_storeu_si512, _mm512_sub_epi32, _mm512_sub_ps,
 };
 
 use super::bytes::{ByteStep, Large, RoundedRow, Sums, TOGETHER};
 use super::lines::mask;
-use super::parts::{Ahead, PART, Parts, Step, Strip};
+use super::parts::{Ahead, PANEL, PART, Parts, Step, Strip};
 use super::tiles::{Rows, TILE_ROWS};
 use crate::gelu::{P, Q};
 use crate::vector::with_rows;
@@ -21,9 +24,10 @@ use crate::vector::with_rows;
 /// Numbers of a vector.
 const LANES: usize = 16;
 
-/// A function that adds the products of groups of numbers, `$each` numbers of `x` in each, to sums of rows.
+/// A function that makes sums of rows of the products of groups of numbers, `$each` numbers of `x` in each, and adds them to those that are
+/// there if it `$adds`.
 macro_rules! tiles {
-    ($(#[$meta:meta])* $name:ident, $tile:ident, $multiply:ident, $features:literal, [$each:expr; $X:ty], $Step:ty, $Sums:ty) => {
+    ($(#[$meta:meta])* $name:ident, $tile:ident, $multiply:ident, $features:literal, [$each:expr; $X:ty], $Step:ty, $Sums:ty, $adds:literal) => {
         $(#[$meta])*
         #[target_feature(enable = $features)]
         pub(super) unsafe fn $name(panel: &[$Step], x: Rows<$X>, sums: &mut [$Sums], ahead: &mut Ahead) {
@@ -46,9 +50,11 @@ macro_rules! tiles {
             // SAFETY: the sums of a row are two vectors, and so is a step; each row has as many groups as the panel has steps.
             unsafe {
                 let mut found = [[_mm512_set1_epi32(0); 2]; X];
-                for (found, sums) in found.iter_mut().zip(&*sums) {
-                    let sums: *const i32 = (&raw const *sums).cast();
-                    *found = [_mm512_loadu_si512(sums.cast()), _mm512_loadu_si512(sums.add(LANES).cast())];
+                if $adds {
+                    for (found, sums) in found.iter_mut().zip(&*sums) {
+                        let sums: *const i32 = (&raw const *sums).cast();
+                        *found = [_mm512_loadu_si512(sums.cast()), _mm512_loadu_si512(sums.add(LANES).cast())];
+                    }
                 }
                 for (step, weights) in panel.iter().enumerate() {
                     let weights: *const i32 = (&raw const *weights).cast();
@@ -76,14 +82,14 @@ tiles!(
     ///
     /// # Safety
     /// The processor has AVX-512 with VNNI.
-    fours, tile_of_fours, multiply_fours, "avx512f,avx512vnni", [TOGETHER; u8], ByteStep, Sums
+    fours, tile_of_fours, multiply_fours, "avx512f,avx512vnni", [TOGETHER; u8], ByteStep, Sums, true
 );
 tiles!(
-    /// Two numbers of 16 bits, which lie in the room of one of 32, meet two of each row of the panel.
+    /// Two numbers of 16 bits, which lie in the room of one of 32, meet two of each row of the panel. Sums begin anew.
     ///
     /// # Safety
     /// The processor has AVX-512 with BF16.
-    pairs, tile_of_pairs, multiply_pairs, "avx512f,avx512bf16", [1; f32], Step, Step
+    pairs, tile_of_pairs, multiply_pairs, "avx512f,avx512bf16", [1; f32], Step, Step, false
 );
 
 #[inline]
@@ -306,6 +312,91 @@ pub(super) fn gelu(value: __m512) -> __m512 {
     _mm512_fmadd_ps(half, error, half)
 }
 
+/// Makes of each score of a row e to its power, times `scale` and less the largest, and 0 behind its end; gives 1 by their sum. Each panel's
+/// scores are `apart` steps behind those of the one before.
+///
+/// e^x is 2^x to 2e-7 of its value, to 5e-5 where it is to be `ROUGH`; less than 2^-1000 counts as that.
+///
+/// # Safety
+/// The processor has AVX-512.
+#[target_feature(enable = "avx512f")]
+pub(super) unsafe fn exponentials<const ROUGH: bool>(
+    sums: &mut [Step],
+    apart: usize,
+    length: usize,
+    scale: f32,
+) -> f32 {
+    /// ln 2 to the power of each place, by its factorial, from the last one on.
+    const TERMS: [f32; 8] = [
+        1.525_273_4e-5,
+        1.540_353e-4,
+        1.333_355_8e-3,
+        9.618_129e-3,
+        5.550_411e-2,
+        2.402_265_1e-1,
+        std::f32::consts::LN_2,
+        1.0,
+    ];
+    let panels = length.div_ceil(PANEL);
+    assert!((panels - 1) * apart < sums.len(), "scores of a row");
+    let sums: *mut f32 = sums.as_mut_ptr().cast();
+    let place = |vector: usize| vector / 2 * apart * PANEL + vector % 2 * LANES;
+    let vectors = length.div_ceil(LANES);
+    // SAFETY: there are scores in each panel, and two vectors of them in a step.
+    unsafe {
+        let mut largest = _mm512_set1_ps(f32::NEG_INFINITY);
+        for vector in 0..vectors {
+            let used = mask(length - vector * LANES);
+            let scores = _mm512_load_ps(sums.add(place(vector)));
+            // What is no number is passed over.
+            largest = _mm512_mask_max_ps(largest, used, scores, largest);
+        }
+        let factor = scale * std::f32::consts::LOG2_E;
+        let largest = _mm512_set1_ps(_mm512_reduce_max_ps(largest) * factor);
+        let mut total = _mm512_setzero_ps();
+        for vector in 0..2 * panels {
+            let used = mask(length.saturating_sub(vector * LANES));
+            let at = sums.add(place(vector));
+            let x = _mm512_fmsub_ps(_mm512_load_ps(at), _mm512_set1_ps(factor), largest);
+            // What is no number stays so.
+            let x = _mm512_max_ps(_mm512_set1_ps(-1000.0), x);
+            let whole = _mm512_roundscale_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(x);
+            let rest = _mm512_sub_ps(x, whole);
+            let terms = if ROUGH { &TERMS[3..] } else { &TERMS[..] };
+            let mut power = _mm512_set1_ps(terms[0]);
+            for term in &terms[1..] {
+                power = _mm512_fmadd_ps(power, rest, _mm512_set1_ps(*term));
+            }
+            let power = _mm512_maskz_scalef_ps(used, power, whole);
+            total = _mm512_add_ps(total, power);
+            _mm512_store_ps(at, power);
+        }
+        _mm512_reduce_add_ps(total).recip()
+    }
+}
+
+/// Writes the softmax of a row of scores times `scale` narrow. Each panel's scores, which do not stay, are `apart` steps behind those of the
+/// one before.
+///
+/// # Safety
+/// The processor has AVX-512 with BF16.
+#[target_feature(enable = "avx512f,avx512bf16")]
+pub(super) unsafe fn share(sums: &mut [Step], apart: usize, length: usize, scale: f32, into: &mut [f32]) {
+    assert_eq!(into.len(), length.div_ceil(2), "room for as many pairs");
+    // SAFETY: the processor has AVX-512.
+    let part = _mm512_set1_ps(unsafe { exponentials::<true>(sums, apart, length, scale) });
+    for (panel, into) in into.chunks_mut(LANES).enumerate() {
+        let scores = &sums[panel * apart].0;
+        // SAFETY: a step is two vectors; pairs are written as far as there are places.
+        unsafe {
+            let low = _mm512_mul_ps(_mm512_load_ps(scores.as_ptr()), part);
+            let high = _mm512_mul_ps(_mm512_load_ps(scores.as_ptr().add(LANES)), part);
+            let pairs: __m512i = std::mem::transmute(_mm512_cvtne2ps_pbh(high, low));
+            _mm512_mask_storeu_epi32(into.as_mut_ptr().cast(), mask(into.len()), pairs);
+        }
+    }
+}
+
 /// Puts the numbers of 16 bits of two rows side by side, those of a panel at most, and 0 where a row has none.
 ///
 /// # Safety
@@ -347,7 +438,38 @@ mod tests {
     use super::*;
     use crate::frozen::layers_in_tiles::pay;
     use crate::frozen::parts::Target;
-    use crate::processor::Processor;
+    use crate::processor::{Processor, WholeNumbers};
+
+    #[test]
+    fn narrow_shares_are_a_softmax() {
+        let fours = |processor| matches!(processor, Processor::Avx512(_, WholeNumbers::Fours));
+        if !Processor::tested().into_iter().any(fours) || !is_x86_feature_detected!("avx512bf16") {
+            return;
+        }
+        for (length, apart, scale) in [(1, 1, 1.0), (16, 3, 0.5), (33, 2, 2.0), (64, 1, 0.1), (257, 5, 0.3)] {
+            let row =
+                crate::noise::noise(length, 3).into_iter().map(|score| 20.0 * score).collect::<Vec<_>>();
+            let mut sums = vec![Step([1e3; PANEL]); length.div_ceil(PANEL) * apart];
+            for (panel, scores) in row.chunks(PANEL).enumerate() {
+                sums[panel * apart].0[..scores.len()].copy_from_slice(scores);
+            }
+            let mut shares = Parts::default();
+            shares.reshape(1, length.div_ceil(2));
+            let mut found = vec![0f32; length];
+            // SAFETY: the processor has AVX-512 with BF16.
+            unsafe {
+                let mut pairs = vec![f32::NAN; length.div_ceil(2)];
+                share(&mut sums, apart, length, scale, &mut pairs);
+                shares.target().write(0, 0, &pairs);
+                read_pairs(&shares, 0, &mut found);
+            }
+            let mut expected: Vec<f32> = row.iter().map(|score| scale * score).collect();
+            crate::softmax::normalise(length, length, &mut expected);
+            for (found, expected) in found.iter().zip(expected) {
+                assert!((found - expected).abs() <= expected / 250.0 + 1e-30, "{length}: {found} {expected}");
+            }
+        }
+    }
 
     #[test]
     fn a_narrow_gelu_is_as_exact_as_it_is_narrow() {

@@ -6,15 +6,12 @@
 
 use std::ops::Range;
 
-use super::attention::Narrow;
 use super::bytes::{BytePanels, ByteRows, RoundedRow, Sums};
-use super::groups;
-use super::linear::{Ending, FrozenLinear, Input, Panels, finish};
+use super::linear::{Ending, FrozenLinear, Input, Panels, finish_in_vectors};
 use super::lines::{Line, Lines, SPAN, split_panel};
 use super::matrices::{Begin, Product, ROWS, STEP, Whole, multiply};
 use super::parts::{Ahead, CACHE_LINE, PANEL, Step, Target};
 use super::tasks::{Room, room, share_out};
-use crate::Activation;
 use crate::amx::Asked;
 use crate::processor::{Processor, WholeNumbers};
 
@@ -222,21 +219,7 @@ impl FrozenLinear {
         let strip = target.strip(range.clone(), ending.room(columns.start), ending.room(columns.len()));
         let ending = ending.from(range.start, columns.start);
         // SAFETY: the processor has AVX-512 with BF16; as the caller promises.
-        unsafe {
-            match ending {
-                Ending::Written(Narrow::No) => groups::write(finished, None, strip),
-                Ending::Added(others) => groups::write(finished, Some(others), strip),
-                Ending::Written(Narrow::Pairs) => groups::write_narrow::<false>(finished, strip),
-                Ending::Activated(Activation::Gelu, Narrow::Pairs) => {
-                    groups::write_narrow::<true>(finished, strip)
-                }
-                Ending::Activated(Activation::Gelu, Narrow::No) => {
-                    groups::activate(finished);
-                    groups::write(finished, None, strip);
-                }
-                _ => finish(finished, columns.len(), strip, ending),
-            }
-        }
+        unsafe { finish_in_vectors(finished, strip, ending) };
     }
 
     /// A part of a panel, some steps of tiles; `lines` and `widened` have room for it.
@@ -323,6 +306,7 @@ mod tests {
     use candle_core::{Device, Tensor};
 
     use super::*;
+    use crate::frozen::attention::Narrow;
     use crate::frozen::parts::Parts;
     use crate::frozen::tiles::Rows;
     use crate::{Projection, Weight};
@@ -446,10 +430,9 @@ mod tests {
         let mut layer = layer(&weights, &noise(40, 2));
         layer.panels = Panels::Bytes(BytePanels::new(&weights, 40, 160));
         for processor in Processor::tested() {
-            let narrow = layer.narrow_input(processor, 100) != Narrow::No;
-            let pairs = pay(processor, 100) && is_x86_feature_detected!("avx512bf16");
-            assert_eq!(narrow, pairs, "{processor:?}");
-            assert!(layer.narrow_input(processor, 1) == Narrow::No);
+            let narrow = layer.narrow_input(processor) != Narrow::No;
+            let fours = matches!(processor, Processor::Avx512(_, WholeNumbers::Fours | WholeNumbers::Tiles));
+            assert_eq!(narrow, fours && is_x86_feature_detected!("avx512bf16"), "{processor:?}");
         }
     }
 }

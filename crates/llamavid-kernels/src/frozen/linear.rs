@@ -180,9 +180,9 @@ impl FrozenLinear {
 
     /// How its input may be written before it is rounded further.
     #[cfg_attr(not(target_arch = "x86_64"), allow(unused_variables, reason = "rows stay as they are there"))]
-    pub(super) fn narrow_input(&self, processor: Processor, count: usize) -> Narrow {
+    pub(super) fn narrow_input(&self, processor: Processor) -> Narrow {
         #[cfg(target_arch = "x86_64")]
-        if layers_in_tiles::pay(processor, count) && self.rounds(processor) {
+        if self.rounds(processor) {
             return Narrow::of(processor, self.columns);
         }
         Narrow::No
@@ -197,17 +197,18 @@ impl FrozenLinear {
         rounded: &'a mut ByteRows,
         rooms: &mut Vec<Room>,
     ) -> Input<'a> {
+        let make = |row: usize, into: &mut [f32]| match narrow {
+            Narrow::No => x.read(row, into),
+            // SAFETY: the processor has AVX-512, see `Narrow::of`.
+            #[cfg(target_arch = "x86_64")]
+            Narrow::Pairs => unsafe { groups::read_pairs(x, row, into) },
+        };
         #[cfg(target_arch = "x86_64")]
         if layers_in_tiles::pay(processor, x.count()) {
-            let make = |row: usize, into: &mut [f32]| match narrow {
-                Narrow::No => x.read(row, into),
-                // SAFETY: the processor has AVX-512, as all with tiles.
-                Narrow::Pairs => unsafe { groups::read_pairs(x, row, into) },
-            };
             return self.in_tiles(processor, x.count(), make, rounded, rooms);
         }
         let Some(panels) = self.whole(processor) else { return Input::Numbers(x) };
-        rounded.fill(x.count(), x.columns(), |row, into| x.read(row, into), rooms);
+        rounded.fill(x.count(), self.columns, make, rooms);
         Input::Whole(rounded, panels)
     }
 
@@ -292,7 +293,7 @@ impl FrozenLinear {
                             add_products(processor, steps, x.from(column, row), whole, &mut ahead);
                             if last {
                                 let x = x.rows(row..row + sums.len());
-                                panels.scale(panel, whole, x, &self.bias[panel], sums);
+                                panels.scale(processor, panel, (whole, x), &self.bias[panel], sums);
                             }
                         }
                     }
@@ -301,7 +302,7 @@ impl FrozenLinear {
                         let rows = row..row + sums.len();
                         let strip = target.strip(rows, ending.room(of_panel.start), width);
                         // SAFETY: as the caller promises, and each task has rows and columns of its own.
-                        finish(sums, of_panel.len(), strip, ending.from(row, of_panel.start));
+                        unsafe { finish(processor, sums, strip, ending.from(row, of_panel.start)) };
                     }
                 }
             }
@@ -394,31 +395,74 @@ fn fit_halves(values: &[f32]) -> bool {
     })
 }
 
+/// Writes sums of a panel, of which as many are used as the strip is wide, to their rows.
+///
+/// # Safety
+/// The rows live, and whoever calls has these places of `target` alone; the processor has what is as narrow as they are to be.
+unsafe fn finish(processor: Processor, sums: &mut [Step], target: Strip, ending: Ending) {
+    match processor {
+        // SAFETY: the processor has AVX-512; as the caller promises.
+        #[cfg(target_arch = "x86_64")]
+        Processor::Avx512(..) => unsafe { finish_in_vectors(sums, target, ending) },
+        _ => finish_in_lanes(sums, target, ending),
+    }
+}
+
+/// The same in vectors.
+///
+/// # Safety
+/// As [`finish`], and the processor has AVX-512.
+#[cfg(target_arch = "x86_64")]
+pub(super) unsafe fn finish_in_vectors(sums: &mut [Step], target: Strip, ending: Ending) {
+    // SAFETY: as the caller promises.
+    unsafe {
+        match ending {
+            Ending::Activated(Activation::Gelu, Narrow::Pairs) => {
+                return groups::write_narrow::<true>(sums, target);
+            }
+            Ending::Activated(Activation::Gelu, Narrow::No) => groups::activate(sums),
+            Ending::Activated(Activation::QuickGelu, _) => activate_quick(sums),
+            Ending::Written(_) | Ending::Added(_) => {}
+        }
+        match ending {
+            Ending::Written(Narrow::Pairs) | Ending::Activated(_, Narrow::Pairs) => {
+                groups::write_narrow::<false>(sums, target);
+            }
+            Ending::Written(Narrow::No) | Ending::Activated(_, Narrow::No) => {
+                groups::write(sums, None, target);
+            }
+            Ending::Added(others) => groups::write(sums, Some(others), target),
+        }
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
 #[inline(always)]
-fn finish_inline<const FUSED: bool>(sums: &mut [Step], width: usize, target: Strip, ending: Ending) {
+fn activate_quick_inline<const FUSED: bool>(sums: &mut [Step]) {
+    gelu::activate_quick::<FUSED>(Step::numbers(sums));
+}
+#[cfg(target_arch = "x86_64")]
+widest!(fn activate_quick(sums: &mut [Step]) = activate_quick_inline);
+
+#[inline(always)]
+fn finish_inline<const FUSED: bool>(sums: &mut [Step], target: Strip, ending: Ending) {
     match ending {
         Ending::Activated(Activation::Gelu, _) => gelu::activate::<FUSED>(Step::numbers(sums)),
         Ending::Activated(Activation::QuickGelu, _) => gelu::activate_quick::<FUSED>(Step::numbers(sums)),
         Ending::Written(_) | Ending::Added(_) => {}
     }
     for (row, sums) in sums.iter_mut().enumerate() {
-        let mut narrowed = [0f32; PANEL];
-        let numbers = match ending {
-            Ending::Written(narrow) | Ending::Activated(_, narrow) => {
-                narrow.numbers(&sums.0[..width], &mut narrowed)
-            }
-            Ending::Added(others) => {
-                sums.add(&others.from(row).values[..width]);
-                &sums.0[..width]
-            }
-        };
+        let width = target.width();
+        if let Ending::Added(others) = ending {
+            sums.add(&others.from(row).values[..width]);
+        }
         // SAFETY: as the caller promises.
-        unsafe { target.write(row, numbers) };
+        unsafe { target.write(row, &sums.0[..width]) };
     }
 }
 widest!(
-    /// Writes sums of a panel, of which so many are used, to their rows. Whoever calls it has these places of `target` alone.
-    pub(super) fn finish(sums: &mut [Step], width: usize, target: Strip, ending: Ending) = finish_inline
+    /// [`finish`] of numbers that are not narrow, as no vectors but those of AVX-512 write them.
+    fn finish_in_lanes(sums: &mut [Step], target: Strip, ending: Ending) = finish_inline
 );
 
 #[cfg(test)]

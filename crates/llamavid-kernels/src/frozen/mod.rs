@@ -284,7 +284,7 @@ impl FrozenFeedForward {
         let FrozenScratch { normed, hidden, rounded, rooms, .. } = scratch;
         let result = with_values([x], |[x]| {
             let input = layer.norm(processor, x, normed, rounded, rooms);
-            let narrow = layer.second.narrow_input(processor, frames * rows);
+            let narrow = layer.second.narrow_input(processor);
             hidden.reshape(frames * rows, narrow.room(layer.first.rows()));
             let (target, ending) = (hidden.target(), Ending::Activated(*activation, narrow));
             // SAFETY: the target has a row for each of `x`, and is borrowed for this.

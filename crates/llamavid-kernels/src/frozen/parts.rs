@@ -216,7 +216,6 @@ pub(super) struct Strip {
 
 impl Strip {
     /// Numbers of a row.
-    #[cfg(target_arch = "x86_64")]
     pub(super) fn width(self) -> usize {
         self.width
     }

@@ -22,8 +22,6 @@ pub(super) struct Room {
     pub(super) keys: Vec<Step>,
     pub(super) values: Vec<Step>,
     pub(super) shares: Vec<f32>,
-    /// Shares in 16 bits.
-    pub(super) pairs: Vec<f32>,
     /// A part of a panel for tiles.
     #[cfg(target_arch = "x86_64")]
     pub(super) lines: Vec<Line>,

@@ -112,8 +112,10 @@ fn every_processor_gives_the_sums_in_every_format() {
                 // changes nothing.
                 let mut x: Vec<f32> = noise(count * columns, 4).iter().map(|x| (x * 126.0).round()).collect();
                 x.iter_mut().step_by(16).for_each(|x| *x = 127.0);
+                // Of those that many rows round with one scale.
+                let together = if format == BlockFormat::Q6K { 128 } else { 32 };
                 let places = x.iter_mut().enumerate();
-                places.for_each(|(place, x)| *x *= [1.0, 0.25, 8.0][place / 32 % 3]);
+                places.for_each(|(place, x)| *x *= [1.0, 0.25, 8.0][place / together % 3]);
                 let bias = noise(rows, 5);
                 for (add, parallel, bias) in [
                     (false, true, None),
@@ -138,6 +140,41 @@ fn every_processor_gives_the_sums_in_every_format() {
                         // SAFETY: nobody else has the result.
                         unsafe { layer.compute(processor, &x, count, output, add, parallel) };
                         assert_close(&result, &exact, already, &what);
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn sums_of_the_largest_whole_numbers_stay_within_their_bits() {
+    let (rows, columns) = (35, 1024);
+    for format in BlockFormat::ALL.into_iter().filter(|format| format.interleaves()) {
+        for byte in [0xff, 0x80, 0x7f, 0] {
+            let mut bytes = vec![byte; format.row_bytes(rows * columns).unwrap()];
+            for block in bytes.chunks_exact_mut(format.block_bytes()) {
+                let scales: &[usize] = match format {
+                    BlockFormat::Q4K | BlockFormat::Q5K => &[0, 2],
+                    BlockFormat::Q6K => &[208],
+                    _ => &[0],
+                };
+                // One, in 16 bits.
+                scales.iter().for_each(|place| block[*place..place + 2].copy_from_slice(&[0, 0x3c]));
+            }
+            let interleaved = format.interleave(&bytes, columns).unwrap();
+            let mut numbers = vec![0f32; rows * columns];
+            decode(Processor::Portable, format, &bytes, &mut numbers);
+            for (count, x) in [(1, 127.0), (4, -127.0), (8, 127.0), (16, -127.0), (40, 127.0)] {
+                let x = vec![x; count * columns];
+                let mut exact = exactly(&numbers, columns, &x, Rounding::None);
+                // One part in a hundred: pieces of 16 bits err a quarter of that. What leaves its bits errs by far more.
+                exact.iter_mut().for_each(|(_, allowed)| *allowed *= 1e4);
+                for weights in [Weights::Blocks(format, &bytes), Weights::Interleaved(format, &interleaved)] {
+                    for processor in Processor::tested() {
+                        let layer = Layer { weights, rows, columns, bias: None };
+                        let what = format!("{processor:?} {} {byte}, {count}", format.name());
+                        assert_close(&computed(processor, layer, &x), &exact, 0.0, &what);
                     }
                 }
             }

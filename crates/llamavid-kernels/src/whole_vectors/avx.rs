@@ -1,16 +1,17 @@
 //! Vectors of x86-64.
 
 use std::arch::x86_64::{
-    __m256, __m256i, __m512, __m512i, _mm_cvtsi32_si128, _mm_loadu_si128, _mm256_abs_epi8, _mm256_add_epi32,
-    _mm256_and_si256, _mm256_cvtepi32_ps, _mm256_cvtph_ps, _mm256_dpbusd_avx_epi32, _mm256_dpwssd_avx_epi32,
-    _mm256_fmadd_ps, _mm256_fnmadd_ps, _mm256_loadu_ps, _mm256_loadu_si256, _mm256_madd_epi16,
-    _mm256_maddubs_epi16, _mm256_mul_ps, _mm256_or_si256, _mm256_set1_epi16, _mm256_set1_epi32,
-    _mm256_set1_ps, _mm256_setzero_si256, _mm256_sign_epi8, _mm256_sll_epi32, _mm256_sra_epi32,
-    _mm256_srl_epi32, _mm256_storeu_ps, _mm256_storeu_si256, _mm256_sub_epi8, _mm256_xor_si256,
-    _mm512_add_epi32, _mm512_and_si512, _mm512_cvtepi32_ps, _mm512_cvtph_ps, _mm512_dpbusd_epi32,
-    _mm512_dpwssd_epi32, _mm512_fmadd_ps, _mm512_fnmadd_ps, _mm512_loadu_ps, _mm512_loadu_si512,
-    _mm512_mul_ps, _mm512_or_si512, _mm512_set1_epi32, _mm512_set1_ps, _mm512_sll_epi32, _mm512_sra_epi32,
-    _mm512_srl_epi32, _mm512_storeu_ps, _mm512_storeu_si512, _mm512_sub_epi8, _mm512_xor_si512,
+    __m256, __m256i, __m512, __m512i, _mm_cvtsi32_si128, _mm_loadu_si128, _mm256_abs_epi8, _mm256_add_epi16,
+    _mm256_add_epi32, _mm256_and_si256, _mm256_cvtepi32_ps, _mm256_cvtph_ps, _mm256_dpbusd_avx_epi32,
+    _mm256_dpwssd_avx_epi32, _mm256_fmadd_ps, _mm256_fnmadd_ps, _mm256_loadu_ps, _mm256_loadu_si256,
+    _mm256_madd_epi16, _mm256_maddubs_epi16, _mm256_mul_ps, _mm256_or_si256, _mm256_set1_epi16,
+    _mm256_set1_epi32, _mm256_set1_ps, _mm256_setzero_si256, _mm256_sign_epi8, _mm256_sll_epi32,
+    _mm256_sra_epi32, _mm256_srl_epi32, _mm256_storeu_ps, _mm256_storeu_si256, _mm256_sub_epi8,
+    _mm256_xor_si256, _mm512_add_epi32, _mm512_and_si512, _mm512_cvtepi32_ps, _mm512_cvtph_ps,
+    _mm512_dpbusd_epi32, _mm512_dpwssd_epi32, _mm512_fmadd_ps, _mm512_fnmadd_ps, _mm512_loadu_ps,
+    _mm512_loadu_si512, _mm512_mul_ps, _mm512_or_si512, _mm512_set1_epi32, _mm512_set1_ps, _mm512_sll_epi32,
+    _mm512_sra_epi32, _mm512_srl_epi32, _mm512_storeu_ps, _mm512_storeu_si512, _mm512_sub_epi8,
+    _mm512_xor_si512,
 };
 
 use std::marker::PhantomData;
@@ -141,12 +142,32 @@ vectors_of_eight!(
     without_sign!(__m256i, _mm256_xor_si256);
 );
 vectors_of_eight!(
-    /// AVX2: products are added up in pairs of 16 bits with a sign, which weights of up to 7 bits without one never leave.
+    /// AVX2: products are added up in pairs of 16 bits with a sign. Numbers of `x` are up to 127, so that pairs of weights of `b` bits stay
+    /// below 2^(8 + b), of which 2^(7 - b) may be added up. Those of 8 bits are added up in 32 at once.
     Pairs;
+    const IN_PAIRS: bool = true;
+
+    #[inline(always)]
+    fn run(bits: u32) -> usize {
+        if bits == 8 { usize::MAX } else { 1 << (7 - bits) }
+    }
+
+    #[inline(always)]
+    unsafe fn narrow(bits: u32, sums: __m256i) -> __m256i {
+        // SAFETY: as the caller promises.
+        if bits == 8 { sums } else { unsafe { _mm256_setzero_si256() } }
+    }
+
+    #[inline(always)]
+    unsafe fn widened(bits: u32, sums: __m256i, narrow: __m256i) -> __m256i {
+        // SAFETY: as the caller promises.
+        if bits == 8 { narrow } else { unsafe { Self::dot_pairs(sums, narrow, _mm256_set1_epi16(1)) } }
+    }
+
     #[inline(always)]
     unsafe fn dot(sums: __m256i, weights: __m256i, x: __m256i) -> __m256i {
         // SAFETY: as the caller promises.
-        unsafe { Self::dot_pairs(sums, _mm256_maddubs_epi16(weights, x), _mm256_set1_epi16(1)) }
+        unsafe { _mm256_add_epi16(sums, _mm256_maddubs_epi16(weights, x)) }
     }
 
     #[inline(always)]
@@ -158,7 +179,10 @@ vectors_of_eight!(
     #[inline(always)]
     unsafe fn dot_signed(sums: __m256i, weights: __m256i, x: __m256i) -> __m256i {
         // SAFETY: as the caller promises.
-        unsafe { Self::dot(sums, _mm256_abs_epi8(weights), _mm256_sign_epi8(x, weights)) }
+        unsafe {
+            let products = _mm256_maddubs_epi16(_mm256_abs_epi8(weights), _mm256_sign_epi8(x, weights));
+            Self::dot_pairs(sums, products, _mm256_set1_epi16(1))
+        }
     }
 
     #[inline(always)]
@@ -208,6 +232,24 @@ impl<V: WholeVectors> WholeVectors for Twice<V> {
     type Whole = [V::Whole; 2];
     type Numbers = [V::Numbers; 2];
     const LANES: usize = 2 * V::LANES;
+    const IN_PAIRS: bool = V::IN_PAIRS;
+
+    #[inline(always)]
+    fn run(bits: u32) -> usize {
+        V::run(bits)
+    }
+
+    #[inline(always)]
+    unsafe fn narrow(bits: u32, sums: Self::Whole) -> Self::Whole {
+        // SAFETY: as the caller promises.
+        unsafe { [V::narrow(bits, sums[0]), V::narrow(bits, sums[1])] }
+    }
+
+    #[inline(always)]
+    unsafe fn widened(bits: u32, sums: Self::Whole, narrow: Self::Whole) -> Self::Whole {
+        // SAFETY: as the caller promises.
+        unsafe { [V::widened(bits, sums[0], narrow[0]), V::widened(bits, sums[1], narrow[1])] }
+    }
 
     both!(splat(value: f32, the same) -> Self::Numbers);
     both!(splat_whole(value: i32, the same) -> Self::Whole);
