@@ -23,6 +23,9 @@ use crate::whole_vectors::WholeVectors;
 #[cfg(target_arch = "x86_64")]
 use crate::whole_vectors::{Narrow, Pairs, Twice, Wide};
 
+/// Vectors of sixteen rows at most.
+const MOST_VECTORS: usize = 2;
+
 /// Adds the products of all rows of `x`, which are not in parts, with rows of weights, the bytes of which are whole `groups` of
 /// interleaved ones; their results are the columns from `column` on.
 ///
@@ -308,17 +311,17 @@ unsafe fn add_group<B: InterleavedBlock, V: WholeVectors, const X: usize, const 
 ) -> usize {
     // SAFETY: as the caller promises.
     unsafe {
-        let [mut first, mut second] = [[V::splat(0.0); X]; 2];
+        // Of all rows before the next block: of vectors that take half of a line, the second finds it in the first cache, and memory is
+        // read without a break.
+        let mut totals = [[V::splat(0.0); X]; MOST_VECTORS];
         for block in 0..group.blocks {
             let at = group.at.add(block * INTERLEAVED_ROWS * B::BLOCK_BYTES);
             let x = x.behind::<B>(block);
-            first = add_block::<B, V, X, AHEAD>(Interleaved { at, row: 0 }, x, first);
-            // The other half of each line, before the next block: it is in the first cache, and memory is read without a break.
-            if V::LANES < INTERLEAVED_ROWS {
-                second = add_block::<B, V, X, AHEAD>(Interleaved { at, row: V::LANES }, x, second);
+            for (row, totals) in (0..INTERLEAVED_ROWS).step_by(V::LANES).zip(&mut totals) {
+                *totals = add_block::<B, V, X, AHEAD>(Interleaved { at, row }, x, *totals);
             }
         }
-        for (row, totals) in (0..INTERLEAVED_ROWS).step_by(V::LANES).zip([first, second]) {
+        for (row, totals) in (0..INTERLEAVED_ROWS).step_by(V::LANES).zip(totals) {
             for (of_x, total) in totals.into_iter().enumerate() {
                 let mut sums = [0f32; INTERLEAVED_ROWS];
                 V::store(sums.as_mut_ptr(), total);
