@@ -380,8 +380,9 @@ unsafe fn totals_in_eights<N: Numbers, const X: usize>(
                     }
                     let weights = (rows[from * N::BYTES..].as_ptr(), row_bytes);
                     // SAFETY: as the caller promises.
-                    of_rows =
-                        unsafe { added_in_eights::<N, { $rows }, X>(weights, length, x, of_rows, asked) };
+                    unsafe {
+                        of_rows = added_in_eights::<N, { $rows }, X>(weights, length, x, of_rows, asked);
+                    }
                     for (sums, of_rows) in sums.iter_mut().zip(of_rows) {
                         sums[first..first + $rows].copy_from_slice(&of_rows);
                     }
@@ -407,6 +408,7 @@ unsafe fn totals_in_eights<N: Numbers, const X: usize>(
 /// # Safety
 /// As [`totals_in_eights`].
 #[inline(always)]
+#[allow(clippy::needless_range_loop, reason = "of several arrays")]
 unsafe fn added_in_eights<N: Numbers, const R: usize, const X: usize>(
     (weights, row_bytes): (*const u8, usize),
     length: usize,
