@@ -56,7 +56,7 @@ impl BlockType for Q6K {
     const BYTES: usize = 210;
     const BITS: u32 = 6;
     const VECTORS: usize = 2;
-    const SHARING: usize = 8;
+    const SHARING: usize = 4;
 }
 
 /// Runs `$body` with the type of a format as `$Block`; `$other` for a format without blocks.

@@ -1,9 +1,8 @@
 //! Attention of new positions over all that a sequence has passed, whose keys and values are held as they are or in blocks.
 //!
 //! The scores of a row exist for some keys at a time: sums of what came before are scaled anew when a larger score turns
-//! up, so that the whole row never has to. Keys and values are read once for all query heads that share them, and are
-//! never copied; those in blocks are unpacked in the cache of a core, or, for a row, read as they lie. Letters as in
-//! [`crate::attention()`]; T positions.
+//! up, so that the whole row never has to. Keys and values are read once for all query heads that share them, in one of several ways
+//! ([`reading`]), and are never copied. Letters as in [`crate::attention()`]; T positions.
 //!
 //! Reference: M. Milakov and N. Gimelshein, "Online normalizer calculation for softmax" (arXiv 1805.02867).
 
