@@ -13,6 +13,7 @@ pub(crate) trait BlockType {
     const LEAST: bool = false;
     /// Groups of a row of `x` that share a scale where there are many rows: small groups are scaled so often that it takes as long as
     /// their products.
+    #[cfg(target_arch = "x86_64")]
     const SHARING: usize = 1;
     /// Bits of the whole numbers.
     const BITS: u32;
@@ -56,6 +57,7 @@ impl BlockType for Q6K {
     const BYTES: usize = 210;
     const BITS: u32 = 6;
     const VECTORS: usize = 2;
+    #[cfg(target_arch = "x86_64")]
     const SHARING: usize = 4;
 }
 

@@ -70,6 +70,7 @@ impl IntegerProduct {
             return None;
         }
         let whole = processor.whole_numbers();
+        #[cfg(target_arch = "x86_64")]
         let interleaved = matches!(weights, Weights::Interleaved(..)) && has_products(processor);
         let way = match whole {
             #[cfg(target_arch = "x86_64")]

@@ -19,6 +19,7 @@ pub(crate) trait WholeVectors: Copy {
     /// Rows of a vector.
     const LANES: usize;
     /// Whether products are added up in pairs of 16 bits, where weights of 8 bits are to have their sign.
+    #[cfg(target_arch = "x86_64")]
     const IN_PAIRS: bool = false;
 
     unsafe fn splat(value: f32) -> Self::Numbers;

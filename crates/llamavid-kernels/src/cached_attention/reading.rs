@@ -22,6 +22,7 @@ const KEYS: usize = 64;
 /// The same where there are few rows, which read more than they compute: from memory, in long pieces.
 pub(super) const KEYS_OF_FEW_ROWS: usize = 256;
 /// Rows up to which plain numbers are read row after row, where that is quicker.
+#[cfg(target_arch = "x86_64")]
 const FEW_ROWS: usize = 16;
 
 /// Query rows of a task on their way through keys and values.
@@ -114,27 +115,28 @@ impl Reading {
 }
 
 impl Way {
+    #[cfg_attr(not(target_arch = "x86_64"), allow(unused_variables, reason = "two ways are all there are"))]
     fn new(queries: &[f32], rows: usize, width: usize, format: BlockFormat) -> Self {
-        if width == 0 {
-            return Self::Columns;
-        }
         #[cfg(target_arch = "x86_64")]
-        if let Some(queries) = QueriesInTiles::new(processor(), format, queries, width) {
-            return Self::Tiles(queries);
-        }
-        #[cfg(target_arch = "x86_64")]
-        if rows <= FEW_ROWS
-            && let Some(rows) = PlainRows::new(processor(), format, queries, width)
+        if width > 0
+            && let Some(way) = Self::with_amx(queries, rows, width, format)
         {
-            return Self::Plain(rows);
-        }
-        #[cfg(target_arch = "x86_64")]
-        if rows > FEW_ROWS
-            && let Some(queries) = QueriesInPieces::new(processor(), format, queries, width)
-        {
-            return Self::Pieces(queries);
+            return way;
         }
         if rows == 1 { Self::Alone } else { Self::Columns }
+    }
+
+    /// The ways of processors with AMX.
+    #[cfg(target_arch = "x86_64")]
+    fn with_amx(queries: &[f32], rows: usize, width: usize, format: BlockFormat) -> Option<Self> {
+        let processor = processor();
+        if let Some(queries) = QueriesInTiles::new(processor, format, queries, width) {
+            return Some(Self::Tiles(queries));
+        }
+        match rows <= FEW_ROWS {
+            true => PlainRows::new(processor, format, queries, width).map(Self::Plain),
+            false => QueriesInPieces::new(processor, format, queries, width).map(Self::Pieces),
+        }
     }
 }
 

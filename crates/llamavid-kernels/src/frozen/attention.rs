@@ -78,11 +78,10 @@ impl Narrow {
     }
 
     /// Numbers, of which `narrowed` has room for the pairs.
-    #[cfg_attr(not(target_arch = "x86_64"), allow(unused_variables, reason = "rows stay as they are there"))]
+    #[cfg(target_arch = "x86_64")]
     pub(super) fn numbers<'a>(self, numbers: &'a [f32], narrowed: &'a mut [f32]) -> &'a [f32] {
         match self {
             Self::No => numbers,
-            #[cfg(target_arch = "x86_64")]
             Self::Pairs => {
                 let narrowed = &mut narrowed[..self.room(numbers.len())];
                 // SAFETY: the processor has the instructions, see `of`.
