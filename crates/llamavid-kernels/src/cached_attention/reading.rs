@@ -102,7 +102,7 @@ impl Reading {
                 return queries.add_shares(values, (shares, self.at_once), sums);
             }
             #[cfg(target_arch = "x86_64")]
-            Way::Plain(rows) if rows.of_whole_vectors() => {
+            Way::Plain(rows) => {
                 return rows.add_shares(values.bytes(), (shares, self.at_once), sums);
             }
             #[cfg(target_arch = "x86_64")]
