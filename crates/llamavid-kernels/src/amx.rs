@@ -1,5 +1,5 @@
-//! Products of matrices in Intel's AMX: one instruction multiplies 16 rows of `x`, up to 64 numbers of 8 bits of each or 32 of 16 bits,
-//! with as many numbers of 16 rows of weights, which lie in steps of 32 bits of each row.
+//! Products of small matrices by Intel AMX: one instruction multiplies a tile of 16 rows of `x`, up to 64 int8 or 32 bf16 numbers of
+//! each, with a tile of as many numbers of 16 rows of weights, which lie 32 bits of each row at a time.
 //!
 //! Rust has no functions for these instructions yet, and no compiler uses a tile by itself. Each block of assembly here takes what it
 //! needs from memory and leaves its results there, so that between two of them nothing but the configuration has to last; only
@@ -14,12 +14,12 @@ use std::marker::PhantomData;
 
 use half::bf16;
 
-use crate::block_vectors::LINE;
+use crate::block_vectors::CACHE_LINE;
 
 #[cfg(all(test, target_os = "linux"))]
 pub(crate) mod trap;
 
-/// Rows of a tile, and numbers of 32 bits of each of them.
+/// Rows of a tile, and its columns of 32 bits.
 pub(crate) const SIDE: usize = 16;
 /// Rows of `x`, and of weights, of the functions of [`Tiles`] that add to sums.
 pub(crate) const ROWS: usize = 2 * SIDE;
@@ -27,7 +27,7 @@ pub(crate) const ROWS: usize = 2 * SIDE;
 pub(crate) const LONGEST: usize = 64;
 /// Groups of numbers that [`Tiles::products`] multiplies, each on its own.
 pub(crate) const GROUPS: usize = 4;
-/// Whether the processor has the instructions, AVX-512 provided, and Linux lets this process use them, for which it has to ask.
+/// Whether the processor has the instructions, AVX-512 provided, and Linux lets this process use them, which it has to request.
 pub fn available() -> bool {
     #[cfg(target_os = "linux")]
     {
@@ -72,10 +72,10 @@ fn permitted() -> bool {
     unsafe { libc::syscall(libc::SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA) == 0 }
 }
 
-/// Bytes that are read later: so many lines of the caches, one at least, are asked for with each step of a product, few enough for the
-/// processor to wait for them beside what it multiplies. They need not be there.
+/// Bytes that are read later: with each step of a product so many cache lines of them, one at least, are prefetched to the L2 cache,
+/// few enough to arrive while the step is computed. The addresses need not be valid.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Asked {
+pub(crate) struct Prefetch {
     pub(crate) first: *const u8,
     pub(crate) lines: usize,
 }
@@ -164,7 +164,7 @@ impl Tiles {
     /// pair before has as well is not read again, so that an order with many such ones is quick. Sums are rounded to f32 behind every
     /// product of tiles; what is less than 2^-126 counts as 0.
     ///
-    /// What is asked for is so with each pair.
+    /// `prefetch` is done with each pair.
     ///
     /// # Safety
     /// These are for rows of [`LONGEST`] bytes. Halves of pieces of these numbers can be read; nobody else uses the sums.
@@ -174,10 +174,10 @@ impl Tiles {
         pairs: &[[usize; 2]],
         anew: bool,
         sums: *mut Sums,
-        asked: Asked,
+        prefetch: Prefetch,
     ) {
         assert!(self.length == LONGEST && !pairs.is_empty(), "tiles of other rows");
-        assert!(asked.lines > 0, "nothing to ask for");
+        assert!(prefetch.lines > 0, "nothing to prefetch");
         // SAFETY: halves of pieces are two tiles each, the sums four.
         unsafe {
             asm!(
@@ -214,8 +214,8 @@ impl Tiles {
                 "5:",
                 "mov {x}, {lines}",
                 "6:",
-                "prefetcht1 [{asked}]",
-                "add {asked}, {line}",
+                "prefetcht1 [{prefetch}]",
+                "add {prefetch}, {line}",
                 "dec {x}",
                 "jnz 6b",
                 "tdpbf16ps tmm0, tmm4, tmm6",
@@ -239,9 +239,9 @@ impl Tiles {
                 x = out(reg) _,
                 read_x = inout(reg) 0u64 => _,
                 read_y = inout(reg) 0u64 => _,
-                asked = inout(reg) asked.first => _,
-                lines = in(reg) asked.lines,
-                line = const LINE,
+                prefetch = inout(reg) prefetch.first => _,
+                lines = in(reg) prefetch.lines,
+                line = const CACHE_LINE,
                 half = const (size_of::<Piece>() / 2).ilog2(),
                 tile = const LONGEST * SIDE,
                 out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
@@ -385,11 +385,11 @@ impl Drop for Tiles {
 #[cfg(all(test, target_os = "linux"))]
 mod tests {
     use super::*;
-    use crate::processor::{Processor, WholeNumbers};
+    use crate::processor::{IntegerDot, Processor};
 
     /// Whether this machine has tiles, or what stands in for them.
     fn tiles() -> bool {
-        matches!(Processor::tested()[0], Processor::Avx512(_, WholeNumbers::Tiles))
+        matches!(Processor::tested()[0], Processor::Avx512(_, IntegerDot::Tiles))
     }
 
     /// Bytes without a pattern, the outermost ones of both kinds among them.
@@ -422,7 +422,7 @@ mod tests {
         if !tiles() {
             return;
         }
-        // Whole numbers of few bits: their sums are exact.
+        // Integers of few bits: their sums are exact.
         let pieces = |count: usize, seed: u32| -> Vec<Piece> {
             let mut bytes = random(count * ROWS * RUN, seed).into_iter();
             let mut next = || bf16::from_f32(f32::from(bytes.next().unwrap_or(0) as i8));
@@ -449,8 +449,8 @@ mod tests {
                 let tiles = Tiles::new(LONGEST);
                 let into = &raw mut sums;
                 let operands = [left.as_ptr(), right.as_ptr()];
-                let asked = Asked { first: operands[0].cast(), lines: 2 };
-                tiles.add_products_of_pieces(operands, pairs, anew, into, asked);
+                let prefetch = Prefetch { first: operands[0].cast(), lines: 2 };
+                tiles.add_products_of_pieces(operands, pairs, anew, into, prefetch);
             }
             for (row, other) in (0..ROWS).flat_map(|row| (0..ROWS).map(move |other| (row, other))) {
                 let mut expected = if anew { 0.0 } else { 7.0 };

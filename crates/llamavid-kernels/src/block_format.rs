@@ -1,7 +1,9 @@
-//! How rows of numbers are stored in fewer bits: blocks of whole numbers with a scale each, as GGUF files hold them.
+//! The block formats of ggml, in which GGUF files hold weights in fewer bits: blocks of small integers with a scale
+//! each.
 //!
-//! Reference: the block formats of ggml. Blocks are made by [`crate::block_quantiser`] or candle; they are read here, straight from bytes
-//! that may lie in a mapped file at any address.
+//! Blocks are made by [`crate::block_quantiser`] or candle; they are read here, straight from bytes that may lie in a mapped file at any
+//! address. A large block is what ggml calls a super-block: 256 numbers, whose eighths or sixteenths have a scale of their own and, in
+//! Q4_K and Q5_K, a min, which is subtracted.
 
 use candle_core::quantized::{GgmlDType, QTensor};
 use candle_core::{Device, Result, Tensor, bail};
@@ -17,24 +19,24 @@ pub(crate) const LARGE: usize = 256;
 /// Numbers of the smaller blocks.
 pub(crate) const SMALL: usize = 32;
 
-/// A way to store a row of numbers. The numbers of a block share a scale; the first three have no blocks.
+/// How a row of numbers is stored. The numbers of a block share a scale; the first three formats have no blocks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum BlockFormat {
-    /// 32 bits a number, as they are.
+    /// IEEE single precision.
     F32,
-    /// 16 bits a number.
+    /// IEEE half precision.
     F16,
-    /// 16 bits a number, with the range of 32.
+    /// bfloat16: the upper half of an f32.
     BF16,
-    /// 8.5 bits a number.
+    /// int8 in blocks of 32: 8.5 bits a number.
     Q8_0,
-    /// 4.5 bits a number, symmetric around 0.
+    /// 4 bits in blocks of 32, symmetric around 0: 4.5 bits a number.
     Q4_0,
-    /// 4.5 bits a number, in large blocks with a smallest value for each eighth.
+    /// 4 bits in large blocks, with a scale and a min for each eighth: 4.5 bits a number.
     Q4K,
-    /// 5.5 bits a number, the same.
+    /// 5 bits, else as [`Self::Q4K`]: 5.5 bits a number.
     Q5K,
-    /// 6.6 bits a number, in large blocks with a scale for each sixteenth.
+    /// 6 bits in large blocks, with a scale for each sixteenth: 6.6 bits a number.
     Q6K,
 }
 
@@ -156,22 +158,22 @@ macro_rules! each {
     }};
 }
 
-/// The same for blocks of whole numbers: what they stand for is found a block at a time.
-macro_rules! each_whole {
-    ($bytes:ident, $values:ident, $whole:expr, $numbers:literal, $read:ident) => {{
-        const WHOLE: Whole = $whole;
+/// The same for blocks of integers, which are scaled a block at a time.
+macro_rules! each_integer {
+    ($bytes:ident, $values:ident, $layout:expr, $numbers:literal, $read:ident) => {{
+        const LAYOUT: IntegerLayout = $layout;
         const GROUPS: usize = $numbers / 16;
         let (blocks, _) = $bytes.as_chunks();
         let (values, _) = $values.as_chunks_mut::<$numbers>();
-        let (mut numbers, mut scales, mut least) = ([0u8; $numbers], [0f32; GROUPS], [0f32; GROUPS]);
+        let (mut numbers, mut scales, mut mins) = ([0u8; $numbers], [0f32; GROUPS], [0f32; GROUPS]);
         for (block, values) in blocks.iter().zip(values) {
-            $read(block, &mut numbers, &mut scales, &mut least);
-            let offset = WHOLE.offset as f32;
-            for group in 0..$numbers / WHOLE.group {
-                let (scale, least) = (scales[group], least[group]);
-                let numbers = &numbers[group * WHOLE.group..][..WHOLE.group];
-                for (value, number) in values[group * WHOLE.group..].iter_mut().zip(numbers) {
-                    *value = multiply_add::<FUSED>(f32::from(*number) - offset, scale, -least);
+            $read(block, &mut numbers, &mut scales, &mut mins);
+            let offset = LAYOUT.offset as f32;
+            for group in 0..$numbers / LAYOUT.group {
+                let (scale, min) = (scales[group], mins[group]);
+                let numbers = &numbers[group * LAYOUT.group..][..LAYOUT.group];
+                for (value, number) in values[group * LAYOUT.group..].iter_mut().zip(numbers) {
+                    *value = multiply_add::<FUSED>(f32::from(*number) - offset, scale, -min);
                 }
             }
         }
@@ -184,31 +186,31 @@ fn decode_inline<const FUSED: bool>(format: BlockFormat, bytes: &[u8], values: &
         BlockFormat::F32 => each!(bytes, values, f32s),
         BlockFormat::F16 => each!(bytes, values, f16s),
         BlockFormat::BF16 => each!(bytes, values, bf16s),
-        BlockFormat::Q8_0 => each_whole!(bytes, values, Whole::OF_BYTES, 32, q8_0),
-        BlockFormat::Q4_0 => each_whole!(bytes, values, Whole::OF_PAIRS, 32, q4_0),
-        BlockFormat::Q4K => each_whole!(bytes, values, Whole::WITH_LEAST, 256, q4_k),
-        BlockFormat::Q5K => each_whole!(bytes, values, Whole::WITH_LEAST, 256, q5_k),
-        BlockFormat::Q6K => each_whole!(bytes, values, Whole::OF_SIXTEENTHS, 256, q6_k),
+        BlockFormat::Q8_0 => each_integer!(bytes, values, IntegerLayout::Q8_0, 32, q8_0),
+        BlockFormat::Q4_0 => each_integer!(bytes, values, IntegerLayout::Q4_0, 32, q4_0),
+        BlockFormat::Q4K => each_integer!(bytes, values, IntegerLayout::WITH_MINS, 256, q4_k),
+        BlockFormat::Q5K => each_integer!(bytes, values, IntegerLayout::WITH_MINS, 256, q5_k),
+        BlockFormat::Q6K => each_integer!(bytes, values, IntegerLayout::Q6_K, 256, q6_k),
     }
 }
 
-/// Up to 256 numbers of whole blocks as they are stored, and the scale and the least value of each group; what there is none of
-/// stays as it is.
+/// Up to 256 integers of whole blocks as they are stored, and the scale and the min of each group; what a format lacks stays as
+/// it is.
 #[cfg(target_arch = "aarch64")]
 #[inline(always)]
-pub(crate) fn read_whole(
+pub(crate) fn read_integers(
     format: BlockFormat,
     bytes: &[u8],
     numbers: &mut [u8; LARGE],
     scales: &mut [f32; LARGE / 16],
-    least: &mut [f32; LARGE / 16],
+    mins: &mut [f32; LARGE / 16],
 ) {
     macro_rules! each {
         ($read:ident, $numbers:literal, $groups:literal) => {{
             let blocks = bytes.as_chunks().0.iter().zip(numbers.as_chunks_mut::<$numbers>().0);
-            let groups = scales.as_chunks_mut::<$groups>().0.iter_mut().zip(least.as_chunks_mut().0);
-            for ((block, numbers), (scales, least)) in blocks.zip(groups) {
-                $read(block, numbers, scales, least);
+            let groups = scales.as_chunks_mut::<$groups>().0.iter_mut().zip(mins.as_chunks_mut().0);
+            for ((block, numbers), (scales, mins)) in blocks.zip(groups) {
+                $read(block, numbers, scales, mins);
             }
         }};
     }
@@ -222,29 +224,29 @@ pub(crate) fn read_whole(
     }
 }
 
-/// How the whole numbers of a block become numbers: less `offset`, times the scale of their group, less its least value.
+/// How the integers of a block become numbers: less `offset`, times the scale of their group, less its min.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Whole {
+pub(crate) struct IntegerLayout {
     /// Numbers that share a scale.
     pub(crate) group: usize,
-    /// What is taken from each number, none of which has a sign.
+    /// The zero point: what is subtracted from each integer, which are stored unsigned.
     pub(crate) offset: i32,
 }
 
-impl Whole {
-    pub(crate) const OF_BYTES: Self = Self { group: 32, offset: 128 };
-    pub(crate) const OF_PAIRS: Self = Self { group: 32, offset: 8 };
-    const WITH_LEAST: Self = Self { group: 32, offset: 0 };
-    const OF_SIXTEENTHS: Self = Self { group: 16, offset: 32 };
+impl IntegerLayout {
+    pub(crate) const Q8_0: Self = Self { group: 32, offset: 128 };
+    pub(crate) const Q4_0: Self = Self { group: 32, offset: 8 };
+    const WITH_MINS: Self = Self { group: 32, offset: 0 };
+    const Q6_K: Self = Self { group: 16, offset: 32 };
 
     /// None for a format without blocks.
     pub(crate) fn of(format: BlockFormat) -> Option<Self> {
         match format {
             BlockFormat::F32 | BlockFormat::F16 | BlockFormat::BF16 => None,
-            BlockFormat::Q8_0 => Some(Self::OF_BYTES),
-            BlockFormat::Q4_0 => Some(Self::OF_PAIRS),
-            BlockFormat::Q4K | BlockFormat::Q5K => Some(Self::WITH_LEAST),
-            BlockFormat::Q6K => Some(Self::OF_SIXTEENTHS),
+            BlockFormat::Q8_0 => Some(Self::Q8_0),
+            BlockFormat::Q4_0 => Some(Self::Q4_0),
+            BlockFormat::Q4K | BlockFormat::Q5K => Some(Self::WITH_MINS),
+            BlockFormat::Q6K => Some(Self::Q6_K),
         }
     }
 }
@@ -264,7 +266,7 @@ fn bf16s(bytes: &[u8; 2], value: &mut [f32; 1]) {
     value[0] = f32::from_bits(u32::from(u16::from_le_bytes(*bytes)) << 16);
 }
 
-/// A 16-bit number, without a table or a call, so that it runs in vectors.
+/// f16 to f32, without a table or a call, so that it is vectorised.
 #[inline(always)]
 fn from_half(bits: u16) -> f32 {
     let (sign, exponent) = (u32::from(bits & 0x8000) << 16, bits & 0x7c00);
@@ -283,13 +285,13 @@ fn half_at<const BYTES: usize>(block: &[u8; BYTES], place: usize) -> f32 {
     from_half(u16::from_le_bytes([block[place], block[place + 1]]))
 }
 
-/// A scale, then 32 whole numbers from -128 to 127.
+/// A scale, then 32 integers from -128 to 127.
 #[inline(always)]
 fn q8_0<const N: usize>(
     block: &[u8; 34],
     numbers: &mut [u8; SMALL],
     scales: &mut [f32; N],
-    _least: &mut [f32; N],
+    _mins: &mut [f32; N],
 ) {
     scales[0] = half_at(block, 0);
     for (number, byte) in numbers.iter_mut().zip(&block[2..]) {
@@ -297,10 +299,10 @@ fn q8_0<const N: usize>(
     }
 }
 
-/// The lower and the upper four bits of `N` bytes. Copies, so that nothing written may be what is read next: only then it
-/// runs in vectors.
+/// The lower and the upper nibbles of `N` bytes. Copies, so that nothing written may be what is read next: only then it
+/// is vectorised.
 #[inline(always)]
-fn halves<const N: usize>(pairs: &[u8]) -> ([u8; N], [u8; N]) {
+fn nibbles<const N: usize>(pairs: &[u8]) -> ([u8; N], [u8; N]) {
     let (mut lower, mut upper) = ([0; N], [0; N]);
     for place in 0..N {
         (lower[place], upper[place]) = (pairs[place] & 15, pairs[place] >> 4);
@@ -308,50 +310,50 @@ fn halves<const N: usize>(pairs: &[u8]) -> ([u8; N], [u8; N]) {
     (lower, upper)
 }
 
-/// A scale, then 32 whole numbers from -8 to 7: the first half in the lower bits of 16 bytes, the second in the upper.
+/// A scale, then 32 integers from -8 to 7: the first half in the lower nibbles of 16 bytes, the second in the upper.
 #[inline(always)]
 fn q4_0<const N: usize>(
     block: &[u8; 18],
     numbers: &mut [u8; SMALL],
     scales: &mut [f32; N],
-    _least: &mut [f32; N],
+    _mins: &mut [f32; N],
 ) {
     scales[0] = half_at(block, 0);
-    let (lower, upper) = halves::<{ SMALL / 2 }>(&block[2..]);
+    let (lower, upper) = nibbles::<{ SMALL / 2 }>(&block[2..]);
     numbers[..SMALL / 2].copy_from_slice(&lower);
     numbers[SMALL / 2..].copy_from_slice(&upper);
 }
 
-/// The scales and least values of the eighths of a block: two numbers of 16 bits, and 6 bits of each in 12 bytes.
+/// The scales and mins of the eighths of a block: an f16 for each kind, and 6 bits of each in 12 bytes.
 #[inline(always)]
-fn eighths<const N: usize>(block: &[u8], scales: &mut [f32; N], least: &mut [f32; N]) {
+fn eighths<const N: usize>(block: &[u8], scales: &mut [f32; N], mins: &mut [f32; N]) {
     let half = |place: usize| from_half(u16::from_le_bytes([block[place], block[place + 1]]));
     let (scale, base) = (half(0), half(2));
     let packed = &block[4..16];
     for eighth in 0..8 {
-        let (of_scale, of_least) = if eighth < 4 {
+        let (of_scale, of_min) = if eighth < 4 {
             (packed[eighth] & 63, packed[eighth + 4] & 63)
         } else {
             let both = packed[eighth + 4];
             ((both & 15) | (packed[eighth - 4] >> 6 << 4), (both >> 4) | (packed[eighth] >> 6 << 4))
         };
         scales[eighth] = scale * f32::from(of_scale);
-        least[eighth] = base * f32::from(of_least);
+        mins[eighth] = base * f32::from(of_min);
     }
 }
 
-/// [`eighths`], then 256 whole numbers from 0 to 15: of each 64, the first half in the lower bits of 32 bytes, the second in
+/// [`eighths`], then 256 integers from 0 to 15: of each 64, the first half in the lower nibbles of 32 bytes, the second in
 /// the upper.
 #[inline(always)]
 fn q4_k<const N: usize>(
     block: &[u8; 144],
     numbers: &mut [u8; LARGE],
     scales: &mut [f32; N],
-    least: &mut [f32; N],
+    mins: &mut [f32; N],
 ) {
-    eighths(block, scales, least);
+    eighths(block, scales, mins);
     for quarter in 0..4 {
-        let (lower, upper) = halves::<32>(&block[16 + 32 * quarter..]);
+        let (lower, upper) = nibbles::<32>(&block[16 + 32 * quarter..]);
         let (first, second) = numbers[64 * quarter..][..64].split_at_mut(32);
         first.copy_from_slice(&lower);
         second.copy_from_slice(&upper);
@@ -364,11 +366,11 @@ fn q5_k<const N: usize>(
     block: &[u8; 176],
     numbers: &mut [u8; LARGE],
     scales: &mut [f32; N],
-    least: &mut [f32; N],
+    mins: &mut [f32; N],
 ) {
-    eighths(block, scales, least);
+    eighths(block, scales, mins);
     for quarter in 0..4 {
-        let (mut lower, mut upper) = halves::<32>(&block[48 + 32 * quarter..]);
+        let (mut lower, mut upper) = nibbles::<32>(&block[48 + 32 * quarter..]);
         for place in 0..32 {
             let bits = block[16 + place] >> (2 * quarter);
             lower[place] |= (bits & 1) << 4;
@@ -380,14 +382,14 @@ fn q5_k<const N: usize>(
     }
 }
 
-/// 256 whole numbers from -32 to 31: of each half, the lower 4 bits of its quarters in 64 bytes (two quarters to the lower
-/// bits, two to the upper), and two bits of each of them in 32 bytes. Then 16 scales of a byte each, and one of all.
+/// 256 integers from -32 to 31: of each half, the lower 4 bits of its quarters in 64 bytes (two quarters to the lower
+/// nibbles, two to the upper), and two bits of each of them in 32 bytes. Then 16 scales of a byte each, and one of all.
 #[inline(always)]
 fn q6_k<const N: usize>(
     block: &[u8; 210],
     numbers: &mut [u8; LARGE],
     scales: &mut [f32; N],
-    _least: &mut [f32; N],
+    _mins: &mut [f32; N],
 ) {
     let all = half_at(block, 208);
     for (scale, byte) in scales.iter_mut().zip(&block[192..208]) {

@@ -1,10 +1,10 @@
-//! Products with weights as they lie in memory: in whole numbers, or in f32 for a few rows.
+//! Products with weights as they lie in memory, read once: with `x` quantised to int8, or in f32 for a few rows.
 
 #[cfg(target_arch = "x86_64")]
 use crate::block_vectors::Dots;
-use crate::integer_products::IntegerProduct;
 #[cfg(target_arch = "x86_64")]
-use crate::plain_rows::PlainRows;
+use crate::float_rows::FloatRows;
+use crate::integer_products::IntegerProduct;
 use crate::processor::{Processor, processor};
 use crate::products::{Layer, Output, PARALLEL, Weights, in_tasks};
 
@@ -14,9 +14,9 @@ const FEW: usize = 8;
 
 /// Rows of `x` that are to be multiplied with weights in blocks.
 pub(crate) enum BlockProduct {
-    WholeNumbers(IntegerProduct),
+    IntegerDot(IntegerProduct),
     #[cfg(target_arch = "x86_64")]
-    Plain(PlainRows),
+    Plain(FloatRows),
     #[cfg(target_arch = "x86_64")]
     Numbers(Dots),
 }
@@ -25,10 +25,10 @@ impl BlockProduct {
     /// `x` (count, columns) for weights of this kind; none where they are to be unpacked.
     pub(crate) fn new(processor: Processor, weights: Weights, x: &[f32], columns: usize) -> Option<Self> {
         if let Some(product) = IntegerProduct::new(processor, weights, x, columns) {
-            return Some(Self::WholeNumbers(product));
+            return Some(Self::IntegerDot(product));
         }
         #[cfg(target_arch = "x86_64")]
-        if let Some(rows) = PlainRows::of_weights(processor, weights.format(), x, columns) {
+        if let Some(rows) = FloatRows::of_weights(processor, weights.format(), x, columns) {
             return Some(Self::Plain(rows));
         }
         #[cfg(target_arch = "x86_64")]
@@ -41,7 +41,7 @@ impl BlockProduct {
     /// Rows of weights that are multiplied together.
     pub(crate) fn unit(&self) -> usize {
         match self {
-            Self::WholeNumbers(product) => product.unit(),
+            Self::IntegerDot(product) => product.unit(),
             #[cfg(target_arch = "x86_64")]
             Self::Plain(_) | Self::Numbers(_) => 1,
         }
@@ -55,13 +55,13 @@ impl BlockProduct {
         // SAFETY: as the caller promises.
         unsafe {
             match self {
-                Self::WholeNumbers(product) => product.add(weights, column, output),
+                Self::IntegerDot(product) => product.add(weights, column, output),
                 #[cfg(target_arch = "x86_64")]
                 Self::Plain(plain) => plain.add(weights.bytes(), column, output),
                 #[cfg(target_arch = "x86_64")]
                 Self::Numbers(dots) => {
                     let mut room = Vec::new();
-                    dots.add(weights.in_order(dots.columns(), &mut room).bytes(), column, output);
+                    dots.add(weights.deinterleaved(dots.columns(), &mut room).bytes(), column, output);
                 }
             }
         }

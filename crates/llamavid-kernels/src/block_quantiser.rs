@@ -1,9 +1,9 @@
-//! Rounding to blocks of 8 bits (Q8_0), in vectors: caches of keys and values are written in them, pass by pass. And to blocks with least
-//! values (Q4_K, Q5_K): the scale and the least value of each eighth that leave the smallest error.
+//! Quantisation to int8 blocks (Q8_0), vectorised: KV caches are written in them, pass by pass. And to Q4_K and Q5_K: the scale and the
+//! min of each eighth that leave the smallest error.
 //!
-//! candle's own rounding to the latter leaves up to twice the squared error of ggml's, where sizes differ widely. Here each eighth tries
-//! some scales: numbers are rounded with each, scale and least value are fitted to what they were rounded to by least squares, and
-//! the best fit is taken.
+//! candle's own quantisation to the latter leaves up to twice the squared error of ggml's, where sizes differ widely. Here some scales
+//! are tried for each eighth: numbers are rounded with each, scale and min are fitted to the rounded ones by least squares, and the best
+//! fit is taken.
 
 use rayon::prelude::*;
 
@@ -11,11 +11,12 @@ use crate::block_format::{BlockFormat, LARGE, SMALL};
 use crate::rows::rows_of_a_task;
 use crate::vector::{multiply_add, widest};
 
-/// Numbers that share a scale and a least value.
+/// Numbers that share a scale and a min.
 const GROUP: usize = 32;
-/// Scales that are tried, a tenth of the largest number apart, around the one that reaches from the least to the largest.
+/// Scales that are tried, a tenth of the largest number apart, around the one that reaches from the smallest number to
+/// the largest.
 const TRIED: usize = 20;
-/// The largest number of 6 bits, in which scales and least values are held.
+/// The largest integer of 6 bits, in which scales and mins are stored.
 const SIX_BITS: f32 = 63.0;
 
 /// Rounds whole blocks of finite numbers; `bytes` has room for exactly those.
@@ -30,14 +31,14 @@ pub(crate) fn encode(format: BlockFormat, values: &[f32], bytes: &mut [u8]) {
     blocks.for_each(|(bytes, values)| encode_block(format == BlockFormat::Q5K, values, bytes));
 }
 
-/// Rounds to blocks of 8 bits as ggml does; `bytes` has room for exactly those.
+/// Quantises to int8 blocks as ggml does; `bytes` has room for exactly those.
 #[inline(always)]
 fn encode_bytes_inline<const FUSED: bool>(values: &[f32], bytes: &mut [u8]) {
     for (values, block) in values.as_chunks::<SMALL>().0.iter().zip(bytes.as_chunks_mut::<34>().0) {
         let mut largest = 0f32;
         for value in values {
             let size = value.abs();
-            // What is not a number counts as 0.
+            // NaN counts as 0.
             largest = if size > largest { size } else { largest };
         }
         let scale = largest / 127.0;
@@ -56,24 +57,24 @@ fn encode_block(five_bits: bool, values: &[f32; LARGE], bytes: &mut [u8]) {
     for (fit_of, group) in fits.iter_mut().zip(values.as_chunks().0) {
         *fit_of = fit(group, most);
     }
-    // Scales and least values are multiples of one number each.
+    // Scales, and mins, are multiples of an f16 each.
     let largest = |of: fn(&Fit) -> f32| fits.iter().map(of).fold(0.0, f32::max);
-    let [scale, least] =
-        [largest(|fit| fit.scale), largest(|fit| fit.least)].map(|largest| half(largest / SIX_BITS));
+    let [scale, min] =
+        [largest(|fit| fit.scale), largest(|fit| fit.min)].map(|largest| half(largest / SIX_BITS));
     let in_six_bits = |value: f32, unit: f32| match unit > 0.0 {
         true => (value / unit).round().clamp(0.0, SIX_BITS),
         false => 0.0,
     };
     bytes.fill(0);
     bytes[..2].copy_from_slice(&half_bits(scale).to_le_bytes());
-    bytes[2..4].copy_from_slice(&half_bits(least).to_le_bytes());
+    bytes[2..4].copy_from_slice(&half_bits(min).to_le_bytes());
     let numbers_at = if five_bits { 48 } else { 16 };
     for (eighth, (fit, group)) in fits.iter().zip(values.as_chunks().0).enumerate() {
-        let (of_scale, of_least) = (in_six_bits(fit.scale, scale), in_six_bits(fit.least, least));
-        pack_six_bits(&mut bytes[4..16], eighth, of_scale as u8, of_least as u8);
+        let (of_scale, of_min) = (in_six_bits(fit.scale, scale), in_six_bits(fit.min, min));
+        pack_six_bits(&mut bytes[4..16], eighth, of_scale as u8, of_min as u8);
         let mut numbers = [0u8; GROUP];
-        round(group, scale * of_scale, least * of_least, most, &mut numbers);
-        // Of each 64 numbers, the first half is in the lower bits of 32 bytes, the second in the upper.
+        round(group, scale * of_scale, min * of_min, most, &mut numbers);
+        // Of each 64 numbers, the first half is in the lower nibbles of 32 bytes, the second in the upper.
         let pairs = numbers_at + GROUP * (eighth / 2);
         for (place, number) in numbers.iter().enumerate() {
             bytes[pairs + place] |= (number & 15) << (4 * (eighth % 2));
@@ -84,7 +85,7 @@ fn encode_block(five_bits: bool, values: &[f32; LARGE], bytes: &mut [u8]) {
     }
 }
 
-/// A number as 16 bits hold it.
+/// A number rounded to f16.
 fn half(value: f32) -> f32 {
     half::f16::from_f32(value).to_f32()
 }
@@ -93,23 +94,23 @@ fn half_bits(value: f32) -> u16 {
     half::f16::from_f32(value).to_bits()
 }
 
-/// Six bits of a scale and of a least value: those of the second half of a block lend the upper bits of the first half's.
-fn pack_six_bits(packed: &mut [u8], eighth: usize, scale: u8, least: u8) {
+/// Six bits of a scale and of a min: those of the second half of a block lend the upper bits of the first half's.
+fn pack_six_bits(packed: &mut [u8], eighth: usize, scale: u8, min: u8) {
     if eighth < 4 {
         packed[eighth] |= scale;
-        packed[eighth + 4] |= least;
+        packed[eighth + 4] |= min;
     } else {
-        packed[eighth + 4] |= (scale & 15) | (least & 15) << 4;
+        packed[eighth + 4] |= (scale & 15) | (min & 15) << 4;
         packed[eighth - 4] |= (scale >> 4) << 6;
-        packed[eighth] |= (least >> 4) << 6;
+        packed[eighth] |= (min >> 4) << 6;
     }
 }
 
-/// Numbers are about `scale` times a whole number, less `least`, which is not negative.
+/// Numbers are about `scale` times an integer, less `min`, which is not negative.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 struct Fit {
     scale: f32,
-    least: f32,
+    min: f32,
 }
 
 #[inline(always)]
@@ -120,7 +121,7 @@ fn fit_inline<const FUSED: bool>(values: &[f32; GROUP], most: f32) -> Fit {
         high = if *value > high { *value } else { high };
     }
     if high <= low {
-        return Fit { scale: 0.0, least: -low };
+        return Fit { scale: 0.0, min: -low };
     }
     let mut best = (f32::INFINITY, Fit::default());
     for tried in 0..=TRIED {
@@ -148,7 +149,7 @@ fn fit_inline<const FUSED: bool>(values: &[f32; GROUP], most: f32) -> Fit {
         let spread = count * squared - number * number;
         let mut scale = (count * mixed - value * number) / spread;
         let mut base = (squared * value - number * mixed) / spread;
-        // Numbers that are all the same have no slope, and a least value is not negative.
+        // Numbers that are all the same have no slope, and a min is not negative.
         if spread <= 0.0 || base > 0.0 {
             (scale, base) = (mixed / squared, 0.0);
         }
@@ -156,13 +157,13 @@ fn fit_inline<const FUSED: bool>(values: &[f32; GROUP], most: f32) -> Fit {
         let error = of_values + scale * scale * squared + count * base * base
             - 2.0 * (scale * mixed + base * value - scale * base * number);
         if error < best.0 && scale > 0.0 {
-            best = (error, Fit { scale, least: -base });
+            best = (error, Fit { scale, min: -base });
         }
     }
     best.1
 }
 widest!(
-    /// The scale and the least value of a group whose numbers go up to `most`.
+    /// The scale and the min of a group whose integers go up to `most`.
     fn fit(values: &[f32; GROUP], most: f32) -> Fit = fit_inline
 );
 
@@ -170,21 +171,21 @@ widest!(
 fn round_inline<const FUSED: bool>(
     values: &[f32; GROUP],
     scale: f32,
-    least: f32,
+    min: f32,
     most: f32,
     numbers: &mut [u8; GROUP],
 ) {
     let inverse = if scale > 0.0 { 1.0 / scale } else { 0.0 };
     for (number, value) in numbers.iter_mut().zip(values) {
-        *number = rounded((value + least) * inverse, most) as u8;
+        *number = rounded((value + min) * inverse, most) as u8;
     }
 }
 widest!(
-    /// The whole numbers from 0 to `most` that are closest.
-    fn round(values: &[f32; GROUP], scale: f32, least: f32, most: f32, numbers: &mut [u8; GROUP]) = round_inline
+    /// The integers from 0 to `most` that are closest.
+    fn round(values: &[f32; GROUP], scale: f32, min: f32, most: f32, numbers: &mut [u8; GROUP]) = round_inline
 );
 
-/// The nearest whole number from 0 to `most`, without a call.
+/// The nearest integer from 0 to `most`, without a call.
 #[inline(always)]
 fn rounded(value: f32, most: f32) -> f32 {
     /// 2^23: added to a smaller number that is not negative, it leaves no room for what is behind the point.
@@ -234,7 +235,7 @@ mod tests {
         let encoded = BlockFormat::Q8_0.encode(&values, values.len()).unwrap();
         let blocks = encoded.as_chunks::<34>().0.iter().zip(expected.as_chunks::<34>().0);
         for (index, (block, expected)) in blocks.enumerate() {
-            // What is not a number counts in candle's vectors of ARM, and nowhere else.
+            // candle's NEON code lets NaN count, and nothing else does.
             if cfg!(target_arch = "aarch64") && index == 4 {
                 continue;
             }

@@ -9,13 +9,13 @@ pub(crate) trait BlockType {
     const BYTES: usize;
     /// Vectors of eight groups that share a scale: one for groups of 32 numbers, two for groups of 16.
     const VECTORS: usize = 1;
-    /// Whether least values are stored. Otherwise they are the scale times a number that is the same for all groups.
-    const LEAST: bool = false;
+    /// Whether mins are stored. Otherwise the min is the scale times a zero point, the same for all groups.
+    const HAS_MINS: bool = false;
     /// Groups of a row of `x` that share a scale where there are many rows: small groups are scaled so often that it takes as long as
     /// their products.
     #[cfg(target_arch = "x86_64")]
     const SHARING: usize = 1;
-    /// Bits of the whole numbers.
+    /// Bits of an integer.
     const BITS: u32;
     /// Whether they are eight, and not fewer.
     const EIGHT_BITS: bool = Self::BITS == 8;
@@ -40,7 +40,7 @@ pub(crate) struct Q4K;
 impl BlockType for Q4K {
     const BYTES: usize = 144;
     const BITS: u32 = 4;
-    const LEAST: bool = true;
+    const HAS_MINS: bool = true;
 }
 
 pub(crate) struct Q5K;
@@ -48,7 +48,7 @@ pub(crate) struct Q5K;
 impl BlockType for Q5K {
     const BYTES: usize = 176;
     const BITS: u32 = 5;
-    const LEAST: bool = true;
+    const HAS_MINS: bool = true;
 }
 
 pub(crate) struct Q6K;

@@ -1,7 +1,8 @@
-//! Rows in blocks, or of plain numbers, read in vectors of eight: summed up as they are read, or unpacked.
+//! Rows in any format, dequantised with AVX2 as they are read: multiplied and added up on the way (a dot product with
+//! `x`, or a weighted sum of rows), or written.
 //!
-//! Wider vectors are no quicker here: reading is shifts and conversions, of which a processor does as many bits at a time
-//! in two halves. The portable code in [`crate::block_format`] is the reference.
+//! AVX-512 is no quicker here: reading is shifts and conversions, of which a processor does as many bits at a time in two
+//! halves. The portable code in [`crate::block_format`] is the reference.
 
 use std::arch::x86_64::{
     __m256, __m256i, __m512, _MM_HINT_T0, _MM_HINT_T1, _mm_add_ps, _mm_cvtph_ps, _mm_cvtsi32_si128,
@@ -16,18 +17,18 @@ use std::arch::x86_64::{
 use std::slice::ChunksExact;
 
 use crate::block_format::BlockFormat;
-use crate::processor::{Processor, WholeNumbers};
+use crate::integer_blocks::{Scales, eighths};
+use crate::processor::{IntegerDot, Processor};
 use crate::products::Output;
-use crate::whole_blocks::{Scales, eighths};
 
 /// Whether this module may run.
 fn allowed(processor: Processor) -> bool {
     matches!(processor, Processor::Avx512(..) | Processor::Avx2(..))
 }
 
-/// Numbers of a vector.
+/// f32 numbers of a vector of AVX2.
 const LANES: usize = 8;
-/// Numbers that share a least value.
+/// Numbers that share a min.
 const GROUP: usize = 32;
 /// Rows of `x` of which there are sums at a time.
 const X_ROWS: usize = 4;
@@ -36,24 +37,24 @@ const WIDEST: usize = 512;
 /// Rows in blocks whose sums are made of vectors together.
 const ROWS: usize = 4;
 
-/// How many bytes ahead weights are asked for, on processors that wait for memory otherwise: those with AMX take two thirds of the time
-/// then, Zen 4 takes longer.
-pub(crate) const AHEAD: usize = 2048;
-/// The same in the second cache, for weights of which every line is asked for once.
-pub(crate) const AHEAD_IN_SECOND_CACHE: usize = 6144;
-/// Bytes of a line of the caches.
-pub(crate) const LINE: usize = 64;
+/// How many bytes ahead weights are prefetched, on processors that stall on memory otherwise: those with AMX take two thirds of the
+/// time then, Zen 4 takes longer.
+pub(crate) const PREFETCH_DISTANCE: usize = 2048;
+/// The same to the L2 cache, for weights of which every cache line is prefetched once.
+pub(crate) const PREFETCH_L2_DISTANCE: usize = 6144;
+/// Bytes of a cache line.
+pub(crate) const CACHE_LINE: usize = 64;
 
-/// Asks for a line of memory, which may be nobody's: nothing is read.
+/// Prefetches a cache line to the L1 cache. The address need not be valid.
 #[inline(always)]
-pub(crate) fn ask_for(line: *const u8) {
+pub(crate) fn prefetch_l1(line: *const u8) {
     // SAFETY: every x86-64 has the instruction, and it changes nothing.
     unsafe { _mm_prefetch::<_MM_HINT_T0>(line.cast()) };
 }
 
-/// The same, in the second cache.
+/// The same to the L2 cache.
 #[inline(always)]
-pub(crate) fn ask_second_cache(line: *const u8) {
+pub(crate) fn prefetch_l2(line: *const u8) {
     // SAFETY: as above.
     unsafe { _mm_prefetch::<_MM_HINT_T1>(line.cast()) };
 }
@@ -64,7 +65,7 @@ pub(crate) struct Dots {
     /// (count, columns).
     x: Vec<f32>,
     columns: usize,
-    /// The sum of each [`GROUP`] numbers of `x`, where the weights have least values.
+    /// The sum of each [`GROUP`] numbers of `x`, where the weights have mins.
     sums: Vec<f32>,
 }
 
@@ -72,13 +73,13 @@ impl Dots {
     /// None where there are no such vectors.
     pub(crate) fn new(processor: Processor, format: BlockFormat, x: &[f32], columns: usize) -> Option<Self> {
         let whole = columns.is_multiple_of(format.block_length().max(LANES));
-        let least = matches!(format, BlockFormat::Q4K | BlockFormat::Q5K);
+        let mins = matches!(format, BlockFormat::Q4K | BlockFormat::Q5K);
         (allowed(processor) && whole).then(|| Self {
             format,
             x: x.to_vec(),
             columns,
             // Groups are never of two rows: a row has whole blocks.
-            sums: x.chunks(GROUP).filter(|_| least).map(|group| group.iter().sum()).collect(),
+            sums: x.chunks(GROUP).filter(|_| mins).map(|group| group.iter().sum()).collect(),
         })
     }
 
@@ -128,7 +129,7 @@ pub(crate) fn unpack(processor: Processor, format: BlockFormat, bytes: &[u8], va
     // SAFETY: the instructions are there, and as many blocks are read as fill `values`.
     unsafe {
         match (processor, format) {
-            (Processor::Avx512(_, WholeNumbers::Tiles), BlockFormat::Q8_0) => {
+            (Processor::Avx512(_, IntegerDot::Tiles), BlockFormat::Q8_0) => {
                 write_bytes(&bytes[..length], values)
             }
             _ => write(format, &bytes[..length], values),
@@ -137,14 +138,14 @@ pub(crate) fn unpack(processor: Processor, format: BlockFormat, bytes: &[u8], va
     true
 }
 
-/// Writes numbers of 8 bits in vectors of sixteen, and asks for the next ones: that is quicker than eight on processors with AMX.
+/// Dequantises int8 blocks with AVX-512 and prefetches the next ones: that is quicker than AVX2 on processors with AMX.
 ///
 /// # Safety
 /// The processor has AVX-512 F and F16C, and there is room for as many numbers as the blocks have.
 #[target_feature(enable = "avx512f,avx2,f16c")]
 unsafe fn write_bytes(blocks: &[u8], values: &mut [f32]) {
     for (block, values) in blocks.as_chunks::<34>().0.iter().zip(values.as_chunks_mut::<GROUP>().0) {
-        ask_second_cache(block.as_ptr().wrapping_add(AHEAD));
+        prefetch_l2(block.as_ptr().wrapping_add(PREFETCH_DISTANCE));
         // SAFETY: a scale and 32 numbers, and room for those.
         unsafe {
             let scale = _mm512_set1_ps(half(block.as_ptr()));
@@ -157,17 +158,17 @@ unsafe fn write_bytes(blocks: &[u8], values: &mut [f32]) {
     }
 }
 
-/// Sums at the start of a line of the caches: a vector that reaches over two lines takes longer to read and to write.
+/// Sums, aligned to a cache line: a vector that crosses two takes longer to read and to write.
 #[repr(align(64))]
 struct AtLine([f32; WIDEST]);
 
-/// Adds rows in blocks, each times its share, to `sums`; false where there are no such vectors, or more than
+/// Adds rows in blocks, each times its probability, to `sums`; false where there are no such vectors, or more than
 /// [`WIDEST`] sums.
-pub(crate) fn add_shares(
+pub(crate) fn add_weighted(
     processor: Processor,
     format: BlockFormat,
     rows: &[u8],
-    shares: &[f32],
+    probabilities: &[f32],
     sums: &mut [f32],
 ) -> bool {
     let whole = sums.len().is_multiple_of(format.block_length().max(LANES));
@@ -179,7 +180,7 @@ pub(crate) fn add_shares(
     let own = &mut own.0[..sums.len()];
     own.copy_from_slice(sums);
     // SAFETY: the instructions are there, and a row has as many numbers as there are sums.
-    unsafe { add_rows(format, rows.chunks_exact(row_bytes), shares, own) };
+    unsafe { add_rows(format, rows.chunks_exact(row_bytes), probabilities, own) };
     sums.copy_from_slice(own);
     true
 }
@@ -199,31 +200,35 @@ unsafe fn sum<const X: usize>(
     let zero = _mm256_setzero_ps();
     let mut vectors = [[zero; ROWS]; X];
     for (index, row) in rows.chunks_exact(row_bytes).take(ROWS).enumerate() {
-        let mut sink = Sum { x, sums, products: [[zero; 2]; X], least: [zero; X] };
+        let mut sink = Sum { x, sums, products: [[zero; 2]; X], mins: [zero; X] };
         // SAFETY: as the caller promises.
         unsafe { read(format, row, &mut sink) };
-        for ((vectors, products), least) in vectors.iter_mut().zip(sink.products).zip(sink.least) {
-            vectors[index] = _mm256_sub_ps(_mm256_add_ps(products[0], products[1]), least);
+        for ((vectors, products), mins) in vectors.iter_mut().zip(sink.products).zip(sink.mins) {
+            vectors[index] = _mm256_sub_ps(_mm256_add_ps(products[0], products[1]), mins);
         }
     }
     let mut totals = [[0.0; ROWS]; X_ROWS];
     for (totals, vectors) in totals.iter_mut().zip(vectors) {
         // SAFETY: the processor has AVX2.
-        *totals = unsafe { totals_of_eight(vectors) };
+        *totals = unsafe { horizontal_sums_256(vectors) };
     }
     totals
 }
 
-/// Adds rows, each times its share, to `sums`.
+/// Adds rows, each times its probability, to `sums`.
 ///
 /// # Safety
 /// The processor has AVX2, FMA and F16C, and there are as many sums as a row has numbers.
 #[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn add_rows(format: BlockFormat, rows: ChunksExact<u8>, shares: &[f32], sums: &mut [f32]) {
-    for (row, share) in rows.zip(shares) {
+unsafe fn add_rows(format: BlockFormat, rows: ChunksExact<u8>, probabilities: &[f32], sums: &mut [f32]) {
+    for (row, probability) in rows.zip(probabilities) {
         // SAFETY: as the caller promises.
         unsafe {
-            read(format, row, &mut Scaled::<true> { share: *share, values: sums, least: [0.0; LANES] })
+            read(
+                format,
+                row,
+                &mut Scaled::<true> { probability: *probability, values: sums, mins: [0.0; LANES] },
+            )
         };
     }
 }
@@ -235,15 +240,15 @@ unsafe fn add_rows(format: BlockFormat, rows: ChunksExact<u8>, shares: &[f32], s
 #[target_feature(enable = "avx2,fma,f16c")]
 unsafe fn write(format: BlockFormat, row: &[u8], values: &mut [f32]) {
     // SAFETY: as the caller promises.
-    unsafe { read(format, row, &mut Scaled::<false> { share: 1.0, values, least: [0.0; LANES] }) };
+    unsafe { read(format, row, &mut Scaled::<false> { probability: 1.0, values, mins: [0.0; LANES] }) };
 }
 
 /// What becomes of the numbers of a row.
 trait Sink {
-    /// The least values, each to be taken from 32 numbers, of the 256 from `place` on; they come before those.
-    unsafe fn least(&mut self, place: usize, least: __m256);
-    /// Some vectors of numbers from `place` on, which are to be multiplied with `scale`; with `eighth`, the least value of
-    /// that eighth of 256 is to be taken from them. `SECOND` are every second vectors, which need not wait for the first.
+    /// The mins, each to be subtracted from 32 numbers, of the 256 from `place` on; they come before those.
+    unsafe fn mins(&mut self, place: usize, mins: __m256);
+    /// Some vectors of numbers from `place` on, which are to be multiplied with `scale`; with `eighth`, the min of that
+    /// eighth of 256 is to be subtracted from them. `SECOND` are every second vectors, which need not wait for the first.
     unsafe fn take<const SECOND: bool, const N: usize>(
         &mut self,
         place: usize,
@@ -259,18 +264,18 @@ struct Sum<'a, const X: usize> {
     sums: &'a [f32],
     /// Of each row, two sums that do not wait for each other.
     products: [[__m256; 2]; X],
-    least: [__m256; X],
+    mins: [__m256; X],
 }
 
 impl<const X: usize> Sink for Sum<'_, X> {
     #[inline(always)]
-    unsafe fn least(&mut self, place: usize, least: __m256) {
+    unsafe fn mins(&mut self, place: usize, mins: __m256) {
         let groups = self.sums.len() / X;
         for index in 0..X {
             // SAFETY: a large block has eight groups, and each row of `x` is as long as the row.
             unsafe {
                 let sums = _mm256_loadu_ps(self.sums.as_ptr().add(index * groups + place / GROUP));
-                self.least[index] = _mm256_fmadd_ps(least, sums, self.least[index]);
+                self.mins[index] = _mm256_fmadd_ps(mins, sums, self.mins[index]);
             }
         }
     }
@@ -299,20 +304,20 @@ impl<const X: usize> Sink for Sum<'_, X> {
     }
 }
 
-/// Writes the numbers, times the share of their row, or adds them to what is there.
+/// Writes the numbers, times the probability of their row, or adds them to what is there.
 struct Scaled<'a, const ADD: bool> {
-    share: f32,
+    probability: f32,
     values: &'a mut [f32],
-    least: [f32; LANES],
+    mins: [f32; LANES],
 }
 
 impl<const ADD: bool> Sink for Scaled<'_, ADD> {
     #[inline(always)]
-    unsafe fn least(&mut self, _place: usize, least: __m256) {
+    unsafe fn mins(&mut self, _place: usize, mins: __m256) {
         // SAFETY: there is room for eight.
         unsafe {
-            let least = _mm256_mul_ps(least, _mm256_set1_ps(self.share));
-            _mm256_storeu_ps(self.least.as_mut_ptr(), least);
+            let mins = _mm256_mul_ps(mins, _mm256_set1_ps(self.probability));
+            _mm256_storeu_ps(self.mins.as_mut_ptr(), mins);
         }
     }
 
@@ -326,13 +331,13 @@ impl<const ADD: bool> Sink for Scaled<'_, ADD> {
     ) {
         // SAFETY: as many numbers are read as there is room for.
         unsafe {
-            let scale = _mm256_set1_ps(scale * self.share);
-            let least = _mm256_set1_ps(eighth.map_or(0.0, |eighth| self.least[eighth]));
+            let scale = _mm256_set1_ps(scale * self.probability);
+            let mins = _mm256_set1_ps(eighth.map_or(0.0, |eighth| self.mins[eighth]));
             for (index, numbers) in numbers.into_iter().enumerate() {
                 let at = self.values.as_mut_ptr().add(place + LANES * index);
                 let value = match ADD {
-                    true => _mm256_sub_ps(_mm256_fmadd_ps(numbers, scale, _mm256_loadu_ps(at)), least),
-                    false => _mm256_fmsub_ps(numbers, scale, least),
+                    true => _mm256_sub_ps(_mm256_fmadd_ps(numbers, scale, _mm256_loadu_ps(at)), mins),
+                    false => _mm256_fmsub_ps(numbers, scale, mins),
                 };
                 _mm256_storeu_ps(at, value);
             }
@@ -381,7 +386,7 @@ unsafe fn read<S: Sink>(format: BlockFormat, row: &[u8], sink: &mut S) {
 
 #[inline(always)]
 unsafe fn f32s<S: Sink>(block: &[u8; 128], place: usize, sink: &mut S) {
-    // SAFETY: 32 numbers, two lines of the caches.
+    // SAFETY: 32 numbers, two cache lines.
     unsafe {
         let at = block.as_ptr().cast::<f32>();
         let numbers = [
@@ -402,7 +407,7 @@ unsafe fn f32s_rest<S: Sink>(block: &[u8; 32], place: usize, sink: &mut S) {
 
 #[inline(always)]
 unsafe fn f16s<S: Sink>(block: &[u8; 64], place: usize, sink: &mut S) {
-    // SAFETY: 32 numbers of 16 bits, a line of the caches.
+    // SAFETY: 32 f16, a cache line.
     unsafe {
         let at = block.as_ptr();
         let numbers =
@@ -413,11 +418,11 @@ unsafe fn f16s<S: Sink>(block: &[u8; 64], place: usize, sink: &mut S) {
 
 #[inline(always)]
 unsafe fn f16s_rest<S: Sink>(block: &[u8; 16], place: usize, sink: &mut S) {
-    // SAFETY: eight numbers of 16 bits.
+    // SAFETY: eight f16.
     unsafe { sink.take::<false, 1>(place, 1.0, None, [half_vector(block.as_ptr())]) };
 }
 
-/// Eight numbers of 16 bits.
+/// Eight f16.
 ///
 /// # Safety
 /// They can be read.
@@ -429,7 +434,7 @@ unsafe fn half_vector(at: *const u8) -> __m256 {
 
 #[inline(always)]
 unsafe fn bf16s<S: Sink>(block: &[u8; 16], place: usize, sink: &mut S) {
-    // SAFETY: eight numbers of 16 bits.
+    // SAFETY: eight bf16.
     unsafe {
         let bits = _mm256_cvtepu16_epi32(_mm_loadu_si128(block.as_ptr().cast()));
         sink.take::<false, 1>(place, 1.0, None, [_mm256_castsi256_ps(_mm256_slli_epi32(bits, 16))]);
@@ -465,10 +470,10 @@ unsafe fn q4_0<S: Sink>(block: &[u8; 18], place: usize, sink: &mut S) {
 
 #[inline(always)]
 unsafe fn q4_k<S: Sink>(block: &[u8; 144], place: usize, sink: &mut S) {
-    // SAFETY: two scales, 12 bytes of scales and least values, 128 bytes of pairs.
+    // SAFETY: two f16, 12 bytes of scales and mins, 128 bytes of nibbles.
     unsafe {
         let at = block.as_ptr();
-        let scales = scales_and_least(at, place, sink);
+        let scales = scales_and_mins(at, place, sink);
         for quarter in 0..4 {
             let pairs = four(at.add(16 + 32 * quarter));
             let (mut first, mut second) = ([_mm256_setzero_ps(); 4], [_mm256_setzero_ps(); 4]);
@@ -485,10 +490,10 @@ unsafe fn q4_k<S: Sink>(block: &[u8; 144], place: usize, sink: &mut S) {
 
 #[inline(always)]
 unsafe fn q5_k<S: Sink>(block: &[u8; 176], place: usize, sink: &mut S) {
-    // SAFETY: two scales, 12 bytes of scales and least values, 32 bytes with a bit of each eighth, 128 bytes of pairs.
+    // SAFETY: two f16, 12 bytes of scales and mins, 32 bytes with a bit of each eighth, 128 bytes of nibbles.
     unsafe {
         let at = block.as_ptr();
-        let scales = scales_and_least(at, place, sink);
+        let scales = scales_and_mins(at, place, sink);
         let bits = four(at.add(16));
         let sixteen = _mm256_set1_epi32(16);
         for quarter in 0..4 {
@@ -548,23 +553,23 @@ unsafe fn q6_k<S: Sink>(block: &[u8; 210], place: usize, sink: &mut S) {
     }
 }
 
-/// The scales of the eighths of a block; its least values go to the sink.
+/// The scales of the eighths of a block; its mins go to the sink.
 ///
 /// # Safety
-/// 16 bytes can be read: two numbers of 16 bits, and eight times 6 bits of a scale and of a least value.
+/// 16 bytes can be read: two f16, and eight times 6 bits of a scale and of a min.
 #[inline(always)]
-unsafe fn scales_and_least<S: Sink>(block: *const u8, place: usize, sink: &mut S) -> [f32; 8] {
+unsafe fn scales_and_mins<S: Sink>(block: *const u8, place: usize, sink: &mut S) -> [f32; 8] {
     // SAFETY: as the caller promises.
     unsafe {
-        let Scales { scales: [scales, _], least: [least, _] } = eighths(block);
-        sink.least(place, least);
+        let Scales { scales: [scales, _], mins: [mins, _] } = eighths(block);
+        sink.mins(place, mins);
         let mut factors = [0f32; 8];
         _mm256_storeu_ps(factors.as_mut_ptr(), scales);
         factors
     }
 }
 
-/// Whole numbers as they are.
+/// int32 to f32.
 #[inline(always)]
 unsafe fn number(bits: __m256i) -> __m256 {
     // SAFETY: whoever calls it has the instructions.
@@ -581,14 +586,14 @@ unsafe fn six(lower: __m256i, bits: __m256i) -> __m256 {
     }
 }
 
-/// The upper four bits of numbers of eight.
+/// The upper nibbles of eight numbers.
 #[inline(always)]
 unsafe fn upper(bits: __m256i) -> __m256i {
     // SAFETY: whoever calls it has the instructions.
     unsafe { _mm256_srli_epi32(bits, 4) }
 }
 
-/// The lower four bits of each number.
+/// The lower nibble of each number.
 #[inline(always)]
 unsafe fn lower(bits: __m256i) -> __m256i {
     // SAFETY: whoever calls it has the instructions.
@@ -625,7 +630,7 @@ unsafe fn signed(at: *const u8) -> __m256 {
     unsafe { _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(at.cast()))) }
 }
 
-/// A number of 16 bits.
+/// An f16.
 ///
 /// # Safety
 /// It can be read.
@@ -638,12 +643,12 @@ unsafe fn half(at: *const u8) -> f32 {
     }
 }
 
-/// The sums of four vectors: a third of the steps that four sums by themselves take.
+/// The horizontal sums of four vectors: a third of the steps that four by themselves take.
 ///
 /// # Safety
 /// The processor has AVX2.
 #[inline(always)]
-pub(crate) unsafe fn totals_of_eight(vectors: [__m256; 4]) -> [f32; 4] {
+pub(crate) unsafe fn horizontal_sums_256(vectors: [__m256; 4]) -> [f32; 4] {
     // SAFETY: as the caller promises.
     unsafe {
         let [a, b, c, d] = vectors;
@@ -660,13 +665,13 @@ pub(crate) unsafe fn totals_of_eight(vectors: [__m256; 4]) -> [f32; 4] {
 /// # Safety
 /// The processor has AVX-512 F and DQ.
 #[inline(always)]
-pub(crate) unsafe fn totals_of_sixteen(vectors: [__m512; 4]) -> [f32; 4] {
+pub(crate) unsafe fn horizontal_sums_512(vectors: [__m512; 4]) -> [f32; 4] {
     // SAFETY: as the caller promises.
     unsafe {
         let mut halves = [_mm256_setzero_ps(); 4];
         for (half, vector) in halves.iter_mut().zip(vectors) {
             *half = _mm256_add_ps(_mm512_castps512_ps256(vector), _mm512_extractf32x8_ps(vector, 1));
         }
-        totals_of_eight(halves)
+        horizontal_sums_256(halves)
     }
 }

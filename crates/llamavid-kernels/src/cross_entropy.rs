@@ -3,13 +3,13 @@
 use candle_core::{CpuStorage, CustomOp1, DType, Layout, Result, Shape, Tensor, bail};
 use rayon::prelude::*;
 
-use crate::rows::{at_least_single, fusible, rows_of_a_task, tensor, values, with_values};
+use crate::rows::{accumulation_dtype, fusible, rows_of_a_task, tensor, values, with_values};
 use crate::vector::{exp, largest, sum_of, widest};
 
 /// The label of a row that doesn't count.
 pub const IGNORED: i64 = -100;
 
-/// Sum over rows of the negative logarithm of the label's share, and how many rows that is.
+/// Sum over rows of the negative log-probability of the label, and how many rows that is.
 ///
 /// `logits` are (N, vocabulary), `labels` (N) i64; rows labelled [`IGNORED`] do not count. The sum is a scalar, f32 for half precision,
 /// so that batches of several parts can be divided by the tokens of all of them. Any other label outside the
@@ -29,7 +29,7 @@ pub fn cross_entropy_sum(logits: &Tensor, labels: &Tensor) -> Result<(Tensor, us
     if fusible(&[logits]) {
         return Ok((logits.contiguous()?.apply_op1(CrossEntropy { labels })?, count));
     }
-    let logits = logits.to_dtype(at_least_single(logits))?;
+    let logits = logits.to_dtype(accumulation_dtype(logits))?;
     let device = logits.device();
     let counted: Vec<f32> = labels.iter().map(|&label| if label == IGNORED { 0.0 } else { 1.0 }).collect();
     let counted = Tensor::from_vec(counted, (rows, 1), device)?.to_dtype(logits.dtype())?;
@@ -41,7 +41,7 @@ pub fn cross_entropy_sum(logits: &Tensor, labels: &Tensor) -> Result<(Tensor, us
     Ok(((losses * counted)?.sum_all()?, count))
 }
 
-/// Mean over the rows that count of the negative logarithm of the label's share; see [`cross_entropy_sum`].
+/// Mean over the rows that count of the negative log-probability of the label; see [`cross_entropy_sum`].
 ///
 /// 0 when no row counts.
 pub fn cross_entropy(logits: &Tensor, labels: &Tensor) -> Result<Tensor> {

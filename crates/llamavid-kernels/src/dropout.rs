@@ -6,13 +6,13 @@ use rayon::prelude::*;
 use crate::rows::{fusible, rows_of_a_task, tensor, values, width, with_values};
 use crate::vector::widest;
 
-/// Which values of a tensor become 0 while the others are divided by the share that stays.
+/// Which values of a tensor become 0 while the others are divided by the fraction that stays.
 ///
 /// It depends on the seed and a value's place only, so that the backward pass finds the same values without
 /// keeping them. Use another seed for every tensor.
 #[derive(Debug, Clone, Copy)]
 pub struct Dropout {
-    /// Share of the values that become 0, from 0 up to less than 1.
+    /// Fraction of the values that become 0, from 0 up to less than 1.
     pub rate: f32,
     /// Decides which values these are.
     pub seed: u64,

@@ -15,7 +15,7 @@ use crate::matrix::{Matrix, multiply};
 #[cfg(target_arch = "x86_64")]
 use crate::panels::Panels;
 #[cfg(target_arch = "x86_64")]
-use crate::pieces::{self, turn};
+use crate::pieces::{self, transpose};
 use crate::processor::{Processor, processor};
 #[cfg(target_arch = "x86_64")]
 use crate::products::{Layer, Output, Weights};
@@ -28,15 +28,15 @@ const TASK_HEADS: usize = 4;
 /// The layer of weights in rows of `columns`.
 #[cfg(target_arch = "x86_64")]
 fn layer(weights: &[f32], columns: usize) -> Layer<'_> {
-    Layer { weights: Weights::Numbers(weights), rows: weights.len() / columns, columns, bias: None }
+    Layer { weights: Weights::F32(weights), rows: weights.len() / columns, columns, bias: None }
 }
 
 /// Rows of queries that are folded together at least.
 #[cfg(target_arch = "x86_64")]
 const FOLDED_ROWS: usize = 128;
-/// Numbers of a line of the caches.
+/// f32 numbers of a cache line.
 #[cfg(target_arch = "x86_64")]
-const LINE: usize = block_vectors::LINE / size_of::<f32>();
+const LINE_FLOATS: usize = block_vectors::CACHE_LINE / size_of::<f32>();
 
 /// Attention of `queries` (F, R, H · d) over `rows` (F, N, V), of which `key` and `value` (H · d, V) would make keys and
 /// values; the value's `bias` is (H · d). Gives (F, R, H · d).
@@ -85,8 +85,8 @@ fn decomposed(queries: &Tensor, rows: &Tensor, key: &Tensor, value: &Tensor, hea
     let folded = queries.transpose(0, 1)?.contiguous()?.matmul(&by_head(key)?)?; // (H, F * R, V)
     let folded = folded.reshape((heads, frames, count, visual))?.transpose(0, 1)?.contiguous()?;
     let scores = folded.flatten(1, 2)?.matmul(&rows.t()?)?; // (F, H * R, N)
-    let shares = softmax(&scores.to_dtype(DType::F32)?)?.to_dtype(rows.dtype())?;
-    let seen = shares.matmul(rows)?.reshape((frames, heads, count, visual))?;
+    let probabilities = softmax(&scores.to_dtype(DType::F32)?)?.to_dtype(rows.dtype())?;
+    let seen = probabilities.matmul(rows)?.reshape((frames, heads, count, visual))?;
     let seen = seen.transpose(0, 1)?.contiguous()?.flatten(1, 2)?; // (H, F * R, V)
     let attended = seen.matmul(&by_head(value)?.t()?)?; // (H, F * R, d)
     attended.transpose(0, 1)?.contiguous()?.reshape((frames, count, width))
@@ -141,12 +141,18 @@ impl Sizes {
                     let key = Matrix::new(&key[of_head(head)..], head_width, visual);
                     multiply(query, key, folded, false, false);
                 }
-                let mut shares = vec![0f32; some * count * length];
+                let mut probabilities = vec![0f32; some * count * length];
                 let queries = some * count;
-                multiply(Matrix::new(&folded, queries, visual), rows.transposed(), &mut shares, false, false);
-                normalise(length, length, &mut shares);
+                multiply(
+                    Matrix::new(&folded, queries, visual),
+                    rows.transposed(),
+                    &mut probabilities,
+                    false,
+                    false,
+                );
+                normalise(length, length, &mut probabilities);
                 let seen = &mut folded;
-                multiply(Matrix::new(&shares, queries, length), rows, seen, false, false);
+                multiply(Matrix::new(&probabilities, queries, length), rows, seen, false, false);
                 let mut attended = vec![0f32; some * count * head_width];
                 for (head, attended) in attended.chunks_exact_mut(count * head_width).enumerate() {
                     let seen = Matrix::new(&seen[head * count * visual..], count, visual);
@@ -189,7 +195,7 @@ impl Sizes {
             .zip(key.par_chunks_exact(head_width * visual))
             .for_each(|(into, key)| {
                 // SAFETY: as the caller promises.
-                unsafe { turn(key, visual, into, head_width) };
+                unsafe { transpose(key, visual, into, head_width) };
                 into.iter_mut().for_each(|number| *number *= scale);
             });
         let together = FOLDED_ROWS.div_ceil(count).max(rayon::current_num_threads()).min(frames);
@@ -213,12 +219,12 @@ impl Sizes {
             let of_frames = folded.par_chunks_exact_mut(count * heads * visual);
             of_frames.zip(rows.par_chunks_exact(length * visual)).for_each_init(
                 || (Vec::new(), Vec::new()),
-                |(shares, turned), (folded, rows)| {
-                    // Rows of lines, an odd number of each, lie in different sets of the caches.
-                    let stride = (length.div_ceil(LINE) | 1) * LINE;
+                |(probabilities, turned), (folded, rows)| {
+                    // Rows of an odd number of cache lines each lie in different sets of the caches.
+                    let stride = (length.div_ceil(LINE_FLOATS) | 1) * LINE_FLOATS;
                     let queries = count * heads;
                     // Behind the end of a row they stay 0.
-                    shares.resize(queries * stride, 0f32);
+                    probabilities.resize(queries * stride, 0f32);
                     turned.resize(visual * stride, 0f32);
                     let scores = Panels {
                         processor,
@@ -229,11 +235,11 @@ impl Sizes {
                         add: false,
                     };
                     // SAFETY: nobody else has the scores.
-                    unsafe { scores.multiply(Output::new(shares, stride), false) };
-                    normalise(length, stride, shares);
+                    unsafe { scores.multiply(Output::new(probabilities, stride), false) };
+                    normalise(length, stride, probabilities);
                     // SAFETY: as the caller promises.
-                    unsafe { turn(rows, visual, turned, stride) };
-                    let seen = Panels { layer: layer(turned, stride), x: shares, stride, ..scores };
+                    unsafe { transpose(rows, visual, turned, stride) };
+                    let seen = Panels { layer: layer(turned, stride), x: probabilities, stride, ..scores };
                     // SAFETY: nobody else has what is folded.
                     unsafe { seen.multiply(Output::new(folded, visual), false) };
                 },

@@ -78,7 +78,7 @@ pub(crate) fn differentiated(x: &[f32], gradient: &[f32]) -> Vec<f32> {
 #[inline(always)]
 fn fill_inline<const FUSED: bool>(x: &[f32], result: &mut [f32]) {
     for (result, x) in result.iter_mut().zip(x) {
-        *result = (f64::from(*x) * share(*x)) as f32;
+        *result = (f64::from(*x) * normal_cdf(*x)) as f32;
     }
 }
 widest!(fn fill(x: &[f32], result: &mut [f32]) = fill_inline);
@@ -87,7 +87,7 @@ widest!(fn fill(x: &[f32], result: &mut [f32]) = fill_inline);
 fn differentiate_inline<const FUSED: bool>(x: &[f32], gradient: &[f32], of_x: &mut [f32]) {
     for ((of_x, x), gradient) in of_x.iter_mut().zip(x).zip(gradient) {
         let density = DENSITY * exp::<FUSED>(-0.5 * x * x);
-        *of_x = gradient * (share(*x) as f32 + x * density);
+        *of_x = gradient * (normal_cdf(*x) as f32 + x * density);
     }
 }
 widest!(fn differentiate(x: &[f32], gradient: &[f32], of_x: &mut [f32]) = differentiate_inline);
@@ -97,9 +97,9 @@ widest!(fn differentiate(x: &[f32], gradient: &[f32], of_x: &mut [f32]) = differ
 fn both_inline<const FUSED: bool>(x: &[f32], gradient: &[f32], result: &mut [f32], of_x: &mut [f32]) {
     for (((result, of_x), x), gradient) in result.iter_mut().zip(of_x.iter_mut()).zip(x).zip(gradient) {
         let density = DENSITY * exp::<FUSED>(-0.5 * x * x);
-        let share = share(*x);
-        *result = (f64::from(*x) * share) as f32;
-        *of_x = gradient * (share as f32 + x * density);
+        let cdf = normal_cdf(*x);
+        *result = (f64::from(*x) * cdf) as f32;
+        *of_x = gradient * (cdf as f32 + x * density);
     }
 }
 widest!(fn both(x: &[f32], gradient: &[f32], result: &mut [f32], of_x: &mut [f32]) = both_inline);
@@ -114,11 +114,11 @@ pub(crate) fn activated_and_differentiated(x: &[f32], gradient: &[f32]) -> [Vec<
     results
 }
 
-/// The share of the normal distribution below `x`.
+/// The normal distribution function of `x`.
 ///
 /// In f64, because for negative `x` it is what is left of 1 less the error function.
 #[inline(always)]
-fn share(x: f32) -> f64 {
+fn normal_cdf(x: f32) -> f64 {
     0.5 * (1.0 + error_function(f64::from(x) * std::f64::consts::FRAC_1_SQRT_2))
 }
 

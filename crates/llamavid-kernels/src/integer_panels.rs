@@ -1,7 +1,7 @@
-//! Products of many rows with weights in blocks, in whole numbers: four multiplications and additions for each that f32 does in
-//! the same time.
+//! int8 dot products of many rows with weights in blocks: four multiplications and additions for each that f32 does in the same
+//! time.
 //!
-//! Weights are laid out so that a vector holds four numbers of each of sixteen rows, which is once the work for all rows of
+//! Weights are laid out so that a vector holds four numbers of each of sixteen rows, which is done once for all rows of
 //! `x`. Groups of such vectors are matrices as AMX multiplies them.
 
 use std::arch::x86_64::{
@@ -14,22 +14,22 @@ use std::hint::black_box;
 use std::ops::Range;
 
 use crate::amx::{GROUPS, Products, SIDE, Tiles};
-use crate::block_format::{BlockFormat, Whole};
+use crate::block_format::{BlockFormat, IntegerLayout};
 use crate::block_types::{BlockType, NUMBERS, each_eighth, with_block};
-use crate::block_vectors::LINE;
+use crate::block_vectors::CACHE_LINE;
+use crate::integer_blocks::{IntegerBlock, Row};
+use crate::integer_vectors::{Avx2, Avx512Vnni, AvxVnni, IntegerVectors};
 use crate::interleaved::INTERLEAVED_ROWS;
 use crate::interleaved_blocks::{Interleaved, InterleavedBlock, Scales};
-use crate::processor::{Processor, WholeNumbers};
+use crate::processor::{IntegerDot, Processor};
 use crate::products::{Output, Weights};
-use crate::whole_blocks::{Row, WholeBlock};
-use crate::whole_rows::WholeRows;
-use crate::whole_vectors::{Narrow, Pairs, WholeVectors, Wide};
+use crate::quantised_rows::QuantisedRows;
 
 /// Rows of weights that are laid out together: two vectors of sixteen.
 pub(crate) const PANEL_ROWS: usize = 32;
-/// Rows of weights that meet a part of `x` while it is in the second cache.
+/// Rows of weights that meet a part of `x` while it is in the L2 cache.
 pub(crate) const MOST_ROWS: usize = 2 * PANEL_ROWS;
-/// Numbers of a row that are multiplied at a time: those of a panel stay in the first cache.
+/// Numbers of a row that are multiplied at a time: those of a panel stay in the L1 cache.
 pub(crate) const PART: usize = 512;
 /// Numbers that one instruction multiplies and adds up in a lane.
 const STEP: usize = 4;
@@ -43,7 +43,7 @@ const TOGETHER: usize = 8;
 /// The processor has the instructions; the result lives, and nobody else uses these columns.
 pub(crate) unsafe fn add_panels(
     processor: Processor,
-    x: &WholeRows,
+    x: &QuantisedRows,
     weights: Weights,
     column: usize,
     output: Output,
@@ -51,13 +51,13 @@ pub(crate) unsafe fn add_panels(
     // SAFETY: as the caller promises.
     unsafe {
         match processor {
-            Processor::Avx512(_, WholeNumbers::Tiles) => {
+            Processor::Avx512(_, IntegerDot::Tiles) => {
                 with_block!(x.format, B => add_in_matrices::<B>(x, weights, column, output), ());
             }
-            Processor::Avx512(_, WholeNumbers::Fours) => {
+            Processor::Avx512(_, IntegerDot::Quads) => {
                 with_block!(x.format, B => add_wide::<B>(x, weights, column, output), ());
             }
-            Processor::Avx2(_, WholeNumbers::Fours) => {
+            Processor::Avx2(_, IntegerDot::Quads) => {
                 with_block!(x.format, B => add_narrow::<B>(x, weights, column, output), ());
             }
             _ => with_block!(x.format, B => add_pairs::<B>(x, weights, column, output), ()),
@@ -73,8 +73,8 @@ pub(crate) fn sharing(format: BlockFormat) -> usize {
 /// # Safety
 /// As [`add_panels`], and the processor has AVX-512 and AMX, which the process may use.
 #[target_feature(enable = "avx512f,avx512vl,avx512bw,avx512dq,avx2,fma,f16c")]
-unsafe fn add_in_matrices<B: InterleavedBlock + WholeBlock>(
-    x: &WholeRows,
+unsafe fn add_in_matrices<B: InterleavedBlock + IntegerBlock>(
+    x: &QuantisedRows,
     weights: Weights,
     column: usize,
     output: Output,
@@ -86,43 +86,43 @@ unsafe fn add_in_matrices<B: InterleavedBlock + WholeBlock>(
 /// # Safety
 /// As [`add_panels`], and the processor has AVX-512 with VNNI.
 #[target_feature(enable = "avx512f,avx512vl,avx512bw,avx512dq,avx512vnni,avx2,fma,f16c")]
-unsafe fn add_wide<B: InterleavedBlock + WholeBlock>(
-    x: &WholeRows,
+unsafe fn add_wide<B: InterleavedBlock + IntegerBlock>(
+    x: &QuantisedRows,
     weights: Weights,
     column: usize,
     output: Output,
 ) {
     // SAFETY: as the caller promises.
-    unsafe { add::<B, Wide>(&Wide, x, weights, column, output) }
+    unsafe { add::<B, Avx512Vnni>(&Avx512Vnni, x, weights, column, output) }
 }
 
 /// # Safety
 /// As [`add_panels`], and the processor has AVX2, FMA, F16C and AVX-VNNI.
 #[target_feature(enable = "avx2,fma,f16c,avxvnni")]
-unsafe fn add_narrow<B: InterleavedBlock + WholeBlock>(
-    x: &WholeRows,
+unsafe fn add_narrow<B: InterleavedBlock + IntegerBlock>(
+    x: &QuantisedRows,
     weights: Weights,
     column: usize,
     output: Output,
 ) {
     // SAFETY: as the caller promises.
-    unsafe { add::<B, Narrow>(&Narrow, x, weights, column, output) }
+    unsafe { add::<B, AvxVnni>(&AvxVnni, x, weights, column, output) }
 }
 
 /// # Safety
 /// As [`add_panels`], and the processor has AVX2, FMA and F16C.
 #[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn add_pairs<B: InterleavedBlock + WholeBlock>(
-    x: &WholeRows,
+unsafe fn add_pairs<B: InterleavedBlock + IntegerBlock>(
+    x: &QuantisedRows,
     weights: Weights,
     column: usize,
     output: Output,
 ) {
     // SAFETY: as the caller promises.
-    unsafe { add::<B, Pairs>(&Pairs, x, weights, column, output) }
+    unsafe { add::<B, Avx2>(&Avx2, x, weights, column, output) }
 }
 
-/// A number of each row of a panel, in lines of the caches of their own: vectors that reach over two take twice as long to read.
+/// A number of each row of a panel, aligned to cache lines: vectors that cross two take twice as long to read.
 #[derive(Clone, Copy)]
 #[repr(align(64))]
 struct OfRows<T>([T; PANEL_ROWS]);
@@ -137,9 +137,9 @@ trait Kind {
     /// Whether as many rows of `x` are always read.
     const MATRICES: bool;
     /// The vectors that interleaved rows are read in.
-    type Lanes: WholeVectors;
+    type Lanes: IntegerVectors;
 
-    /// Whether weights have their sign. Otherwise products begin with what their offset asks.
+    /// Whether weights are signed. Otherwise products begin with what their zero point takes.
     #[inline(always)]
     fn signed<B: BlockType>() -> bool {
         Self::MATRICES || B::EIGHT_BITS && Self::Lanes::IN_PAIRS
@@ -149,15 +149,15 @@ trait Kind {
     ///
     /// # Safety
     /// The processor has the instructions.
-    unsafe fn multiply<B: WholeBlock>(&self, part: &Part, width: usize, sums: &mut [Sums]);
+    unsafe fn multiply<B: IntegerBlock>(&self, part: &Part, width: usize, sums: &mut [Sums]);
 }
 
 /// # Safety
 /// As [`add_panels`].
 #[inline(always)]
-unsafe fn add<B: InterleavedBlock + WholeBlock, K: Kind>(
+unsafe fn add<B: InterleavedBlock + IntegerBlock, K: Kind>(
     kind: &K,
-    x: &WholeRows,
+    x: &QuantisedRows,
     weights: Weights,
     column: usize,
     output: Output,
@@ -174,7 +174,8 @@ unsafe fn add<B: InterleavedBlock + WholeBlock, K: Kind>(
         (groups, rows.chunks_exact(x.row_bytes).map(Row::new::<B>).collect())
     });
     let of_panels: Vec<(&[u8], Vec<Row>)> = of_panels.collect();
-    let offset = if K::signed::<B>() { Whole::of(x.format).map_or(0, |whole| whole.offset) } else { 0 };
+    let offset =
+        if K::signed::<B>() { IntegerLayout::of(x.format).map_or(0, |whole| whole.offset) } else { 0 };
     let mut panel = Panel::new(x.group);
     // Of all parts, and only then added to the result, whose rows lie far apart.
     let room = x.count.next_multiple_of(K::X_ROWS);
@@ -233,7 +234,7 @@ unsafe fn add<B: InterleavedBlock + WholeBlock, K: Kind>(
 /// Reads rows in the order in which they lie. Memory gives them several times as quickly as a piece of each in turn, which is how
 /// they are laid out.
 pub(crate) fn into_cache(rows: &[u8]) {
-    rows.iter().step_by(LINE).for_each(|byte| {
+    rows.iter().step_by(CACHE_LINE).for_each(|byte| {
         std::hint::black_box(*byte);
     });
 }
@@ -243,7 +244,7 @@ struct Panel {
     numbers: Vec<OfRows<[u8; STEP]>>,
     /// Of each group, for each row.
     scales: Vec<OfRows<f32>>,
-    least: Vec<OfRows<f32>>,
+    mins: Vec<OfRows<f32>>,
 }
 
 impl Panel {
@@ -251,7 +252,7 @@ impl Panel {
         Self {
             numbers: vec![OfRows([[0; STEP]; PANEL_ROWS]); PART / STEP],
             scales: vec![OfRows([0.0; PANEL_ROWS]); PART / group],
-            least: vec![OfRows([0.0; PANEL_ROWS]); PART / group],
+            mins: vec![OfRows([0.0; PANEL_ROWS]); PART / group],
         }
     }
 
@@ -272,10 +273,10 @@ impl Panel {
         let (of_block, steps) = (B::BLOCK_NUMBERS / B::GROUP, B::BLOCK_NUMBERS / STEP);
         for (index, block) in blocks.enumerate() {
             let scales = &mut self.scales[index * of_block..(index + 1) * of_block];
-            let least = &mut self.least[index * of_block..(index + 1) * of_block];
+            let mins = &mut self.mins[index * of_block..(index + 1) * of_block];
             let numbers = &mut self.numbers[index * steps..(index + 1) * steps];
             if block >= all {
-                for numbers in scales.iter_mut().chain(least) {
+                for numbers in scales.iter_mut().chain(mins) {
                     numbers.0[place..place + INTERLEAVED_ROWS].fill(0.0);
                 }
                 continue;
@@ -291,26 +292,26 @@ impl Panel {
                         if part < B::PARTS {
                             let [first, second] = B::places(part);
                             for step in 0..B::STEPS {
-                                let [mut a, mut b] = B::fours::<K::Lanes, 0>(block, part, step);
-                                // Those of 8 bits have their sign already.
+                                let [mut a, mut b] = B::quads::<K::Lanes, 0>(block, part, step);
+                                // int8 are signed already.
                                 if K::signed::<B>() != B::EIGHT_BITS {
                                     let offset = if B::EIGHT_BITS { i8::MIN } else { offset };
-                                    let offset = K::Lanes::splat_whole(i32::from_ne_bytes([offset as u8; 4]));
+                                    let offset = K::Lanes::splat_integers(i32::from_ne_bytes([offset as u8; 4]));
                                     a = K::Lanes::less(a, offset);
                                     b = K::Lanes::less(b, offset);
                                 }
                                 let a_to = &mut numbers[first / STEP + step].0[places.clone()];
-                                K::Lanes::store_whole(a_to.as_mut_ptr().cast(), a);
+                                K::Lanes::store_integers(a_to.as_mut_ptr().cast(), a);
                                 let b_to = &mut numbers[second / STEP + step].0[places.clone()];
-                                K::Lanes::store_whole(b_to.as_mut_ptr().cast(), b);
+                                K::Lanes::store_integers(b_to.as_mut_ptr().cast(), b);
                             }
                         }
                     });
-                    for (index, (scales, least)) in scales.iter_mut().zip(&mut *least).enumerate() {
-                        let [scale, of_least] = of_groups.of(index);
+                    for (index, (scales, mins)) in scales.iter_mut().zip(&mut *mins).enumerate() {
+                        let [scale, of_min] = of_groups.of(index);
                         K::Lanes::store(scales.0[places.clone()].as_mut_ptr(), scale);
-                        if B::LEAST {
-                            K::Lanes::store(least.0[places.clone()].as_mut_ptr(), of_least);
+                        if B::HAS_MINS {
+                            K::Lanes::store(mins.0[places.clone()].as_mut_ptr(), of_min);
                         }
                     }
                 }
@@ -324,7 +325,7 @@ impl Panel {
     /// # Safety
     /// The processor has AVX2 and F16C; the rows have as many blocks.
     #[inline(always)]
-    unsafe fn lay_out<B: WholeBlock, K: Kind>(
+    unsafe fn lay_out<B: IntegerBlock, K: Kind>(
         &mut self,
         place: usize,
         rows: &[Row],
@@ -340,19 +341,19 @@ impl Panel {
             // SAFETY: the rows have these blocks, as the caller promises, and a panel has room for eight rows at `place`.
             unsafe {
                 let mut scales = [[_mm256_setzero_si256(); TOGETHER]; 2];
-                let mut least = [[_mm256_setzero_si256(); TOGETHER]; 2];
+                let mut mins = [[_mm256_setzero_si256(); TOGETHER]; 2];
                 for row in 0..TOGETHER {
                     let of_row = B::scales(at[row]);
                     for vector in 0..B::VECTORS {
                         scales[vector][row] = _mm256_castps_si256(of_row.scales[vector]);
-                        least[vector][row] = _mm256_castps_si256(of_row.least[vector]);
+                        mins[vector][row] = _mm256_castps_si256(of_row.mins[vector]);
                     }
                 }
                 for vector in 0..B::VECTORS {
                     let group = TOGETHER * (B::VECTORS * block + vector);
                     write(transposed(scales[vector]), &mut self.scales[group..], place);
-                    if B::LEAST {
-                        write(transposed(least[vector]), &mut self.least[group..], place);
+                    if B::HAS_MINS {
+                        write(transposed(mins[vector]), &mut self.mins[group..], place);
                     }
                 }
                 each_eighth!(eighth => {
@@ -429,7 +430,7 @@ unsafe fn transposed(rows: [__m256i; TOGETHER]) -> [__m256i; TOGETHER] {
 /// # Safety
 /// The processor has the instructions, and so many numbers are there.
 #[inline(always)]
-unsafe fn two<V: WholeVectors>(of_rows: *const OfRows<f32>, at: usize) -> [V::Numbers; 2] {
+unsafe fn two<V: IntegerVectors>(of_rows: *const OfRows<f32>, at: usize) -> [V::Floats; 2] {
     // SAFETY: as the caller promises.
     unsafe {
         let of_rows = of_rows.cast::<f32>().add(at);
@@ -443,7 +444,7 @@ struct Part<'a> {
     /// Numbers of each row.
     length: usize,
     numbers: &'a [i8],
-    /// Of the groups of each row, as in [`WholeRows`].
+    /// Of the groups of each row, as in [`QuantisedRows`].
     scales: &'a [f32],
     sums: &'a [f32],
     begins: &'a [i32],
@@ -455,7 +456,7 @@ impl Part<'_> {
     /// # Safety
     /// The processor has the instructions.
     #[inline(always)]
-    unsafe fn tile<B: WholeBlock, V: Vectors, const X: usize>(&self, sums: &mut [Sums]) {
+    unsafe fn tile<B: IntegerBlock, V: Vectors, const X: usize>(&self, sums: &mut [Sums]) {
         let steps = NUMBERS / (8 * B::VECTORS) / STEP;
         let (length, count) = (self.length, self.length / (STEP * steps));
         assert!(self.numbers.len() == X * length && length <= PART, "rows of another length");
@@ -465,7 +466,7 @@ impl Part<'_> {
         let (scales, of_groups, begins): (*const f32, *const f32, *const i32) =
             (self.scales.as_ptr(), self.sums.as_ptr(), self.begins.as_ptr());
         let panel: (*const OfRows<[u8; STEP]>, *const OfRows<f32>, *const OfRows<f32>) =
-            (self.panel.numbers.as_ptr(), self.panel.scales.as_ptr(), self.panel.least.as_ptr());
+            (self.panel.numbers.as_ptr(), self.panel.scales.as_ptr(), self.panel.mins.as_ptr());
         let signed = B::EIGHT_BITS && V::IN_PAIRS;
         let run = V::run(B::BITS).min(steps);
         // No constant: compilers add up pairs in another order, and run out of registers.
@@ -485,11 +486,11 @@ impl Part<'_> {
                         totals = [[V::splat(0.0); 2]; X];
                     }
                     for group in first..first + B::SHARING {
-                        let mut products = [[V::splat_whole(0); 2]; X];
+                        let mut products = [[V::splat_integers(0); 2]; X];
                         for (row, products) in products.iter_mut().enumerate() {
                             let begin = *begins.add(row * count + group);
                             *products =
-                                [if signed { V::begin_signed(begin) } else { V::splat_whole(begin) }; 2];
+                                [if signed { V::begin_signed(begin) } else { V::splat_integers(begin) }; 2];
                         }
                         for start in (group * steps..(group + 1) * steps).step_by(run) {
                             let mut narrow = products;
@@ -499,11 +500,13 @@ impl Part<'_> {
                             for step in start..start + run {
                                 let weights: *const u8 =
                                     panel.0.add(step).cast::<[u8; STEP]>().add(at).cast();
-                                let weights =
-                                    [V::load_whole(weights), V::load_whole(weights.add(STEP * V::LANES))];
+                                let weights = [
+                                    V::load_integers(weights),
+                                    V::load_integers(weights.add(STEP * V::LANES)),
+                                ];
                                 for (row, narrow) in narrow.iter_mut().enumerate() {
                                     let four = numbers.add(row * length + STEP * step).cast::<i32>();
-                                    let four = V::splat_whole(four.read_unaligned());
+                                    let four = V::splat_integers(four.read_unaligned());
                                     for half in 0..2 {
                                         narrow[half] = match signed {
                                             true => V::dot_signed(narrow[half], weights[half], four),
@@ -534,12 +537,12 @@ impl Part<'_> {
                                 };
                             }
                         }
-                        if B::LEAST {
-                            let least = two::<V>(panel.2.add(group), at);
+                        if B::HAS_MINS {
+                            let mins = two::<V>(panel.2.add(group), at);
                             for (row, totals) in totals.iter_mut().enumerate() {
                                 let sum = V::splat(*of_groups.add(row * count + group));
                                 for half in 0..2 {
-                                    totals[half] = V::multiply_subtract(least[half], sum, totals[half]);
+                                    totals[half] = V::multiply_subtract(mins[half], sum, totals[half]);
                                 }
                             }
                         }
@@ -574,7 +577,7 @@ impl Part<'_> {
     /// # Safety
     /// The processor has AVX-512, and the tiles are for groups of this format.
     #[target_feature(enable = "avx512f")]
-    unsafe fn matrices<B: WholeBlock>(&self, tiles: &Tiles, sums: &mut [Sums]) {
+    unsafe fn matrices<B: IntegerBlock>(&self, tiles: &Tiles, sums: &mut [Sums]) {
         let group = NUMBERS / (8 * B::VECTORS);
         let (length, count) = (self.length, self.length / group);
         assert!(self.numbers.len() == SIDE * length && length <= PART, "rows of another length");
@@ -616,11 +619,11 @@ impl Part<'_> {
                             let scale = _mm512_set1_ps(*scales.add(row * count + group));
                             *total = _mm512_fmadd_ps(_mm512_mul_ps(whole, of_weights), scale, *total);
                         }
-                        if B::LEAST {
-                            let least = _mm512_loadu_ps(self.panel.least[group].0.as_ptr().add(at));
+                        if B::HAS_MINS {
+                            let mins = _mm512_loadu_ps(self.panel.mins[group].0.as_ptr().add(at));
                             for (row, total) in totals.iter_mut().enumerate() {
                                 let sum = _mm512_set1_ps(*of_groups.add(row * count + group));
-                                *total = _mm512_fnmadd_ps(least, sum, *total);
+                                *total = _mm512_fnmadd_ps(mins, sum, *total);
                             }
                         }
                     }
@@ -639,17 +642,17 @@ struct Matrices(Tiles);
 impl Kind for Matrices {
     const X_ROWS: usize = SIDE;
     const MATRICES: bool = true;
-    type Lanes = Wide;
+    type Lanes = Avx512Vnni;
 
     #[inline(always)]
-    unsafe fn multiply<B: WholeBlock>(&self, part: &Part, _width: usize, sums: &mut [Sums]) {
+    unsafe fn multiply<B: IntegerBlock>(&self, part: &Part, _width: usize, sums: &mut [Sums]) {
         // SAFETY: as the caller promises.
         unsafe { part.matrices::<B>(&self.0, sums) }
     }
 }
 
 /// The vectors of a tile.
-trait Vectors: WholeVectors {
+trait Vectors: IntegerVectors {
     /// Rows of `x` of a tile: with two vectors of each, their products and sums take most of the registers.
     const X_ROWS: usize;
 
@@ -657,7 +660,7 @@ trait Vectors: WholeVectors {
     ///
     /// # Safety
     /// The processor has the instructions.
-    unsafe fn tile<B: WholeBlock, const X: usize>(part: &Part, sums: &mut [Sums]);
+    unsafe fn tile<B: IntegerBlock, const X: usize>(part: &Part, sums: &mut [Sums]);
 }
 
 impl<V: Vectors> Kind for V {
@@ -666,7 +669,7 @@ impl<V: Vectors> Kind for V {
     type Lanes = V;
 
     #[inline(always)]
-    unsafe fn multiply<B: WholeBlock>(&self, part: &Part, width: usize, sums: &mut [Sums]) {
+    unsafe fn multiply<B: IntegerBlock>(&self, part: &Part, width: usize, sums: &mut [Sums]) {
         // SAFETY: as the caller promises.
         unsafe {
             match width {
@@ -687,9 +690,9 @@ macro_rules! vectors {
             const X_ROWS: usize = $x_rows;
 
             #[inline(always)]
-            unsafe fn tile<B: WholeBlock, const X: usize>(part: &Part, sums: &mut [Sums]) {
+            unsafe fn tile<B: IntegerBlock, const X: usize>(part: &Part, sums: &mut [Sums]) {
                 #[target_feature(enable = $features)]
-                unsafe fn tile<B: WholeBlock, const X: usize>(part: &Part, sums: &mut [Sums]) {
+                unsafe fn tile<B: IntegerBlock, const X: usize>(part: &Part, sums: &mut [Sums]) {
                     // SAFETY: as the caller promises.
                     unsafe { part.tile::<B, $name, X>(sums) }
                 }
@@ -699,10 +702,10 @@ macro_rules! vectors {
         }
     };
 }
-vectors!(Wide, "avx512f,avx512vnni", 6);
+vectors!(Avx512Vnni, "avx512f,avx512vnni", 6);
 // Half as many numbers in half as many registers.
-vectors!(Narrow, "avx2,fma,avxvnni", 3);
-vectors!(Pairs, "avx2,fma", 3);
+vectors!(AvxVnni, "avx2,fma,avxvnni", 3);
+vectors!(Avx2, "avx2,fma", 3);
 
 #[cfg(all(test, target_os = "linux"))]
 mod tests {
@@ -712,7 +715,7 @@ mod tests {
     #[test]
     fn matrices_give_the_same_numbers_as_vectors() {
         let processors = Processor::tested();
-        let [Processor::Avx512(simd, WholeNumbers::Tiles), ..] = processors[..] else { return };
+        let [Processor::Avx512(simd, IntegerDot::Tiles), ..] = processors[..] else { return };
         for format in BlockFormat::ALL.into_iter().filter(|format| format.block_length() > 1) {
             for (rows, columns, count) in
                 [(32, 256, 16), (1, 256, 1), (31, 768, 17), (9, 1280, 5), (32, 512, 33), (17, 1024, 48)]
@@ -720,14 +723,15 @@ mod tests {
                 let bytes = format.encode(&noise(rows * columns, 1), columns).unwrap();
                 let mut numbers = noise(count * columns, 2);
                 numbers[columns / 2] = f32::NAN;
-                let x = WholeRows::sharing(format, &numbers, columns, Some(PART), sharing(format)).unwrap();
-                let [found, expected] = [WholeNumbers::Tiles, WholeNumbers::Fours].map(|whole| {
+                let x =
+                    QuantisedRows::sharing(format, &numbers, columns, Some(PART), sharing(format)).unwrap();
+                let [found, expected] = [IntegerDot::Tiles, IntegerDot::Quads].map(|dot| {
                     let mut result = vec![0f32; count * rows];
                     let output = Output::new(&mut result, rows);
                     // SAFETY: the result lives, and nobody else has it.
                     unsafe {
                         add_panels(
-                            Processor::Avx512(simd, whole),
+                            Processor::Avx512(simd, dot),
                             &x,
                             Weights::Blocks(format, &bytes),
                             0,

@@ -1,7 +1,7 @@
-//! Products with weights in blocks, in whole numbers.
+//! int8 dot products with weights in blocks.
 //!
-//! The numbers of a block are whole numbers as they are. Rows that are multiplied with them are rounded to 8 bits, with a
-//! scale for as many as share one in the weights, as llama.cpp does; sums of those are exact. They are multiplied with both
+//! The numbers of a block are integers as they are. Rows that are multiplied with them are quantised to int8, with a scale
+//! for as many as share one in the weights, as llama.cpp does; their int32 sums are exact. Those are multiplied with both
 //! scales and added up in f32.
 
 #[cfg(target_arch = "x86_64")]
@@ -16,9 +16,9 @@ use crate::interleaved_products::add_interleaved;
 use crate::interleaved_tiles::{add_in_tiles, fit_tiles};
 #[cfg(target_arch = "aarch64")]
 use crate::neon_products::{PANEL_ROWS, PANEL_ROWS as MOST_ROWS, PART, add_panel as add_panels, add_rows};
-use crate::processor::{Processor, WholeNumbers};
+use crate::processor::{IntegerDot, Processor};
 use crate::products::{Output, Weights};
-use crate::whole_rows::WholeRows;
+use crate::quantised_rows::QuantisedRows;
 
 /// Rows of `x` from which it is worth it to lay out the weights.
 const LAID_OUT: usize = 8;
@@ -32,8 +32,8 @@ const PAIRS: usize = 12;
 #[cfg(target_arch = "x86_64")]
 const FEW_PAIRS: usize = 16;
 
-/// Whether panels whose products are added up in pairs are quicker than those in f32: vectors of AVX-512 have twice as many numbers, and
-/// without VNNI none that are whole. Weights of more than five bits leave little room in 16 bits.
+/// Whether panels whose products are added up in pairs are quicker than those in f32: vectors of AVX-512 have twice as many f32, and
+/// without VNNI no integers. Weights of more than five bits leave little room in 16 bits.
 #[cfg(target_arch = "x86_64")]
 fn panels_of_pairs_pay(processor: Processor, format: BlockFormat) -> bool {
     let narrow = matches!(processor, Processor::Avx2(..));
@@ -45,7 +45,7 @@ fn panels_of_pairs_pay(processor: Processor, format: BlockFormat) -> bool {
 enum Way {
     /// As they lie.
     AsTheyLie,
-    /// As they lie, interleaved, in tiles of AMX.
+    /// As they lie, interleaved, in AMX tiles.
     #[cfg(target_arch = "x86_64")]
     Tiles,
     /// Laid out anew.
@@ -58,27 +58,27 @@ pub(crate) struct IntegerProduct {
     way: Way,
     /// Numbers of a row of weights.
     columns: usize,
-    x: WholeRows,
+    x: QuantisedRows,
 }
 
 impl IntegerProduct {
-    /// `x` (count, columns) for weights of this kind; none where f32 is wanted, or quicker, or pieces of 16 bits are.
+    /// `x` (count, columns) for weights of this kind; none where f32 is wanted, or quicker, or bf16 pieces are.
     pub(crate) fn new(processor: Processor, weights: Weights, x: &[f32], columns: usize) -> Option<Self> {
         let count = x.len() / columns;
         #[cfg(target_arch = "x86_64")]
         if crate::pieces::pay(processor, weights.format(), count) {
             return None;
         }
-        let whole = processor.whole_numbers();
+        let dot = processor.integer_dot();
         #[cfg(target_arch = "x86_64")]
         let interleaved = matches!(weights, Weights::Interleaved(..)) && has_products(processor);
-        let way = match whole {
+        let way = match dot {
             #[cfg(target_arch = "x86_64")]
-            WholeNumbers::Tiles if interleaved && fit_tiles(weights.format(), count, columns) => Way::Tiles,
-            WholeNumbers::Fours | WholeNumbers::Tiles => {
-                let fewest = match whole {
+            IntegerDot::Tiles if interleaved && fit_tiles(weights.format(), count, columns) => Way::Tiles,
+            IntegerDot::Quads | IntegerDot::Tiles => {
+                let fewest = match dot {
                     #[cfg(target_arch = "x86_64")]
-                    WholeNumbers::Tiles if interleaved => INTERLEAVED,
+                    IntegerDot::Tiles if interleaved => INTERLEAVED,
                     // There is nothing to unpack in those, and so many rows are multiplied at once.
                     #[cfg(target_arch = "x86_64")]
                     _ if interleaved && weights.format() == BlockFormat::Q8_0 => LAID_OUT + 1,
@@ -90,12 +90,12 @@ impl IntegerProduct {
                 }
             }
             #[cfg(target_arch = "x86_64")]
-            WholeNumbers::Pairs => match panels_of_pairs_pay(processor, weights.format()) {
+            IntegerDot::Pairs => match panels_of_pairs_pay(processor, weights.format()) {
                 true if count >= PAIRS => Way::Panels,
                 false if count > FEW_PAIRS => return None,
                 _ => Way::AsTheyLie,
             },
-            WholeNumbers::None => return None,
+            IntegerDot::None => return None,
         };
         let part = match way {
             Way::AsTheyLie => None,
@@ -106,8 +106,10 @@ impl IntegerProduct {
         };
         let x = match way {
             #[cfg(target_arch = "x86_64")]
-            Way::Panels => WholeRows::sharing(weights.format(), x, columns, part, sharing(weights.format()))?,
-            _ => WholeRows::new(weights.format(), x, columns, part)?,
+            Way::Panels => {
+                QuantisedRows::sharing(weights.format(), x, columns, part, sharing(weights.format()))?
+            }
+            _ => QuantisedRows::new(weights.format(), x, columns, part)?,
         };
         Some(Self { processor, way, columns, x })
     }
@@ -126,7 +128,7 @@ impl IntegerProduct {
         let as_they_lie = cfg!(target_arch = "x86_64") || self.way != Way::Panels;
         let weights = match as_they_lie && has_products(self.processor) {
             true => weights,
-            false => weights.in_order(self.columns, &mut room),
+            false => weights.deinterleaved(self.columns, &mut room),
         };
         if self.way == Way::Panels {
             let rows = weights.bytes().len() / row_bytes;

@@ -1,5 +1,5 @@
-//! Products of a few rows with weights in blocks, in whole numbers: the weights are read once, as they lie in memory, which is
-//! all the time that it takes for one row.
+//! int8 dot products of a few rows with weights in blocks: the weights are read once, as they lie in memory, which bounds the
+//! time for one row.
 
 use std::arch::x86_64::{
     __m256, __m256i, _mm256_abs_epi8, _mm256_add_ps, _mm256_broadcast_sd, _mm256_broadcast_ss,
@@ -11,11 +11,11 @@ use std::arch::x86_64::{
 use std::mem::MaybeUninit;
 
 use crate::block_types::{NUMBERS, each_eighth, with_block};
-use crate::block_vectors::{self, LINE, ask_for, totals_of_eight};
-use crate::processor::{Processor, WholeNumbers};
+use crate::block_vectors::{self, CACHE_LINE, horizontal_sums_256, prefetch_l1};
+use crate::integer_blocks::{IntegerBlock, Row};
+use crate::processor::{IntegerDot, Processor};
 use crate::products::Output;
-use crate::whole_blocks::{Row, WholeBlock};
-use crate::whole_rows::WholeRows;
+use crate::quantised_rows::QuantisedRows;
 
 /// Rows of `x` of which there are sums at a time.
 const X_ROWS: usize = 4;
@@ -31,7 +31,7 @@ const BLOCKS: usize = 2;
 /// The processor has the instructions; the result lives, and nobody else uses these columns.
 pub(crate) unsafe fn add_rows(
     processor: Processor,
-    x: &WholeRows,
+    x: &QuantisedRows,
     rows: &[u8],
     column: usize,
     output: Output,
@@ -42,11 +42,11 @@ pub(crate) unsafe fn add_rows(
         with_block!(
             x.format,
             B => match processor {
-                Processor::Avx512(_, WholeNumbers::Tiles) => {
-                    in_fours::<B, { block_vectors::AHEAD }>(x, rows, column, output)
+                Processor::Avx512(_, IntegerDot::Tiles) => {
+                    in_quads::<B, { block_vectors::PREFETCH_DISTANCE }>(x, rows, column, output)
                 }
-                Processor::Avx512(_, WholeNumbers::Fours) => in_fours::<B, 0>(x, rows, column, output),
-                Processor::Avx2(_, WholeNumbers::Fours) => in_fours_of_avx::<B>(x, rows, column, output),
+                Processor::Avx512(_, IntegerDot::Quads) => in_quads::<B, 0>(x, rows, column, output),
+                Processor::Avx2(_, IntegerDot::Quads) => in_avx_quads::<B>(x, rows, column, output),
                 _ => in_pairs::<B>(x, rows, column, output),
             },
             ()
@@ -57,33 +57,33 @@ pub(crate) unsafe fn add_rows(
 /// # Safety
 /// As [`add_rows`], and the processor has AVX-512 with VNNI.
 #[target_feature(enable = "avx512f,avx512vl,avx512bw,avx512dq,avx512vnni,avx2,fma,f16c")]
-unsafe fn in_fours<B: WholeBlock, const AHEAD: usize>(
-    x: &WholeRows,
+unsafe fn in_quads<B: IntegerBlock, const PREFETCH: usize>(
+    x: &QuantisedRows,
     rows: &[u8],
     column: usize,
     output: Output,
 ) {
     // SAFETY: as the caller promises.
-    unsafe { add::<B, Fours, AHEAD>(x, rows, column, output) }
+    unsafe { add::<B, Quads, PREFETCH>(x, rows, column, output) }
 }
 
 /// # Safety
 /// As [`add_rows`], and the processor has AVX2, FMA, F16C and AVX-VNNI.
 #[target_feature(enable = "avx2,fma,f16c,avxvnni")]
-unsafe fn in_fours_of_avx<B: WholeBlock>(x: &WholeRows, rows: &[u8], column: usize, output: Output) {
+unsafe fn in_avx_quads<B: IntegerBlock>(x: &QuantisedRows, rows: &[u8], column: usize, output: Output) {
     // SAFETY: as the caller promises.
-    unsafe { add::<B, FoursOfAvx, 0>(x, rows, column, output) }
+    unsafe { add::<B, AvxQuads, 0>(x, rows, column, output) }
 }
 
 /// # Safety
 /// As [`add_rows`], and the processor has AVX2, FMA and F16C.
 #[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn in_pairs<B: WholeBlock>(x: &WholeRows, rows: &[u8], column: usize, output: Output) {
+unsafe fn in_pairs<B: IntegerBlock>(x: &QuantisedRows, rows: &[u8], column: usize, output: Output) {
     // SAFETY: as the caller promises.
     unsafe { add::<B, Pairs, 0>(x, rows, column, output) }
 }
 
-/// How products of whole numbers are added up: each sum is one of four.
+/// How int8 products are added up: each int32 sum is one of four.
 trait Products {
     /// Whether weights may have all eight bits.
     const EIGHT_BITS: bool;
@@ -95,9 +95,9 @@ trait Products {
     unsafe fn sums(weights: __m256i, x: __m256i) -> __m256i;
 }
 
-struct Fours;
+struct Quads;
 
-impl Products for Fours {
+impl Products for Quads {
     const EIGHT_BITS: bool = true;
     const SUMS: usize = SUMS;
 
@@ -109,9 +109,9 @@ impl Products for Fours {
 }
 
 /// The same without AVX-512: another encoding of the instruction.
-struct FoursOfAvx;
+struct AvxQuads;
 
-impl Products for FoursOfAvx {
+impl Products for AvxQuads {
     const EIGHT_BITS: bool = true;
     const SUMS: usize = 2;
 
@@ -125,7 +125,7 @@ impl Products for FoursOfAvx {
 struct Pairs;
 
 impl Products for Pairs {
-    /// Sums of two products have 16 bits with a sign.
+    /// Sums of two products are int16, signed.
     const EIGHT_BITS: bool = false;
     const SUMS: usize = 2;
 
@@ -137,8 +137,8 @@ impl Products for Pairs {
 }
 
 #[inline(always)]
-unsafe fn add<B: WholeBlock, P: Products, const AHEAD: usize>(
-    x: &WholeRows,
+unsafe fn add<B: IntegerBlock, P: Products, const PREFETCH: usize>(
+    x: &QuantisedRows,
     rows: &[u8],
     column: usize,
     output: Output,
@@ -150,10 +150,10 @@ unsafe fn add<B: WholeBlock, P: Products, const AHEAD: usize>(
             // SAFETY: as the caller of `add_rows` promises.
             unsafe {
                 match x.count - first {
-                    1 => add_row::<B, P, 1, AHEAD>(x, first, &row, column + index, output),
-                    2 => add_row::<B, P, 2, AHEAD>(x, first, &row, column + index, output),
-                    3 => add_row::<B, P, 3, AHEAD>(x, first, &row, column + index, output),
-                    _ => add_row::<B, P, X_ROWS, AHEAD>(x, first, &row, column + index, output),
+                    1 => add_row::<B, P, 1, PREFETCH>(x, first, &row, column + index, output),
+                    2 => add_row::<B, P, 2, PREFETCH>(x, first, &row, column + index, output),
+                    3 => add_row::<B, P, 3, PREFETCH>(x, first, &row, column + index, output),
+                    _ => add_row::<B, P, X_ROWS, PREFETCH>(x, first, &row, column + index, output),
                 }
             }
         }
@@ -165,8 +165,8 @@ unsafe fn add<B: WholeBlock, P: Products, const AHEAD: usize>(
 /// # Safety
 /// As [`add_rows`].
 #[inline(always)]
-unsafe fn add_row<B: WholeBlock, P: Products, const X: usize, const AHEAD: usize>(
-    x: &WholeRows,
+unsafe fn add_row<B: IntegerBlock, P: Products, const X: usize, const PREFETCH: usize>(
+    x: &QuantisedRows,
     first: usize,
     row: &Row,
     column: usize,
@@ -186,10 +186,10 @@ unsafe fn add_row<B: WholeBlock, P: Products, const X: usize, const AHEAD: usize
         let mut factors = [[MaybeUninit::<[__m256; 2]>::uninit(); X]; BLOCKS];
         let mut start = 0;
         while let Some((weights, blocks)) = row.blocks::<B>(start, BLOCKS) {
-            // A row in 8 bits is as quick as memory already, and slower when it is asked for.
-            if AHEAD > 0 && (X > 1 || !B::EIGHT_BITS) {
-                for line in (0..BLOCKS * B::BYTES).step_by(LINE) {
-                    ask_for(weights.wrapping_add(AHEAD + line));
+            // A row of int8 is as quick as memory already, and slower when it is prefetched.
+            if PREFETCH > 0 && (X > 1 || !B::EIGHT_BITS) {
+                for line in (0..BLOCKS * B::BYTES).step_by(CACHE_LINE) {
+                    prefetch_l1(weights.wrapping_add(PREFETCH + line));
                 }
             }
             for (block, factors) in factors.iter_mut().enumerate().take(blocks) {
@@ -203,7 +203,7 @@ unsafe fn add_row<B: WholeBlock, P: Products, const X: usize, const AHEAD: usize
                         if !signed {
                             let of_x = _mm256_loadu_ps(of_groups.as_ptr().add(place));
                             sums[index][vector] =
-                                _mm256_fnmadd_ps(of_block.least[vector], of_x, sums[index][vector]);
+                                _mm256_fnmadd_ps(of_block.mins[vector], of_x, sums[index][vector]);
                         }
                     }
                     factors[index].write(of_row);
@@ -236,7 +236,7 @@ unsafe fn add_row<B: WholeBlock, P: Products, const X: usize, const AHEAD: usize
             let [a, b, c, d] = sums[index];
             vectors[index] = _mm256_add_ps(_mm256_add_ps(a, b), _mm256_add_ps(c, d));
         }
-        for (index, sum) in totals_of_eight(vectors).iter().enumerate().take(X) {
+        for (index, sum) in horizontal_sums_256(vectors).iter().enumerate().take(X) {
             output.add(first + index, column, &[*sum]);
         }
     }
@@ -245,7 +245,7 @@ unsafe fn add_row<B: WholeBlock, P: Products, const X: usize, const AHEAD: usize
 /// What each of an eighth's eight sums is multiplied with, of the factors of a block's groups: they are of one group, or the
 /// halves are of two.
 #[inline(always)]
-unsafe fn factor<B: WholeBlock>(factors: *const f32, eighth: usize) -> __m256 {
+unsafe fn factor<B: IntegerBlock>(factors: *const f32, eighth: usize) -> __m256 {
     // SAFETY: whoever calls it has the instructions and the factors.
     unsafe {
         if B::VECTORS == 1 {

@@ -1,11 +1,11 @@
 //! Blocks of sixteen rows interleaved, so that a vector holds as many bytes of each row as one instruction multiplies and adds up.
 //!
-//! Rows that are read one after the other have to be summed across, and their scales found one row at a time. Of interleaved rows a
+//! Rows that are read one after the other need horizontal sums, and their scales are found one row at a time. Of interleaved rows a
 //! vector's lanes are rows: sums stay in their lane, and a scale is found for sixteen rows at once. That is a quarter of the
-//! instructions, few enough that memory alone decides how quick decoding is.
+//! instructions, few enough that decoding is bound by memory alone.
 //!
-//! The bytes of a block are units, two bytes for numbers of 16 bits and four elsewhere; each unit of all sixteen rows comes before the
-//! next one. Nothing but the order changes: a matrix takes as many bytes as before. Rows behind the last whole sixteen stay as they are.
+//! The bytes of a block are units, two bytes for f16 and four elsewhere; each unit of all sixteen rows comes before the next one.
+//! Nothing but the order changes: a matrix takes as many bytes as before. Rows behind the last whole sixteen stay as they are.
 
 use std::ops::Range;
 
@@ -27,10 +27,10 @@ pub fn interleaving_pays() -> bool {
     cfg!(target_arch = "x86_64") && has_products(processor())
 }
 
-/// Whether a processor has products for interleaved blocks. Elsewhere rows are put in order before they are multiplied.
+/// Whether a processor has products for interleaved blocks. Elsewhere rows are deinterleaved before they are multiplied.
 pub(crate) fn has_products(processor: Processor) -> bool {
     #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
-    return processor.whole_numbers() != crate::processor::WholeNumbers::None;
+    return processor.integer_dot() != crate::processor::IntegerDot::None;
     #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
     {
         let _ = processor;
@@ -67,9 +67,8 @@ impl BlockFormat {
         Ok(result)
     }
 
-    /// Writes rows of `row_bytes` each as they were before they were interleaved. Some blocks of sixteen rows that lie behind each other
-    /// are interleaved rows themselves.
-    pub(crate) fn put_in_order(self, interleaved: &[u8], row_bytes: usize, into: &mut [u8]) {
+    /// Deinterleaves rows of `row_bytes` each. Some blocks of sixteen rows that lie behind each other are interleaved rows themselves.
+    pub(crate) fn deinterleave(self, interleaved: &[u8], row_bytes: usize, into: &mut [u8]) {
         let group = INTERLEAVED_ROWS * row_bytes;
         let mut groups = interleaved.chunks_exact(group);
         let mut places = into.chunks_exact_mut(group);
@@ -80,7 +79,7 @@ impl BlockFormat {
     }
 
     /// One row of interleaved ones as it was before.
-    pub(crate) fn row_in_order(self, interleaved: &[u8], row_bytes: usize, row: usize) -> Vec<u8> {
+    pub(crate) fn deinterleaved_row(self, interleaved: &[u8], row_bytes: usize, row: usize) -> Vec<u8> {
         let group = INTERLEAVED_ROWS * row_bytes;
         let Some(rows) = interleaved.chunks_exact(group).nth(row / INTERLEAVED_ROWS) else {
             return interleaved[row * row_bytes..(row + 1) * row_bytes].to_vec();
@@ -97,7 +96,7 @@ impl BlockFormat {
         result
     }
 
-    /// Bytes of the units of a block, and where those are: numbers of 16 bits before and behind those that have four bytes.
+    /// Bytes of the units of a block, and where those are: f16 before and behind those that have four bytes.
     fn units(self) -> [(usize, Range<usize>); 3] {
         let length = self.block_bytes();
         let whole = match self {
@@ -108,7 +107,7 @@ impl BlockFormat {
         [(2, 0..whole.start), (4, whole.clone()), (2, whole.end..length)]
     }
 
-    /// Copies sixteen rows, the blocks of which become interleaved, or are put in order.
+    /// Copies sixteen rows, interleaving their blocks, or undoing that.
     fn reorder<const INTERLEAVE: bool>(self, from: &[u8], row_bytes: usize, into: &mut [u8]) {
         for block in (0..row_bytes).step_by(self.block_bytes()) {
             for (unit, bytes) in self.units() {
@@ -165,7 +164,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn rows_are_as_before_when_they_are_put_in_order() {
+    fn rows_are_as_before_when_they_are_deinterleaved() {
         for format in BlockFormat::ALL.into_iter().filter(|format| format.interleaves()) {
             for (rows, blocks) in [(16, 1), (15, 2), (35, 3), (1, 1), (48, 2)] {
                 let columns = blocks * format.block_length();
@@ -173,10 +172,15 @@ mod tests {
                 let bytes: Vec<u8> = (0..rows * row_bytes).map(|place| (place * 37 / 16) as u8).collect();
                 let interleaved = format.interleave(&bytes, columns).unwrap();
                 let mut in_order = vec![0; bytes.len()];
-                format.put_in_order(&interleaved, row_bytes, &mut in_order);
+                format.deinterleave(&interleaved, row_bytes, &mut in_order);
                 assert_eq!(in_order, bytes, "{}", format.name());
                 for (row, bytes) in bytes.chunks_exact(row_bytes).enumerate() {
-                    assert_eq!(format.row_in_order(&interleaved, row_bytes, row), bytes, "{}", format.name());
+                    assert_eq!(
+                        format.deinterleaved_row(&interleaved, row_bytes, row),
+                        bytes,
+                        "{}",
+                        format.name()
+                    );
                 }
                 let whole = rows / 16 * 16 * row_bytes;
                 assert_eq!(interleaved[whole..], bytes[whole..]);

@@ -1,5 +1,5 @@
-//! Products of a few rows with interleaved weights in whole numbers: the weights are read once, front to back, and a lane of a vector
-//! is a row of weights.
+//! int8 dot products of a few rows with interleaved weights: the weights are read once, front to back, and a lane of a vector is a
+//! row of weights.
 //!
 //! Reference: `integer_rows` and `neon_products`, which give the same of weights row after row, up to the order of sums.
 
@@ -9,19 +9,19 @@ use std::sync::atomic::{Ordering, compiler_fence};
 use crate::block_format::BlockFormat;
 use crate::block_types::{each_eighth, with_block};
 #[cfg(target_arch = "x86_64")]
-use crate::block_vectors::AHEAD_IN_SECOND_CACHE;
+use crate::block_vectors::PREFETCH_L2_DISTANCE;
+use crate::integer_vectors::IntegerVectors;
+#[cfg(target_arch = "aarch64")]
+use crate::integer_vectors::Neon;
+#[cfg(target_arch = "x86_64")]
+use crate::integer_vectors::{Avx2, Avx512Vnni, AvxVnni, Twice};
 use crate::interleaved::INTERLEAVED_ROWS;
 use crate::interleaved_blocks::{Interleaved, InterleavedBlock, Scales};
+#[cfg(target_arch = "x86_64")]
+use crate::processor::IntegerDot;
 use crate::processor::Processor;
-#[cfg(target_arch = "x86_64")]
-use crate::processor::WholeNumbers;
 use crate::products::Output;
-use crate::whole_rows::WholeRows;
-#[cfg(target_arch = "aarch64")]
-use crate::whole_vectors::Neon;
-use crate::whole_vectors::WholeVectors;
-#[cfg(target_arch = "x86_64")]
-use crate::whole_vectors::{Narrow, Pairs, Twice, Wide};
+use crate::quantised_rows::QuantisedRows;
 
 /// Vectors of sixteen rows at most.
 const MOST_VECTORS: usize = 2;
@@ -33,34 +33,34 @@ const MOST_VECTORS: usize = 2;
 /// The processor has the instructions; the result lives, and nobody else uses these columns.
 pub(crate) unsafe fn add_interleaved(
     processor: Processor,
-    x: &WholeRows,
+    x: &QuantisedRows,
     groups: &[u8],
     column: usize,
     output: Output,
 ) {
     // Short vectors have registers for one row and all sixteen rows of weights, which then are read once; several rows share what is
-    // unpacked of eight, of which numbers of 8 bits have nothing.
+    // unpacked of eight, of which int8 have nothing.
     #[cfg(target_arch = "x86_64")]
     let once = x.count == 1 || x.format == BlockFormat::Q8_0;
     // SAFETY: as the caller promises.
     unsafe {
         match processor {
             #[cfg(target_arch = "x86_64")]
-            Processor::Avx512(_, WholeNumbers::Tiles) => {
-                add::<Wide, AHEAD_IN_SECOND_CACHE>(x, groups, column, output)
+            Processor::Avx512(_, IntegerDot::Tiles) => {
+                add::<Avx512Vnni, PREFETCH_L2_DISTANCE>(x, groups, column, output)
             }
             #[cfg(target_arch = "x86_64")]
-            Processor::Avx512(_, WholeNumbers::Fours) => add::<Wide, 0>(x, groups, column, output),
+            Processor::Avx512(_, IntegerDot::Quads) => add::<Avx512Vnni, 0>(x, groups, column, output),
             #[cfg(target_arch = "x86_64")]
-            Processor::Avx2(_, WholeNumbers::Fours) if once => {
-                add::<Twice<Narrow>, 0>(x, groups, column, output)
+            Processor::Avx2(_, IntegerDot::Quads) if once => {
+                add::<Twice<AvxVnni>, 0>(x, groups, column, output)
             }
             #[cfg(target_arch = "x86_64")]
-            Processor::Avx2(_, WholeNumbers::Fours) => add::<Narrow, 0>(x, groups, column, output),
+            Processor::Avx2(_, IntegerDot::Quads) => add::<AvxVnni, 0>(x, groups, column, output),
             #[cfg(target_arch = "x86_64")]
-            _ if once => add::<Twice<Pairs>, 0>(x, groups, column, output),
+            _ if once => add::<Twice<Avx2>, 0>(x, groups, column, output),
             #[cfg(target_arch = "x86_64")]
-            _ => add::<Pairs, 0>(x, groups, column, output),
+            _ => add::<Avx2, 0>(x, groups, column, output),
             #[cfg(target_arch = "aarch64")]
             _ if x.count == 1 => add::<Neon<4>, 0>(x, groups, column, output),
             #[cfg(target_arch = "aarch64")]
@@ -71,15 +71,20 @@ pub(crate) unsafe fn add_interleaved(
 
 /// # Safety
 /// As [`add_interleaved`].
-unsafe fn add<V: Vectors, const AHEAD: usize>(x: &WholeRows, groups: &[u8], column: usize, output: Output) {
+unsafe fn add<V: Vectors, const PREFETCH: usize>(
+    x: &QuantisedRows,
+    groups: &[u8],
+    column: usize,
+    output: Output,
+) {
     // SAFETY: as the caller promises.
-    unsafe { with_block!(x.format, B => add_blocks::<B, V, AHEAD>(x, groups, column, output), ()) }
+    unsafe { with_block!(x.format, B => add_blocks::<B, V, PREFETCH>(x, groups, column, output), ()) }
 }
 
 /// # Safety
 /// As [`add_interleaved`], and the blocks are of the format of `x`.
-unsafe fn add_blocks<B: InterleavedBlock, V: Vectors, const AHEAD: usize>(
-    x: &WholeRows,
+unsafe fn add_blocks<B: InterleavedBlock, V: Vectors, const PREFETCH: usize>(
+    x: &QuantisedRows,
     groups: &[u8],
     column: usize,
     output: Output,
@@ -103,10 +108,10 @@ unsafe fn add_blocks<B: InterleavedBlock, V: Vectors, const AHEAD: usize>(
                     groups: of_x,
                 };
                 first += match V::X_ROWS.min(x.count - first) {
-                    1 => V::products::<B, 1, AHEAD>(rows, group, output),
-                    2 | 3 => V::products::<B, 2, AHEAD>(rows, group, output),
-                    4..8 => V::products::<B, 4, AHEAD>(rows, group, output),
-                    _ => V::products::<B, 8, AHEAD>(rows, group, output),
+                    1 => V::products::<B, 1, PREFETCH>(rows, group, output),
+                    2 | 3 => V::products::<B, 2, PREFETCH>(rows, group, output),
+                    4..8 => V::products::<B, 4, PREFETCH>(rows, group, output),
+                    _ => V::products::<B, 8, PREFETCH>(rows, group, output),
                 };
             }
         }
@@ -134,7 +139,7 @@ struct Rows {
     numbers: *const i8,
     /// Numbers from a row to the next.
     columns: usize,
-    /// Of the groups of each row, as in [`WholeRows`].
+    /// Of the groups of each row, as in [`QuantisedRows`].
     scales: *const f32,
     sums: *const f32,
     begins: *const i32,
@@ -161,9 +166,11 @@ impl Rows {
 
     /// Four numbers of a row, in all lanes.
     #[inline(always)]
-    unsafe fn four<V: WholeVectors>(&self, row: usize, place: usize) -> V::Whole {
+    unsafe fn four<V: IntegerVectors>(&self, row: usize, place: usize) -> V::Integers {
         // SAFETY: as above.
-        unsafe { V::splat_whole(self.numbers.add(row * self.columns + place).cast::<i32>().read_unaligned()) }
+        unsafe {
+            V::splat_integers(self.numbers.add(row * self.columns + place).cast::<i32>().read_unaligned())
+        }
     }
 
     /// What the sums of products of a group begin with for the offset of the weights.
@@ -176,13 +183,13 @@ impl Rows {
     /// Adds products of `X` rows with a group of weights, times the scales of both.
     #[inline(always)]
     #[allow(clippy::needless_range_loop, reason = "of several arrays")]
-    unsafe fn scaled<V: WholeVectors, const X: usize>(
+    unsafe fn scaled<V: IntegerVectors, const X: usize>(
         &self,
         group: usize,
-        products: [V::Whole; X],
-        scales: V::Numbers,
-        mut totals: [V::Numbers; X],
-    ) -> [V::Numbers; X] {
+        products: [V::Integers; X],
+        scales: V::Floats,
+        mut totals: [V::Floats; X],
+    ) -> [V::Floats; X] {
         for row in 0..X {
             // SAFETY: as above.
             unsafe {
@@ -194,20 +201,20 @@ impl Rows {
         totals
     }
 
-    /// Takes off the least value of a group of weights for each number of `X` rows.
+    /// Subtracts the min of a group of weights for each number of `X` rows.
     #[inline(always)]
     #[allow(clippy::needless_range_loop, reason = "of several arrays")]
-    unsafe fn less<V: WholeVectors, const X: usize>(
+    unsafe fn less<V: IntegerVectors, const X: usize>(
         &self,
         group: usize,
-        least: V::Numbers,
-        mut totals: [V::Numbers; X],
-    ) -> [V::Numbers; X] {
+        mins: V::Floats,
+        mut totals: [V::Floats; X],
+    ) -> [V::Floats; X] {
         for row in 0..X {
             // SAFETY: as above.
             unsafe {
                 let of_x = V::splat(*self.sums.add(row * self.groups + group));
-                totals[row] = V::multiply_subtract(least, of_x, totals[row]);
+                totals[row] = V::multiply_subtract(mins, of_x, totals[row]);
             }
         }
         totals
@@ -217,14 +224,14 @@ impl Rows {
 /// Adds the products of a block with `X` rows of `x`.
 ///
 /// # Safety
-/// As [`InterleavedBlock::fours`], and rows of `x` have the block's numbers.
+/// As [`InterleavedBlock::quads`], and rows of `x` have the block's numbers.
 #[inline(always)]
 #[allow(clippy::needless_range_loop, reason = "of several arrays")]
-unsafe fn add_block<B: InterleavedBlock, V: WholeVectors, const X: usize, const AHEAD: usize>(
-    block: Interleaved<AHEAD>,
+unsafe fn add_block<B: InterleavedBlock, V: IntegerVectors, const X: usize, const PREFETCH: usize>(
+    block: Interleaved<PREFETCH>,
     x: Rows,
-    mut totals: [V::Numbers; X],
-) -> [V::Numbers; X] {
+    mut totals: [V::Floats; X],
+) -> [V::Floats; X] {
     // SAFETY: as the caller promises.
     unsafe {
         let scales = B::Scales::<V>::new(block);
@@ -233,7 +240,7 @@ unsafe fn add_block<B: InterleavedBlock, V: WholeVectors, const X: usize, const 
             if part < B::PARTS {
                 let places = B::places(part);
                 let groups = [places[0] / B::GROUP, places[1] / B::GROUP];
-                let mut products = [[V::splat_whole(0); X]; 2];
+                let mut products = [[V::splat_integers(0); X]; 2];
                 for row in 0..X {
                     products[0][row] = begin::<B, V>(x.begin(row, groups[0]));
                     if groups[0] != groups[1] {
@@ -250,7 +257,7 @@ unsafe fn add_block<B: InterleavedBlock, V: WholeVectors, const X: usize, const 
                     for step in first..first + run {
                         // Compilers read what lies behind, and run out of registers.
                         compiler_fence(Ordering::SeqCst);
-                        let numbers = B::fours::<V, AHEAD>(block, part, step);
+                        let numbers = B::quads::<V, PREFETCH>(block, part, step);
                         for which in 0..2 {
                             for row in 0..X {
                                 let four = x.four::<V>(row, places[which] + 4 * step);
@@ -274,10 +281,10 @@ unsafe fn add_block<B: InterleavedBlock, V: WholeVectors, const X: usize, const 
                 }
                 for which in 0..2 {
                     if which == 0 || groups[0] != groups[1] {
-                        let [scale, least] = scales.of(groups[which]);
+                        let [scale, mins] = scales.of(groups[which]);
                         totals = x.scaled::<V, X>(groups[which], products[which], scale, totals);
-                        if B::LEAST {
-                            totals = x.less::<V, X>(groups[which], least, totals);
+                        if B::HAS_MINS {
+                            totals = x.less::<V, X>(groups[which], mins, totals);
                         }
                     }
                 }
@@ -289,12 +296,12 @@ unsafe fn add_block<B: InterleavedBlock, V: WholeVectors, const X: usize, const 
 
 /// What sums of products begin with.
 #[inline(always)]
-unsafe fn begin<B: InterleavedBlock, V: WholeVectors>(offset: i32) -> V::Whole {
+unsafe fn begin<B: InterleavedBlock, V: IntegerVectors>(offset: i32) -> V::Integers {
     // SAFETY: whoever calls it has the instructions.
     unsafe {
         match B::EIGHT_BITS {
             true => V::begin_signed(offset),
-            false => V::splat_whole(offset),
+            false => V::splat_integers(offset),
         }
     }
 }
@@ -304,21 +311,21 @@ unsafe fn begin<B: InterleavedBlock, V: WholeVectors>(offset: i32) -> V::Whole {
 /// # Safety
 /// As [`add_block`]; the result lives, and nobody else uses these columns.
 #[inline(always)]
-unsafe fn add_group<B: InterleavedBlock, V: WholeVectors, const X: usize, const AHEAD: usize>(
+unsafe fn add_group<B: InterleavedBlock, V: IntegerVectors, const X: usize, const PREFETCH: usize>(
     x: Rows,
     group: Group,
     to: At,
 ) -> usize {
     // SAFETY: as the caller promises.
     unsafe {
-        // Of all rows before the next block: of vectors that take half of a line, the second finds it in the first cache, and memory is
-        // read without a break.
+        // Of all rows before the next block: of vectors that take half of a cache line, the second finds it in the L1 cache, and memory
+        // is read without a break.
         let mut totals = [[V::splat(0.0); X]; MOST_VECTORS];
         for block in 0..group.blocks {
             let at = group.at.add(block * INTERLEAVED_ROWS * B::BLOCK_BYTES);
             let x = x.behind::<B>(block);
             for (row, totals) in (0..INTERLEAVED_ROWS).step_by(V::LANES).zip(&mut totals) {
-                *totals = add_block::<B, V, X, AHEAD>(Interleaved { at, row }, x, *totals);
+                *totals = add_block::<B, V, X, PREFETCH>(Interleaved { at, row }, x, *totals);
             }
         }
         for (row, totals) in (0..INTERLEAVED_ROWS).step_by(V::LANES).zip(totals) {
@@ -333,12 +340,12 @@ unsafe fn add_group<B: InterleavedBlock, V: WholeVectors, const X: usize, const 
 }
 
 /// The vectors of a group.
-trait Vectors: WholeVectors {
-    /// Rows of `x` at most: two sums of whole numbers of each and their totals take most of the registers.
+trait Vectors: IntegerVectors {
+    /// Rows of `x` at most: two int32 sums of each and their totals take most of the registers.
     const X_ROWS: usize;
 
     /// [`add_group`] in these vectors.
-    unsafe fn products<B: InterleavedBlock, const X: usize, const AHEAD: usize>(
+    unsafe fn products<B: InterleavedBlock, const X: usize, const PREFETCH: usize>(
         x: Rows,
         group: Group,
         to: At,
@@ -351,36 +358,36 @@ macro_rules! vectors {
             const X_ROWS: usize = $x_rows;
 
             #[inline(always)]
-            unsafe fn products<B: InterleavedBlock, const X: usize, const AHEAD: usize>(
+            unsafe fn products<B: InterleavedBlock, const X: usize, const PREFETCH: usize>(
                 x: Rows,
                 group: Group,
                 to: At,
             ) -> usize {
                 #[target_feature(enable = $features)]
-                unsafe fn products<B: InterleavedBlock, const X: usize, const AHEAD: usize>(
+                unsafe fn products<B: InterleavedBlock, const X: usize, const PREFETCH: usize>(
                     x: Rows,
                     group: Group,
                     to: At,
                 ) -> usize {
                     // SAFETY: as the caller promises.
-                    unsafe { add_group::<B, $name, X, AHEAD>(x, group, to) }
+                    unsafe { add_group::<B, $name, X, PREFETCH>(x, group, to) }
                 }
                 // SAFETY: as the caller promises.
-                unsafe { products::<B, X, AHEAD>(x, group, to) }
+                unsafe { products::<B, X, PREFETCH>(x, group, to) }
             }
         }
     };
 }
 #[cfg(target_arch = "x86_64")]
-vectors!(Wide, "avx512f,avx512bw,avx512vnni,avx2,fma,f16c", 8);
+vectors!(Avx512Vnni, "avx512f,avx512bw,avx512vnni,avx2,fma,f16c", 8);
 #[cfg(target_arch = "x86_64")]
-vectors!(Narrow, "avx2,fma,f16c,avxvnni", 2);
+vectors!(AvxVnni, "avx2,fma,f16c,avxvnni", 2);
 #[cfg(target_arch = "x86_64")]
-vectors!(Pairs, "avx2,fma,f16c", 4);
+vectors!(Avx2, "avx2,fma,f16c", 4);
 #[cfg(target_arch = "x86_64")]
-vectors!(Twice<Narrow>, "avx2,fma,f16c,avxvnni", 2);
+vectors!(Twice<AvxVnni>, "avx2,fma,f16c,avxvnni", 2);
 #[cfg(target_arch = "x86_64")]
-vectors!(Twice<Pairs>, "avx2,fma,f16c", 2);
+vectors!(Twice<Avx2>, "avx2,fma,f16c", 2);
 #[cfg(target_arch = "aarch64")]
 vectors!(Neon<4>, "neon,dotprod", 1);
 #[cfg(target_arch = "aarch64")]
@@ -392,11 +399,11 @@ mod tests {
     use crate::integer_products::IntegerProduct;
     use crate::interleaved::has_products;
     use crate::noise::noise;
-    use crate::processor::Processor;
     #[cfg(target_arch = "x86_64")]
-    use crate::processor::WholeNumbers;
+    use crate::processor::IntegerDot;
+    use crate::processor::Processor;
     use crate::products::{Output, Weights};
-    use crate::whole_rows::WholeRows;
+    use crate::quantised_rows::QuantisedRows;
 
     /// What a processor makes of rows and interleaved weights, added to ones.
     fn products(
@@ -442,15 +449,14 @@ mod tests {
                     // Those that are laid out may share scales.
                     let sharing = match processor {
                         #[cfg(target_arch = "x86_64")]
-                        Processor::Avx512(_, WholeNumbers::Fours)
-                        | Processor::Avx2(_, WholeNumbers::Fours)
+                        Processor::Avx512(_, IntegerDot::Quads) | Processor::Avx2(_, IntegerDot::Quads)
                             if count >= 8 =>
                         {
                             crate::integer_panels::sharing(format)
                         }
                         _ => 1,
                     };
-                    let rounded = WholeRows::sharing(format, &x, columns, None, sharing).unwrap();
+                    let rounded = QuantisedRows::sharing(format, &x, columns, None, sharing).unwrap();
                     let result = products(processor, format, &weights, &x, columns);
                     for (of_x, sums) in result.chunks_exact(rows).enumerate() {
                         let what =
@@ -466,7 +472,7 @@ mod tests {
                                 .map(|(column, weight)| f64::from(*weight) * x_of(column));
                             let (exact, all) = products
                                 .fold((1.0, 1.0), |(sum, all), product| (sum + product, all + product.abs()));
-                            // Written so that not-a-number fails.
+                            // Written so that NaN fails.
                             assert!(
                                 (f64::from(*sum) - exact).abs() <= 1e-6 * all,
                                 "{what}: {sum} instead of {exact}"

@@ -1,5 +1,5 @@
-//! Products of some rows with interleaved weights in tiles of AMX: sixteen rows of weights as they are interleaved are the right operand,
-//! and memory is asked for what comes next between the products.
+//! int8 products of some rows with interleaved weights in AMX tiles: sixteen rows of weights as they are interleaved are the right
+//! operand, and what comes next is prefetched between the products.
 //!
 //! Reference: [`crate::interleaved_products`], which gives the same, up to the order of sums.
 
@@ -9,22 +9,22 @@ use std::arch::x86_64::{
 };
 
 use crate::amx::{GROUPS, Products, SIDE, Tiles};
-use crate::block_format::{BlockFormat, Whole};
+use crate::block_format::{BlockFormat, IntegerLayout};
 use crate::block_types::{NUMBERS, each_eighth, with_block};
-use crate::block_vectors::{LINE, ask_for, ask_second_cache};
+use crate::block_vectors::{CACHE_LINE, prefetch_l1, prefetch_l2};
+use crate::integer_vectors::{Avx512Vnni, IntegerVectors};
 use crate::interleaved::INTERLEAVED_ROWS;
 use crate::interleaved_blocks::{Interleaved, InterleavedBlock, Scales};
 use crate::products::Output;
-use crate::whole_rows::WholeRows;
-use crate::whole_vectors::{WholeVectors, Wide};
+use crate::quantised_rows::QuantisedRows;
 
-/// How many bytes ahead memory is asked for: some turns.
-const DISTANCE: usize = 4 * 1024;
+/// How many bytes ahead memory is prefetched: some turns.
+const PREFETCH_DISTANCE: usize = 4 * 1024;
 /// Rows of `x` from which tiles are quicker than vectors.
 const FEWEST: usize = 9;
 /// Numbers of each row that one instruction multiplies and adds up in a lane.
 const STEP: usize = 4;
-/// After how many others the products of a group of bytes are scaled: one is in its tile, and one on its way to the cache.
+/// After how many others the int8 products of a group are scaled: one is in its tile, and one on its way to the cache.
 const LATER: usize = 2;
 
 /// Whether so many rows of so many numbers are multiplied in tiles. Groups of 16 numbers are half a tile, and quicker in vectors.
@@ -38,7 +38,7 @@ pub(crate) fn fit_tiles(format: BlockFormat, count: usize, columns: usize) -> bo
 /// # Safety
 /// The processor has AMX and AVX-512, which the process may use, and [`fit_tiles`] was true of the rows. The result lives, and nobody else
 /// uses these columns.
-pub(crate) unsafe fn add_in_tiles(x: &WholeRows, groups: &[u8], column: usize, output: Output) {
+pub(crate) unsafe fn add_in_tiles(x: &QuantisedRows, groups: &[u8], column: usize, output: Output) {
     // SAFETY: as the caller promises.
     unsafe { with_block!(x.format, B => add::<B>(x, groups, column, output), ()) }
 }
@@ -46,12 +46,12 @@ pub(crate) unsafe fn add_in_tiles(x: &WholeRows, groups: &[u8], column: usize, o
 /// # Safety
 /// As [`add_in_tiles`], and the blocks are of the format of `x`.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx512vnni,avx2,fma,f16c")]
-unsafe fn add<B: InterleavedBlock>(x: &WholeRows, groups: &[u8], column: usize, output: Output) {
+unsafe fn add<B: InterleavedBlock>(x: &QuantisedRows, groups: &[u8], column: usize, output: Output) {
     assert_eq!(x.group, B::GROUP, "rows that are rounded for another format");
     assert_eq!(x.row_bytes / B::BLOCK_BYTES * B::BLOCK_NUMBERS, x.columns, "rows of another length");
     // SAFETY: whoever calls has no tiles of its own.
     let tiles = unsafe { Tiles::new(B::GROUP) };
-    let offset = Whole::of(x.format).map_or(0, |whole| whole.offset) as i8;
+    let offset = IntegerLayout::of(x.format).map_or(0, |whole| whole.offset) as i8;
     let of_x = x.columns / B::GROUP;
     let sides = x.count.div_ceil(SIDE);
     let mut room = Room {
@@ -87,7 +87,7 @@ unsafe fn add<B: InterleavedBlock>(x: &WholeRows, groups: &[u8], column: usize, 
     }
 }
 
-/// Sixteen rows of `x`, as in [`WholeRows`].
+/// Sixteen rows of `x`, as in [`QuantisedRows`].
 #[derive(Clone, Copy)]
 struct Rows {
     numbers: *const i8,
@@ -106,8 +106,8 @@ struct Room {
     products: [Products; 2],
 }
 
-/// The sums of the products of sixteen rows of `x` with sixteen rows of weights of 8 bits, which are used as they lie: memory is nearly all
-/// that they wait for, so that it is asked for line by line, between the products. Those rows are a `side` of all `sides`.
+/// The sums of the products of sixteen rows of `x` with sixteen rows of int8 weights, which are used as they lie. They are memory-bound, so
+/// that cache line after cache line is prefetched between the products. Those rows are a `side` of all `sides`.
 ///
 /// # Safety
 /// As [`add_in_tiles`]; the group has the columns of the rows.
@@ -126,9 +126,9 @@ unsafe fn multiply_bytes<B: InterleavedBlock>(
     assert_eq!(B::BLOCK_NUMBERS, B::GROUP, "blocks of several groups");
     let bytes = INTERLEAVED_ROWS * B::BLOCK_BYTES;
     let (places, all_groups) = (rows.columns / NUMBERS, rows.columns / B::GROUP);
-    // What is read several times is in the second cache after the first one; each time then asks for its share of what is next.
+    // What is read several times is in the L2 cache after the first time; each time then prefetches its share of what is next.
     let ahead = match sides {
-        1 => DISTANCE,
+        1 => PREFETCH_DISTANCE,
         _ => group.len() + side * group.len() / sides,
     };
     let (ahead, ahead_step) = (group.as_ptr().wrapping_add(ahead), bytes / sides);
@@ -151,16 +151,16 @@ unsafe fn multiply_bytes<B: InterleavedBlock>(
                 let found = next.wrapping_sub(LATER);
                 if found < places * OF_NUMBERS {
                     let at = group.as_ptr().add(found * bytes);
-                    let [scale, _] = B::Scales::<Wide>::new(Interleaved::<0> { at, row: 0 }).of(0);
+                    let [scale, _] = B::Scales::<Avx512Vnni>::new(Interleaved::<0> { at, row: 0 }).of(0);
                     let scales_of_x = rows.scales.add(found);
                     let ahead = ahead.wrapping_add(found * ahead_step);
                     let products = &products.0[(eighth + OF_NUMBERS - LATER) % SLOTS];
-                    let lines = bytes.div_ceil(LINE);
+                    let lines = bytes.div_ceil(CACHE_LINE);
                     // Rows are written out: compilers leave a loop of so much as it is, and sums in memory.
                     each_eighth!(pair => {
                         for row in 2 * pair..2 * pair + 2 {
                             if (row + 1) * lines / SIDE > row * lines / SIDE {
-                                ask_second_cache(ahead.wrapping_add(row * lines / SIDE * LINE));
+                                prefetch_l2(ahead.wrapping_add(row * lines / SIDE * CACHE_LINE));
                             }
                             let whole = _mm512_cvtepi32_ps(_mm512_loadu_si512(products[row].as_ptr().cast()));
                             let of_x = _mm512_set1_ps(*scales_of_x.add(row * all_groups));
@@ -207,9 +207,9 @@ unsafe fn multiply<B: InterleavedBlock>(
                 let steps = [STEP * INTERLEAVED_ROWS, B::GROUP * INTERLEAVED_ROWS];
                 let x = rows.numbers.add(turn * GROUPS * B::GROUP);
                 tiles.products(x, rows.columns, weights, steps, &mut room.products[turn % 2]);
-                let ahead = group.as_ptr().wrapping_add(DISTANCE + turn * bytes / of_numbers);
-                for line in (0..bytes / of_numbers).step_by(LINE) {
-                    ask_for(ahead.wrapping_add(line));
+                let ahead = group.as_ptr().wrapping_add(PREFETCH_DISTANCE + turn * bytes / of_numbers);
+                for line in (0..bytes / of_numbers).step_by(CACHE_LINE) {
+                    prefetch_l1(ahead.wrapping_add(line));
                 }
                 if part == 0 && (place + 1) * of_numbers < turns {
                     let next = group.as_ptr().add((place + 1) * bytes);
@@ -220,16 +220,16 @@ unsafe fn multiply<B: InterleavedBlock>(
             for index in 0..GROUPS {
                 let found = turn * GROUPS + index;
                 let at = group.as_ptr().add(found / of_block * INTERLEAVED_ROWS * B::BLOCK_BYTES);
-                let scales = B::Scales::<Wide>::new(Interleaved::<0> { at, row: 0 });
-                let [scale, least] = scales.of(found % of_block);
+                let scales = B::Scales::<Avx512Vnni>::new(Interleaved::<0> { at, row: 0 });
+                let [scale, mins] = scales.of(found % of_block);
                 let products = &room.products[turn % 2].0[index];
                 for row in 0..SIDE {
                     let whole = _mm512_cvtepi32_ps(_mm512_loadu_si512(products[row].as_ptr().cast()));
                     let of_x = _mm512_set1_ps(*rows.scales.add(row * all_groups + found));
                     totals[row] = _mm512_fmadd_ps(_mm512_mul_ps(whole, scale), of_x, totals[row]);
-                    if B::LEAST {
+                    if B::HAS_MINS {
                         let of_x = _mm512_set1_ps(*rows.sums.add(row * all_groups + found));
-                        totals[row] = _mm512_fnmadd_ps(least, of_x, totals[row]);
+                        totals[row] = _mm512_fnmadd_ps(mins, of_x, totals[row]);
                     }
                 }
             }
@@ -238,7 +238,7 @@ unsafe fn multiply<B: InterleavedBlock>(
     totals
 }
 
-/// Unpacks [`NUMBERS`] numbers of sixteen rows of weights without a sign, less `offset`.
+/// Unpacks [`NUMBERS`] unsigned numbers of sixteen rows of weights, less `offset`.
 ///
 /// # Safety
 /// The processor has AVX-512, and the numbers can be read.
@@ -248,16 +248,16 @@ unsafe fn unpack<B: InterleavedBlock>(at: *const u8, offset: i8, into: &mut Numb
         // SAFETY: as the caller promises; steps of a block are within the numbers.
         unsafe {
             let at = at.add(block * INTERLEAVED_ROWS * B::BLOCK_BYTES);
-            let offset = Wide::splat_whole(i32::from_ne_bytes([offset as u8; 4]));
+            let offset = Avx512Vnni::splat_integers(i32::from_ne_bytes([offset as u8; 4]));
             let into = &mut into.0[block * B::BLOCK_NUMBERS / STEP..][..B::BLOCK_NUMBERS / STEP];
             each_eighth!(part => {
                 if part < B::PARTS {
                     let [first, second] = B::places(part);
                     for step in 0..B::STEPS {
-                        let [a, b] = B::fours::<Wide, 0>(Interleaved { at, row: 0 }, part, step);
+                        let [a, b] = B::quads::<Avx512Vnni, 0>(Interleaved { at, row: 0 }, part, step);
                         let places = [first / STEP + step, second / STEP + step];
-                        Wide::store_whole(into[places[0]].as_mut_ptr().cast(), Wide::less(a, offset));
-                        Wide::store_whole(into[places[1]].as_mut_ptr().cast(), Wide::less(b, offset));
+                        Avx512Vnni::store_integers(into[places[0]].as_mut_ptr().cast(), Avx512Vnni::less(a, offset));
+                        Avx512Vnni::store_integers(into[places[1]].as_mut_ptr().cast(), Avx512Vnni::less(b, offset));
                     }
                 }
             });

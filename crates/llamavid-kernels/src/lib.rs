@@ -8,7 +8,6 @@
 #[cfg(target_arch = "x86_64")]
 mod amx;
 mod attention;
-mod awake;
 mod block_format;
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 mod block_products;
@@ -25,15 +24,23 @@ mod cuda;
 mod device_rows;
 mod dropout;
 mod embedding;
+#[cfg(target_arch = "x86_64")]
+mod float_rows;
 mod folded_attention;
 mod frozen;
 mod gelu;
+#[cfg(target_arch = "x86_64")]
+mod int16;
+#[cfg(target_arch = "x86_64")]
+mod integer_blocks;
 #[cfg(target_arch = "x86_64")]
 mod integer_panels;
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 mod integer_products;
 #[cfg(target_arch = "x86_64")]
 mod integer_rows;
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+mod integer_vectors;
 mod interleaved;
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 mod interleaved_blocks;
@@ -53,29 +60,22 @@ mod noise;
 mod panels;
 #[cfg(target_arch = "x86_64")]
 mod pieces;
-#[cfg(target_arch = "x86_64")]
-mod plain_rows;
 mod processor;
 mod products;
 mod quantised_matrix;
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+mod quantised_rows;
 mod ranks;
 mod rms_norm;
 mod rotary;
 mod rows;
-mod shared_numbers;
-#[cfg(target_arch = "x86_64")]
-mod sixteen_bits;
+mod shared_floats;
 mod softmax;
+mod spin;
 mod staging;
 mod swiglu;
 mod vector;
 mod weight;
-#[cfg(target_arch = "x86_64")]
-mod whole_blocks;
-#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
-mod whole_rows;
-#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
-mod whole_vectors;
 
 #[cfg(target_arch = "x86_64")]
 pub use amx::available as amx_available;

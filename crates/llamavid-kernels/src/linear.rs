@@ -56,7 +56,7 @@ fn forward(
     {
         bail!("linear: {} biases do not go with {output} outputs", bias.len());
     }
-    let weights = Weights::Numbers(values(weight, weight_layout)?);
+    let weights = Weights::F32(values(weight, weight_layout)?);
     let layer = Layer { weights, rows: output, columns: input, bias };
     let result = layer.forward(values(x, x_layout)?, rows, true);
     let mut shape = x_layout.dims().to_vec();

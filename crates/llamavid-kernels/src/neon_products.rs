@@ -1,7 +1,7 @@
-//! Products with weights in blocks, in whole numbers, in the vectors of an ARM processor.
+//! int8 dot products with weights in blocks, in the vectors of an ARM processor (NEON, dotprod, i8mm).
 //!
-//! Blocks are read by [`crate::block_format`], 256 numbers at a time into the first cache: its portable code becomes these
-//! vectors too. A few rows are multiplied while the weights go by; for many, weights are laid out as panels once for all.
+//! Blocks are read by [`crate::block_format`], 256 numbers at a time into the L1 cache: its portable code is vectorised
+//! too. A few rows are multiplied while the weights go by; for many, weights are laid out as panels once for all.
 
 use std::arch::aarch64::{
     float32x4_t, int8x16_t, int32x4_t, vaddq_f32, vaddvq_f32, vcvtq_f32_s32, vdupq_n_f32, vdupq_n_s32,
@@ -11,14 +11,14 @@ use std::arch::aarch64::{
 };
 use std::arch::asm;
 
-use crate::block_format::{BlockFormat, LARGE as NUMBERS, Whole, read_whole};
-use crate::processor::{Processor, WholeNumbers};
+use crate::block_format::{BlockFormat, IntegerLayout, LARGE as NUMBERS, read_integers};
+use crate::processor::{IntegerDot, Processor};
 use crate::products::{Output, Weights};
-use crate::whole_rows::WholeRows;
+use crate::quantised_rows::QuantisedRows;
 
 /// Rows of weights that are laid out together.
 pub(crate) const PANEL_ROWS: usize = 8;
-/// Numbers of a row that are multiplied at a time: those of a panel stay in the first cache.
+/// Numbers of a row that are multiplied at a time: those of a panel stay in the L1 cache.
 pub(crate) const PART: usize = 512;
 /// Rows of `x` of a tile: their products and sums take half of 32 registers.
 const X_ROWS: usize = 4;
@@ -35,7 +35,7 @@ const FEW: usize = 8;
 /// # Safety
 /// The processor has the dot products; the result lives, and nobody else uses these columns.
 #[target_feature(enable = "neon,dotprod")]
-pub(crate) unsafe fn add_rows(_: Processor, x: &WholeRows, rows: &[u8], column: usize, output: Output) {
+pub(crate) unsafe fn add_rows(_: Processor, x: &QuantisedRows, rows: &[u8], column: usize, output: Output) {
     assert!(x.count <= FEW, "more rows than a few");
     let groups = x.columns / x.group;
     let mut blocks = Blocks::new(x.format);
@@ -69,17 +69,18 @@ struct Blocks {
     group: usize,
     /// Bytes that they take.
     bytes: usize,
-    /// What is taken from each number; 0 where there are least values.
+    /// The zero point; 0 where there are mins.
     offset: u8,
     numbers: [u8; NUMBERS],
     scales: [f32; NUMBERS / GROUP],
-    least: [f32; NUMBERS / GROUP],
+    mins: [f32; NUMBERS / GROUP],
 }
 
 impl Blocks {
     #[inline(always)]
     fn new(format: BlockFormat) -> Self {
-        let Whole { group, offset } = Whole::of(format).unwrap_or(Whole { group: GROUP, offset: 0 });
+        let IntegerLayout { group, offset } =
+            IntegerLayout::of(format).unwrap_or(IntegerLayout { group: GROUP, offset: 0 });
         Self {
             format,
             group,
@@ -87,7 +88,7 @@ impl Blocks {
             offset: offset as u8,
             numbers: [0; NUMBERS],
             scales: [0.0; NUMBERS / GROUP],
-            least: [0.0; NUMBERS / GROUP],
+            mins: [0.0; NUMBERS / GROUP],
         }
     }
 
@@ -97,7 +98,7 @@ impl Blocks {
         if bytes.len() < self.bytes {
             self.scales.fill(0.0);
         }
-        read_whole(self.format, bytes, &mut self.numbers, &mut self.scales, &mut self.least);
+        read_integers(self.format, bytes, &mut self.numbers, &mut self.scales, &mut self.mins);
     }
 
     /// 16 of the numbers, with a sign.
@@ -143,8 +144,8 @@ impl Blocks {
                 sums[group % 2] = vfmaq_n_f32(sums[group % 2], vcvtq_f32_s32(products), factor);
             }
             if self.offset == 0 {
-                for (of_x, least) in of_groups.as_chunks().0.iter().zip(self.least.as_chunks().0) {
-                    sums[1] = vfmsq_f32(sums[1], four(of_x), four(least));
+                for (of_x, mins) in of_groups.as_chunks().0.iter().zip(self.mins.as_chunks().0) {
+                    sums[1] = vfmsq_f32(sums[1], four(of_x), four(mins));
                 }
             }
             vaddq_f32(sums[0], sums[1])
@@ -159,7 +160,7 @@ impl Blocks {
 /// The processor has the instructions; the result lives, and nobody else uses these columns.
 pub(crate) unsafe fn add_panel(
     processor: Processor,
-    x: &WholeRows,
+    x: &QuantisedRows,
     weights: Weights,
     column: usize,
     output: Output,
@@ -167,9 +168,9 @@ pub(crate) unsafe fn add_panel(
     let rows = weights.bytes();
     // SAFETY: as the caller promises.
     unsafe {
-        match processor.whole_numbers() {
-            WholeNumbers::Tiles => add_in_tiles(x, rows, column, output),
-            _ => add_in_fours(x, rows, column, output),
+        match processor.integer_dot() {
+            IntegerDot::Tiles => add_in_tiles(x, rows, column, output),
+            _ => add_in_quads(x, rows, column, output),
         }
     }
 }
@@ -177,7 +178,7 @@ pub(crate) unsafe fn add_panel(
 /// # Safety
 /// As [`add_panel`], and the processor has products of matrices.
 #[target_feature(enable = "neon,dotprod,i8mm")]
-unsafe fn add_in_tiles(x: &WholeRows, rows: &[u8], column: usize, output: Output) {
+unsafe fn add_in_tiles(x: &QuantisedRows, rows: &[u8], column: usize, output: Output) {
     // SAFETY: as the caller promises.
     unsafe { add::<true>(x, rows, column, output) }
 }
@@ -185,7 +186,7 @@ unsafe fn add_in_tiles(x: &WholeRows, rows: &[u8], column: usize, output: Output
 /// # Safety
 /// As [`add_panel`], and the processor has dot products.
 #[target_feature(enable = "neon,dotprod")]
-unsafe fn add_in_fours(x: &WholeRows, rows: &[u8], column: usize, output: Output) {
+unsafe fn add_in_quads(x: &QuantisedRows, rows: &[u8], column: usize, output: Output) {
     // SAFETY: as the caller promises.
     unsafe { add::<false>(x, rows, column, output) }
 }
@@ -195,7 +196,7 @@ unsafe fn add_in_fours(x: &WholeRows, rows: &[u8], column: usize, output: Output
 /// # Safety
 /// As [`add_panel`].
 #[inline(always)]
-unsafe fn add<const TILES: bool>(x: &WholeRows, rows: &[u8], column: usize, output: Output) {
+unsafe fn add<const TILES: bool>(x: &QuantisedRows, rows: &[u8], column: usize, output: Output) {
     let mut panel = Panel::new(x.format);
     let found = rows.len() / x.row_bytes;
     for first in (0..x.columns).step_by(PART) {
@@ -226,7 +227,7 @@ struct Panel {
     numbers: Vec<i8>,
     /// Of each group, for each row.
     scales: Vec<[f32; PANEL_ROWS]>,
-    least: Vec<[f32; PANEL_ROWS]>,
+    mins: Vec<[f32; PANEL_ROWS]>,
 }
 
 impl Panel {
@@ -238,14 +239,14 @@ impl Panel {
             blocks,
             numbers: vec![0; PART * PANEL_ROWS],
             scales: vec![[0.0; PANEL_ROWS]; groups],
-            least: vec![[0.0; PANEL_ROWS]; groups],
+            mins: vec![[0.0; PANEL_ROWS]; groups],
         }
     }
 
     /// Takes `count` times 256 numbers of a row.
     #[inline(always)]
     fn lay_out<const TILES: bool>(&mut self, place: usize, row: &[u8], first: usize, count: usize) {
-        let Self { blocks, numbers, scales, least } = self;
+        let Self { blocks, numbers, scales, mins } = self;
         let groups = NUMBERS / blocks.group;
         for (block, bytes) in row.chunks(blocks.bytes).skip(first).take(count).enumerate() {
             blocks.read(bytes);
@@ -256,7 +257,7 @@ impl Panel {
             }
             for group in 0..groups {
                 scales[block * groups + group][place] = blocks.scales[group];
-                least[block * groups + group][place] = blocks.least[group];
+                mins[block * groups + group][place] = blocks.mins[group];
             }
         }
     }
@@ -269,7 +270,7 @@ impl Panel {
     #[allow(clippy::needless_range_loop, reason = "of several arrays")]
     unsafe fn tile<const TILES: bool>(
         &self,
-        x: &WholeRows,
+        x: &QuantisedRows,
         begins: [usize; X_ROWS],
         length: usize,
     ) -> [[f32; PANEL_ROWS]; X_ROWS] {
@@ -326,15 +327,15 @@ impl Panel {
                 }
                 let (first, second) = self.scales[group].split_at(4);
                 let scales = [vld1q_f32(first.as_ptr()), vld1q_f32(second.as_ptr())];
-                let (first, second) = self.least[group].split_at(4);
-                let least = [vld1q_f32(first.as_ptr()), vld1q_f32(second.as_ptr())];
+                let (first, second) = self.mins[group].split_at(4);
+                let mins = [vld1q_f32(first.as_ptr()), vld1q_f32(second.as_ptr())];
                 for row in 0..X_ROWS {
                     let place = begins[row] / x.group + group;
                     for half in 0..2 {
                         let sum = vmulq_f32(vcvtq_f32_s32(products[row][half]), scales[half]);
                         totals[row][half] = vfmaq_n_f32(totals[row][half], sum, x.scales[place]);
                         if self.blocks.offset == 0 {
-                            totals[row][half] = vfmsq_n_f32(totals[row][half], least[half], x.sums[place]);
+                            totals[row][half] = vfmsq_n_f32(totals[row][half], mins[half], x.sums[place]);
                         }
                     }
                 }
@@ -387,7 +388,7 @@ fn of_rows(first: int32x4_t, second: int32x4_t) -> [int32x4_t; 2] {
 
 // The instructions themselves: their functions in `std` are not stable.
 
-/// Adds the products of four numbers of 8 bits to each of four sums.
+/// SDOT: adds the products of four int8 to each of four sums.
 #[target_feature(enable = "neon,dotprod")]
 #[inline]
 pub(crate) fn dot(mut sums: int32x4_t, a: int8x16_t, b: int8x16_t) -> int32x4_t {

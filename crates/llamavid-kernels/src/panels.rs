@@ -1,11 +1,11 @@
 //! Products of many rows with weights: sums of outer products, as fast as the processor multiplies.
 //!
-//! Rows of weights are laid out as panels once for all rows of `x`: a number of each row, then the next number of each. A tile
-//! of sums stays in the registers while two vectors of a panel meet a number of each row of `x`; a panel's part stays in the
-//! first cache. K. Goto and R. van de Geijn, "Anatomy of High-Performance Matrix Multiplication" (2008), with the roles of
-//! the matrices exchanged. Weights that are not stored in f32 are multiplied in whole numbers of 16 bits where that is quicker
-//! ([`crate::sixteen_bits`]): in the same panels, of another [`Kind`] of numbers. AMX has a way of its own (`pieces`), of which only
-//! the tasks are the same.
+//! Rows of weights are laid out as panels (packed, in GotoBLAS's words) once for all rows of `x`: a number of each row, then
+//! the next number of each. A tile of sums stays in the registers while two vectors of a panel meet a number of each row of
+//! `x`; a panel's part stays in the L1 cache. K. Goto and R. van de Geijn, "Anatomy of High-Performance Matrix Multiplication"
+//! (2008), with the roles of the matrices exchanged. Weights that are not stored in f32 are multiplied in int16 where that is
+//! quicker ([`crate::int16`]): in the same panels, of another [`Kind`] of numbers. AMX has a way of its own (`pieces`), of
+//! which only the tasks are the same.
 
 use std::ops::Range;
 use std::sync::OnceLock;
@@ -17,31 +17,31 @@ use rayon::prelude::*;
 use crate::block_format::BlockFormat;
 use crate::block_format::decode;
 #[cfg(target_arch = "x86_64")]
+use crate::int16::{Avx2, Avx512Vnni, AvxVnni};
+#[cfg(target_arch = "x86_64")]
 use crate::pieces;
+#[cfg(target_arch = "x86_64")]
+use crate::processor::IntegerDot;
 use crate::processor::Processor;
-#[cfg(target_arch = "x86_64")]
-use crate::processor::WholeNumbers;
 use crate::products::{Layer, Output, Weights, row_bytes};
-#[cfg(target_arch = "x86_64")]
-use crate::sixteen_bits::{Narrow, Pairs, Wide};
 use crate::vector::with_rows;
 
 /// Numbers of a row that are laid out at a time: enough that memory is read in long runs, and a whole number of parts and of
 /// blocks of every format.
 const LAID_OUT: usize = 1024;
-/// Numbers of a row that are multiplied at a time: their part of a panel stays in the first cache.
+/// Numbers of a row that are multiplied at a time: their part of a panel stays in the L1 cache.
 pub(crate) const PART: usize = 128;
 /// Rows of weights that are given to a task together: whole panels of every processor.
 const UNIT: usize = 32;
-/// Units of a task at most: each part of `x` is read for all of them, and they stay in the second cache.
+/// Units of a task at most: each part of `x` is read for all of them, and they stay in the L2 cache.
 const TASK_UNITS: usize = 4;
 /// Vectors of a panel's step.
 pub(crate) const VECTORS: usize = 2;
 /// Rows of `x` of a tile at most: its sums, a step of the panel and one number are nearly all of 32 registers.
 const X_ROWS: usize = 12;
-/// Rows of `x` from which it is worth it to lay out the weights: as they are, the parts of fewer stay in the second cache.
+/// Rows of `x` from which it is worth it to lay out the weights: as they are, the parts of fewer stay in the L2 cache.
 const MANY: usize = 48;
-/// The same for weights that are rounded as well, which takes as long as the products of fifty rows.
+/// The same for weights that are quantised as well, which takes as long as the products of fifty rows.
 #[cfg(target_arch = "x86_64")]
 const MANY_ROUNDED: usize = 24;
 /// Rows that are laid out at a time.
@@ -106,19 +106,19 @@ impl Panels<'_> {
         self.count >= MANY
     }
 
-    /// Whether weights and rows are multiplied in pieces of 16 bits.
+    /// Whether weights and rows are multiplied in bf16 pieces.
     #[cfg(target_arch = "x86_64")]
     pub(crate) fn in_pieces(&self) -> bool {
         pieces::pay(self.processor, self.layer.weights.format(), self.count)
     }
 
-    /// Whether weights and rows are multiplied in whole numbers of 16 bits. Tiles are quicker ([`pieces`]), and vectors of AVX-512
-    /// without VNNI take as long for that as for f32: products of pairs are to be added, and both are done by the same two units.
+    /// Whether weights and rows are multiplied in int16. AMX tiles are quicker ([`pieces`]), and vectors of AVX-512 without VNNI
+    /// take as long for that as for f32: products of pairs are to be added, and both are done by the same two units.
     #[cfg(target_arch = "x86_64")]
     pub(crate) fn rounds(&self) -> bool {
         let quicker = match self.processor {
-            Processor::Avx512(_, whole) => whole == WholeNumbers::Fours,
-            Processor::Avx2(_, whole) => whole != WholeNumbers::None,
+            Processor::Avx512(_, dot) => dot == IntegerDot::Quads,
+            Processor::Avx2(_, whole) => whole != IntegerDot::None,
             Processor::Portable => false,
         };
         quicker && !matches!(self.layer.weights.format(), BlockFormat::F32)
@@ -134,11 +134,13 @@ impl Panels<'_> {
             #[cfg(target_arch = "x86_64")]
             match self.processor {
                 _ if self.in_pieces() => return pieces::multiply(self, output, parallel),
-                Processor::Avx512(..) if self.rounds() => return self.multiply_as::<Wide>(output, parallel),
-                Processor::Avx2(_, WholeNumbers::Fours) if self.rounds() => {
-                    return self.multiply_as::<Narrow>(output, parallel);
+                Processor::Avx512(..) if self.rounds() => {
+                    return self.multiply_as::<Avx512Vnni>(output, parallel);
                 }
-                Processor::Avx2(..) if self.rounds() => return self.multiply_as::<Pairs>(output, parallel),
+                Processor::Avx2(_, IntegerDot::Quads) if self.rounds() => {
+                    return self.multiply_as::<AvxVnni>(output, parallel);
+                }
+                Processor::Avx2(..) if self.rounds() => return self.multiply_as::<Avx2>(output, parallel),
                 _ => {}
             }
             self.multiply_as::<Singles>(output, parallel);
@@ -185,7 +187,7 @@ impl Panels<'_> {
     /// Multiplies some rows of the weights; false, and nothing is written, if the kind cannot stand for those.
     fn task<K: Kind>(self, x: &[K::Part], rows: Range<usize>, output: Output) -> bool {
         let (columns, mut room) = (self.layer.columns, Vec::new());
-        let weights = self.layer.weights.part(rows.clone(), columns).in_order(columns, &mut room);
+        let weights = self.layer.weights.part(rows.clone(), columns).deinterleaved(columns, &mut room);
         self.processor.run(Task::<K> { panels: self, x, weights, rows, output })
     }
 
@@ -321,7 +323,7 @@ impl<K: Kind> Task<'_, K> {
             let row = first - self.rows.start;
             let numbers: [&[f32]; TOGETHER] = match self.weights {
                 // The first stands in for those that are missing.
-                Weights::Numbers(values) => std::array::from_fn(|index| {
+                Weights::F32(values) => std::array::from_fn(|index| {
                     let row = row + if index < together { index } else { 0 };
                     &values[row * columns + from..][..length]
                 }),

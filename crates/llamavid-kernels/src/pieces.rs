@@ -1,11 +1,11 @@
-//! Products of many rows with weights in AMX's tiles, of numbers in pieces of 16 bits (bf16): a number of 32 bits is the sum of up to
-//! three, each what is nearest to what those before it leave.
+//! Products of many rows with weights in AMX tiles, of numbers that are split into bf16 pieces: an f32 is the sum of up to three,
+//! each the bf16 nearest to what those before it leave (elsewhere called bf16x2 and bf16x3).
 //!
 //! A piece has 8 bits of its number's significand and sums are f32, so that the number of pieces, and of their products, is how exact a
 //! product is:
 //!
 //! - Weights in blocks stand for few bits. They and `x` are a piece each, and one product of them errs by up to 2^-7, 0.23 % in the mean of
-//!   squares. Rows that are rounded to 8 bits, as elsewhere beside such weights, err by 0.4 to 0.6 %.
+//!   squares. Rows that are quantised to int8, as elsewhere beside such weights, err by 0.4 to 0.6 %.
 //! - Weights in 16 bits are exactly one piece (bf16) or two (f16). With `x` in two, and all products but that of both second ones, it is
 //!   up to 2^-15, and 2^-18 in the mean of squares.
 //! - Weights in f32 are three pieces, and so is `x`: exactly, but for numbers next to none. Six products of pieces are left when those are
@@ -29,22 +29,22 @@ use std::arch::x86_64::{
 };
 use std::ops::Range;
 
-use crate::amx::{Asked, LONGEST, Piece, ROWS, RUN, SIDE, Sums, Tiles};
+use crate::amx::{LONGEST, Piece, Prefetch, ROWS, RUN, SIDE, Sums, Tiles};
 use crate::block_format::BlockFormat;
 use crate::block_types::{NUMBERS, with_block};
-use crate::block_vectors::{LINE, ask_second_cache};
+use crate::block_vectors::{CACHE_LINE, prefetch_l2};
+use crate::float_rows;
+use crate::integer_blocks::MOST_BYTES;
 use crate::integer_panels::into_cache;
 use crate::interleaved::INTERLEAVED_ROWS;
 use crate::panels::Panels;
-use crate::plain_rows;
-use crate::processor::{Processor, WholeNumbers};
+use crate::processor::{IntegerDot, Processor};
 use crate::products::{Output, row_bytes};
-use crate::whole_blocks::MOST_BYTES;
 
 pub(crate) use self::numbers::{Place, STEP, in_pieces, pairs, pieces_of, steps_of, two};
 use self::right::{Right, transposed};
-pub(crate) use self::right::{lay_out_columns, turn};
-use self::sources::{InBf16, InBlocks, InF16, Singles, Source};
+pub(crate) use self::right::{lay_out_columns, transpose};
+use self::sources::{InBf16, InBlocks, InF16, InF32, Source};
 
 /// Numbers of a row of weights that are laid out at a time, whole parts.
 const LAID_OUT: usize = NUMBERS;
@@ -53,18 +53,18 @@ const TASK_PANELS: usize = 8;
 /// Rows of `x` up to which reading the weights takes most of the time: panels are tasks of their own then, which are read in the order in
 /// which they lie before all else.
 const FEW: usize = 64;
-/// Rows of `x` that are multiplied at a time at most: their sums with a task's panels stay in the second cache.
+/// Rows of `x` that are multiplied at a time at most: their sums with a task's panels stay in the L2 cache.
 const X_ROWS: usize = 512;
 
 /// Whether so many rows are multiplied with weights of a format in pieces: where the processor has tiles, and what is won is worth the
 /// conversion of the weights.
 pub(crate) fn pay(processor: Processor, format: BlockFormat, count: usize) -> bool {
     let few = match format {
-        BlockFormat::F32 | BlockFormat::F16 | BlockFormat::BF16 => plain_rows::most(format),
-        // Up to two tiles of whole numbers take no longer than the weights' way from memory.
+        BlockFormat::F32 | BlockFormat::F16 | BlockFormat::BF16 => float_rows::most(format),
+        // Up to two tiles of int8 take no longer than the weights' way from memory.
         _ => 2 * SIDE,
     };
-    matches!(processor, Processor::Avx512(_, WholeNumbers::Tiles)) && count > few
+    matches!(processor, Processor::Avx512(_, IntegerDot::Tiles)) && count > few
 }
 
 /// Writes what a layer makes of rows, all of it, or adds to it.
@@ -81,7 +81,7 @@ pub(crate) unsafe fn multiply(panels: Panels, output: Output, parallel: bool) {
         // SAFETY: as the caller promises.
         unsafe {
             match format {
-                BlockFormat::F32 => multiply_from::<Singles>(panels, output, parallel),
+                BlockFormat::F32 => multiply_from::<InF32>(panels, output, parallel),
                 BlockFormat::F16 => multiply_from::<InF16>(panels, output, parallel),
                 BlockFormat::BF16 => multiply_from::<InBf16>(panels, output, parallel),
                 _ => with_block!(format, B => multiply_from::<InBlocks<B>>(panels, output, parallel), ()),
@@ -147,7 +147,7 @@ impl Task<'_> {
                 let (rows, row_bytes, from) = if interleaved {
                     let in_order = &mut in_order[..INTERLEAVED_ROWS * (next - begin)];
                     let blocks = &rows[INTERLEAVED_ROWS * begin..INTERLEAVED_ROWS * next];
-                    format.put_in_order(blocks, next - begin, in_order);
+                    format.deinterleave(blocks, next - begin, in_order);
                     (&*in_order, next - begin, 0)
                 } else {
                     (rows, row_bytes, from)
@@ -168,23 +168,25 @@ impl Task<'_> {
             }
             let pairs = if has_last { S::PAIRS } else { S::PAIRS_WITHOUT_LAST };
             let turns = length.div_ceil(S::PART) * blocks * panels;
-            let mut turn = 0;
+            let mut transpose = 0;
             for first in (0..length).step_by(S::PART) {
                 let steps = S::PART.min(length - first).div_ceil(STEP);
                 let pairs = &pairs[..pairs.len() * steps / (S::PART / STEP)];
                 let x = &self.x.pieces[(from + first) / S::PART * blocks * self.x.block..];
                 for (index, x) in x.chunks_exact(self.x.block).take(blocks).enumerate() {
                     for panel in 0..panels {
-                        let rows = self.rows.len() * turn / turns..self.rows.len() * (turn + 1) / turns;
+                        let rows =
+                            self.rows.len() * transpose / turns..self.rows.len() * (transpose + 1) / turns;
                         for row in rows {
                             let at =
                                 (row - row % unit) * row_bytes + unit * next + row % unit * (behind - next);
-                            ahead(weights.as_ptr().wrapping_add(at), behind - next);
+                            prefetch_all(weights.as_ptr().wrapping_add(at), behind - next);
                         }
-                        turn += 1;
+                        transpose += 1;
                         let share = size_of::<Piece>() * self.x.block / panels;
                         let next_x = x.as_ptr_range().end.cast::<u8>();
-                        let asked = Asked { first: next_x.wrapping_add(panel * share), lines: S::LINES };
+                        let prefetch =
+                            Prefetch { first: next_x.wrapping_add(panel * share), lines: S::LINES };
                         let begins = from + first == 0;
                         let by_themselves = S::AFRESH && !begins;
                         // SAFETY: both operands have these pieces, and there is room for the sums, which begin with the first part.
@@ -193,7 +195,7 @@ impl Task<'_> {
                             let sums = sums.as_mut_ptr().add(index * panels + panel);
                             let into = if by_themselves { &raw mut of_parts[place] } else { sums };
                             let anew = begins || by_themselves;
-                            tiles.add_products_of_pieces([left, x.as_ptr()], pairs, anew, into, asked);
+                            tiles.add_products_of_pieces([left, x.as_ptr()], pairs, anew, into, prefetch);
                             if by_themselves {
                                 place = 1 - place;
                                 if let Some(before) = late.replace(sums) {
@@ -264,11 +266,11 @@ impl Task<'_> {
     }
 }
 
-/// Brings bytes to the second cache, if they are there.
+/// Prefetches bytes to the L2 cache. The addresses need not be valid.
 #[inline(always)]
-fn ahead(at: *const u8, bytes: usize) {
-    for byte in (0..bytes).step_by(LINE) {
-        ask_second_cache(at.wrapping_add(byte));
+fn prefetch_all(at: *const u8, bytes: usize) {
+    for byte in (0..bytes).step_by(CACHE_LINE) {
+        prefetch_l2(at.wrapping_add(byte));
     }
 }
 

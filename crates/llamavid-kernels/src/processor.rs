@@ -1,42 +1,41 @@
-//! Which vectors the kernels use: the widest of this processor, unless `LLAMAVID_CPU` asks for narrower ones.
+//! Which instructions the kernels use: the widest vectors of this processor, unless `LLAMAVID_CPU` names others.
 
 use std::sync::OnceLock;
 
 use pulp::{Simd, WithSimd};
 
-/// The environment variable that asks for narrower vectors, so that each path can be tested on one machine.
+/// The environment variable that names other instructions, so that each path can be tested on one machine.
 pub const PROCESSOR_VARIABLE: &str = "LLAMAVID_CPU";
 
 /// A set of instructions that kernels are compiled for.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Processor {
-    /// AVX-512 F, VL, BW, DQ and CD, with VNNI where it multiplies fours of whole numbers, and AMX, BF16 and VBMI as well where it has
-    /// tiles.
+    /// AVX-512 F, VL, BW, DQ and CD, with VNNI where it has [`IntegerDot::Quads`], and AMX, BF16 and VBMI as well where it has tiles.
     #[cfg(target_arch = "x86_64")]
-    Avx512(pulp::x86::V4, WholeNumbers),
+    Avx512(pulp::x86::V4, IntegerDot),
     /// AVX2 with fused multiply-add and conversion of half precision.
     #[cfg(target_arch = "x86_64")]
-    Avx2(pulp::x86::V3, WholeNumbers),
+    Avx2(pulp::x86::V3, IntegerDot),
     #[cfg(target_arch = "aarch64")]
-    Neon(pulp::aarch64::Neon, WholeNumbers),
+    Neon(pulp::aarch64::Neon, IntegerDot),
     /// What every processor of the architecture has.
     Portable,
 }
 
-/// How rows are multiplied with weights in blocks. Many rows beside weights in 16 bits are rounded to 16 bits as well, where
-/// [`crate::sixteen_bits`] or AMX ([`crate::pieces`]) is quicker than f32.
+/// Which integer dot products rows are multiplied by with weights in blocks. Many rows beside weights in f16 or bf16 are
+/// quantised to int16 as well, where [`crate::int16`] is quicker than f32, or split for AMX ([`crate::pieces`]).
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum WholeNumbers {
-    /// In f32, as they are.
+pub(crate) enum IntegerDot {
+    /// None: rows are multiplied in f32, as they are.
     None,
-    /// Rounded to 8 bits: products are added up in pairs of 16 bits. Many rows beside weights of more than five bits only where f32 has
-    /// vectors of eight.
+    /// Rows in int8, whose products are added up in pairs in int16 (`maddubs`). Many rows beside weights of more than five bits only
+    /// where f32 has vectors of eight.
     #[cfg(target_arch = "x86_64")]
     Pairs,
-    /// Rounded to 8 bits: four products are added up at once (VNNI, dot products).
-    Fours,
-    /// The same, and more rows as products of small matrices (AMX, i8mm); many with AMX in pieces of 16 bits.
+    /// Rows in int8, whose products are added up in fours in int32 (VNNI, `sdot`).
+    Quads,
+    /// The same, and more rows as products of small matrices (AMX tiles, i8mm); many with AMX in bf16 pieces.
     Tiles,
 }
 
@@ -44,51 +43,51 @@ impl Processor {
     fn name(self) -> &'static str {
         match self {
             #[cfg(target_arch = "x86_64")]
-            Self::Avx512(_, WholeNumbers::Tiles) => "avx512amx",
+            Self::Avx512(_, IntegerDot::Tiles) => "avx512amx",
             #[cfg(target_arch = "x86_64")]
-            Self::Avx512(_, WholeNumbers::Fours) => "avx512vnni",
+            Self::Avx512(_, IntegerDot::Quads) => "avx512vnni",
             #[cfg(target_arch = "x86_64")]
-            Self::Avx512(_, WholeNumbers::Pairs) => "avx512",
+            Self::Avx512(_, IntegerDot::Pairs) => "avx512",
             #[cfg(target_arch = "x86_64")]
-            Self::Avx512(_, WholeNumbers::None) => "avx512-f32",
+            Self::Avx512(_, IntegerDot::None) => "avx512-f32",
             #[cfg(target_arch = "x86_64")]
-            Self::Avx2(_, WholeNumbers::None) => "avx2-f32",
+            Self::Avx2(_, IntegerDot::None) => "avx2-f32",
             #[cfg(target_arch = "x86_64")]
-            Self::Avx2(_, WholeNumbers::Pairs) => "avx2",
+            Self::Avx2(_, IntegerDot::Pairs) => "avx2",
             #[cfg(target_arch = "x86_64")]
             Self::Avx2(..) => "avxvnni",
             #[cfg(target_arch = "aarch64")]
-            Self::Neon(_, WholeNumbers::Tiles) => "neon-i8mm",
+            Self::Neon(_, IntegerDot::Tiles) => "neon-i8mm",
             #[cfg(target_arch = "aarch64")]
-            Self::Neon(_, WholeNumbers::Fours) => "neon-dotprod",
+            Self::Neon(_, IntegerDot::Quads) => "neon-dotprod",
             #[cfg(target_arch = "aarch64")]
-            Self::Neon(_, WholeNumbers::None) => "neon",
+            Self::Neon(_, IntegerDot::None) => "neon",
             Self::Portable => "portable",
         }
     }
 
-    /// The same, but for products of whole numbers.
-    pub(crate) fn without_whole_numbers(self) -> Self {
+    /// The same without integer dot products: nothing is quantised.
+    pub(crate) fn without_integer_dot(self) -> Self {
         match self {
             #[cfg(target_arch = "x86_64")]
-            Self::Avx512(simd, _) => Self::Avx512(simd, WholeNumbers::None),
+            Self::Avx512(simd, _) => Self::Avx512(simd, IntegerDot::None),
             #[cfg(target_arch = "x86_64")]
-            Self::Avx2(simd, _) => Self::Avx2(simd, WholeNumbers::None),
+            Self::Avx2(simd, _) => Self::Avx2(simd, IntegerDot::None),
             #[cfg(target_arch = "aarch64")]
-            Self::Neon(simd, _) => Self::Neon(simd, WholeNumbers::None),
+            Self::Neon(simd, _) => Self::Neon(simd, IntegerDot::None),
             Self::Portable => Self::Portable,
         }
     }
 
-    /// How it multiplies rows with weights in blocks.
+    /// Which integer dot products it has for weights in blocks.
     #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
-    pub(crate) fn whole_numbers(self) -> WholeNumbers {
+    pub(crate) fn integer_dot(self) -> IntegerDot {
         match self {
             #[cfg(target_arch = "x86_64")]
-            Self::Avx512(_, whole) | Self::Avx2(_, whole) => whole,
+            Self::Avx512(_, dot) | Self::Avx2(_, dot) => dot,
             #[cfg(target_arch = "aarch64")]
-            Self::Neon(_, whole) => whole,
-            Self::Portable => WholeNumbers::None,
+            Self::Neon(_, dot) => dot,
+            Self::Portable => IntegerDot::None,
         }
     }
 
@@ -116,29 +115,28 @@ impl Processor {
                         && is_x86_feature_detected!("avx512vbmi")
                         && crate::amx::available()
                     {
-                        found.push(Self::Avx512(simd, WholeNumbers::Tiles));
+                        found.push(Self::Avx512(simd, IntegerDot::Tiles));
                     }
-                    found.push(Self::Avx512(simd, WholeNumbers::Fours));
+                    found.push(Self::Avx512(simd, IntegerDot::Quads));
                 }
-                found
-                    .extend([WholeNumbers::Pairs, WholeNumbers::None].map(|whole| Self::Avx512(simd, whole)));
+                found.extend([IntegerDot::Pairs, IntegerDot::None].map(|dot| Self::Avx512(simd, dot)));
             }
             if let Some(simd) = pulp::x86::V3::try_new() {
                 if is_x86_feature_detected!("avxvnni") {
-                    found.push(Self::Avx2(simd, WholeNumbers::Fours));
+                    found.push(Self::Avx2(simd, IntegerDot::Quads));
                 }
-                found.extend([WholeNumbers::Pairs, WholeNumbers::None].map(|whole| Self::Avx2(simd, whole)));
+                found.extend([IntegerDot::Pairs, IntegerDot::None].map(|dot| Self::Avx2(simd, dot)));
             }
         }
         #[cfg(target_arch = "aarch64")]
         if let Some(simd) = pulp::aarch64::Neon::try_new() {
             if std::arch::is_aarch64_feature_detected!("dotprod") {
                 if std::arch::is_aarch64_feature_detected!("i8mm") {
-                    found.push(Self::Neon(simd, WholeNumbers::Tiles));
+                    found.push(Self::Neon(simd, IntegerDot::Tiles));
                 }
-                found.push(Self::Neon(simd, WholeNumbers::Fours));
+                found.push(Self::Neon(simd, IntegerDot::Quads));
             }
-            found.push(Self::Neon(simd, WholeNumbers::None));
+            found.push(Self::Neon(simd, IntegerDot::None));
         }
         found.push(Self::Portable);
         found
@@ -149,12 +147,12 @@ impl Processor {
     pub(crate) fn tested() -> Vec<Self> {
         let available = Self::available();
         #[cfg(all(target_arch = "x86_64", target_os = "linux"))]
-        if let Self::Avx512(simd, WholeNumbers::Fours) = available[0]
+        if let Self::Avx512(simd, IntegerDot::Quads) = available[0]
             && is_x86_feature_detected!("avx512bf16")
             && is_x86_feature_detected!("avx512vbmi")
         {
             crate::amx::trap::set();
-            return [vec![Self::Avx512(simd, WholeNumbers::Tiles)], available].concat();
+            return [vec![Self::Avx512(simd, IntegerDot::Tiles)], available].concat();
         }
         available
     }
@@ -166,8 +164,8 @@ pub(crate) fn processor() -> Processor {
 }
 
 /// The name of the instructions that the kernels of this process use: `avx512amx`, `avx512vnni`, `avx512`, `avxvnni`, `avx2`, `neon-i8mm`,
-/// `neon-dotprod` or `portable`. All but the last round what is multiplied with weights in blocks to 8 bits, and `avx512amx`, `avx512vnni`,
-/// `avxvnni` and `avx2` many rows beside weights in 16 bits to 16; `avx512-f32`, `avx2-f32` and `neon` are the same without that.
+/// `neon-dotprod` or `portable`. All but the last quantise rows to int8 beside weights in blocks, and `avx512amx`, `avx512vnni`, `avxvnni`
+/// and `avx2` many rows beside weights in f16 or bf16 to 16 bits; `avx512-f32`, `avx2-f32` and `neon` are the same without that.
 ///
 /// # Errors
 /// `LLAMAVID_CPU` names none that this processor has; the kernels run without vectors then.

@@ -1,7 +1,7 @@
-//! Matrices of weights in blocks: the weights stay as they are stored.
+//! Matrices of quantised weights: they stay as they are stored.
 //!
 //! Where a gradient flows, a product gives what it gives with the unpacked weights, up to the order of sums. Elsewhere what they are
-//! multiplied with is rounded as the processor likes it. Gradients take whole panels of unpacked rows.
+//! multiplied with is quantised as suits the processor. Gradients take whole panels of unpacked rows.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -18,7 +18,7 @@ use crate::matrix::{Matrix, multiply};
 use crate::products::{Layer, Weights};
 use crate::rows::{fusible, rows_of_a_task, tensor, values, with_values};
 
-/// Numbers of an unpacked panel: 8 MB, so that it stays in the last cache.
+/// Numbers of an unpacked panel: 8 MB, so that it stays in the last-level cache.
 const PANEL: usize = 1 << 21;
 
 /// Bytes that something keeps alive: a mapped file, or memory of their own.
@@ -132,8 +132,8 @@ impl QuantisedMatrix {
         self.interleaved
     }
 
-    /// The same matrix on `device`, for products. Those of few rows round what the matrix is multiplied with to 8 bits, in blocks of 32,
-    /// as ggml does; for many rows of 16-bit numbers, and where a gradient flows, the matrix is unpacked.
+    /// The same matrix on `device`, for products. Those of few rows quantise what the matrix is multiplied with to int8, in blocks of
+    /// 32, as ggml does; for many rows of f16 or bf16, and where a gradient flows, the matrix is unpacked.
     ///
     /// # Errors
     /// A matrix that is not on the CPU, a format without blocks, whose numbers make a tensor, and a device without memory.
@@ -330,7 +330,7 @@ impl QuantisedMatrix {
             None => row,
         };
         match self.interleaved {
-            true => Cow::Owned(self.format.row_in_order(self.bytes(), self.row_bytes, place)),
+            true => Cow::Owned(self.format.deinterleaved_row(self.bytes(), self.row_bytes, place)),
             false => Cow::Borrowed(&self.bytes()[place * self.row_bytes..(place + 1) * self.row_bytes]),
         }
     }

@@ -20,7 +20,7 @@ pub(crate) fn fusible(inputs: &[&Tensor]) -> bool {
 }
 
 /// The dtype in which numbers of `x` are added up: f64 stays, all others become f32.
-pub(crate) fn at_least_single(x: &Tensor) -> DType {
+pub(crate) fn accumulation_dtype(x: &Tensor) -> DType {
     if x.dtype() == DType::F64 { DType::F64 } else { DType::F32 }
 }
 

@@ -23,7 +23,7 @@ struct Softmax;
 #[inline(always)]
 pub(crate) fn add_bias<const FUSED: bool>(bias: &[f32], scores: &mut [f32]) {
     for (score, bias) in scores.iter_mut().zip(bias) {
-        // A sum below the smallest f32 would be infinite, and a row of those no number.
+        // A sum below the smallest f32 would be infinite, and a row of those NaN.
         let sum = *score + bias;
         *score = if sum < f32::MIN { f32::MIN } else { sum };
     }

@@ -1,4 +1,4 @@
-//! Loops over slices, compiled for the widest vectors that the processor has when they run.
+//! Loops over slices, auto-vectorised for the widest vectors that the processor has when they run.
 
 /// Defines a function that runs `$body` in the widest vectors of this processor.
 ///
@@ -71,32 +71,32 @@ pub(crate) fn multiply_add<const FUSED: bool>(a: f32, b: f32, c: f32) -> f32 {
 }
 
 /// Below it e^x is no normal f32.
-const LEAST_EXPONENT: f32 = -87.336_54;
+const MIN_EXPONENT: f32 = -87.336_54;
 /// Above it e^x is no f32.
-const GREATEST_EXPONENT: f32 = 88.722_83;
+const MAX_EXPONENT: f32 = 88.722_83;
 
 /// e^x to 2e-7 of its value, without a branch or a table, so that it runs in vectors.
 ///
 /// Cephes' polynomial. 0 where the result would be no normal number, the largest f32 (nearly) beyond it.
 #[inline(always)]
 pub(crate) fn exp<const FUSED: bool>(x: f32) -> f32 {
-    let inside = if x > GREATEST_EXPONENT { GREATEST_EXPONENT } else { x };
+    let inside = if x > MAX_EXPONENT { MAX_EXPONENT } else { x };
     let (sum, power) = exp_parts::<FUSED>(inside);
     // Two factors, since 2^128 alone is beyond the largest f32 while the product may not be.
     let power = power.to_bits() as i32 - NEAREST.to_bits() as i32;
     let half = power >> 1;
     let scale = |power: i32| f32::from_bits(((power + 127) << 23) as u32);
     let result = sum * scale(half) * scale(power - half);
-    if x < LEAST_EXPONENT { 0.0 } else { result }
+    if x < MIN_EXPONENT { 0.0 } else { result }
 }
 
 /// The same of what is not above 0, in fewer steps.
 #[inline(always)]
 pub(crate) fn exp_of_negative<const FUSED: bool>(x: f32) -> f32 {
     let (sum, power) = exp_parts::<FUSED>(x);
-    // Of the bits of the power only the lowest are left, those of a whole number.
+    // Of the bits of the power only the lowest are left, those of an integer.
     let result = sum * f32::from_bits((power.to_bits() << 23).wrapping_add(127 << 23));
-    if x < LEAST_EXPONENT { 0.0 } else { result }
+    if x < MIN_EXPONENT { 0.0 } else { result }
 }
 
 /// e^x as a number near 1 and the power of 2 that it is to be multiplied with, to which [`NEAREST`] is added.
@@ -104,8 +104,8 @@ pub(crate) fn exp_of_negative<const FUSED: bool>(x: f32) -> f32 {
 fn exp_parts<const FUSED: bool>(x: f32) -> (f32, f32) {
     /// ln 2 in two parts; products of the first with integers up to 2^9 are exact.
     const LN_2: (f32, f32) = (0.693_359_375, -2.121_944_4e-4);
-    // A comparison that a number that is not one passes as it is.
-    let x = if x < LEAST_EXPONENT { LEAST_EXPONENT } else { x };
+    // A comparison that NaN passes as it is.
+    let x = if x < MIN_EXPONENT { MIN_EXPONENT } else { x };
     let power = multiply_add::<FUSED>(x, std::f32::consts::LOG2_E, NEAREST);
     let whole = power - NEAREST;
     let rest = multiply_add::<FUSED>(whole, -LN_2.0, x);
@@ -143,7 +143,7 @@ pub(crate) fn sum_of(length: usize, term: impl Fn(usize) -> f32) -> f32 {
     fold(sums) + rest
 }
 
-/// The largest of a row; minus infinity of none. Numbers that are not ones are passed over.
+/// The largest of a row; minus infinity of none. NaN is passed over.
 #[inline(always)]
 pub(crate) fn largest(row: &[f32]) -> f32 {
     let mut largest = [f32::NEG_INFINITY; LANES];

@@ -1,6 +1,6 @@
-//! The instructions of tiles where the processor has none, so that tests run the very code that others run: such a processor refuses
-//! each of them with a signal, and what it would have done is done here, as Intel's manual (volume 2) defines it. What a processor would
-//! refuse ends the tests.
+//! AMX instructions where the processor has none, so that tests run the very code that others run: such a processor raises SIGILL at
+//! each of them, and the signal's handler does here what the instruction would have done, as Intel's manual (volume 2) defines it. What
+//! a processor would refuse ends the tests.
 
 use std::cell::RefCell;
 use std::io::Write;
@@ -229,7 +229,7 @@ impl State {
     }
 }
 
-/// Adds products of four whole numbers each. Those of weights have a sign.
+/// Adds four products of 8-bit integers each. Weights are signed.
 fn add(sum: [u8; 4], steps: &mut dyn Iterator<Item = [[u8; 4]; 2]>, of_x: fn(u8) -> i32) -> [u8; 4] {
     let products = steps.flat_map(|[x, weights]| {
         std::array::from_fn::<_, 4, _>(|place| of_x(x[place]) * signed(weights[place]))

@@ -2,7 +2,7 @@
 
 use crate::matrix::Matrix;
 use crate::rotary::rotate_row;
-use crate::shared_numbers::SharedNumbers;
+use crate::shared_floats::SharedFloats;
 use crate::vector::widest;
 
 /// Where the rows of each head are within a slice.
@@ -30,13 +30,13 @@ pub(super) struct Input<'a> {
 /// Rows of heads that several threads write, each the rows of its own heads.
 #[derive(Clone, Copy)]
 pub(super) struct Output {
-    numbers: SharedNumbers,
+    numbers: SharedFloats,
     places: Places,
 }
 
 impl Output {
     pub(super) fn new(values: &mut [f32], places: Places) -> Self {
-        Self { numbers: SharedNumbers::new(values.as_mut_ptr(), values.len()), places }
+        Self { numbers: SharedFloats::new(values.as_mut_ptr(), values.len()), places }
     }
 
     /// The same memory with rows at other places.

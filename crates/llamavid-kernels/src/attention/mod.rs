@@ -8,7 +8,7 @@ mod head_rows;
 use candle_core::{DType, Result, Tensor, bail};
 
 use crate::dropout::Dropout;
-use crate::rows::at_least_single;
+use crate::rows::accumulation_dtype;
 use crate::softmax::softmax;
 
 use fused::Packed;
@@ -139,7 +139,7 @@ fn repeat_heads(x: &Tensor, heads: usize) -> Result<Tensor> {
 /// The same by candle's own operations, on any device and in any dtype.
 fn decomposed(q: &Tensor, k: &Tensor, v: &Tensor, options: &Heads) -> Result<Tensor> {
     let scores = (q.contiguous()? * options.scale)?.matmul(&k.transpose(2, 3)?.contiguous()?)?; // (B, H, Q, K)
-    let scores = scores.to_dtype(at_least_single(&scores))?;
+    let scores = scores.to_dtype(accumulation_dtype(&scores))?;
     let scores = match options.mask {
         Mask::All => scores,
         Mask::Bias(bias) => scores.broadcast_add(bias)?,

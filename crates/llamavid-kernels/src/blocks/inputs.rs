@@ -13,8 +13,8 @@ use crate::many_inputs::record;
 use crate::rows::{add_rows, fusible, tensor};
 use crate::{QuantisedMatrix, Weight};
 
-/// Rows of which there is what is in between at once, where no gradient will be asked for and all threads compute together: what they
-/// make of a feed-forward layer's input is read again before it leaves the caches, and the same memory serves the next ones.
+/// Rows of which there is what is in between at once, where no gradient will be prefetched and all threads compute together: what
+/// they make of a feed-forward layer's input is read again before it leaves the caches, and the same memory serves the next ones.
 const ROWS_AT_ONCE: usize = 512;
 
 /// What the projections are for.

@@ -114,7 +114,7 @@ impl<'a> Slices<'a> {
             Some(blocks) => blocks.layer(bias),
             None => {
                 let weight = self.weight(layer);
-                let weights = Weights::Numbers(weight.values());
+                let weights = Weights::F32(weight.values());
                 Layer { weights, rows: weight.rows(), columns: weight.columns(), bias }
             }
         }

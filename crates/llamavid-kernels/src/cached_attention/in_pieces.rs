@@ -1,16 +1,16 @@
-//! Scores and sums of values in tiles of AMX, for many queries and for keys and values that are plain numbers: these are split in pieces of
-//! 16 bits, see [`crate::frozen::lines`], which is as exact as f32.
+//! Scores and weighted sums of values in AMX tiles, for many queries and for keys and values in f32, f16 or bf16: these are split into bf16
+//! pieces, see [`crate::frozen::tile_rows`], which is as exact as f32.
 
 use crate::block_format::BlockFormat;
 use crate::frozen::attention_in_tiles::exchange;
-use crate::frozen::lines::{LANES, Line, PIECES, SPAN, split_numbers, split_rows};
-use crate::frozen::matrices::{Begin, Product, ROWS, STEP, Whole, multiply};
+use crate::frozen::matrices::{AmxTiles, Begin, Product, ROWS, STEP, multiply};
 use crate::frozen::parts::{PANEL, Step};
-use crate::processor::{Processor, WholeNumbers};
+use crate::frozen::tile_rows::{LANES, PIECES, SPAN, TileRow, split_numbers, split_rows};
+use crate::processor::{IntegerDot, Processor};
 
 /// Positions that are laid out at a time.
 pub(super) const TURN: usize = 2 * PANEL;
-/// Panels of keys, or steps of shares, of a turn.
+/// Panels of keys, or steps of probabilities, of a turn.
 const PANELS: usize = TURN / PANEL;
 
 /// Begins sums.
@@ -23,12 +23,12 @@ pub(super) struct QueriesInPieces {
     width: usize,
     /// Steps of a row.
     steps: usize,
-    /// Of each [`ROWS`], and each step, the lines of each piece.
-    queries: Vec<Line>,
-    /// Keys or values of a turn: of each panel and each step, the lines of each piece.
-    laid_out: Vec<Line>,
-    /// Of each step of a turn, the lines of each piece of the shares of [`ROWS`].
-    shares: Vec<Line>,
+    /// Of each [`ROWS`], and each step, the tile rows of each piece.
+    queries: Vec<TileRow>,
+    /// Keys or values of a turn: of each panel and each step, the tile rows of each piece.
+    laid_out: Vec<TileRow>,
+    /// Of each step of a turn, the tile rows of each piece of the probabilities of [`ROWS`].
+    probabilities: Vec<TileRow>,
     /// Of [`ROWS`] queries, with a panel.
     sums: Vec<Step>,
 }
@@ -46,12 +46,12 @@ impl QueriesInPieces {
             BlockFormat::F16 | BlockFormat::BF16 => Product::ThreeByTwo,
             _ => return None,
         };
-        if !matches!(processor, Processor::Avx512(_, WholeNumbers::Tiles)) || width == 0 {
+        if !matches!(processor, Processor::Avx512(_, IntegerDot::Tiles)) || width == 0 {
             return None;
         }
         let (count, steps) = (queries.len() / width, width.div_ceil(SPAN));
         let of_rows = steps * PIECES * STEP;
-        let mut lines = vec![Line::ZERO; count.div_ceil(ROWS) * of_rows];
+        let mut lines = vec![TileRow::ZERO; count.div_ceil(ROWS) * of_rows];
         for (row, query) in queries.chunks_exact(width).enumerate() {
             let lines = &mut lines[row / ROWS * of_rows..][..of_rows];
             // SAFETY: the processor has AVX-512, as all with tiles.
@@ -63,8 +63,8 @@ impl QueriesInPieces {
             width,
             steps,
             queries: lines,
-            laid_out: vec![Line::ZERO; PANELS * steps * product.of_weights() * STEP],
-            shares: vec![Line::ZERO; PANELS * PIECES * STEP],
+            laid_out: vec![TileRow::ZERO; PANELS * steps * product.of_weights() * STEP],
+            probabilities: vec![TileRow::ZERO; PANELS * PIECES * STEP],
             sums: vec![Step::ZERO; ROWS],
         })
     }
@@ -73,7 +73,7 @@ impl QueriesInPieces {
     /// zeros are written up to a multiple of [`TURN`].
     pub(super) fn score(&mut self, keys: &[f32], scores: &mut [f32], stride: usize) {
         // SAFETY: `new` has looked for the instructions, and whoever calls has no tiles of its own.
-        let tiles = unsafe { Whole::new() };
+        let tiles = unsafe { AmxTiles::new() };
         for (turn, keys) in keys.chunks(TURN * self.width).enumerate() {
             match self.product {
                 Product::ThreeByTwo => self.lay_out_keys::<2>(keys),
@@ -95,11 +95,16 @@ impl QueriesInPieces {
         }
     }
 
-    /// Adds rows of values, each times its share, to sums (count, width). The shares of a query are `stride` behind those of the one
-    /// before, and 0 behind the last row up to a multiple of [`TURN`].
-    pub(super) fn add_shares(&mut self, values: &[f32], (shares, stride): (&[f32], usize), sums: &mut [f32]) {
+    /// Adds rows of values, each times its probability, to sums (count, width). The probabilities of a query are `stride` behind
+    /// those of the one before, and 0 behind the last row up to a multiple of [`TURN`].
+    pub(super) fn add_weighted(
+        &mut self,
+        values: &[f32],
+        (probabilities, stride): (&[f32], usize),
+        sums: &mut [f32],
+    ) {
         // SAFETY: as above.
-        let tiles = unsafe { Whole::new() };
+        let tiles = unsafe { AmxTiles::new() };
         for (turn, values) in values.chunks(TURN * self.width).enumerate() {
             match self.product {
                 Product::ThreeByTwo => self.lay_out_values::<2>(values),
@@ -108,13 +113,20 @@ impl QueriesInPieces {
             for first in (0..self.count).step_by(ROWS) {
                 let rows = ROWS.min(self.count - first);
                 for row in 0..rows {
-                    let shares = &shares[(first + row) * stride + turn * TURN..][..TURN];
+                    let probabilities = &probabilities[(first + row) * stride + turn * TURN..][..TURN];
                     // SAFETY: the processor has AVX-512.
-                    unsafe { split_numbers::<PIECES>(shares, &mut self.shares[row..], PANELS) };
+                    unsafe { split_numbers::<PIECES>(probabilities, &mut self.probabilities[row..], PANELS) };
                 }
                 let of_panel = self.laid_out.len() / self.steps;
                 for (panel, values) in self.laid_out.chunks_exact(of_panel).enumerate() {
-                    multiply_all(&tiles, self.product, rows, (&self.shares, values), PANELS, &mut self.sums);
+                    multiply_all(
+                        &tiles,
+                        self.product,
+                        rows,
+                        (&self.probabilities, values),
+                        PANELS,
+                        &mut self.sums,
+                    );
                     let columns = panel * PANEL..self.width.min((panel + 1) * PANEL);
                     for (row, found) in self.sums[..rows].iter().enumerate() {
                         let sums = &mut sums[(first + row) * self.width..][columns.clone()];
@@ -164,10 +176,10 @@ fn row(rows: &[f32], width: usize, index: usize) -> &[f32] {
 
 /// The sums of the products of up to [`ROWS`] rows with a panel.
 fn multiply_all(
-    tiles: &Whole,
+    tiles: &AmxTiles,
     product: Product,
     rows: usize,
-    (x, panel): (&[Line], &[Line]),
+    (x, panel): (&[TileRow], &[TileRow]),
     steps: usize,
     sums: &mut [Step],
 ) {

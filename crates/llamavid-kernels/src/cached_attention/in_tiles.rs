@@ -1,8 +1,8 @@
-//! Scores and sums of values in tiles of AMX, for keys and values that are whole numbers of 8 or 4 bits with a scale for each 32.
+//! Scores and weighted sums of values in AMX tiles, for keys and values in blocks of int8 or 4 bits (Q8_0, Q4_0).
 //!
-//! Keys and values are multiplied as they lie. Queries, and shares times the scales of the values, are rounded to whole numbers of 16 bits,
-//! with the largest of 32 numbers, or of 64 shares, as the most: their upper and their lower 8 bits are two rows of a tile, whose sums are
-//! put together again. That errs by a hundredth of what numbers of 8 bits do.
+//! Keys and values are multiplied as they lie. Queries, and probabilities times the scales of the values, are quantised to int16, with a
+//! scale for 32 numbers, or for 64 probabilities: their upper and their lower bytes are two rows of a tile, whose sums are put together
+//! again. That errs by a hundredth of what int8 does.
 
 use std::arch::x86_64::{
     __m256i, __m512, __m512i, _mm256_set1_epi8, _mm256_store_si256, _mm256_sub_epi8, _mm256_unpackhi_epi8,
@@ -18,22 +18,22 @@ use std::arch::x86_64::{
 };
 
 use crate::amx::{LONGEST, Products, ProductsOfGroup, SIDE, Tiles};
-use crate::block_format::{BlockFormat, SMALL, Whole};
+use crate::block_format::{BlockFormat, IntegerLayout, SMALL};
 use crate::block_types::{NUMBERS, Q4_0, Q8_0};
-use crate::processor::{Processor, WholeNumbers};
+use crate::integer_blocks::IntegerBlock;
+use crate::processor::{IntegerDot, Processor};
 use crate::vector::NEAREST;
-use crate::whole_blocks::WholeBlock;
 
-/// Positions that are laid out at a time: the shares of so many are a row of a tile.
+/// Positions that are laid out at a time: their probabilities are a row of a tile.
 pub(super) const TURN: usize = LONGEST;
 /// Queries of a tile: its first rows have the upper bits of as many, its last rows the lower ones.
 const QUERIES: usize = SIDE / 2;
 /// Sides of a turn: the keys of one are the right operand of a product.
 const SIDES: usize = TURN / SIDE;
-/// The most that 16 bits stand for, so that the upper 8 are between -127 and 127, when the lower have a sign too.
+/// The largest int16 that is used, so that the upper byte is between -127 and 127, when the lower is signed too.
 const MOST: f32 = 127.0 * 256.0;
-/// Shares of which the largest is smaller count as 0: its inverse would be no f32.
-const LEAST_SHARE: f32 = 1e-30;
+/// Probabilities of which the largest is smaller count as 0: its inverse would be no f32.
+const MIN_PROBABILITY: f32 = 1e-30;
 
 /// Bytes of a row of a tile.
 #[derive(Clone, Copy)]
@@ -73,8 +73,8 @@ pub(super) struct QueriesInTiles {
     of_turn: Vec<OfTurn>,
     /// Of each block of values, the largest of these, which are divided by it.
     most: Vec<f32>,
-    /// Of each block, a tile of shares.
-    shares: Vec<Row>,
+    /// Of each block, a tile of probabilities.
+    probabilities: Vec<Row>,
     /// Of each block, the products with the keys of each side, or with each tile of values.
     products: Vec<Products>,
     /// Rows of a turn, where there are fewer.
@@ -89,7 +89,7 @@ impl QueriesInTiles {
         queries: &[f32],
         width: usize,
     ) -> Option<Self> {
-        let tiles = matches!(processor, Processor::Avx512(_, WholeNumbers::Tiles));
+        let tiles = matches!(processor, Processor::Avx512(_, IntegerDot::Tiles));
         let small = matches!(format, BlockFormat::Q8_0 | BlockFormat::Q4_0);
         if !tiles || !small || width == 0 || !width.is_multiple_of(SMALL) {
             return None;
@@ -119,7 +119,7 @@ impl QueriesInTiles {
             laid_out: vec![Row::ZERO; blocks * VALUE_TILES * VALUE_ROWS],
             of_turn: vec![OfTurn([0.0; TURN]); blocks],
             most: vec![0.0; blocks],
-            shares: vec![Row::ZERO; blocks * SIDE],
+            probabilities: vec![Row::ZERO; blocks * SIDE],
             products: vec![Products::ZERO; blocks],
             last: Vec::new(),
         })
@@ -137,14 +137,19 @@ impl QueriesInTiles {
         }
     }
 
-    /// Adds rows of values, each times its share, to sums (count, width). The shares of a query are `stride` behind those of the one
-    /// before, none of them is below 0, and they are 0 behind the last row up to a multiple of [`TURN`].
-    pub(super) fn add_shares(&mut self, values: &[u8], (shares, stride): (&[f32], usize), sums: &mut [f32]) {
+    /// Adds rows of values, each times its probability, to sums (count, width). The probabilities of a query are `stride` behind
+    /// those of the one before, none of them is below 0, and they are 0 behind the last row up to a multiple of [`TURN`].
+    pub(super) fn add_weighted(
+        &mut self,
+        values: &[u8],
+        (probabilities, stride): (&[f32], usize),
+        sums: &mut [f32],
+    ) {
         // SAFETY: as above.
         unsafe {
             match self.format {
-                BlockFormat::Q8_0 => self.add_blocks::<Q8_0>(values, (shares, stride), sums),
-                _ => self.add_blocks::<Q4_0>(values, (shares, stride), sums),
+                BlockFormat::Q8_0 => self.add_blocks::<Q8_0>(values, (probabilities, stride), sums),
+                _ => self.add_blocks::<Q4_0>(values, (probabilities, stride), sums),
             }
         }
     }
@@ -152,7 +157,7 @@ impl QueriesInTiles {
     /// # Safety
     /// The processor has AMX and AVX-512, the process may use them, and the keys are of this format.
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
-    unsafe fn score_blocks<B: WholeBlock>(&mut self, keys: &[u8], scores: &mut [f32], stride: usize) {
+    unsafe fn score_blocks<B: IntegerBlock>(&mut self, keys: &[u8], scores: &mut [f32], stride: usize) {
         let (blocks, row_bytes) = (self.blocks, self.blocks * block_bytes::<B>());
         let turns = keys.len().div_ceil(TURN * row_bytes);
         let last = (self.count - 1) * stride + turns * TURN;
@@ -219,16 +224,16 @@ impl QueriesInTiles {
     /// # Safety
     /// The processor has AMX and AVX-512, the process may use them, and the values are of this format.
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
-    unsafe fn add_blocks<B: WholeBlock>(
+    unsafe fn add_blocks<B: IntegerBlock>(
         &mut self,
         values: &[u8],
-        (shares, stride): (&[f32], usize),
+        (probabilities, stride): (&[f32], usize),
         sums: &mut [f32],
     ) {
         let (blocks, row_bytes) = (self.blocks, self.blocks * block_bytes::<B>());
         let (width, turns) = (blocks * SMALL, values.len().div_ceil(TURN * row_bytes));
         let last = (self.count - 1) * stride + turns * TURN;
-        assert!(turns * TURN <= stride && last <= shares.len(), "too few shares");
+        assert!(turns * TURN <= stride && last <= probabilities.len(), "too few probabilities");
         assert_eq!(sums.len(), self.count * width, "sums of other rows");
         // SAFETY: whoever calls has no tiles of its own.
         let tiles = unsafe { Tiles::new(LONGEST) };
@@ -248,21 +253,24 @@ impl QueriesInTiles {
                 let queries = QUERIES.min(self.count - first);
                 let mut largest = [0f32; QUERIES];
                 for (query, largest) in largest.iter_mut().enumerate().take(queries) {
-                    let shares = &shares[(first + query) * stride + turn * TURN..][..TURN];
+                    let probabilities = &probabilities[(first + query) * stride + turn * TURN..][..TURN];
                     // SAFETY: the processor has the instructions.
-                    *largest = unsafe { round_shares(shares, &self.of_turn, query, &mut self.shares) };
+                    *largest = unsafe {
+                        round_probabilities(probabilities, &self.of_turn, query, &mut self.probabilities)
+                    };
                 }
                 let mut before = (blocks - 1, VALUE_TILES - 1);
                 for block in 0..blocks {
                     for tile in 0..VALUE_TILES {
-                        let shares = &self.shares[block * SIDE..][..SIDE];
+                        let probabilities = &self.probabilities[block * SIDE..][..SIDE];
                         let values =
                             &self.laid_out[(block * VALUE_TILES + tile) * VALUE_ROWS..][..VALUE_ROWS];
                         let into = &mut self.products[before.0].0[before.1];
                         // SAFETY: both are whole tiles.
                         unsafe {
-                            let (shares, values) = (shares.as_ptr().cast(), values.as_ptr().cast());
-                            tiles.next_products(shares, LONGEST, values, LONGEST, into);
+                            let (probabilities, values) =
+                                (probabilities.as_ptr().cast(), values.as_ptr().cast());
+                            tiles.next_products(probabilities, LONGEST, values, LONGEST, into);
                         }
                         before = (block, tile);
                     }
@@ -284,7 +292,7 @@ impl QueriesInTiles {
 }
 
 /// Bytes of a block of 32 numbers.
-const fn block_bytes<B: WholeBlock>() -> usize {
+const fn block_bytes<B: IntegerBlock>() -> usize {
     B::BYTES * SMALL / NUMBERS
 }
 
@@ -299,8 +307,7 @@ fn whole_turn(rows: &[u8], row_bytes: usize, last: &mut Vec<u8>) -> *const u8 {
     last.as_ptr()
 }
 
-/// Some numbers as whole ones of 16 bits, upper and lower, and what those are to be multiplied with. What is not finite makes that not a
-/// number.
+/// Some numbers as int16, upper and lower byte, and their scale, which is NaN where one is not finite.
 fn rounded(values: &[f32; SMALL]) -> (f32, [[i8; 2]; SMALL]) {
     // Bits of numbers without a sign are in the order of the numbers, and what is not finite comes last.
     let largest = values.iter().fold(0, |largest, value| value.abs().to_bits().max(largest));
@@ -341,8 +348,8 @@ unsafe fn read_scales(at: *const u8, row_bytes: usize, into: &mut OfTurn) {
 /// The processor has AVX2, and a block can be read.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
-unsafe fn signed<B: WholeBlock>(at: *const u8) -> __m256i {
-    let offset = if B::EIGHT_BITS { Whole::OF_BYTES } else { Whole::OF_PAIRS }.offset;
+unsafe fn signed<B: IntegerBlock>(at: *const u8) -> __m256i {
+    let offset = if B::EIGHT_BITS { IntegerLayout::Q8_0 } else { IntegerLayout::Q4_0 }.offset;
     // SAFETY: as the caller promises.
     unsafe { _mm256_sub_epi8(B::numbers(at, 0), _mm256_set1_epi8(offset as i8)) }
 }
@@ -353,7 +360,7 @@ unsafe fn signed<B: WholeBlock>(at: *const u8) -> __m256i {
 /// The processor has AVX-512 F and AVX2; the blocks can be read, and there is a tile.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
-unsafe fn lay_out_keys<B: WholeBlock>(at: *const u8, row_bytes: usize, tile: &mut [Row]) {
+unsafe fn lay_out_keys<B: IntegerBlock>(at: *const u8, row_bytes: usize, tile: &mut [Row]) {
     // SAFETY: as the caller promises.
     unsafe {
         let mut keys = [_mm512_setzero_si512(); SIDE / 2];
@@ -387,13 +394,13 @@ unsafe fn lay_out_keys<B: WholeBlock>(at: *const u8, row_bytes: usize, tile: &mu
 }
 
 /// Lays the blocks of the values of a turn out as two right operands: a number of four values each, then the next one. See
-/// [`round_shares`] for the order of values, and [`add_in_order`] for the numbers.
+/// [`round_probabilities`] for the order of values, and [`add_in_order`] for the numbers.
 ///
 /// # Safety
 /// The processor has AVX2; the blocks can be read, and there are two tiles.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
-unsafe fn lay_out_values<B: WholeBlock>(at: *const u8, row_bytes: usize, tiles: &mut [Row]) {
+unsafe fn lay_out_values<B: IntegerBlock>(at: *const u8, row_bytes: usize, tiles: &mut [Row]) {
     // SAFETY: as the caller promises.
     unsafe {
         let tiles: *mut __m256i = tiles.as_mut_ptr().cast();
@@ -467,22 +474,27 @@ unsafe fn divide_by_largest(scales: &mut OfTurn) -> f32 {
     }
 }
 
-/// Writes the shares of a query times the scales of each block, in 16 bits, and gives the largest share. A row of a tile has four shares of
-/// each side, the next four of each, and so on.
+/// Writes the probabilities of a query times the scales of each block, in int16, and gives the largest probability. A row of a tile has
+/// four probabilities of each side, the next four of each, and so on.
 ///
 /// # Safety
 /// The processor has AVX-512 F and BW, and there is a tile for each block.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
-unsafe fn round_shares(shares: &[f32], scales: &[OfTurn], query: usize, tiles: &mut [Row]) -> f32 {
-    assert!(shares.len() == TURN && tiles.len() == scales.len() * SIDE, "shares of a turn");
+unsafe fn round_probabilities(
+    probabilities: &[f32],
+    scales: &[OfTurn],
+    query: usize,
+    tiles: &mut [Row],
+) -> f32 {
+    assert!(probabilities.len() == TURN && tiles.len() == scales.len() * SIDE, "probabilities of a turn");
     // SAFETY: vectors of a turn, and rows of tiles.
     unsafe {
-        let largest = largest_of(shares.as_ptr(), _mm512_set1_epi32(-1));
-        let inverse = _mm512_set1_ps(if largest >= LEAST_SHARE { MOST / largest } else { 0.0 });
+        let largest = largest_of(probabilities.as_ptr(), _mm512_set1_epi32(-1));
+        let inverse = _mm512_set1_ps(if largest >= MIN_PROBABILITY { MOST / largest } else { 0.0 });
         let mut of_sides = [_mm512_setzero_ps(); SIDES];
         for (side, of_side) in of_sides.iter_mut().enumerate() {
-            *of_side = _mm512_mul_ps(_mm512_loadu_ps(shares.as_ptr().add(side * SIDE)), inverse);
+            *of_side = _mm512_mul_ps(_mm512_loadu_ps(probabilities.as_ptr().add(side * SIDE)), inverse);
         }
         for (block, scales) in scales.iter().enumerate() {
             let (mut upper, mut lower) = ([_mm512_setzero_si512(); SIDES], [_mm512_setzero_si512(); SIDES]);
@@ -554,7 +566,7 @@ mod tests {
         [[1, 1, 32], [3, 15, 64], [8, 64, 128], [9, 65, 96], [16, 200, 64], [37, 130, 32]];
 
     #[test]
-    fn scores_err_by_sixteen_bits_of_the_queries() {
+    fn scores_err_by_int16_queries() {
         for format in FORMATS {
             for [count, keys, width] in SHAPES {
                 let x = noise(count * width, 3);
@@ -580,30 +592,37 @@ mod tests {
     }
 
     #[test]
-    fn values_are_added_with_sixteen_bits_of_their_shares() {
+    fn values_are_added_with_int16_probabilities() {
         for format in FORMATS {
             for [count, values, width] in SHAPES {
                 let Some(mut queries) = queries(format, &vec![1.0; count * width], width) else { return };
                 let (bytes, numbers) = rows(format, values, width, 5);
                 let stride = values.next_multiple_of(TURN);
-                let mut shares = vec![0f32; count * stride];
-                for (row, shares) in shares.chunks_exact_mut(stride).enumerate() {
+                let mut probabilities = vec![0f32; count * stride];
+                for (row, probabilities) in probabilities.chunks_exact_mut(stride).enumerate() {
                     let found = noise(values, 6 + row as u32);
                     // Of the last row, all are so small that the others could not tell.
                     let scale = if row + 1 == count { 1e-20 } else { 1.0 };
-                    shares.iter_mut().zip(found).for_each(|(share, found)| *share = found.abs() * scale);
+                    probabilities
+                        .iter_mut()
+                        .zip(found)
+                        .for_each(|(probability, found)| *probability = found.abs() * scale);
                 }
                 let mut sums = vec![0f32; count * width];
-                queries.add_shares(&bytes, (&shares, stride), &mut sums);
-                for (shares, sums) in shares.chunks_exact(stride).zip(sums.chunks_exact(width)) {
+                queries.add_weighted(&bytes, (&probabilities, stride), &mut sums);
+                for (probabilities, sums) in probabilities.chunks_exact(stride).zip(sums.chunks_exact(width))
+                {
                     for (column, sum) in sums.iter().enumerate() {
                         let (mut expected, mut most) = (0f64, 0f64);
-                        for (turn, shares) in shares[..values].chunks(TURN).enumerate() {
-                            let largest = shares.iter().fold(0f32, |largest, share| largest.max(*share));
+                        for (turn, probabilities) in probabilities[..values].chunks(TURN).enumerate() {
+                            let largest = probabilities
+                                .iter()
+                                .fold(0f32, |largest, probability| largest.max(*probability));
                             // What a scale is rounded with is the largest of its turn, which may be that of another number.
                             let scale = 127.0 * f64::from(largest) / f64::from(MOST);
                             let block = column / SMALL * SMALL;
-                            let of_turn = numbers.chunks_exact(width).skip(turn * TURN).take(shares.len());
+                            let of_turn =
+                                numbers.chunks_exact(width).skip(turn * TURN).take(probabilities.len());
                             let scales = of_turn.clone().map(|row| {
                                 row[block..block + SMALL]
                                     .iter()
@@ -611,10 +630,10 @@ mod tests {
                             });
                             let of_scales = scales.fold(0f64, f64::max)
                                 / if format == BlockFormat::Q8_0 { 127.0 } else { 7.0 };
-                            most += 0.51 * of_scales * scale * shares.len() as f64;
-                            for (share, row) in shares.iter().zip(of_turn) {
-                                expected += f64::from(*share) * f64::from(row[column]);
-                                most += 1e-6 * f64::from(*share) * f64::from(row[column].abs());
+                            most += 0.51 * of_scales * scale * probabilities.len() as f64;
+                            for (probability, row) in probabilities.iter().zip(of_turn) {
+                                expected += f64::from(*probability) * f64::from(row[column]);
+                                most += 1e-6 * f64::from(*probability) * f64::from(row[column].abs());
                             }
                         }
                         let error = (f64::from(*sum) - expected).abs();
@@ -639,12 +658,12 @@ mod tests {
         queries.score(&bytes, &mut scores, 128);
         assert!(scores[..keys].iter().all(|score| score.is_nan()), "the first query");
         assert!(scores[128..][..keys].iter().all(|score| score.is_finite()), "the second one");
-        let mut shares = vec![0f32; 2 * 128];
-        shares[..keys].fill(0.5);
-        shares[69] = f32::NAN;
-        shares[128..][..keys].fill(0.5);
+        let mut probabilities = vec![0f32; 2 * 128];
+        probabilities[..keys].fill(0.5);
+        probabilities[69] = f32::NAN;
+        probabilities[128..][..keys].fill(0.5);
         let mut sums = vec![0f32; 2 * width];
-        queries.add_shares(&bytes, (&shares, 128), &mut sums);
+        queries.add_weighted(&bytes, (&probabilities, 128), &mut sums);
         assert!(
             sums[..width].iter().all(|sum| sum.is_nan()) && sums[width..].iter().all(|sum| sum.is_finite())
         );
@@ -655,7 +674,7 @@ mod tests {
         for processor in Processor::tested() {
             assert!(QueriesInTiles::new(processor, BlockFormat::F16, &[1.0; 64], 64).is_none());
             assert!(QueriesInTiles::new(processor, BlockFormat::Q8_0, &[1.0; 48], 48).is_none());
-            let without = processor.without_whole_numbers();
+            let without = processor.without_integer_dot();
             assert!(QueriesInTiles::new(without, BlockFormat::Q8_0, &[1.0; 64], 64).is_none());
         }
     }

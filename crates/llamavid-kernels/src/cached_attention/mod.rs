@@ -29,7 +29,7 @@ use crate::{BlockFormat, DeviceRows};
 /// Query rows of a task, of all heads that share keys.
 const QUERY_ROWS: usize = 128;
 /// Keys that are worth a task.
-const LEAST_KEYS: usize = 512;
+const MIN_KEYS: usize = 512;
 
 /// Numbers of a head up to which attention on a CUDA device is one operation, whose scores are never held in memory.
 pub const WIDEST_FUSED_HEAD: usize = 128;
@@ -112,7 +112,7 @@ pub fn cached_attention(
     };
     match (keys, values) {
         (CachedRows::Numbers(keys), CachedRows::Numbers(values)) => {
-            with_values([q, keys, values], |[q, k, v]| run(q, Weights::Numbers(k), Weights::Numbers(v)))
+            with_values([q, keys, values], |[q, k, v]| run(q, Weights::F32(k), Weights::F32(v)))
         }
         (
             CachedRows::Blocks { format, bytes: keys, .. },
@@ -180,9 +180,9 @@ struct Block {
     queries: Vec<f32>,
     /// The largest score of each row.
     largest: Vec<f32>,
-    /// The sum of the shares of each row.
+    /// The sum of the probabilities of each row, which are not normalised before the end.
     sums: Vec<f32>,
-    /// The values, each with its share, (rows, d).
+    /// The values, each times its probability, (rows, d).
     attended: Vec<f32>,
 }
 
@@ -211,7 +211,7 @@ impl Cached<'_> {
         // Where there are fewer blocks than threads, several tasks share the keys of a block.
         let count = batch * key_heads * blocks;
         let parts = (2 * rayon::current_num_threads()).div_ceil(count.max(1));
-        let keys = self.length.div_ceil(parts).next_multiple_of(KEYS_OF_FEW_ROWS).max(LEAST_KEYS);
+        let keys = self.length.div_ceil(parts).next_multiple_of(KEYS_OF_FEW_ROWS).max(MIN_KEYS);
         let parts = self.length.div_ceil(keys).max(1);
         let products = 2 * rows.min(self.queries) * self.group * keys.min(self.length) * self.width;
         let mut tasks: Vec<_> = (0..count * parts)
@@ -265,9 +265,9 @@ impl Cached<'_> {
                     hide(&hidden[sequence * self.length + from..][..seen], &mut scores[..seen]);
                 }
                 let attended = &mut block.attended[index * self.width..(index + 1) * self.width];
-                share(seen, scores, &mut block.largest[index], &mut block.sums[index], attended);
+                exponentiate(seen, scores, &mut block.largest[index], &mut block.sums[index], attended);
             }
-            reading.add_shares(self.values.part(places, self.width), keys, &scores, &mut block.attended);
+            reading.add_weighted(self.values.part(places, self.width), keys, &scores, &mut block.attended);
         }
         block
     }
@@ -292,9 +292,10 @@ impl Cached<'_> {
 
 widest!(fn hide(hidden: &[f32], scores: &mut [f32]) = add_bias);
 
-/// Turns the first `seen` scores into shares, the others into none; what was found with smaller scores is scaled anew.
+/// A step of the online softmax: turns the first `seen` scores into probabilities, the others into 0, and rescales what
+/// was found with smaller scores.
 #[inline(always)]
-fn share_inline<const FUSED: bool>(
+fn exponentiate_inline<const FUSED: bool>(
     seen: usize,
     scores: &mut [f32],
     most: &mut f32,
@@ -333,10 +334,10 @@ fn share_inline<const FUSED: bool>(
         }
     }
 }
-widest!(fn share(
+widest!(fn exponentiate(
     seen: usize,
     scores: &mut [f32],
     most: &mut f32,
     sum: &mut f32,
     attended: &mut [f32],
-) = share_inline);
+) = exponentiate_inline);

@@ -8,20 +8,20 @@ use super::in_pieces::QueriesInPieces;
 use super::in_tiles::QueriesInTiles;
 use crate::block_format::BlockFormat;
 #[cfg(target_arch = "x86_64")]
-use crate::block_vectors::add_shares;
-use crate::panels;
+use crate::block_vectors::add_weighted;
 #[cfg(target_arch = "x86_64")]
-use crate::plain_rows::PlainRows;
+use crate::float_rows::FloatRows;
+use crate::panels;
 use crate::processor::processor;
 #[cfg(target_arch = "x86_64")]
 use crate::products::Output;
 use crate::products::{Layer, Weights};
 
-/// Keys whose scores exist at once: they, or their values, and what is made of them are in the first caches.
+/// Keys whose scores exist at once: they, or their values, and what is made of them are in the L1 and L2 caches.
 const KEYS: usize = 64;
 /// The same where there are few rows, which read more than they compute: from memory, in long pieces.
 pub(super) const KEYS_OF_FEW_ROWS: usize = 256;
-/// Rows up to which plain numbers are read row after row, where that is quicker.
+/// Rows up to which f32, f16 and bf16 are read row after row, where that is quicker.
 #[cfg(target_arch = "x86_64")]
 const FEW_ROWS: usize = 16;
 
@@ -36,18 +36,18 @@ pub(super) struct Reading {
 }
 
 enum Way {
-    /// In tiles, as whole numbers.
+    /// In AMX tiles, as int8.
     #[cfg(target_arch = "x86_64")]
     Tiles(QueriesInTiles),
-    /// In tiles, in pieces of 16 bits.
+    /// In AMX tiles, in bf16 pieces.
     #[cfg(target_arch = "x86_64")]
     Pieces(QueriesInPieces),
     /// Row after row.
     #[cfg(target_arch = "x86_64")]
-    Plain(PlainRows),
+    Plain(FloatRows),
     /// The same, for one row that reads blocks as they lie.
     Alone,
-    /// Unpacked and laid out in the first cache.
+    /// Unpacked and laid out in the L1 cache.
     Columns,
 }
 
@@ -90,27 +90,37 @@ impl Reading {
         }
     }
 
-    /// Adds `count` values, `at_once` at most, each times its share, to sums (rows, width). Shares are in the places of scores, and 0 behind
-    /// those of the last value.
-    pub(super) fn add_shares(&mut self, values: Weights, count: usize, shares: &[f32], sums: &mut [f32]) {
+    /// Adds `count` values, `at_once` at most, each times its probability, to sums (rows, width). Probabilities are in the places of
+    /// scores, and 0 behind those of the last value.
+    pub(super) fn add_weighted(
+        &mut self,
+        values: Weights,
+        count: usize,
+        probabilities: &[f32],
+        sums: &mut [f32],
+    ) {
         match &mut self.way {
             #[cfg(target_arch = "x86_64")]
-            Way::Tiles(queries) => return queries.add_shares(values.bytes(), (shares, self.at_once), sums),
+            Way::Tiles(queries) => {
+                return queries.add_weighted(values.bytes(), (probabilities, self.at_once), sums);
+            }
             #[cfg(target_arch = "x86_64")]
             Way::Pieces(queries) => {
                 let values = numbers(values, count * self.width, &mut self.unpacked);
-                return queries.add_shares(values, (shares, self.at_once), sums);
+                return queries.add_weighted(values, (probabilities, self.at_once), sums);
             }
             #[cfg(target_arch = "x86_64")]
             Way::Plain(rows) if rows.of_whole_vectors() => {
-                return rows.add_shares(values.bytes(), (shares, self.at_once), sums);
+                return rows.add_weighted(values.bytes(), (probabilities, self.at_once), sums);
             }
             #[cfg(target_arch = "x86_64")]
-            Way::Alone if add_shares(processor(), values.format(), values.bytes(), shares, sums) => return,
+            Way::Alone if add_weighted(processor(), values.format(), values.bytes(), probabilities, sums) => {
+                return;
+            }
             _ => {}
         }
         let right = numbers(values, count * self.width, &mut self.unpacked);
-        add_product(Product { left: shares, stride: self.at_once, right, width: self.width }, sums);
+        add_product(Product { left: probabilities, stride: self.at_once, right, width: self.width }, sums);
     }
 }
 
@@ -134,7 +144,7 @@ impl Way {
             return Some(Self::Tiles(queries));
         }
         match rows <= FEW_ROWS {
-            true => PlainRows::new(processor, format, queries, width).map(Self::Plain),
+            true => FloatRows::new(processor, format, queries, width).map(Self::Plain),
             false => QueriesInPieces::new(processor, format, queries, width).map(Self::Pieces),
         }
     }
@@ -143,7 +153,7 @@ impl Way {
 /// `count` numbers as they are, or unpacked.
 fn numbers<'a>(rows: Weights<'a>, count: usize, unpacked: &'a mut Vec<f32>) -> &'a [f32] {
     match rows {
-        Weights::Numbers(values) => values,
+        Weights::F32(values) => values,
         Weights::Blocks(format, bytes) | Weights::Interleaved(format, bytes) => {
             unpacked.resize(count, 0.0);
             format.decode(bytes, unpacked);
@@ -165,7 +175,7 @@ fn lay_out(keys: &[f32], width: usize, columns: &mut Vec<f32>) {
     }
 }
 
-/// Rows, those of `left`, times a matrix that stays in the first cache: (rows, inner) · (inner, width).
+/// Rows, those of `left`, times a matrix that stays in the L1 cache: (rows, inner) · (inner, width).
 #[derive(Clone, Copy)]
 struct Product<'a> {
     left: &'a [f32],

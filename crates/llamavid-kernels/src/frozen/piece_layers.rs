@@ -1,9 +1,9 @@
-//! Layers of a query model in AMX's tiles, with weights that lie ready in pieces of 16 bits ([`crate::pieces`]): two of each number, as
-//! half precision needs, or one.
+//! Layers of a query model in AMX tiles, with weights that lie ready in bf16 pieces ([`crate::pieces`]): two of each number, as f16
+//! needs, or one.
 //!
-//! Rows are the left operand here, and are laid out by the task that multiplies them: some tiles of rows, few enough to stay in the
-//! second cache with what becomes of them, meet all weights, which are asked for ahead. A part of a row is multiplied before its sums
-//! leave the tiles. What follows a product is done by the same task: in a feed-forward layer the hidden numbers never leave the cache.
+//! Rows are the left operand here, and are laid out by the task that multiplies them: some tiles of rows, few enough to stay in the L2
+//! cache with what becomes of them, meet all weights, which are prefetched. A part of a row is multiplied before its sums leave the
+//! tiles. What follows a product is done by the same task: in a feed-forward layer the hidden numbers never leave the cache.
 //!
 //! Letters: B sequences, R rows of each, h width.
 
@@ -21,7 +21,7 @@ use self::tasks::{add_and_norm, feed_forward, project};
 use super::{FrozenGelu, SomeRows};
 use crate::amx::{Piece, ROWS, RUN};
 use crate::pieces::{lay_out_columns, pieces_of};
-use crate::processor::{Processor, WholeNumbers, processor};
+use crate::processor::{IntegerDot, Processor, processor};
 use crate::rows::{fusible, with_values};
 use crate::{Norm, Projection, Weight};
 
@@ -50,7 +50,7 @@ impl FrozenProjection {
 
     fn on(processor: Processor, Projection { weight, bias }: Projection) -> Result<Option<Self>> {
         let Weight::Dense(weight) = weight else { return Ok(None) };
-        if !matches!(processor, Processor::Avx512(_, WholeNumbers::Tiles)) || !fusible(&[weight]) {
+        if !matches!(processor, Processor::Avx512(_, IntegerDot::Tiles)) || !fusible(&[weight]) {
             return Ok(None);
         }
         let (rows, columns) = weight.dims2()?;

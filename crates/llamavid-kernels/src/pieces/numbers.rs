@@ -122,12 +122,12 @@ pub(crate) unsafe fn two(at: *const f32, left: usize) -> [__m512; 2] {
     }
 }
 
-/// The same of numbers of 16 bits.
+/// The same of 16-bit numbers.
 ///
 /// # Safety
 /// As [`two`].
 #[inline(always)]
-pub(super) unsafe fn halves(at: *const i16, left: usize) -> __m512i {
+pub(super) unsafe fn sixteen_bit(at: *const i16, left: usize) -> __m512i {
     let mask = if left >= STEP { u32::MAX } else { (1u32 << left) - 1 };
     // SAFETY: as the caller promises; what is masked is not read.
     unsafe { _mm512_maskz_loadu_epi16(mask, at) }

@@ -170,17 +170,17 @@ pub(super) unsafe fn transposed(rows: [__m512i; SIDE]) -> [__m512i; SIDE] {
 ///
 /// # Safety
 /// [`super::pay`] was true of the processor.
-pub(crate) unsafe fn turn(rows: &[f32], columns: usize, into: &mut [f32], stride: usize) {
+pub(crate) unsafe fn transpose(rows: &[f32], columns: usize, into: &mut [f32], stride: usize) {
     let count = rows.len() / columns;
     assert!(count <= stride && columns * stride <= into.len(), "room for columns");
     // SAFETY: what has tiles has AVX-512, and there is room for the columns.
-    unsafe { turn_vectors(rows, columns, into.as_mut_ptr(), stride) }
+    unsafe { transpose_vectors(rows, columns, into.as_mut_ptr(), stride) }
 }
 
 /// # Safety
 /// The processor has AVX-512, and there is room for the columns.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512dq,avx2")]
-unsafe fn turn_vectors(rows: &[f32], columns: usize, into: *mut f32, stride: usize) {
+unsafe fn transpose_vectors(rows: &[f32], columns: usize, into: *mut f32, stride: usize) {
     let count = rows.len() / columns;
     let mask = |left: usize| if left >= SIDE { u16::MAX } else { (1 << left) - 1 };
     for row in (0..count).step_by(SIDE) {

@@ -9,11 +9,11 @@ use std::arch::x86_64::{
 use std::marker::PhantomData;
 
 use super::TASK_PANELS;
-use super::numbers::{Largest, Place, STEP, halves, in_pieces, pairs, steps_of, two};
+use super::numbers::{Largest, Place, STEP, in_pieces, pairs, sixteen_bit, steps_of, two};
 use crate::amx::{Piece, RUN};
 use crate::block_types::{NUMBERS, each_eighth};
-use crate::block_vectors::LINE;
-use crate::whole_blocks::{Row, Scales, WholeBlock};
+use crate::block_vectors::CACHE_LINE;
+use crate::integer_blocks::{IntegerBlock, Row, Scales};
 
 /// How numbers of a row of weights become pieces.
 pub(super) trait Source {
@@ -27,10 +27,11 @@ pub(super) trait Source {
     const PAIRS_WITHOUT_LAST: &'static [[usize; 2]] = Self::PAIRS;
     /// Whether the sums of each part are added up by themselves.
     const AFRESH: bool = false;
-    /// Lines of a part of `x` that are asked for with each of the pairs that the part before is multiplied with, in all panels of a task.
-    const LINES: usize = (Self::RIGHT * Self::PART / RUN * size_of::<Piece>() / LINE)
+    /// Cache lines of a part of `x` that are prefetched with each of the pairs that the part before is multiplied with, in all panels of
+    /// a task.
+    const LINES: usize = (Self::RIGHT * Self::PART / RUN * size_of::<Piece>() / CACHE_LINE)
         .div_ceil(TASK_PANELS * Self::PAIRS.len());
-    /// Numbers of a row that are multiplied at a time, whole runs: the pieces of 32 rows of both operands and the sums stay in the first
+    /// Numbers of a row that are multiplied at a time, whole runs: the pieces of 32 rows of both operands and the sums stay in the L1
     /// cache.
     const PART: usize;
 
@@ -43,9 +44,9 @@ pub(super) trait Source {
 }
 
 /// Weights in f32.
-pub(super) struct Singles;
+pub(super) struct InF32;
 
-impl Source for Singles {
+impl Source for InF32 {
     const LEFT: usize = 3;
     const RIGHT: usize = 3;
     const PAIRS: &'static [[usize; 2]] =
@@ -89,7 +90,7 @@ impl Source for InF16 {
             let values = row.as_ptr().cast::<i16>().add(from);
             let mut largest = Largest::new();
             for step in 0..steps_of(length) {
-                let bits = halves(values.wrapping_add(step * STEP), length.saturating_sub(step * STEP));
+                let bits = sixteen_bit(values.wrapping_add(step * STEP), length.saturating_sub(step * STEP));
                 let numbers = [
                     _mm512_cvtph_ps(_mm512_castsi512_si256(bits)),
                     _mm512_cvtph_ps(_mm512_extracti64x4_epi64::<1>(bits)),
@@ -118,7 +119,7 @@ impl Source for InBf16 {
             let values = row.as_ptr().cast::<i16>().add(from);
             let mut largest = Largest::new();
             for step in 0..steps_of(length) {
-                let bits = halves(values.wrapping_add(step * STEP), length.saturating_sub(step * STEP));
+                let bits = sixteen_bit(values.wrapping_add(step * STEP), length.saturating_sub(step * STEP));
                 let first = _mm512_castsi512_ps(_mm512_slli_epi32::<16>(bits));
                 let second = _mm512_castsi512_ps(_mm512_and_si512(bits, _mm512_set1_epi32(!0xffff)));
                 largest.note([first, second]);
@@ -132,7 +133,7 @@ impl Source for InBf16 {
 /// Weights in blocks.
 pub(super) struct InBlocks<B>(PhantomData<B>);
 
-impl<B: WholeBlock> Source for InBlocks<B> {
+impl<B: IntegerBlock> Source for InBlocks<B> {
     const LEFT: usize = 1;
     const RIGHT: usize = 1;
     const PAIRS: &'static [[usize; 2]] = &pairs::<8, 1, 1>(&[[0, 0]]);
@@ -141,17 +142,17 @@ impl<B: WholeBlock> Source for InBlocks<B> {
     #[inline(always)]
     unsafe fn lay_out(row: &[u8], from: usize, _length: usize, place: Place) -> Option<bool> {
         let row = Row::new::<B>(row);
-        // Whole numbers become the lower bits of numbers in f32 that begin with `one`, so that no instruction has to convert them.
+        // Integers become the lower bits of f32 that begin with `one`, so that no instruction has to convert them.
         let (upper, one, byte) =
             if B::EIGHT_BITS { (0x4700_0000, 32768.0, 1) } else { (0x4300_0000, 128.0, 2) };
         let at = row.at::<B>(from / NUMBERS);
         // SAFETY: the row has this block, as the caller promises.
         unsafe {
-            let Scales { scales, least } = B::scales(at);
+            let Scales { scales, mins } = B::scales(at);
             let (mut of_groups, mut less) = ([0f32; 16], [0f32; 16]);
             for vector in 0..B::VECTORS {
-                // Exact for eight bits, whose scales have eleven and whose least values are a power of two times those.
-                let less_and_one = _mm256_fmadd_ps(scales[vector], _mm256_set1_ps(one), least[vector]);
+                // Exact for eight bits, whose scales have eleven and whose mins are a power of two times those.
+                let less_and_one = _mm256_fmadd_ps(scales[vector], _mm256_set1_ps(one), mins[vector]);
                 _mm256_storeu_ps(of_groups.as_mut_ptr().add(8 * vector), scales[vector]);
                 _mm256_storeu_ps(less.as_mut_ptr().add(8 * vector), less_and_one);
             }

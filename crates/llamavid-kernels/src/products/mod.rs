@@ -1,8 +1,8 @@
 //! Products of rows with the transpose of a matrix of weights, as linear layers compute them.
 //!
 //! Weights and rows lie with the numbers of a sum one after the other, so that nothing has to be laid out anew: a tile of
-//! sums stays in the registers while its rows go by. Weights in blocks are unpacked a few rows at a time into the first
-//! cache, or, for few rows, as in decoding, multiplied as they are read: that is all the time it takes.
+//! sums stays in the registers while its rows go by. Weights in blocks are unpacked a few rows at a time into the L1
+//! cache, or, for few rows, as in decoding, multiplied as they are read: that is memory-bound.
 
 mod output;
 mod tasks;
@@ -19,7 +19,7 @@ pub(crate) use weights::{Weights, row_bytes};
 use crate::block_products::{BlockProduct, few_rows_of_each};
 use crate::panels::Panels;
 use crate::processor::{Processor, processor};
-use crate::shared_numbers::SharedNumbers;
+use crate::shared_floats::SharedFloats;
 
 /// Multiplications below which work is not worth a second thread.
 pub(crate) const PARALLEL: usize = 1 << 17;
@@ -45,13 +45,13 @@ impl Layer<'_> {
 
     /// What it makes of `count` rows that are never rounded, on all threads.
     pub(crate) fn forward_exactly(self, x: &[f32], count: usize) -> Vec<f32> {
-        self.forward_on(processor().without_whole_numbers(), x, count, true)
+        self.forward_on(processor().without_integer_dot(), x, count, true)
     }
 
     fn forward_on(self, processor: Processor, x: &[f32], count: usize, parallel: bool) -> Vec<f32> {
         let length = count * self.rows;
         let mut result = Vec::with_capacity(length);
-        let output = Output::at(SharedNumbers::new(result.as_mut_ptr(), length), self.rows);
+        let output = Output::at(SharedFloats::new(result.as_mut_ptr(), length), self.rows);
         // SAFETY: the vector has room for the result, all of which is written.
         unsafe {
             self.compute(processor, x, count, output, false, parallel);
@@ -87,7 +87,7 @@ impl Layer<'_> {
         let count = result.len() / self.rows.max(1);
         let output = Output::new(result, self.rows);
         // SAFETY: nobody else has the result.
-        unsafe { self.compute(processor().without_whole_numbers(), x, count, output, false, false) };
+        unsafe { self.compute(processor().without_integer_dot(), x, count, output, false, false) };
     }
 
     /// Writes the result, all of it, or adds to it.

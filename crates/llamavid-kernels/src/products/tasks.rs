@@ -6,7 +6,7 @@ use std::sync::{Mutex, PoisonError};
 use crossbeam_utils::CachePadded;
 use rayon::prelude::*;
 
-use crate::awake::stay_awake;
+use crate::spin::spin_for_work;
 
 /// Rows of weights of a task at most.
 const TASK_ROWS: usize = 256;
@@ -26,7 +26,7 @@ pub(crate) fn in_tasks(rows: usize, unit: usize, parallel: bool, task: impl Fn(R
     let length = rows.div_ceil(8 * threads).min(LAST_ROWS).next_multiple_of(unit);
     let most = (TASK_ROWS / length).max(1);
     let pieces = rows.div_ceil(length);
-    // Each in a line of the caches of its own, which threads would take from each other with every task otherwise.
+    // Each in a cache line of its own, which threads would take from each other with every task otherwise.
     let shares: Vec<_> = (0..threads)
         .map(|thread| pieces * thread / threads..pieces * (thread + 1) / threads)
         .map(|share| CachePadded::new(Mutex::new(share)))
@@ -40,7 +40,7 @@ pub(crate) fn in_tasks(rows: usize, unit: usize, parallel: bool, task: impl Fn(R
             }
         }
         if rayon::current_thread_index() != caller {
-            stay_awake();
+            spin_for_work();
         }
     });
 }

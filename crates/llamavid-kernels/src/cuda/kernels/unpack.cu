@@ -49,7 +49,7 @@ struct Q4_0 {
     }
 };
 
-// Eighths of a block with a scale and a least value each, in 6 bits; of each 64 numbers the first 32 are the lower bits of as many bytes,
+// Eighths of a block with a scale and a min each, in 6 bits; of each 64 numbers the first 32 are the lower bits of as many bytes,
 // the next the upper ones. `FIVE`: a fifth bit of each number is in 32 bytes between.
 template <bool FIVE> struct Eighths {
     static constexpr int LENGTH = 256, BYTES = FIVE ? 176 : 144;

@@ -16,61 +16,61 @@ use std::arch::x86_64::{
 
 use std::marker::PhantomData;
 
-use super::WholeVectors;
+use super::IntegerVectors;
 
 /// A mask of the sign of each byte.
 const SIGNS: i32 = i32::from_ne_bytes([0x80; 4]);
 
 macro_rules! vectors {
-    ($(#[$meta:meta])* $name:ident, $whole:ty, $numbers:ty, $lanes:literal,
-        $splat:ident, $splat_whole:ident, $load:ident, $load_whole:ident, $load_half:ident, $from_halves:ident, $store_whole:ident, $store:ident,
+    ($(#[$meta:meta])* $name:ident, $integers:ty, $floats:ty, $lanes:literal,
+        $splat:ident, $splat_integers:ident, $load:ident, $load_integers:ident, $load_f16:ident, $from_f16:ident, $store_integers:ident, $store:ident,
         $add:ident, $less:ident, $and:ident, $or:ident, $left:ident, $right:ident, $right_signed:ident,
         $converted:ident, $multiply:ident, $multiply_add:ident, $multiply_subtract:ident; $($own:tt)*) => {
         $(#[$meta])*
         #[derive(Clone, Copy)]
         pub(crate) struct $name;
 
-        impl WholeVectors for $name {
-            type Whole = $whole;
-            type Numbers = $numbers;
+        impl IntegerVectors for $name {
+            type Integers = $integers;
+            type Floats = $floats;
             const LANES: usize = $lanes;
 
-            vectors!(splat($splat; value: f32) -> $numbers);
-            vectors!(splat_whole($splat_whole; value: i32) -> $whole);
-            vectors!(load($load; at: *const f32) -> $numbers);
-            vectors!(add($add; a: $whole, b: $whole) -> $whole);
-            vectors!(less($less; a: $whole, b: $whole) -> $whole);
-            vectors!(and($and; a: $whole, b: $whole) -> $whole);
-            vectors!(or($or; a: $whole, b: $whole) -> $whole);
-            vectors!(converted($converted; values: $whole) -> $numbers);
-            vectors!(multiply($multiply; a: $numbers, b: $numbers) -> $numbers);
-            vectors!(multiply_add($multiply_add; a: $numbers, b: $numbers, c: $numbers) -> $numbers);
-            vectors!(multiply_subtract($multiply_subtract; a: $numbers, b: $numbers, c: $numbers) -> $numbers);
-            vectors!(left($left of $whole));
-            vectors!(right($right of $whole));
-            vectors!(right_signed($right_signed of $whole));
+            vectors!(splat($splat; value: f32) -> $floats);
+            vectors!(splat_integers($splat_integers; value: i32) -> $integers);
+            vectors!(load($load; at: *const f32) -> $floats);
+            vectors!(add($add; a: $integers, b: $integers) -> $integers);
+            vectors!(less($less; a: $integers, b: $integers) -> $integers);
+            vectors!(and($and; a: $integers, b: $integers) -> $integers);
+            vectors!(or($or; a: $integers, b: $integers) -> $integers);
+            vectors!(converted($converted; values: $integers) -> $floats);
+            vectors!(multiply($multiply; a: $floats, b: $floats) -> $floats);
+            vectors!(multiply_add($multiply_add; a: $floats, b: $floats, c: $floats) -> $floats);
+            vectors!(multiply_subtract($multiply_subtract; a: $floats, b: $floats, c: $floats) -> $floats);
+            vectors!(left($left of $integers));
+            vectors!(right($right of $integers));
+            vectors!(right_signed($right_signed of $integers));
             $($own)*
 
             #[inline(always)]
-            unsafe fn load_whole(at: *const u8) -> $whole {
+            unsafe fn load_integers(at: *const u8) -> $integers {
                 // SAFETY: as the caller promises.
-                unsafe { $load_whole(at.cast()) }
+                unsafe { $load_integers(at.cast()) }
             }
 
             #[inline(always)]
-            unsafe fn load_halves(at: *const u8) -> $numbers {
+            unsafe fn load_f16(at: *const u8) -> $floats {
                 // SAFETY: as the caller promises.
-                unsafe { $from_halves($load_half(at.cast())) }
+                unsafe { $from_f16($load_f16(at.cast())) }
             }
 
             #[inline(always)]
-            unsafe fn store_whole(at: *mut u8, values: $whole) {
+            unsafe fn store_integers(at: *mut u8, values: $integers) {
                 // SAFETY: as the caller promises.
-                unsafe { $store_whole(at.cast(), values) }
+                unsafe { $store_integers(at.cast(), values) }
             }
 
             #[inline(always)]
-            unsafe fn store(at: *mut f32, values: $numbers) {
+            unsafe fn store(at: *mut f32, values: $floats) {
                 // SAFETY: as the caller promises.
                 unsafe { $store(at, values) }
             }
@@ -83,35 +83,35 @@ macro_rules! vectors {
             unsafe { $instruction($($argument),*) }
         }
     };
-    ($name:ident($instruction:ident of $whole:ty)) => {
+    ($name:ident($instruction:ident of $integers:ty)) => {
         #[inline(always)]
-        unsafe fn $name(values: $whole, places: i32) -> $whole {
+        unsafe fn $name(values: $integers, places: i32) -> $integers {
             // SAFETY: as the caller promises.
             unsafe { $instruction(values, _mm_cvtsi32_si128(places)) }
         }
     };
 }
 
-/// Products of weights of 8 bits where the weights are to have no sign: 128 is added to them.
+/// Products of int8 weights where the instruction takes unsigned ones: 128 is added to them.
 macro_rules! without_sign {
-    ($whole:ty, $xor:ident) => {
+    ($integers:ty, $xor:ident) => {
         #[inline(always)]
-        unsafe fn dot_signed(sums: $whole, weights: $whole, x: $whole) -> $whole {
+        unsafe fn dot_signed(sums: $integers, weights: $integers, x: $integers) -> $integers {
             // SAFETY: as the caller promises.
-            unsafe { Self::dot(sums, $xor(weights, Self::splat_whole(SIGNS)), x) }
+            unsafe { Self::dot(sums, $xor(weights, Self::splat_integers(SIGNS)), x) }
         }
 
         #[inline(always)]
-        unsafe fn begin_signed(offset: i32) -> $whole {
+        unsafe fn begin_signed(offset: i32) -> $integers {
             // SAFETY: as the caller promises.
-            unsafe { Self::splat_whole(offset) }
+            unsafe { Self::splat_integers(offset) }
         }
     };
 }
 
 vectors!(
     /// AVX-512 with VNNI.
-    Wide, __m512i, __m512, 16,
+    Avx512Vnni, __m512i, __m512, 16,
     _mm512_set1_ps, _mm512_set1_epi32, _mm512_loadu_ps, _mm512_loadu_si512, _mm256_loadu_si256, _mm512_cvtph_ps, _mm512_storeu_si512, _mm512_storeu_ps,
     _mm512_add_epi32, _mm512_sub_epi8, _mm512_and_si512, _mm512_or_si512, _mm512_sll_epi32, _mm512_srl_epi32, _mm512_sra_epi32,
     _mm512_cvtepi32_ps, _mm512_mul_ps, _mm512_fmadd_ps, _mm512_fnmadd_ps;
@@ -136,15 +136,15 @@ macro_rules! vectors_of_eight {
 
 vectors_of_eight!(
     /// AVX2 with AVX-VNNI.
-    Narrow;
+    AvxVnni;
     vectors!(dot(_mm256_dpbusd_avx_epi32; sums: __m256i, weights: __m256i, x: __m256i) -> __m256i);
     vectors!(dot_pairs(_mm256_dpwssd_avx_epi32; sums: __m256i, weights: __m256i, x: __m256i) -> __m256i);
     without_sign!(__m256i, _mm256_xor_si256);
 );
 vectors_of_eight!(
-    /// AVX2: products are added up in pairs of 16 bits with a sign. Numbers of `x` are up to 127, so that pairs of weights of `b` bits stay
-    /// below 2^(8 + b), of which 2^(7 - b) may be added up. Those of 8 bits are added up in 32 at once.
-    Pairs;
+    /// AVX2: products are added up in pairs in int16. Numbers of `x` are up to 127, so that pairs of weights of `b` bits stay below 2^(8 +
+    /// b), of which 2^(7 - b) may be added up. Those of 8 bits are added up in 32 at once.
+    Avx2;
     const IN_PAIRS: bool = true;
 
     #[inline(always)]
@@ -228,9 +228,9 @@ macro_rules! both {
     };
 }
 
-impl<V: WholeVectors> WholeVectors for Twice<V> {
-    type Whole = [V::Whole; 2];
-    type Numbers = [V::Numbers; 2];
+impl<V: IntegerVectors> IntegerVectors for Twice<V> {
+    type Integers = [V::Integers; 2];
+    type Floats = [V::Floats; 2];
     const LANES: usize = 2 * V::LANES;
     const IN_PAIRS: bool = V::IN_PAIRS;
 
@@ -240,40 +240,40 @@ impl<V: WholeVectors> WholeVectors for Twice<V> {
     }
 
     #[inline(always)]
-    unsafe fn narrow(bits: u32, sums: Self::Whole) -> Self::Whole {
+    unsafe fn narrow(bits: u32, sums: Self::Integers) -> Self::Integers {
         // SAFETY: as the caller promises.
         unsafe { [V::narrow(bits, sums[0]), V::narrow(bits, sums[1])] }
     }
 
     #[inline(always)]
-    unsafe fn widened(bits: u32, sums: Self::Whole, narrow: Self::Whole) -> Self::Whole {
+    unsafe fn widened(bits: u32, sums: Self::Integers, narrow: Self::Integers) -> Self::Integers {
         // SAFETY: as the caller promises.
         unsafe { [V::widened(bits, sums[0], narrow[0]), V::widened(bits, sums[1], narrow[1])] }
     }
 
-    both!(splat(value: f32, the same) -> Self::Numbers);
-    both!(splat_whole(value: i32, the same) -> Self::Whole);
-    both!(begin_signed(offset: i32, the same) -> Self::Whole);
-    both!(load(at: *const f32, V::LANES) -> Self::Numbers);
-    both!(load_whole(at: *const u8, 4 * V::LANES) -> Self::Whole);
-    both!(load_halves(at: *const u8, 2 * V::LANES) -> Self::Numbers);
-    both!(dot(sums: Self::Whole, weights: Self::Whole, x: Self::Whole) -> Self::Whole);
-    both!(dot_signed(sums: Self::Whole, weights: Self::Whole, x: Self::Whole) -> Self::Whole);
-    both!(dot_pairs(sums: Self::Whole, weights: Self::Whole, x: Self::Whole) -> Self::Whole);
-    both!(add(a: Self::Whole, b: Self::Whole) -> Self::Whole);
-    both!(less(a: Self::Whole, b: Self::Whole) -> Self::Whole);
-    both!(and(a: Self::Whole, b: Self::Whole) -> Self::Whole);
-    both!(or(a: Self::Whole, b: Self::Whole) -> Self::Whole);
-    both!(left(values by places) -> Self::Whole);
-    both!(right(values by places) -> Self::Whole);
-    both!(right_signed(values by places) -> Self::Whole);
-    both!(converted(values: Self::Whole) -> Self::Numbers);
-    both!(multiply(a: Self::Numbers, b: Self::Numbers) -> Self::Numbers);
-    both!(multiply_add(a: Self::Numbers, b: Self::Numbers, c: Self::Numbers) -> Self::Numbers);
-    both!(multiply_subtract(a: Self::Numbers, b: Self::Numbers, c: Self::Numbers) -> Self::Numbers);
+    both!(splat(value: f32, the same) -> Self::Floats);
+    both!(splat_integers(value: i32, the same) -> Self::Integers);
+    both!(begin_signed(offset: i32, the same) -> Self::Integers);
+    both!(load(at: *const f32, V::LANES) -> Self::Floats);
+    both!(load_integers(at: *const u8, 4 * V::LANES) -> Self::Integers);
+    both!(load_f16(at: *const u8, 2 * V::LANES) -> Self::Floats);
+    both!(dot(sums: Self::Integers, weights: Self::Integers, x: Self::Integers) -> Self::Integers);
+    both!(dot_signed(sums: Self::Integers, weights: Self::Integers, x: Self::Integers) -> Self::Integers);
+    both!(dot_pairs(sums: Self::Integers, weights: Self::Integers, x: Self::Integers) -> Self::Integers);
+    both!(add(a: Self::Integers, b: Self::Integers) -> Self::Integers);
+    both!(less(a: Self::Integers, b: Self::Integers) -> Self::Integers);
+    both!(and(a: Self::Integers, b: Self::Integers) -> Self::Integers);
+    both!(or(a: Self::Integers, b: Self::Integers) -> Self::Integers);
+    both!(left(values by places) -> Self::Integers);
+    both!(right(values by places) -> Self::Integers);
+    both!(right_signed(values by places) -> Self::Integers);
+    both!(converted(values: Self::Integers) -> Self::Floats);
+    both!(multiply(a: Self::Floats, b: Self::Floats) -> Self::Floats);
+    both!(multiply_add(a: Self::Floats, b: Self::Floats, c: Self::Floats) -> Self::Floats);
+    both!(multiply_subtract(a: Self::Floats, b: Self::Floats, c: Self::Floats) -> Self::Floats);
 
     #[inline(always)]
-    unsafe fn store(at: *mut f32, values: Self::Numbers) {
+    unsafe fn store(at: *mut f32, values: Self::Floats) {
         // SAFETY: as the caller promises.
         unsafe {
             V::store(at, values[0]);
@@ -282,11 +282,11 @@ impl<V: WholeVectors> WholeVectors for Twice<V> {
     }
 
     #[inline(always)]
-    unsafe fn store_whole(at: *mut u8, values: Self::Whole) {
+    unsafe fn store_integers(at: *mut u8, values: Self::Integers) {
         // SAFETY: as the caller promises.
         unsafe {
-            V::store_whole(at, values[0]);
-            V::store_whole(at.add(4 * V::LANES), values[1]);
+            V::store_integers(at, values[0]);
+            V::store_integers(at.add(4 * V::LANES), values[1]);
         }
     }
 }

@@ -1,4 +1,5 @@
-//! Blocks as vectors of whole numbers, 256 numbers at a time: bits are moved about in registers, and nothing is written.
+//! Blocks as vectors of 8-bit integers for AVX2, 256 numbers at a time: bits are moved about in registers, and nothing
+//! is written.
 //!
 //! Reference: [`crate::block_format`], which reads the same in portable code.
 
@@ -16,20 +17,20 @@ use crate::block_types::{BlockType, Q4_0, Q4K, Q5K, Q6K, Q8_0};
 /// Bytes that they take at most.
 pub(crate) const MOST_BYTES: usize = 8 * 34;
 
-/// What whole numbers stand for: each times the scale of its group, less the group's least value. Of eight groups a vector;
-/// the second ones are for formats with sixteen groups only.
+/// How integers are scaled: each times the scale of its group, less the group's min. Of eight groups a vector; the second
+/// ones are for formats with sixteen groups only.
 pub(crate) struct Scales {
     pub(crate) scales: [__m256; 2],
-    pub(crate) least: [__m256; 2],
+    pub(crate) mins: [__m256; 2],
 }
 
 /// How 256 numbers of a format are read.
-pub(crate) trait WholeBlock: BlockType {
+pub(crate) trait IntegerBlock: BlockType {
     /// # Safety
     /// The processor has AVX2 and F16C, and as many bytes can be read.
     unsafe fn scales(at: *const u8) -> Scales;
 
-    /// An eighth of the whole numbers, none of which has a sign.
+    /// An eighth of the integers, which are unsigned.
     ///
     /// # Safety
     /// As above; `eighth` is below 8.
@@ -39,7 +40,7 @@ pub(crate) trait WholeBlock: BlockType {
 /// A row of weights, of which the last blocks may be fewer than 256 numbers.
 pub(crate) struct Row<'a> {
     bytes: &'a [u8],
-    /// Bytes that whole ones take.
+    /// Bytes of the whole blocks of 256.
     whole: usize,
     /// The last blocks where they are fewer, with zeros behind them, which stand for zeros.
     rest: MaybeUninit<[u8; MOST_BYTES]>,
@@ -47,7 +48,7 @@ pub(crate) struct Row<'a> {
 
 impl<'a> Row<'a> {
     #[inline(always)]
-    pub(crate) fn new<B: WholeBlock>(bytes: &'a [u8]) -> Self {
+    pub(crate) fn new<B: IntegerBlock>(bytes: &'a [u8]) -> Self {
         let whole = bytes.len() / B::BYTES * B::BYTES;
         let mut rest = MaybeUninit::uninit();
         if whole < bytes.len() {
@@ -58,7 +59,7 @@ impl<'a> Row<'a> {
 
     /// Where 256 numbers begin; as many bytes as they take can be read there.
     #[inline(always)]
-    pub(crate) fn at<B: WholeBlock>(&self, index: usize) -> *const u8 {
+    pub(crate) fn at<B: IntegerBlock>(&self, index: usize) -> *const u8 {
         match index * B::BYTES {
             first if first < self.whole => self.bytes[first..].as_ptr(),
             _ => self.rest.as_ptr().cast(),
@@ -67,7 +68,7 @@ impl<'a> Row<'a> {
 
     /// Up to `most` blocks of 256 numbers that lie behind each other, and how many they are; none behind the last one.
     #[inline(always)]
-    pub(crate) fn blocks<B: WholeBlock>(&self, first: usize, most: usize) -> Option<(*const u8, usize)> {
+    pub(crate) fn blocks<B: IntegerBlock>(&self, first: usize, most: usize) -> Option<(*const u8, usize)> {
         let start = first * B::BYTES;
         match self.whole.checked_sub(start) {
             Some(0) | None => (start < self.bytes.len()).then_some((self.rest.as_ptr().cast(), 1)),
@@ -76,12 +77,12 @@ impl<'a> Row<'a> {
     }
 }
 
-/// A scale, then 32 numbers of 8 bits with a sign.
-impl WholeBlock for Q8_0 {
+/// A scale, then 32 signed integers of 8 bits.
+impl IntegerBlock for Q8_0 {
     #[inline(always)]
     unsafe fn scales(at: *const u8) -> Scales {
         // SAFETY: eight blocks.
-        unsafe { of_halves(eight_halves::<34>(at), 128.0) }
+        unsafe { of_halves(eight_f16::<34>(at), 128.0) }
     }
 
     #[inline(always)]
@@ -91,12 +92,12 @@ impl WholeBlock for Q8_0 {
     }
 }
 
-/// A scale, then 16 bytes: the first 16 numbers in the lower bits, the others in the upper.
-impl WholeBlock for Q4_0 {
+/// A scale, then 16 bytes: the first 16 numbers in the lower nibbles, the others in the upper.
+impl IntegerBlock for Q4_0 {
     #[inline(always)]
     unsafe fn scales(at: *const u8) -> Scales {
         // SAFETY: eight blocks.
-        unsafe { of_halves(eight_halves::<18>(at), 8.0) }
+        unsafe { of_halves(eight_f16::<18>(at), 8.0) }
     }
 
     #[inline(always)]
@@ -109,8 +110,8 @@ impl WholeBlock for Q4_0 {
     }
 }
 
-/// [`eighths`], then 128 bytes: of each 32, the lower bits are an eighth, the upper bits the next one.
-impl WholeBlock for Q4K {
+/// [`eighths`], then 128 bytes: of each 32, the lower nibbles are an eighth, the upper ones the next.
+impl IntegerBlock for Q4K {
     #[inline(always)]
     unsafe fn scales(at: *const u8) -> Scales {
         // SAFETY: the block begins with them.
@@ -120,12 +121,12 @@ impl WholeBlock for Q4K {
     #[inline(always)]
     unsafe fn numbers(at: *const u8, eighth: usize) -> __m256i {
         // SAFETY: the pairs are the last 128 bytes.
-        unsafe { half_of(vector(at.add(16 + 32 * (eighth / 2))), eighth % 2) }
+        unsafe { nibble_of(vector(at.add(16 + 32 * (eighth / 2))), eighth % 2) }
     }
 }
 
 /// The same with 32 bytes before the pairs: a fifth bit of each number, those of an eighth at the same place.
-impl WholeBlock for Q5K {
+impl IntegerBlock for Q5K {
     #[inline(always)]
     unsafe fn scales(at: *const u8) -> Scales {
         // SAFETY: the block begins with them.
@@ -146,15 +147,15 @@ impl WholeBlock for Q5K {
                 6 => _mm256_srli_epi16::<2>(vector(at.add(16))),
                 _ => _mm256_srli_epi16::<3>(vector(at.add(16))),
             };
-            let four = half_of(vector(at.add(48 + 32 * (eighth / 2))), eighth % 2);
+            let four = nibble_of(vector(at.add(48 + 32 * (eighth / 2))), eighth % 2);
             _mm256_or_si256(four, _mm256_and_si256(fifth, _mm256_set1_epi8(0x10)))
         }
     }
 }
 
-/// Of each half, 64 bytes: the lower bits are its first two quarters, the upper bits the others. Then of each half, 32 bytes
-/// with two upper bits of each quarter's numbers; scales of a byte each, and one of all.
-impl WholeBlock for Q6K {
+/// Of each half, 64 bytes: the lower nibbles are its first two quarters, the upper ones the others. Then of each half, 32
+/// bytes with two upper bits of each quarter's numbers; scales of a byte each, and one of all.
+impl IntegerBlock for Q6K {
     #[inline(always)]
     unsafe fn scales(at: *const u8) -> Scales {
         // SAFETY: the scales are the last 18 bytes.
@@ -164,8 +165,8 @@ impl WholeBlock for Q6K {
             let first = _mm256_mul_ps(_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(scales[0])), all);
             let second = _mm256_mul_ps(_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(scales[1])), all);
             let offset = _mm256_set1_ps(32.0);
-            let least = [_mm256_mul_ps(first, offset), _mm256_mul_ps(second, offset)];
-            Scales { scales: [first, second], least }
+            let mins = [_mm256_mul_ps(first, offset), _mm256_mul_ps(second, offset)];
+            Scales { scales: [first, second], mins }
         }
     }
 
@@ -181,20 +182,20 @@ impl WholeBlock for Q6K {
                 2 => bits,
                 _ => _mm256_srli_epi16::<2>(bits),
             };
-            let four = half_of(vector(at.add(64 * part + 32 * (quarter % 2))), quarter / 2);
+            let four = nibble_of(vector(at.add(64 * part + 32 * (quarter % 2))), quarter / 2);
             _mm256_or_si256(four, _mm256_and_si256(upper, _mm256_set1_epi8(0x30)))
         }
     }
 }
 
-/// Scales of eight blocks without least values, from whose numbers `offset` is to be taken.
+/// Scales of eight blocks without mins, from whose numbers `offset` is to be taken.
 #[inline(always)]
 unsafe fn of_halves(scales: __m256, offset: f32) -> Scales {
     // SAFETY: whoever calls it has the instructions.
-    unsafe { Scales { scales: [scales; 2], least: [_mm256_mul_ps(scales, _mm256_set1_ps(offset)); 2] } }
+    unsafe { Scales { scales: [scales; 2], mins: [_mm256_mul_ps(scales, _mm256_set1_ps(offset)); 2] } }
 }
 
-/// The scales and least values of eighths: two numbers of 16 bits, and 6 bits of each in 12 bytes.
+/// The scales and mins of eighths: two f16, and 6 bits of each in 12 bytes.
 ///
 /// # Safety
 /// The processor has AVX2 and F16C, and 16 bytes can be read.
@@ -209,15 +210,15 @@ pub(crate) unsafe fn eighths(at: *const u8) -> Scales {
         let (a, b, c) = (word(0), word(1), word(2));
         let both = |lower: u32, upper: u32| (u64::from(lower) | u64::from(upper) << 32) as i64;
         let scales = both(a & SIX, (c & FOUR) | ((a >> 6) & TWO) << 4);
-        let least = both(b & SIX, ((c >> 4) & FOUR) | ((b >> 6) & TWO) << 4);
+        let mins = both(b & SIX, ((c >> 4) & FOUR) | ((b >> 6) & TWO) << 4);
         let scales = _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_cvtsi64_si128(scales)));
-        let least = _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_cvtsi64_si128(least)));
+        let mins = _mm256_cvtepi32_ps(_mm256_cvtepu8_epi32(_mm_cvtsi64_si128(mins)));
         let (scale, base) = (half(at), half(at.add(2)));
-        Scales { scales: [_mm256_mul_ps(scales, scale); 2], least: [_mm256_mul_ps(least, base); 2] }
+        Scales { scales: [_mm256_mul_ps(scales, scale); 2], mins: [_mm256_mul_ps(mins, base); 2] }
     }
 }
 
-/// A number of 16 bits in all places.
+/// An f16 in all places.
 ///
 /// # Safety
 /// The processor has F16C, and it can be read.
@@ -227,12 +228,12 @@ unsafe fn half(at: *const u8) -> __m256 {
     unsafe { _mm256_cvtph_ps(_mm_set1_epi16(at.cast::<i16>().read_unaligned())) }
 }
 
-/// Eight numbers of 16 bits at a distance of `STEP` bytes.
+/// Eight f16 at a distance of `STEP` bytes.
 ///
 /// # Safety
 /// The processor has F16C, and they can be read.
 #[inline(always)]
-unsafe fn eight_halves<const STEP: usize>(at: *const u8) -> __m256 {
+unsafe fn eight_f16<const STEP: usize>(at: *const u8) -> __m256 {
     // SAFETY: as the caller promises.
     unsafe {
         let mut halves = _mm_setzero_si128();
@@ -259,16 +260,16 @@ unsafe fn vector(at: *const u8) -> __m256i {
     unsafe { _mm256_loadu_si256(at.cast()) }
 }
 
-/// The lower four bits of each byte.
+/// The lower nibble of each byte.
 #[inline(always)]
 unsafe fn lower(bits: __m256i) -> __m256i {
     // SAFETY: whoever calls it has the instructions.
     unsafe { _mm256_and_si256(bits, _mm256_set1_epi8(15)) }
 }
 
-/// The lower four bits of each byte, or the upper ones of `which` 1.
+/// The lower nibble of each byte, or the upper one of `which` 1.
 #[inline(always)]
-unsafe fn half_of(pairs: __m256i, which: usize) -> __m256i {
+unsafe fn nibble_of(pairs: __m256i, which: usize) -> __m256i {
     // SAFETY: whoever calls it has the instructions.
     unsafe {
         match which {

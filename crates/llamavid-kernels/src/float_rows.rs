@@ -1,14 +1,14 @@
-//! Products of a few rows with rows of plain numbers, in f32 and vectors of sixteen: for processors with AMX, which wait for memory unless
-//! it is asked. Those with AVX2 have the same in vectors of eight, and fewer rows of weights at a time.
+//! Products of a few rows with weights in f32, f16 or bf16, computed in f32 with AVX-512: for processors with AMX, which are memory-bound
+//! here and stall without a prefetch. Those with AVX2 have the same in its vectors, and fewer rows of weights at a time.
 //!
-//! One row of `x` meets rows of weights one after the other, which are asked for well ahead: memory is all the time it takes. More rows
-//! are multiplied in tiles, of four rows of weights, whose sums stay in the registers: each vector that is read then takes part in several
-//! products, and reading four places at once leaves the processor more to do while one of them waits. The first rows of `x` bring the
-//! weights to the first cache; while the others find them there, the next weights are asked for. Dozens of rows of `x` take little
-//! longer than their multiplications that way.
+//! One row of `x` meets rows of weights one after the other, which are prefetched well ahead: it is memory-bound. More rows are multiplied
+//! in tiles of four rows of weights, whose sums stay in the registers: each vector that is read then takes part in several products, and
+//! reading four places at once leaves the processor more to do while one of them is waited for. The first rows of `x` bring the weights to
+//! the L1 cache; while the others find them there, the next weights are prefetched. Dozens of rows of `x` take little longer than their
+//! multiplications that way.
 //!
-//! Attention of few queries over cached keys and values in plain numbers is the same: keys are the weights of the scores, and values are
-//! rows that have shares.
+//! Attention of few queries over cached keys and values in these formats is the same: keys are the weights of the scores, and values are
+//! rows that are added up, each times its probability.
 
 use std::arch::x86_64::{
     __m256, __m512, __mmask16, _mm_loadu_si128, _mm256_castsi256_ps, _mm256_cvtepu16_epi32, _mm256_cvtph_ps,
@@ -20,9 +20,9 @@ use std::arch::x86_64::{
 
 use crate::block_format::BlockFormat;
 use crate::block_vectors::{
-    AHEAD_IN_SECOND_CACHE, LINE, ask_for, ask_second_cache, totals_of_eight, totals_of_sixteen,
+    CACHE_LINE, PREFETCH_L2_DISTANCE, horizontal_sums_256, horizontal_sums_512, prefetch_l1, prefetch_l2,
 };
-use crate::processor::{Processor, WholeNumbers};
+use crate::processor::{IntegerDot, Processor};
 use crate::products::Output;
 
 /// Numbers of a vector.
@@ -31,20 +31,21 @@ const LANES: usize = 16;
 const ROWS: usize = 4;
 /// Numbers of a vector of AVX2.
 const EIGHT: usize = 8;
-/// Numbers of a row that those are multiplied with at a time: what a tile has of `x` is in the first cache for all of its rows.
+/// Numbers of a row that those are multiplied with at a time: what a tile has of `x` is in the L1 cache for all of its rows.
 const PART: usize = 512;
 /// Rows of `x` of a tile at most: their sums with all rows of weights, and a vector of each of those, are nearly all of 32 registers.
 const X_ROWS: usize = 6;
-/// How many bytes ahead each row of a tile is asked for, in the first cache: there the processor sees by itself what comes next.
-const AHEAD_OF_A_TILE: usize = 512;
+/// How many bytes ahead each row of a tile is prefetched to the L1 cache: from there on the hardware prefetcher sees what comes
+/// next.
+const TILE_PREFETCH_DISTANCE: usize = 512;
 
-/// Some numbers of rows of `x`, at the start of a line of the caches.
+/// Some numbers of rows of `x`, aligned to a cache line.
 #[derive(Clone, Copy)]
 #[repr(align(64))]
 struct Vector([f32; LANES]);
 
-/// A few rows that rows of plain numbers are multiplied with.
-pub(crate) struct PlainRows {
+/// A few rows that rows of f32, f16 or bf16 are multiplied with.
+pub(crate) struct FloatRows {
     /// Whether vectors have sixteen numbers, and not eight.
     sixteen: bool,
     format: BlockFormat,
@@ -54,7 +55,7 @@ pub(crate) struct PlainRows {
     x: Vec<Vector>,
 }
 
-impl PlainRows {
+impl FloatRows {
     /// `x` (count, columns) for weights in `format`; none where another way is quicker.
     pub(crate) fn of_weights(
         processor: Processor,
@@ -63,10 +64,10 @@ impl PlainRows {
         columns: usize,
     ) -> Option<Self> {
         match processor {
-            Processor::Avx2(_, WholeNumbers::Pairs | WholeNumbers::Fours) => {
-                // Whole lines in every format.
+            Processor::Avx2(_, IntegerDot::Pairs | IntegerDot::Quads) => {
+                // Whole cache lines in every format.
                 columns
-                    .is_multiple_of(LINE / 2)
+                    .is_multiple_of(CACHE_LINE / 2)
                     .then(|| Self::in_vectors(false, format, x, columns))
                     .flatten()
             }
@@ -77,7 +78,7 @@ impl PlainRows {
     /// The same for keys and values, which processors with AMX only are quicker with.
     pub(crate) fn new(processor: Processor, format: BlockFormat, x: &[f32], columns: usize) -> Option<Self> {
         match processor {
-            Processor::Avx512(_, WholeNumbers::Tiles) => Self::in_vectors(true, format, x, columns),
+            Processor::Avx512(_, IntegerDot::Tiles) => Self::in_vectors(true, format, x, columns),
             _ => None,
         }
     }
@@ -143,14 +144,14 @@ impl PlainRows {
                             (_, _) => totals::<N, X_ROWS, true>(rows, self.columns, x, next),
                         },
                         false => {
-                            let asked = Asked { next, tile, tiles: tiles(self.count) };
+                            let prefetch = Prefetch { next, tile, tiles: tiles(self.count) };
                             match x_rows {
-                                1 => totals_in_eights::<N, 1>(rows, self.columns, x, asked),
-                                2 => totals_in_eights::<N, 2>(rows, self.columns, x, asked),
-                                3 => totals_in_eights::<N, 3>(rows, self.columns, x, asked),
-                                4 => totals_in_eights::<N, 4>(rows, self.columns, x, asked),
-                                5 => totals_in_eights::<N, 5>(rows, self.columns, x, asked),
-                                _ => totals_in_eights::<N, X_ROWS>(rows, self.columns, x, asked),
+                                1 => totals_avx2::<N, 1>(rows, self.columns, x, prefetch),
+                                2 => totals_avx2::<N, 2>(rows, self.columns, x, prefetch),
+                                3 => totals_avx2::<N, 3>(rows, self.columns, x, prefetch),
+                                4 => totals_avx2::<N, 4>(rows, self.columns, x, prefetch),
+                                5 => totals_avx2::<N, 5>(rows, self.columns, x, prefetch),
+                                _ => totals_avx2::<N, X_ROWS>(rows, self.columns, x, prefetch),
                             }
                         }
                     }
@@ -166,53 +167,60 @@ impl PlainRows {
         }
     }
 
-    /// Whether rows are whole vectors, which [`Self::add_shares`] needs.
+    /// Whether rows are whole vectors, which [`Self::add_weighted`] needs.
     pub(crate) fn of_whole_vectors(&self) -> bool {
         self.sixteen && self.columns.is_multiple_of(LANES)
     }
 
-    /// Adds rows of the weights' format, each times its share, to sums (count, columns): the shares of a row of sums are `stride` from those
-    /// of the next one.
-    pub(crate) fn add_shares(&self, rows: &[u8], (shares, stride): (&[f32], usize), sums: &mut [f32]) {
+    /// Adds rows of the weights' format, each times its probability, to sums (count, columns): the probabilities of a row of sums are
+    /// `stride` from those of the next one.
+    pub(crate) fn add_weighted(
+        &self,
+        rows: &[u8],
+        (probabilities, stride): (&[f32], usize),
+        sums: &mut [f32],
+    ) {
         assert!(self.of_whole_vectors(), "rows that are no whole vectors");
         // SAFETY: `new` has looked for the instructions.
         unsafe {
             match self.format {
-                BlockFormat::F16 => self.add_shares_of::<InF16>(rows, (shares, stride), sums),
-                BlockFormat::BF16 => self.add_shares_of::<InBf16>(rows, (shares, stride), sums),
-                _ => self.add_shares_of::<InF32>(rows, (shares, stride), sums),
+                BlockFormat::F16 => self.add_weighted_of::<InF16>(rows, (probabilities, stride), sums),
+                BlockFormat::BF16 => self.add_weighted_of::<InBf16>(rows, (probabilities, stride), sums),
+                _ => self.add_weighted_of::<InF32>(rows, (probabilities, stride), sums),
             }
         }
     }
 
     /// # Safety
     /// The rows have numbers of this kind, whole vectors of them, and the processor has AVX-512.
-    unsafe fn add_shares_of<N: Numbers>(
+    unsafe fn add_weighted_of<N: Numbers>(
         &self,
         rows: &[u8],
-        (shares, stride): (&[f32], usize),
+        (probabilities, stride): (&[f32], usize),
         sums: &mut [f32],
     ) {
         let width = self.columns;
         let found = rows.len() / (width * N::BYTES);
         assert_eq!(sums.len(), self.count * width, "sums of other rows");
         let last = (self.count - 1) * stride + found;
-        assert!(found <= stride && shares.len() >= last, "too few shares");
+        assert!(found <= stride && probabilities.len() >= last, "too few probabilities");
         let mut row = 0;
         while row < self.count {
-            let rows_of_sums = if self.count - row >= SHARED { SHARED } else { 1 };
-            let (shares, sums) = (&shares[row * stride..], &mut sums[row * width..]);
+            let rows_of_sums = if self.count - row >= WEIGHTED { WEIGHTED } else { 1 };
+            let (probabilities, sums) = (&probabilities[row * stride..], &mut sums[row * width..]);
             let mut first = 0;
             while first < width {
-                let vectors = if width - first >= SHARED * LANES { SHARED } else { 1 };
+                let vectors = if width - first >= WEIGHTED * LANES { WEIGHTED } else { 1 };
                 let rows = (rows, width, first);
                 // SAFETY: all have these rows and columns, and the caller promises the instructions.
                 unsafe {
                     match (rows_of_sums, vectors) {
-                        (SHARED, SHARED) => add_to::<N, SHARED, SHARED>(rows, (shares, stride), sums),
-                        (SHARED, _) => add_to::<N, SHARED, 1>(rows, (shares, stride), sums),
-                        (_, SHARED) => add_to::<N, 1, SHARED>(rows, (shares, stride), sums),
-                        _ => add_to::<N, 1, 1>(rows, (shares, stride), sums),
+                        (WEIGHTED, WEIGHTED) => {
+                            add_to::<N, WEIGHTED, WEIGHTED>(rows, (probabilities, stride), sums)
+                        }
+                        (WEIGHTED, _) => add_to::<N, WEIGHTED, 1>(rows, (probabilities, stride), sums),
+                        (_, WEIGHTED) => add_to::<N, 1, WEIGHTED>(rows, (probabilities, stride), sums),
+                        _ => add_to::<N, 1, 1>(rows, (probabilities, stride), sums),
                     }
                 }
                 first += vectors * LANES;
@@ -222,10 +230,10 @@ impl PlainRows {
     }
 }
 
-/// Rows of sums, and vectors of each of them, that rows with shares are added to at a time.
-const SHARED: usize = 4;
+/// Rows of sums, and vectors of each of them, that rows times probabilities are added to at a time.
+const WEIGHTED: usize = 4;
 
-/// Rows of `x` up to which this is quicker than tiles of AMX ([`crate::pieces`]), to which weights in bf16 are the least work.
+/// Rows of `x` up to which this is quicker than AMX tiles ([`crate::pieces`]), to which weights in bf16 are the least work.
 pub(crate) fn most(format: BlockFormat) -> usize {
     match format {
         BlockFormat::F32 | BlockFormat::F16 => 48,
@@ -246,7 +254,7 @@ fn rows_of_tile(count: usize, tile: usize) -> (usize, usize) {
 }
 
 /// The sums of the products of up to [`ROWS`] rows of weights with the `X` rows of `x` of a tile. With `NEXT`, the weights are in the
-/// first cache, and rows from `next` on are asked for.
+/// L1 cache, and rows from `next` on are prefetched.
 ///
 /// # Safety
 /// The processor has AVX-512 F, BW, DQ and VL, AVX2, FMA and F16C, and both have rows of `columns` numbers.
@@ -273,7 +281,7 @@ unsafe fn totals<N: Numbers, const X: usize, const NEXT: bool>(
         }
         let mut totals = [[0.0; ROWS]; X_ROWS];
         for (totals, sums) in totals.iter_mut().zip(sums) {
-            *totals = totals_of_sixteen(sums);
+            *totals = horizontal_sums_512(sums);
         }
         totals
     }
@@ -291,8 +299,8 @@ unsafe fn products<N: Numbers, const R: usize, const X: usize, const NEXT: bool>
     next: *const u8,
 ) -> [[__m512; R]; X] {
     let row_bytes = columns * N::BYTES;
-    let (lines, whole) = (row_bytes / LINE, columns / LANES);
-    // SAFETY: as the caller promises; what is asked for may be nobody's.
+    let (lines, whole) = (row_bytes / CACHE_LINE, columns / LANES);
+    // SAFETY: as the caller promises; an address that is prefetched need not be valid.
     unsafe {
         let mut sums = [[_mm512_setzero_ps(); R]; X];
         // No function: the sums would have to be in memory for it.
@@ -311,14 +319,17 @@ unsafe fn products<N: Numbers, const R: usize, const X: usize, const NEXT: bool>
                 }
             };
         }
-        let vectors_of_a_line = LINE / (LANES * N::BYTES);
+        let vectors_of_a_line = CACHE_LINE / (LANES * N::BYTES);
         for line in 0..lines {
             match (R, NEXT) {
-                (1, _) => ask_second_cache(weights.wrapping_add(line * LINE + AHEAD_IN_SECOND_CACHE)),
-                (_, true) => ask_second_cache(next.wrapping_add(line % R * row_bytes + line / R * LINE)),
+                (1, _) => prefetch_l2(weights.wrapping_add(line * CACHE_LINE + PREFETCH_L2_DISTANCE)),
+                (_, true) => prefetch_l2(next.wrapping_add(line % R * row_bytes + line / R * CACHE_LINE)),
                 (_, false) => {
                     for row in 0..R {
-                        ask_for(weights.wrapping_add(row * row_bytes + line * LINE + AHEAD_OF_A_TILE));
+                        prefetch_l1(
+                            weights
+                                .wrapping_add(row * row_bytes + line * CACHE_LINE + TILE_PREFETCH_DISTANCE),
+                        );
                     }
                 }
             }
@@ -337,10 +348,10 @@ unsafe fn products<N: Numbers, const R: usize, const X: usize, const NEXT: bool>
     }
 }
 
-/// What a tile of vectors of eight asks for: one of as many lines as there are tiles, so that all of them ask for the four rows from `next`
-/// on, without a break.
+/// What a tile of AVX2 prefetches: every so many cache lines as there are tiles, so that together they prefetch the four rows from `next`
+/// on, without a gap.
 #[derive(Clone, Copy)]
-struct Asked {
+struct Prefetch {
     next: *const u8,
     tile: usize,
     tiles: usize,
@@ -349,13 +360,13 @@ struct Asked {
 /// [`totals`] in vectors of eight.
 ///
 /// # Safety
-/// The processor has AVX2, FMA and F16C, and both have rows of `columns` numbers, which are whole lines of the caches.
+/// The processor has AVX2, FMA and F16C, and both have rows of `columns` numbers, which are whole cache lines.
 #[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn totals_in_eights<N: Numbers, const X: usize>(
+unsafe fn totals_avx2<N: Numbers, const X: usize>(
     rows: &[u8],
     columns: usize,
     x: &[Vector],
-    asked: Asked,
+    prefetch: Prefetch,
 ) -> [[f32; ROWS]; X_ROWS] {
     let row_bytes = columns * N::BYTES;
     let mut sums = [[_mm256_setzero_ps(); ROWS]; X];
@@ -370,8 +381,8 @@ unsafe fn totals_in_eights<N: Numbers, const X: usize>(
         let x = x[from / LANES * X..].as_ptr();
         for (index, rows) in rows.chunks_exact(together * row_bytes).enumerate() {
             let first = index * together;
-            let next = asked.next.wrapping_add(first * row_bytes + from * N::BYTES);
-            let asked = Asked { next, ..asked };
+            let next = prefetch.next.wrapping_add(first * row_bytes + from * N::BYTES);
+            let prefetch = Prefetch { next, ..prefetch };
             macro_rules! add {
                 ($rows:expr) => {{
                     let mut of_rows = [[_mm256_setzero_ps(); $rows]; X];
@@ -381,7 +392,7 @@ unsafe fn totals_in_eights<N: Numbers, const X: usize>(
                     let weights = (rows[from * N::BYTES..].as_ptr(), row_bytes);
                     // SAFETY: as the caller promises.
                     unsafe {
-                        of_rows = added_in_eights::<N, { $rows }, X>(weights, length, x, of_rows, asked);
+                        of_rows = added_avx2::<N, { $rows }, X>(weights, length, x, of_rows, prefetch);
                     }
                     for (sums, of_rows) in sums.iter_mut().zip(of_rows) {
                         sums[first..first + $rows].copy_from_slice(&of_rows);
@@ -398,7 +409,7 @@ unsafe fn totals_in_eights<N: Numbers, const X: usize>(
     let mut totals = [[0.0; ROWS]; X_ROWS];
     for (totals, sums) in totals.iter_mut().zip(sums) {
         // SAFETY: the processor has AVX2.
-        *totals = unsafe { totals_of_eight(sums) };
+        *totals = unsafe { horizontal_sums_256(sums) };
     }
     totals
 }
@@ -406,28 +417,28 @@ unsafe fn totals_in_eights<N: Numbers, const X: usize>(
 /// Sums with the products of some numbers of `R` rows of weights, `row_bytes` from each other, and `X` rows of `x` added to them.
 ///
 /// # Safety
-/// As [`totals_in_eights`].
+/// As [`totals_avx2`].
 #[inline(always)]
 #[allow(clippy::needless_range_loop, reason = "of several arrays")]
-unsafe fn added_in_eights<N: Numbers, const R: usize, const X: usize>(
+unsafe fn added_avx2<N: Numbers, const R: usize, const X: usize>(
     (weights, row_bytes): (*const u8, usize),
     length: usize,
     x: *const Vector,
     mut sums: [[__m256; R]; X],
-    asked: Asked,
+    prefetch: Prefetch,
 ) -> [[__m256; R]; X] {
-    // SAFETY: as the caller promises; what is asked for may be nobody's.
+    // SAFETY: as the caller promises; an address that is prefetched need not be valid.
     unsafe {
-        let of_a_line = LINE / N::BYTES;
-        let mut until_asked = asked.tile;
+        let of_a_line = CACHE_LINE / N::BYTES;
+        let mut until_prefetch = prefetch.tile;
         for first in (0..length).step_by(of_a_line) {
-            if until_asked == 0 {
-                until_asked = asked.tiles;
+            if until_prefetch == 0 {
+                until_prefetch = prefetch.tiles;
                 for row in 0..R {
-                    ask_second_cache(asked.next.wrapping_add(row * row_bytes + first * N::BYTES));
+                    prefetch_l2(prefetch.next.wrapping_add(row * row_bytes + first * N::BYTES));
                 }
             }
-            until_asked -= 1;
+            until_prefetch -= 1;
             for vector in 0..of_a_line / EIGHT {
                 let place = first + vector * EIGHT;
                 let mut numbers = [_mm256_setzero_ps(); R];
@@ -447,15 +458,15 @@ unsafe fn added_in_eights<N: Numbers, const R: usize, const X: usize>(
     }
 }
 
-/// Adds rows of plain numbers, each times its share, to `S` rows of sums, in columns `first` and on of `width`: `V` vectors. The shares of
-/// a row of sums are `stride` from those of the next one.
+/// Adds rows, each times its probability, to `S` rows of sums, in columns `first` and on of `width`: `V` vectors. The probabilities of a
+/// row of sums are `stride` from those of the next one.
 ///
 /// # Safety
-/// As [`totals`]; there is a share of each row for each row of sums, and all have these columns.
+/// As [`totals`]; there is a probability of each row for each row of sums, and all have these columns.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
 unsafe fn add_to<N: Numbers, const S: usize, const V: usize>(
     (rows, width, first): (&[u8], usize, usize),
-    (shares, stride): (&[f32], usize),
+    (probabilities, stride): (&[f32], usize),
     sums: &mut [f32],
 ) {
     let row_bytes = width * N::BYTES;
@@ -469,17 +480,17 @@ unsafe fn add_to<N: Numbers, const S: usize, const V: usize>(
         }
         for (index, numbers) in rows.chunks_exact(row_bytes).enumerate() {
             let numbers = numbers.as_ptr().add(first * N::BYTES);
-            for line in (0..V * LANES * N::BYTES).step_by(LINE) {
-                ask_second_cache(numbers.wrapping_add(AHEAD_IN_SECOND_CACHE + line));
+            for line in (0..V * LANES * N::BYTES).step_by(CACHE_LINE) {
+                prefetch_l2(numbers.wrapping_add(PREFETCH_L2_DISTANCE + line));
             }
             let mut vectors = [_mm512_setzero_ps(); V];
             for (vector, read) in vectors.iter_mut().enumerate() {
                 *read = N::read(numbers.add(vector * LANES * N::BYTES));
             }
             for (row, registers) in registers.iter_mut().enumerate() {
-                let share = _mm512_set1_ps(*shares.as_ptr().add(row * stride + index));
+                let probability = _mm512_set1_ps(*probabilities.as_ptr().add(row * stride + index));
                 for (register, numbers) in registers.iter_mut().zip(vectors) {
-                    *register = _mm512_fmadd_ps(numbers, share, *register);
+                    *register = _mm512_fmadd_ps(numbers, probability, *register);
                 }
             }
         }
@@ -491,7 +502,7 @@ unsafe fn add_to<N: Numbers, const S: usize, const V: usize>(
     }
 }
 
-/// How plain numbers are stored.
+/// The formats f32, f16 and bf16.
 trait Numbers {
     /// Bytes of a number.
     const BYTES: usize;
@@ -594,13 +605,13 @@ mod tests {
     fn processors(columns: usize) -> impl Iterator<Item = Processor> {
         let x = vec![1.0; columns];
         let takes = move |processor: &Processor| {
-            PlainRows::of_weights(*processor, BlockFormat::F32, &x, columns).is_some()
+            FloatRows::of_weights(*processor, BlockFormat::F32, &x, columns).is_some()
         };
         Processor::tested().into_iter().filter(takes)
     }
 
     /// The products of all rows with those of `bytes`, of which `split` belong to a first task.
-    fn products(plain: &PlainRows, bytes: &[u8], split: usize, already: f32) -> Vec<f32> {
+    fn products(plain: &FloatRows, bytes: &[u8], split: usize, already: f32) -> Vec<f32> {
         let row_bytes = plain.format.row_bytes(plain.columns).unwrap();
         let width = bytes.len() / row_bytes;
         let mut result = vec![already; plain.count * width];
@@ -636,7 +647,7 @@ mod tests {
                     crate::block_format::decode(Processor::Portable, format, &bytes, &mut numbers);
                     for count in (1..=2 * X_ROWS + 5).chain([most(format)]) {
                         let x = noise(count * columns, 42);
-                        let plain = PlainRows::of_weights(processor, format, &x, columns).unwrap();
+                        let plain = FloatRows::of_weights(processor, format, &x, columns).unwrap();
                         let result = products(&plain, &bytes, rows, 2.0);
                         let pairs = x
                             .chunks_exact(columns)
@@ -646,7 +657,7 @@ mod tests {
                                 x.iter().zip(row).map(|(x, weight)| f64::from(*x) * f64::from(*weight));
                             let (sum, all) = products
                                 .fold((2.0, 2.0), |(sum, all), product| (sum + product, all + product.abs()));
-                            // Written so that not-a-number fails.
+                            // Written so that NaN fails.
                             let close = (f64::from(*value) - sum).abs() <= 1e-6 * all;
                             assert!(
                                 close,
@@ -673,7 +684,7 @@ mod tests {
                     .chunks_exact(columns)
                     .flat_map(|x| {
                         products(
-                            &PlainRows::of_weights(processor, format, x, columns).unwrap(),
+                            &FloatRows::of_weights(processor, format, x, columns).unwrap(),
                             &bytes,
                             rows,
                             0.0,
@@ -682,7 +693,7 @@ mod tests {
                     .collect();
                 for count in [2, 4, 7, 12, count] {
                     let x = &x[..count * columns];
-                    let plain = PlainRows::of_weights(processor, format, x, columns).unwrap();
+                    let plain = FloatRows::of_weights(processor, format, x, columns).unwrap();
                     for split in [0, 1, 4, 6] {
                         let together = products(&plain, &bytes, split, 0.0);
                         assert_eq!(together, alone[..count * rows], "{}, {count}, {split}", format.name());
@@ -696,10 +707,10 @@ mod tests {
     fn many_rows_and_rows_in_blocks_are_for_others() {
         for processor in Processor::tested() {
             let many = vec![1.0; (most(BlockFormat::F16) + 1) * 32];
-            assert!(PlainRows::of_weights(processor, BlockFormat::F16, &many, 32).is_none());
-            assert!(PlainRows::of_weights(processor, BlockFormat::Q8_0, &many[..32], 32).is_none());
+            assert!(FloatRows::of_weights(processor, BlockFormat::F16, &many, 32).is_none());
+            assert!(FloatRows::of_weights(processor, BlockFormat::Q8_0, &many[..32], 32).is_none());
             assert!(
-                PlainRows::of_weights(processor.without_whole_numbers(), BlockFormat::F16, &many[..32], 32)
+                FloatRows::of_weights(processor.without_integer_dot(), BlockFormat::F16, &many[..32], 32)
                     .is_none()
             );
         }

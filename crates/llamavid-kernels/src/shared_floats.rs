@@ -1,19 +1,19 @@
-//! Numbers that several tasks write at once.
+//! An f32 slice that several tasks write at once.
 
 /// Where numbers are of which each task writes its own. Nothing is borrowed: whoever writes there, or reads, promises that they live and
 /// that nobody else uses them meanwhile. They need not be initialised.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct SharedNumbers {
+pub(crate) struct SharedFloats {
     first: *mut f32,
     length: usize,
 }
 
 // SAFETY: it tells where numbers are; what is done there is promised by those who do it.
-unsafe impl Sync for SharedNumbers {}
+unsafe impl Sync for SharedFloats {}
 // SAFETY: as above.
-unsafe impl Send for SharedNumbers {}
+unsafe impl Send for SharedFloats {}
 
-impl SharedNumbers {
+impl SharedFloats {
     pub(crate) fn new(first: *mut f32, length: usize) -> Self {
         Self { first, length }
     }

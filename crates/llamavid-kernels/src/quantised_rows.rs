@@ -1,21 +1,21 @@
-//! Rows rounded to whole numbers of 8 bits, with a scale for as many as share one in the weights.
+//! Rows quantised to int8, with a scale for as many numbers as share one in the weights.
 
 use rayon::prelude::*;
 
-use crate::block_format::{BlockFormat, LARGE as NUMBERS, Whole};
+use crate::block_format::{BlockFormat, IntegerLayout, LARGE as NUMBERS};
 #[cfg(target_arch = "x86_64")]
 use crate::processor::Processor;
 use crate::processor::processor;
 use crate::vector::{NEAREST, multiply_add, widest};
 
-/// Numbers that one task rounds at least.
+/// Numbers that one task quantises at least.
 const TASK_NUMBERS: usize = 1 << 13;
 
 /// Rows that are missing from a whole number of times 16 at most.
 const SPARE: usize = 15;
 
-/// Rows of `x`, rounded, for weights in one format. Behind each row there are zeros up to a multiple of 256 numbers.
-pub(crate) struct WholeRows {
+/// Rows of `x`, quantised, for weights in one format. Behind each row there are zeros up to a multiple of 256 numbers.
+pub(crate) struct QuantisedRows {
     pub(crate) format: BlockFormat,
     pub(crate) count: usize,
     /// Bytes of a row of the weights.
@@ -31,11 +31,11 @@ pub(crate) struct WholeRows {
     pub(crate) scales: Vec<f32>,
     /// Of each group, the sum of its numbers times its scale.
     pub(crate) sums: Vec<f32>,
-    /// Of each group, what products with weights begin with for their offset.
+    /// Of each group, what products with weights begin with for their zero point.
     pub(crate) begins: Vec<i32>,
 }
 
-impl WholeRows {
+impl QuantisedRows {
     /// `x` (count, columns) for weights in `format`, in parts of `part` numbers, a multiple of 256, or in whole rows; none
     /// for a format without blocks.
     pub(crate) fn new(format: BlockFormat, x: &[f32], columns: usize, part: Option<usize>) -> Option<Self> {
@@ -50,7 +50,7 @@ impl WholeRows {
         part: Option<usize>,
         sharing: usize,
     ) -> Option<Self> {
-        let Whole { group, offset, .. } = Whole::of(format)?;
+        let IntegerLayout { group, offset, .. } = IntegerLayout::of(format)?;
         let row_bytes = format.row_bytes(columns)?;
         let count = x.len() / columns;
         let padded = columns.next_multiple_of(NUMBERS);
@@ -85,8 +85,8 @@ impl WholeRows {
     }
 }
 
-/// Rounds a row to whole numbers from -127 to 127. What is not finite makes the scale of its group not a number, and with it
-/// all that is multiplied with it.
+/// Quantises a row to integers from -127 to 127. What is not finite makes the scale of its group NaN, and with it all that
+/// is multiplied with it.
 #[inline(always)]
 fn round_inline<const FUSED: bool>(
     x: &[f32],
@@ -144,8 +144,8 @@ fn round(
     }
 }
 
-/// The same as [`round_in_lanes`], to the last bit. A compiler adds up numbers of 8 bits in so many steps that rows of a prompt take a
-/// tenth of the time of their products.
+/// The same as [`round_in_lanes`], to the last bit. A compiler adds up int8 in so many steps that rows of a prompt take a tenth of the
+/// time of their products.
 ///
 /// # Safety
 /// The processor has AVX-512.
@@ -213,7 +213,7 @@ mod tests {
         let x: Vec<f32> =
             (0..2 * 288).map(|place| (place as f32 * 0.37).sin() * (1 + place / 32) as f32).collect();
         for part in [None, Some(256)] {
-            let rounded = WholeRows::new(BlockFormat::Q8_0, &x, 288, part).unwrap();
+            let rounded = QuantisedRows::new(BlockFormat::Q8_0, &x, 288, part).unwrap();
             assert_eq!((rounded.count, rounded.columns, rounded.group), (2, 512, 32));
             for row in 0..2 {
                 for place in 0..512 {
@@ -261,8 +261,8 @@ mod tests {
     #[test]
     fn groups_that_share_a_scale_have_that_of_their_largest_number() {
         let x = crate::noise::noise(2 * 512, 6);
-        let alone = WholeRows::new(BlockFormat::Q6K, &x, 512, Some(256)).unwrap();
-        let shared = WholeRows::sharing(BlockFormat::Q6K, &x, 512, Some(256), 8).unwrap();
+        let alone = QuantisedRows::new(BlockFormat::Q6K, &x, 512, Some(256)).unwrap();
+        let shared = QuantisedRows::sharing(BlockFormat::Q6K, &x, 512, Some(256), 8).unwrap();
         for (alone, shared) in alone.scales[..64].chunks(8).zip(shared.scales.chunks(8)) {
             let largest = alone.iter().fold(0f32, |largest, scale| largest.max(*scale));
             assert!(shared.iter().all(|scale| *scale == largest));
@@ -274,11 +274,11 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_finite_does_not_become_a_number() {
+    fn what_is_not_finite_becomes_nan() {
         for wrong in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
             let mut x = vec![1f32; 64];
             x[40] = wrong;
-            let rounded = WholeRows::new(BlockFormat::Q4_0, &x, 64, None).unwrap();
+            let rounded = QuantisedRows::new(BlockFormat::Q4_0, &x, 64, None).unwrap();
             assert!(rounded.scales[0].is_finite() && rounded.sums[0].is_finite());
             assert!(rounded.scales[1].is_nan() && rounded.sums[1].is_nan(), "{wrong}");
         }

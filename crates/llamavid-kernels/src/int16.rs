@@ -1,12 +1,12 @@
-//! Products of many rows with weights in 16 bits or fewer, in whole numbers of 16 bits: two multiplications and additions for each that
-//! f32 does in the same time.
+//! Products of many rows with weights in 16 bits or fewer, in int16: two multiplications and additions for each that f32 does in the
+//! same time.
 //!
-//! Rows of weights and of `x` are rounded alike, [`PART`] numbers at a time: a part is whole numbers times a scale, which is as small
-//! as it can be while sums of products stay within 32 bits. By Cauchy and Schwarz no sum is larger than the product of two parts'
-//! roots of sums of squares: those are bounded, and not the largest number, so that one that is far larger than the others of its part
-//! leaves them steps. Together, the squares of a part's steps are at most 2^-24 of its sum of squares, or 2^-23 of the square of its
-//! largest number; in half precision, which llama.cpp rounds `x` to beside such weights, they are 2^-22 to 2^-20 of the sum of squares.
-//! Here weights err as well, and still both less than that.
+//! Rows of weights and of `x` are quantised alike, [`PART`] numbers at a time: a part is int16 times a scale, which is as small as it
+//! can be while sums of products stay within 32 bits. By Cauchy and Schwarz no sum is larger than the product of two parts' roots of
+//! sums of squares: those are bounded, and not the largest number, so that an outlier leaves the others of its part steps. Together,
+//! the squares of a part's steps are at most 2^-24 of its sum of squares, or 2^-23 of the square of its largest number; in f16, which
+//! llama.cpp rounds `x` to beside such weights, they are 2^-22 to 2^-20 of the sum of squares. Here weights err as well, and still both
+//! less than that.
 
 use std::ops::RangeInclusive;
 use std::ptr;
@@ -14,23 +14,23 @@ use std::ptr;
 use pulp::Simd;
 use pulp::bytemuck::{cast_slice, cast_slice_mut};
 
+use crate::integer_vectors::IntegerVectors;
+pub(crate) use crate::integer_vectors::{Avx2, Avx512Vnni, AvxVnni};
 use crate::panels::{Kind, PART, VECTORS};
 use crate::vector::{NEAREST, multiply_add, sum_of, widest};
-use crate::whole_vectors::WholeVectors;
-pub(crate) use crate::whole_vectors::{Narrow, Pairs, Wide};
 
 /// Numbers that one instruction multiplies and adds up in a lane.
 const PAIR: usize = 2;
-/// The largest whole number.
+/// The largest int16.
 const LARGEST: f32 = 32767.0;
 /// The root of the sum of a part's squares at most, before its numbers are rounded. That adds up to half the root of [`PART`], 5.7:
 /// the product of two such roots stays below 2^31, with room for the error of the root itself (4e-6 of it).
 const ROOT: f32 = 46334.0;
-/// What a whole number may stand for, from 2^-64 to 2^40: sums of squares and products of scales stay within f32, whatever they are multiplied with.
+/// Scales from 2^-64 to 2^40: sums of squares and products of scales stay within f32, whatever they are multiplied with.
 const SCALES: RangeInclusive<f32> = 5.421_010_9e-20..=1.099_511_6e12;
 
-/// What whole numbers of a part stand for, from its sum of squares and its largest number without a sign; none where that is not among
-/// [`SCALES`], or the numbers are not finite.
+/// The scale of a part, from its sum of squares and its largest number without a sign; none where that is not among [`SCALES`], or the
+/// numbers are not finite.
 #[inline(always)]
 fn scale_of(squares: f32, largest: f32) -> Option<f32> {
     let (of_root, of_largest) = (squares.sqrt() / ROOT, largest / LARGEST);
@@ -38,22 +38,22 @@ fn scale_of(squares: f32, largest: f32) -> Option<f32> {
     (SCALES.contains(&scale) || squares + largest == 0.0).then_some(scale)
 }
 
-/// What a part is to be multiplied with to become whole numbers.
+/// What a part is to be multiplied with to become integers.
 #[inline(always)]
 fn inverse_of(scale: f32) -> f32 {
     if scale > 0.0 { scale.recip() } else { 0.0 }
 }
 
-/// Rounds a part of a row to whole numbers, and gives what they stand for.
+/// Quantises a part of a row, and gives its scale.
 #[inline(always)]
 fn round_inline<const FUSED: bool>(values: &[f32; PART], numbers: &mut [i16; PART]) -> Option<f32> {
     let squares = sum_of(PART, |place| values[place] * values[place]);
-    let (mut least, mut most) = (0f32, 0f32);
+    let (mut min, mut max) = (0f32, 0f32);
     for value in values {
-        least = if *value < least { *value } else { least };
-        most = if *value > most { *value } else { most };
+        min = if *value < min { *value } else { min };
+        max = if *value > max { *value } else { max };
     }
-    let scale = scale_of(squares, most.max(-least))?;
+    let scale = scale_of(squares, max.max(-min))?;
     let inverse = inverse_of(scale);
     for (number, value) in numbers.iter_mut().zip(values) {
         *number = multiply_add::<FUSED>(*value, inverse, NEAREST).to_bits() as i16;
@@ -62,7 +62,7 @@ fn round_inline<const FUSED: bool>(values: &[f32; PART], numbers: &mut [i16; PAR
 }
 widest!(fn round(values: &[f32; PART], numbers: &mut [i16; PART]) -> Option<f32> = round_inline);
 
-/// A part of a row of `x`, rounded.
+/// A part of a row of `x`, quantised.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Part {
     pairs: [[i16; PAIR]; PART / PAIR],
@@ -87,14 +87,14 @@ impl Part {
     }
 }
 
-/// The whole numbers nearest to products, in the lower 16 bits.
+/// The integers nearest to products, in the lower 16 bits.
 #[inline(always)]
 fn nearest<S: Simd>(simd: S, values: S::f32s, inverses: S::f32s) -> S::u32s {
     simd.transmute_u32s_f32s(simd.mul_add_e_f32s(values, inverses, simd.splat_f32s(NEAREST)))
 }
 
-/// Rounds a part of a panel of numbers, a row in each place of a step, to pairs of whole numbers, and finds what those of each row stand
-/// for; false where they stand for nothing.
+/// Quantises a part of a panel of numbers, a row in each place of a step, to pairs of int16, and finds the scale of each row; false
+/// where there is none.
 #[inline(always)]
 fn round_part<S: Simd>(
     simd: S,
@@ -141,7 +141,7 @@ fn round_part<S: Simd>(
 /// # Safety
 /// The processor has the instructions of `V`, the vectors of which have as many lanes as those of `S`.
 #[inline(always)]
-unsafe fn add_tile<S: Simd, V: WholeVectors, const X: usize>(
+unsafe fn add_tile<S: Simd, V: IntegerVectors, const X: usize>(
     (panel, scales): (&[[S::f32s; VECTORS]], &[S::f32s; VECTORS]),
     x: &[Part],
     sums: &mut [[S::f32s; VECTORS]],
@@ -149,12 +149,12 @@ unsafe fn add_tile<S: Simd, V: WholeVectors, const X: usize>(
     assert!(x.len() == X && sums.len() == X && panel.len() <= PART / PAIR, "a tile of another size");
     // SAFETY: as the caller promises; a vector of `S` is as many words, wherever they lie.
     unsafe {
-        let mut found = [[V::splat_whole(0); VECTORS]; X];
+        let mut found = [[V::splat_integers(0); VECTORS]; X];
         for (step, weights) in panel.iter().enumerate() {
             for (found, x) in found.iter_mut().zip(x) {
-                let x = V::splat_whole(x.pair(step));
+                let x = V::splat_integers(x.pair(step));
                 for (found, weights) in found.iter_mut().zip(weights) {
-                    *found = V::dot_pairs(*found, V::load_whole(ptr::from_ref(weights).cast()), x);
+                    *found = V::dot_pairs(*found, V::load_integers(ptr::from_ref(weights).cast()), x);
                 }
             }
         }
@@ -213,9 +213,9 @@ macro_rules! kind {
         }
     };
 }
-kind!(Wide, "avx512f,avx512vnni");
-kind!(Narrow, "avx2,fma,avxvnni");
-kind!(Pairs, "avx2,fma");
+kind!(Avx512Vnni, "avx512f,avx512vnni");
+kind!(AvxVnni, "avx2,fma,avxvnni");
+kind!(Avx2, "avx2,fma");
 
 #[cfg(test)]
 mod tests {
@@ -242,11 +242,11 @@ mod tests {
             let numbers = rounded.pairs.as_flattened();
             let squares: i64 = numbers.iter().map(|number| i64::from(*number).pow(2)).sum();
             assert!(squares <= i64::from(i32::MAX), "{squares}");
-            let most = numbers.iter().map(|number| number.unsigned_abs()).max();
+            let max = numbers.iter().map(|number| number.unsigned_abs()).max();
             // As many steps as there may be, nearly.
             assert!(
-                part == [0.0; PART] || squares > 2_146_000_000 || most == Some(32767),
-                "{squares}, {most:?}"
+                part == [0.0; PART] || squares > 2_146_000_000 || max == Some(32767),
+                "{squares}, {max:?}"
             );
             for (number, value) in numbers.iter().zip(part) {
                 let error = (f32::from(*number) * rounded.scale - value).abs();

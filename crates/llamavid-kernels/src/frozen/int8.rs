@@ -1,9 +1,9 @@
-//! Products in whole numbers of 8 bits: weights with a scale for each of their rows, `x` with a scale and a zero for each of its own.
+//! int8 products (W8A8): weights with a scale for each of their rows, `x` with a scale and a zero point for each of its own.
 //!
-//! What is rounded has no sign in `x` and one in the weights, as the instructions want it. Sums of whole rows are exact; only
-//! then they are scaled. The few numbers of a row of `x` that are far larger than the others, as some channels of large encoders
-//! are, would leave the others no steps: they are multiplied on their own, in f32. T. Dettmers et al., "LLM.int8()" (2022), does
-//! so with whole channels.
+//! `x` is unsigned and the weights are signed, as the instructions want it. Sums of whole rows are exact; only then they are
+//! scaled. The few outliers of a row of `x`, far larger than its other numbers, as some channels of large encoders are, would
+//! leave the others no steps: they are multiplied on their own, in f32. T. Dettmers et al., "LLM.int8()" (2022), does so with
+//! whole channels.
 
 use std::ops::Range;
 
@@ -11,38 +11,39 @@ use rayon::prelude::*;
 
 #[cfg(target_arch = "x86_64")]
 use super::groups;
-#[cfg(target_arch = "x86_64")]
-use super::lines::{Line, Lines};
-use super::parts::{Ahead, PANEL, PART, Step};
+use super::parts::{PANEL, PART, PrefetchQueue, Step};
 #[cfg(target_arch = "x86_64")]
 use super::row_vectors;
-use super::tasks::{Room, share_rows};
+use super::tasks::{ThreadScratch, share_rows};
+#[cfg(target_arch = "x86_64")]
+use super::tile_rows::{TileRow, TileRows};
 use super::tiles::Rows;
 #[cfg(target_arch = "x86_64")]
-use crate::processor::WholeNumbers;
+use crate::processor::IntegerDot;
 use crate::processor::{Processor, processor};
 use crate::vector::{NEAREST, multiply_add, widest};
 
 /// Numbers that one instruction multiplies and adds up in a lane.
 pub(super) const TOGETHER: usize = 4;
-/// Numbers of a row that lie together: a panel's part of as many columns stays in the first cache, or comes from the second one sooner than it
+/// Numbers of a row that lie together: a panel's part of as many columns stays in the L1 cache, or comes from the L2 cache sooner than it
 /// is multiplied. With fewer, sums are read and written more often.
 pub(super) const BYTES: usize = 4 * PART;
-/// Numbers of a row of weights that there is room for at least, and multiples of them: those of a tile's rows.
-const WHOLE: usize = 64;
-/// Numbers of a row of `x` up to which it is not rounded: little is gained, and patches of small encoders would turn too far.
+/// Rows of weights are padded to multiples of a tile row.
+const TILE_ROW: usize = 64;
+/// Numbers of a row of `x` up to which it is not quantised: little is gained, and patches of small encoders would turn too
+/// far.
 #[cfg(target_arch = "x86_64")]
 const SHORT: usize = 128;
-/// The largest whole number of a weight.
+/// The largest integer of a weight.
 const LARGEST: f32 = 127.0;
-/// The largest whole number of `x`.
+/// The largest integer of `x`.
 pub(super) const STEPS: f32 = 255.0;
 
 /// Panels of weights: four numbers of each of [`PANEL`] rows, then the next four of each.
 #[derive(Debug)]
-pub(super) struct BytePanels {
-    numbers: Vec<ByteStep>,
-    /// Of each panel: for each of its rows what a whole number stands for, and the sum of its whole numbers.
+pub(super) struct Int8Panels {
+    numbers: Vec<Int8Step>,
+    /// Of each panel: for each of its rows the scale, and the sum of its integers.
     scales: Vec<Step>,
     totals: Vec<Sums>,
     /// Steps of a panel.
@@ -51,7 +52,7 @@ pub(super) struct BytePanels {
 
 #[derive(Debug, Clone, Copy)]
 #[repr(C, align(64))]
-pub(super) struct ByteStep(pub(super) [[i8; TOGETHER]; PANEL]);
+pub(super) struct Int8Step(pub(super) [[i8; TOGETHER]; PANEL]);
 
 /// A sum for each row of a panel.
 #[derive(Debug, Clone, Copy)]
@@ -61,7 +62,7 @@ pub(super) struct Sums(pub(super) [i32; PANEL]);
 impl Sums {
     pub(super) const ZERO: Self = Self([0; PANEL]);
 
-    /// Sums that are numbers, which lie in the room of whole ones.
+    /// The same memory as f32 sums.
     #[cfg(target_arch = "x86_64")]
     pub(super) fn as_numbers(sums: &mut [Self]) -> &mut [Step] {
         // SAFETY: both are as many numbers of 32 bits.
@@ -69,21 +70,21 @@ impl Sums {
     }
 }
 
-impl BytePanels {
-    /// Rounds and lays out weights (rows, columns).
+impl Int8Panels {
+    /// Quantises and lays out weights (rows, columns).
     pub(super) fn new(values: &[f32], rows: usize, columns: usize) -> Self {
         let panels = rows.div_ceil(PANEL);
-        let steps = columns.next_multiple_of(WHOLE).div_ceil(TOGETHER);
-        let mut numbers = vec![ByteStep([[0; TOGETHER]; PANEL]); panels * steps];
+        let steps = columns.next_multiple_of(TILE_ROW).div_ceil(TOGETHER);
+        let mut numbers = vec![Int8Step([[0; TOGETHER]; PANEL]); panels * steps];
         let mut scales = vec![Step::ZERO; panels];
         let mut totals = vec![Sums::ZERO; panels];
         let tasks = numbers.par_chunks_exact_mut(steps).zip(&mut scales).zip(&mut totals);
         tasks.zip(values.par_chunks(PANEL * columns)).for_each(|(((numbers, scales), totals), values)| {
-            let mut whole = vec![0i8; columns];
+            let mut integers = vec![0i8; columns];
             for (place, row) in values.chunks_exact(columns).enumerate() {
-                scales.0[place] = round_weights(row, &mut whole);
-                totals.0[place] = whole.iter().map(|number| i32::from(*number)).sum();
-                for (four, step) in whole.chunks(TOGETHER).zip(&mut *numbers) {
+                scales.0[place] = quantise_weights(row, &mut integers);
+                totals.0[place] = integers.iter().map(|number| i32::from(*number)).sum();
+                for (four, step) in integers.chunks(TOGETHER).zip(&mut *numbers) {
                     step.0[place][..four.len()].copy_from_slice(four);
                 }
             }
@@ -91,61 +92,61 @@ impl BytePanels {
         Self { numbers, scales, totals, steps }
     }
 
-    /// Whether whole numbers are multiplied; else they are widened, and `x` is not rounded: where the processor does not, and for
-    /// short rows.
+    /// Whether integers are multiplied; else weights are dequantised, and `x` is not quantised: where the processor has no int8
+    /// products, and for short rows.
     pub(super) fn multiplies(&self, processor: Processor) -> bool {
         match processor {
             #[cfg(target_arch = "x86_64")]
-            Processor::Avx512(_, whole) | Processor::Avx2(_, whole) => {
-                self.steps * TOGETHER > SHORT && whole != WholeNumbers::None
+            Processor::Avx512(_, dot) | Processor::Avx2(_, dot) => {
+                self.steps * TOGETHER > SHORT && dot != IntegerDot::None
             }
             _ => false,
         }
     }
 
-    /// Lines of a panel from a step of tiles on.
+    /// Tile rows of a panel from a step of tiles on.
     #[cfg(target_arch = "x86_64")]
-    pub(super) fn lines(&self, panel: usize, steps: Range<usize>) -> &[Line] {
+    pub(super) fn lines(&self, panel: usize, steps: Range<usize>) -> &[TileRow] {
         let [first, last] =
-            [steps.start, steps.end].map(|step| panel * self.steps + step * (WHOLE / TOGETHER));
+            [steps.start, steps.end].map(|step| panel * self.steps + step * (TILE_ROW / TOGETHER));
         let numbers = &self.numbers[first..last];
-        // SAFETY: numbers are bytes, two lines of them a step of four.
+        // SAFETY: numbers are bytes, two tile rows of them a step of four.
         unsafe { std::slice::from_raw_parts(numbers.as_ptr().cast(), 2 * numbers.len()) }
     }
 
-    /// Columns of a panel as numbers.
+    /// Columns of a panel in f32.
     pub(super) fn widen(&self, panel: usize, columns: Range<usize>, into: &mut [Step]) {
         let numbers = &self.numbers[panel * self.steps..][..self.steps];
         widen(numbers, &self.scales[panel], columns.start, into);
     }
 
     /// Numbers of a panel from a column on, the first of a step: those of some columns, or as many as there are.
-    pub(super) fn steps(&self, panel: usize, columns: Range<usize>) -> &[ByteStep] {
+    pub(super) fn steps(&self, panel: usize, columns: Range<usize>) -> &[Int8Step] {
         let first = panel * self.steps;
         let last = self.numbers.len().min(first + columns.end.div_ceil(TOGETHER));
         self.numbers.get(first + columns.start / TOGETHER..last).unwrap_or_default()
     }
 
-    /// What sums of whole numbers of rows with a panel stand for, with a bias and with the products of large numbers.
+    /// Turns int32 sums of rows with a panel into f32, with a bias and with the products of outliers.
     pub(super) fn scale(
         &self,
         processor: Processor,
         panel: usize,
-        (whole, x): (&[Sums], &[RoundedRow]),
+        (integer_sums, x): (&[Sums], &[QuantisedRow]),
         bias: &Step,
         sums: &mut [Step],
     ) {
         #[cfg(target_arch = "x86_64")]
         if let Processor::Avx512(..) = processor {
             // SAFETY: the processor has AVX-512.
-            return unsafe { self.scale_in_vectors(panel, whole, x, bias, sums) };
+            return unsafe { self.scale_in_vectors(panel, integer_sums, x, bias, sums) };
         }
         #[cfg(not(target_arch = "x86_64"))]
         let _ = processor;
-        scale(whole, x, (&self.scales[panel], &self.totals[panel]), bias, sums);
+        scale(integer_sums, x, (&self.scales[panel], &self.totals[panel]), bias, sums);
         if x.iter().any(|row| !row.large.is_empty()) {
             let numbers = &self.numbers[panel * self.steps..][..self.steps];
-            add_large(numbers, &self.scales[panel], x, sums);
+            add_outliers(numbers, &self.scales[panel], x, sums);
         }
     }
 
@@ -157,42 +158,44 @@ impl BytePanels {
     pub(super) unsafe fn scale_in_vectors(
         &self,
         panel: usize,
-        whole: &[Sums],
-        x: &[RoundedRow],
+        integer_sums: &[Sums],
+        x: &[QuantisedRow],
         bias: &Step,
         sums: &mut [Step],
     ) {
         let numbers = &self.numbers[panel * self.steps..][..self.steps];
         // SAFETY: as the caller promises.
-        unsafe { groups::scale(whole, x, (&self.scales[panel], &self.totals[panel], bias), numbers, sums) };
+        unsafe {
+            groups::scale(integer_sums, x, (&self.scales[panel], &self.totals[panel], bias), numbers, sums)
+        };
     }
 }
 
 /// Adds the products of rows of `x` with steps of a panel.
 pub(super) fn add_products(
     processor: Processor,
-    panel: &[ByteStep],
+    panel: &[Int8Step],
     x: Rows<u8>,
     sums: &mut [Sums],
-    ahead: &mut Ahead,
+    queue: &mut PrefetchQueue,
 ) {
     match processor {
         // SAFETY: the processor has AVX-512 with VNNI.
         #[cfg(target_arch = "x86_64")]
-        Processor::Avx512(_, WholeNumbers::Fours | WholeNumbers::Tiles) => unsafe {
-            groups::fours(panel, x, sums, ahead)
+        Processor::Avx512(_, IntegerDot::Quads | IntegerDot::Tiles) => unsafe {
+            groups::quads(panel, x, sums, queue)
         },
         // SAFETY: the processor has AVX2, which is a part of AVX-512.
         #[cfg(target_arch = "x86_64")]
-        Processor::Avx512(..) | Processor::Avx2(..) => unsafe { x86::pairs(panel, x, sums, ahead) },
-        _ => plain(panel, x, sums, ahead),
+        Processor::Avx512(..) | Processor::Avx2(..) => unsafe { x86::pairs(panel, x, sums, queue) },
+        _ => plain(panel, x, sums, queue),
     }
 }
 
 /// The same as it is meant.
-fn plain(panel: &[ByteStep], x: Rows<u8>, sums: &mut [Sums], ahead: &mut Ahead) {
+fn plain(panel: &[Int8Step], x: Rows<u8>, sums: &mut [Sums], queue: &mut PrefetchQueue) {
     for (x, sums) in x.values.chunks(x.stride).zip(sums) {
-        ahead.read(1);
+        queue.prefetch(1);
         for (step, x) in panel.iter().zip(x.as_chunks::<TOGETHER>().0) {
             for (sum, weights) in sums.0.iter_mut().zip(&step.0) {
                 for (weight, x) in weights.iter().zip(x) {
@@ -203,24 +206,24 @@ fn plain(panel: &[ByteStep], x: Rows<u8>, sums: &mut [Sums], ahead: &mut Ahead) 
     }
 }
 
-/// Rounds a row of weights to whole numbers with a sign, and gives what they stand for.
+/// Quantises a row of weights to signed integers, and gives their scale.
 #[inline(always)]
-fn round_weights_inline<const FUSED: bool>(row: &[f32], numbers: &mut [i8]) -> f32 {
-    let mut most = 0f32;
+fn quantise_weights_inline<const FUSED: bool>(row: &[f32], numbers: &mut [i8]) -> f32 {
+    let mut max = 0f32;
     for value in row {
-        most = if value.abs() > most { value.abs() } else { most };
+        max = if value.abs() > max { value.abs() } else { max };
     }
-    let factor = if most > 0.0 { LARGEST / most } else { 0.0 };
+    let factor = if max > 0.0 { LARGEST / max } else { 0.0 };
     for (number, value) in numbers.iter_mut().zip(row) {
         let rounded = (value * factor + NEAREST).to_bits() as i32 - NEAREST.to_bits() as i32;
         *number = rounded.clamp(-127, 127) as i8;
     }
-    most / LARGEST
+    max / LARGEST
 }
-widest!(fn round_weights(row: &[f32], numbers: &mut [i8]) -> f32 = round_weights_inline);
+widest!(fn quantise_weights(row: &[f32], numbers: &mut [i8]) -> f32 = quantise_weights_inline);
 
 #[inline(always)]
-fn widen_inline<const FUSED: bool>(numbers: &[ByteStep], scales: &Step, first: usize, into: &mut [Step]) {
+fn widen_inline<const FUSED: bool>(numbers: &[Int8Step], scales: &Step, first: usize, into: &mut [Step]) {
     for (index, into) in into.iter_mut().enumerate() {
         let column = first + index;
         let numbers = &numbers[column / TOGETHER].0;
@@ -229,40 +232,40 @@ fn widen_inline<const FUSED: bool>(numbers: &[ByteStep], scales: &Step, first: u
         }
     }
 }
-widest!(fn widen(numbers: &[ByteStep], scales: &Step, first: usize, into: &mut [Step]) = widen_inline);
+widest!(fn widen(numbers: &[Int8Step], scales: &Step, first: usize, into: &mut [Step]) = widen_inline);
 
 #[inline(always)]
 fn scale_inline<const FUSED: bool>(
-    whole: &[Sums],
-    x: &[RoundedRow],
+    integer_sums: &[Sums],
+    x: &[QuantisedRow],
     (scales, totals): (&Step, &Sums),
     bias: &Step,
     sums: &mut [Step],
 ) {
-    for ((sums, whole), x) in sums.iter_mut().zip(whole).zip(x) {
+    for ((sums, integers), x) in sums.iter_mut().zip(integer_sums).zip(x) {
         for place in 0..PANEL {
-            let sum = (whole.0[place] - x.zero * totals.0[place]) as f32;
+            let sum = (integers.0[place] - x.zero * totals.0[place]) as f32;
             sums.0[place] = sum * (scales.0[place] * x.scale) + bias.0[place];
         }
     }
 }
 widest!(fn scale(
-    whole: &[Sums],
-    x: &[RoundedRow],
+    integer_sums: &[Sums],
+    x: &[QuantisedRow],
     of_weights: (&Step, &Sums),
     bias: &Step,
     sums: &mut [Step],
 ) = scale_inline);
 
 #[inline(always)]
-fn add_large_inline<const FUSED: bool>(
-    numbers: &[ByteStep],
+fn add_outliers_inline<const FUSED: bool>(
+    numbers: &[Int8Step],
     scales: &Step,
-    x: &[RoundedRow],
+    x: &[QuantisedRow],
     sums: &mut [Step],
 ) {
     for (x, sums) in x.iter().zip(sums) {
-        for Large { column, value } in &x.large {
+        for Outlier { column, value } in &x.large {
             let numbers = &numbers[column / TOGETHER].0;
             // The number at its place among four, as the upper bits.
             let shift = 8 * (TOGETHER - 1 - column % TOGETHER);
@@ -274,37 +277,37 @@ fn add_large_inline<const FUSED: bool>(
     }
 }
 widest!(
-    /// Adds the products of large numbers of each row to its sums.
-    fn add_large(numbers: &[ByteStep], scales: &Step, x: &[RoundedRow], sums: &mut [Step]) = add_large_inline
+    /// Adds the products of the outliers of each row to its sums.
+    fn add_outliers(numbers: &[Int8Step], scales: &Step, x: &[QuantisedRow], sums: &mut [Step]) = add_outliers_inline
 );
 
 /// A number that is far larger than others of its row.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub(super) struct Large {
+pub(super) struct Outlier {
     pub(super) column: usize,
     pub(super) value: f32,
 }
 
-/// What the whole numbers of a row stand for.
+/// How a row was quantised.
 #[derive(Debug, Default)]
-pub(super) struct RoundedRow {
-    /// What a whole number stands for.
+pub(super) struct QuantisedRow {
+    /// The scale.
     pub(super) scale: f32,
-    /// The whole number that stands for 0.
+    /// The zero point.
     pub(super) zero: i32,
-    /// Numbers that were not rounded; whole numbers have 0 in their places.
-    pub(super) large: Vec<Large>,
+    /// Outliers, which were not quantised; the integers have 0 in their places.
+    pub(super) large: Vec<Outlier>,
 }
 
-/// Rows in whole numbers without a sign: the first ones of each row, then the next ones, up to whole steps of four.
+/// Rows in unsigned integers: the first ones of each row, then the next ones, up to whole steps of four.
 #[derive(Debug, Default)]
-pub(super) struct ByteRows {
+pub(super) struct Int8Rows {
     numbers: Vec<[u8; BYTES]>,
-    rows: Vec<RoundedRow>,
+    rows: Vec<QuantisedRow>,
     columns: usize,
     /// The same for tiles, which are written instead of the others.
     #[cfg(target_arch = "x86_64")]
-    lines: Lines,
+    lines: TileRows,
 }
 
 /// Where tasks write what belongs to rows of their own.
@@ -319,26 +322,26 @@ impl<T> Places<T> {
     }
 }
 
-impl ByteRows {
+impl Int8Rows {
     /// Rounds rows that `make` writes; on all threads.
     pub(super) fn fill(
         &mut self,
         count: usize,
         columns: usize,
         make: impl Fn(usize, &mut [f32]) + Sync,
-        rooms: &mut Vec<Room>,
+        scratches: &mut Vec<ThreadScratch>,
     ) {
         self.columns = columns;
         self.numbers.resize(columns.div_ceil(BYTES) * count, [0; BYTES]);
-        self.rows.resize_with(count, RoundedRow::default);
+        self.rows.resize_with(count, QuantisedRow::default);
         let (places, rows) = (Places(self.numbers.as_mut_ptr()), Places(self.rows.as_mut_ptr()));
-        share_rows(count, columns, rooms, |row, index| {
+        share_rows(count, columns, scratches, |row, index| {
             make(index, row);
             // SAFETY: there are as many rows, and only this task writes this one.
             let rounded = unsafe { &mut *rows.at(index) };
-            let survey = take_large(row, &mut rounded.large);
+            let statistics = take_outliers(row, &mut rounded.large);
             let steps;
-            (steps, rounded.scale, rounded.zero) = survey.steps(row);
+            (steps, rounded.scale, rounded.zero) = statistics.steps(row);
             for (part, row) in row.chunks(BYTES).enumerate() {
                 // SAFETY: there are as many parts of as many rows, and only this task writes this row.
                 let into = unsafe { &mut *places.at(part * count + index) };
@@ -349,23 +352,23 @@ impl ByteRows {
 
     /// The same as tiles read them.
     #[cfg(target_arch = "x86_64")]
-    pub(super) fn fill_lines(
+    pub(super) fn fill_tiles(
         &mut self,
         count: usize,
         columns: usize,
         make: impl Fn(usize, &mut [f32]) + Sync,
-        rooms: &mut Vec<Room>,
-    ) -> (&Lines, &[RoundedRow]) {
-        let places = self.lines.reshape(count, columns, WHOLE, 1);
-        self.rows.resize_with(count, RoundedRow::default);
+        scratches: &mut Vec<ThreadScratch>,
+    ) -> (&TileRows, &[QuantisedRow]) {
+        let places = self.lines.reshape(count, columns, TILE_ROW, 1);
+        self.rows.resize_with(count, QuantisedRow::default);
         let rows = Places(self.rows.as_mut_ptr());
-        share_rows(count, columns, rooms, |row, index| {
+        share_rows(count, columns, scratches, |row, index| {
             make(index, row);
             // SAFETY: there are as many rows, and only this task writes this one.
             let rounded = unsafe { &mut *rows.at(index) };
-            let survey = take_large(row, &mut rounded.large);
+            let statistics = take_outliers(row, &mut rounded.large);
             let steps;
-            (steps, rounded.scale, rounded.zero) = survey.steps(row);
+            (steps, rounded.scale, rounded.zero) = statistics.steps(row);
             // SAFETY: the processor has AVX-512, as all with tiles; only this task writes this row.
             unsafe { row_vectors::round(row, steps, rounded.zero, places, index) };
         });
@@ -374,7 +377,7 @@ impl ByteRows {
 
     /// Room for rows in pieces.
     #[cfg(target_arch = "x86_64")]
-    pub(super) fn lines(&mut self) -> &mut Lines {
+    pub(super) fn lines(&mut self) -> &mut TileRows {
         &mut self.lines
     }
 
@@ -386,51 +389,50 @@ impl ByteRows {
         self.columns
     }
 
-    /// Whole numbers of rows from a column on, a multiple of [`BYTES`].
+    /// Integers of rows from a column on, a multiple of [`BYTES`].
     pub(super) fn from(&self, column: usize, row: usize) -> Rows<'_, u8> {
         let part = &self.numbers[column / BYTES * self.count()..][..self.count()];
         Rows { values: part[row..].as_flattened(), stride: BYTES }
     }
 
-    /// What rows stand for.
-    pub(super) fn rows(&self, rows: Range<usize>) -> &[RoundedRow] {
+    /// How rows were quantised.
+    pub(super) fn rows(&self, rows: Range<usize>) -> &[QuantisedRow] {
         &self.rows[rows]
     }
 }
 
-/// What is to be known of the numbers of a row that are not beyond a limit, before they are rounded.
+/// Statistics of the numbers of a row that are not beyond a limit, before they are quantised.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub(super) struct Survey {
-    /// The least of them and 0.
-    pub(super) least: f32,
+pub(super) struct RowStatistics {
+    /// The smallest of them and 0.
+    pub(super) min: f32,
     /// The largest of them and 0.
-    pub(super) most: f32,
+    pub(super) max: f32,
     /// The sum of their squares. Not a finite number, where one of them is not one.
     pub(super) squares: f32,
     /// How many are beyond the limit.
     pub(super) beyond: f32,
 }
 
-impl Survey {
-    /// The factor that makes whole numbers of a row, what they stand for, and the one that stands for 0. A row that is not finite
-    /// stands for no number at all.
+impl RowStatistics {
+    /// The factor that makes integers of a row, the scale, and the zero point. The scale of a row that is not finite is NaN.
     fn steps(self, row: &[f32]) -> (f32, f32, i32) {
         // In halves, so that no row of finite numbers is beyond them.
-        let scale = (self.most / STEPS - self.least / STEPS).max(f32::MIN_POSITIVE);
+        let scale = (self.max / STEPS - self.min / STEPS).max(f32::MIN_POSITIVE);
         let factor = scale.recip();
-        let zero = (-self.least * factor).round_ties_even();
+        let zero = (-self.min * factor).round_ties_even();
         let finite = self.squares.is_finite() || row.iter().all(|value| value.is_finite());
         (factor, if finite { scale } else { f32::NAN }, zero as i32)
     }
 }
 
-/// Numbers of a row that are surveyed side by side.
-pub(super) const SURVEYED: usize = 64;
+/// Numbers of a row that are looked at side by side.
+pub(super) const STATISTICS_BLOCK: usize = 64;
 
 #[inline(always)]
-fn survey_inline<const FUSED: bool>(row: &[f32], limit: f32) -> Survey {
-    const LANES: usize = SURVEYED;
-    let (mut least, mut most) = ([0f32; LANES], [0f32; LANES]);
+fn statistics_inline<const FUSED: bool>(row: &[f32], limit: f32) -> RowStatistics {
+    const LANES: usize = STATISTICS_BLOCK;
+    let (mut min, mut max) = ([0f32; LANES], [0f32; LANES]);
     let (mut squares, mut beyond) = ([0f32; LANES], [0f32; LANES]);
     let (blocks, rest) = row.as_chunks::<LANES>();
     let mut last = [0f32; LANES];
@@ -440,8 +442,8 @@ fn survey_inline<const FUSED: bool>(row: &[f32], limit: f32) -> Survey {
         for lane in 0..LANES {
             let is_beyond = block[lane].abs() > limit;
             let value = if is_beyond { 0.0 } else { block[lane] };
-            least[lane] = if value < least[lane] { value } else { least[lane] };
-            most[lane] = if value > most[lane] { value } else { most[lane] };
+            min[lane] = if value < min[lane] { value } else { min[lane] };
+            max[lane] = if value > max[lane] { value } else { max[lane] };
             squares[lane] = multiply_add::<FUSED>(value, value, squares[lane]);
             beyond[lane] += if is_beyond { 1.0 } else { 0.0 };
         }
@@ -451,54 +453,54 @@ fn survey_inline<const FUSED: bool>(row: &[f32], limit: f32) -> Survey {
     while width > 0 {
         for lane in 0..width {
             let other = lane + width;
-            least[lane] = if least[other] < least[lane] { least[other] } else { least[lane] };
-            most[lane] = if most[other] > most[lane] { most[other] } else { most[lane] };
+            min[lane] = if min[other] < min[lane] { min[other] } else { min[lane] };
+            max[lane] = if max[other] > max[lane] { max[other] } else { max[lane] };
             squares[lane] += squares[other];
             beyond[lane] += beyond[other];
         }
         width /= 2;
     }
-    Survey { least: least[0], most: most[0], squares: squares[0], beyond: beyond[0] }
+    RowStatistics { min: min[0], max: max[0], squares: squares[0], beyond: beyond[0] }
 }
-widest!(pub(super) fn survey_in_lanes(row: &[f32], limit: f32) -> Survey = survey_inline);
+widest!(pub(super) fn statistics_in_lanes(row: &[f32], limit: f32) -> RowStatistics = statistics_inline);
 
-fn survey(row: &[f32], limit: f32) -> Survey {
+fn statistics(row: &[f32], limit: f32) -> RowStatistics {
     match processor() {
         // SAFETY: the processor has AVX-512.
         #[cfg(target_arch = "x86_64")]
         Processor::Avx512(..) => unsafe {
             match limit == f32::INFINITY {
-                true => row_vectors::survey::<false>(row, limit),
-                false => row_vectors::survey::<true>(row, limit),
+                true => row_vectors::statistics::<false>(row, limit),
+                false => row_vectors::statistics::<true>(row, limit),
             }
         },
-        _ => survey_in_lanes(row, limit),
+        _ => statistics_in_lanes(row, limit),
     }
 }
 
-/// How large a number of a row may be before it counts as a large one, by the root of the mean square of them all.
+/// How large a number of a row may be before it counts as an outlier, by the root of the mean square of them all.
 const LARGE: f32 = 5.0;
 
-/// Takes the large numbers out of a row, if there are a few, and surveys the others.
-fn take_large(row: &mut [f32], large: &mut Vec<Large>) -> Survey {
-    /// Numbers of which one may be a large one.
+/// Takes the outliers out of a row, if there are a few, and gives the statistics of the others.
+fn take_outliers(row: &mut [f32], large: &mut Vec<Outlier>) -> RowStatistics {
+    /// Numbers of which one may be an outlier.
     const AMONG: usize = 16;
     large.clear();
-    let most = (row.len() / AMONG) as f32;
-    let all = survey(row, f32::INFINITY);
+    let max = (row.len() / AMONG) as f32;
+    let all = statistics(row, f32::INFINITY);
     let mut limit = LARGE * (all.squares / row.len() as f32).sqrt();
-    // As good as no number of a bell curve is that far from its middle: then nothing is counted.
-    if all.most <= limit && -all.least <= limit {
+    // As good as no number of a normal distribution is that far from its mean: then nothing is counted.
+    if all.max <= limit && -all.min <= limit {
         return all;
     }
-    let mut others = survey(row, limit);
-    if others.beyond == 0.0 || others.beyond > most {
+    let mut others = statistics(row, limit);
+    if others.beyond == 0.0 || others.beyond > max {
         return all;
     }
-    // Large numbers raise the limit themselves.
+    // Outliers raise the limit themselves.
     let limit_of_others = LARGE * (others.squares / (row.len() as f32 - others.beyond)).sqrt();
-    let further = survey(row, limit_of_others);
-    if further.beyond <= most {
+    let further = statistics(row, limit_of_others);
+    if further.beyond <= max {
         (limit, others) = (limit_of_others, further);
     }
     take(row, limit, large);
@@ -506,7 +508,7 @@ fn take_large(row: &mut [f32], large: &mut Vec<Large>) -> Survey {
 }
 
 #[inline(always)]
-fn take_inline<const FUSED: bool>(row: &mut [f32], limit: f32, large: &mut Vec<Large>) {
+fn take_inline<const FUSED: bool>(row: &mut [f32], limit: f32, large: &mut Vec<Outlier>) {
     /// Numbers that are looked at together: few of them are large.
     const BLOCK: usize = 64;
     for (index, block) in row.chunks_mut(BLOCK).enumerate() {
@@ -516,15 +518,15 @@ fn take_inline<const FUSED: bool>(row: &mut [f32], limit: f32, large: &mut Vec<L
         }
         if beyond > 0 {
             for (place, value) in block.iter_mut().enumerate().filter(|(_, value)| value.abs() > limit) {
-                large.push(Large { column: index * BLOCK + place, value: std::mem::take(value) });
+                large.push(Outlier { column: index * BLOCK + place, value: std::mem::take(value) });
             }
         }
     }
 }
-widest!(fn take_in_blocks(row: &mut [f32], limit: f32, large: &mut Vec<Large>) = take_inline);
+widest!(fn take_in_blocks(row: &mut [f32], limit: f32, large: &mut Vec<Outlier>) = take_inline);
 
 /// Takes numbers beyond a limit out of a row.
-fn take(row: &mut [f32], limit: f32, large: &mut Vec<Large>) {
+fn take(row: &mut [f32], limit: f32, large: &mut Vec<Outlier>) {
     match processor() {
         // SAFETY: the processor has AVX-512.
         #[cfg(target_arch = "x86_64")]
@@ -542,7 +544,7 @@ fn round_inline<const FUSED: bool>(row: &[f32], factor: f32, zero: i32, numbers:
     }
 }
 widest!(
-    /// Makes whole numbers of a row.
+    /// Makes integers of a row.
     pub(super) fn round(row: &[f32], factor: f32, zero: i32, numbers: &mut [u8]) = round_inline
 );
 
@@ -554,7 +556,7 @@ mod x86 {
         _mm256_permute4x64_epi64, _mm256_setzero_si256, _mm256_storeu_si256,
     };
 
-    use super::{Ahead, ByteStep, Rows, Sums, TOGETHER};
+    use super::{Int8Step, PrefetchQueue, Rows, Sums, TOGETHER};
 
     /// Rows of a tile of pairs: their sums of half a panel, and what is multiplied, are nearly all of 16 registers.
     const PAIR_ROWS: usize = 3;
@@ -564,10 +566,15 @@ mod x86 {
     /// # Safety
     /// The processor has AVX2.
     #[target_feature(enable = "avx2")]
-    pub(super) unsafe fn pairs(panel: &[ByteStep], x: Rows<u8>, sums: &mut [Sums], ahead: &mut Ahead) {
+    pub(super) unsafe fn pairs(
+        panel: &[Int8Step],
+        x: Rows<u8>,
+        sums: &mut [Sums],
+        queue: &mut PrefetchQueue,
+    ) {
         for half in 0..2 {
             for (index, sums) in sums.chunks_mut(PAIR_ROWS).enumerate() {
-                ahead.read(sums.len());
+                queue.prefetch(sums.len());
                 let x = x.from(index * PAIR_ROWS);
                 // SAFETY: the processor has the instructions, as the caller promises.
                 unsafe {
@@ -581,12 +588,12 @@ mod x86 {
         }
     }
 
-    /// In 16 bits, the products of which never overflow when two are added.
+    /// In int16, the products of which never overflow when two are added.
     ///
     /// # Safety
     /// As [`pairs`].
     #[target_feature(enable = "avx2")]
-    unsafe fn tile_of_pairs<const X: usize>(panel: &[ByteStep], half: usize, x: Rows<u8>, sums: &mut [Sums]) {
+    unsafe fn tile_of_pairs<const X: usize>(panel: &[Int8Step], half: usize, x: Rows<u8>, sums: &mut [Sums]) {
         let Rows { values, stride } = x;
         assert!(sums.len() == X && half < 2, "a tile of another size");
         assert!((X - 1) * stride + panel.len() * TOGETHER <= values.len(), "rows of another length");
@@ -628,7 +635,7 @@ mod x86 {
 mod tests {
     use super::*;
 
-    /// Whole numbers without a pattern, the outermost ones among them.
+    /// Integers without a pattern, the outermost ones among them.
     fn random(count: usize) -> impl Iterator<Item = u8> {
         let mut state = 9u32;
         (0..count).map(move |_| {
@@ -642,20 +649,20 @@ mod tests {
     }
 
     #[test]
-    fn every_path_gives_the_same_whole_numbers() {
+    fn every_path_gives_the_same_integers() {
         for (steps, count) in [(1, 1), (3, 2), (BYTES / TOGETHER, 5), (100, 12), (77, 13), (9, 40)] {
             let numbers: Vec<u8> = random(steps * PANEL * TOGETHER).collect();
             let numbers = numbers.as_chunks::<TOGETHER>().0.as_chunks::<PANEL>().0.iter();
-            let panel: Vec<ByteStep> = numbers
-                .map(|step| ByteStep(step.map(|four| four.map(|number| (number as i8).max(-127)))))
+            let panel: Vec<Int8Step> = numbers
+                .map(|step| Int8Step(step.map(|four| four.map(|number| (number as i8).max(-127)))))
                 .collect();
             let x: Vec<u8> = random(count * BYTES).collect();
             let x = Rows { values: x.as_slice(), stride: BYTES };
             let mut expected = vec![Sums([7; PANEL]); count];
-            plain(&panel, x, &mut expected, &mut Ahead::nothing());
+            plain(&panel, x, &mut expected, &mut PrefetchQueue::nothing());
             for processor in Processor::tested() {
                 let mut sums = vec![Sums([7; PANEL]); count];
-                add_products(processor, &panel, x, &mut sums, &mut Ahead::new(&panel, count));
+                add_products(processor, &panel, x, &mut sums, &mut PrefetchQueue::new(&panel, count));
                 for (sums, expected) in sums.iter().zip(&expected) {
                     assert_eq!(sums.0, expected.0, "{processor:?} {steps} {count}");
                 }
@@ -666,14 +673,13 @@ mod tests {
     #[test]
     fn rounded_rows_stand_for_what_they_were() {
         for columns in [1, 4, 31, 33, 100, 1500] {
-            for (least, most) in
-                [(-1.0, 1.0), (-0.1, 9.0), (2.0, 3.0), (-3.0, -2.0), (0.0, 0.0), (-3e38, 3e38)]
+            for (min, max) in [(-1.0, 1.0), (-0.1, 9.0), (2.0, 3.0), (-3.0, -2.0), (0.0, 0.0), (-3e38, 3e38)]
             {
                 let row: Vec<f32> = random(columns)
-                    .map(|step| least / 255.0 * (255.0 - f32::from(step)) + most / 255.0 * f32::from(step))
+                    .map(|step| min / 255.0 * (255.0 - f32::from(step)) + max / 255.0 * f32::from(step))
                     .collect();
                 let mut numbers = vec![0; columns];
-                let (factor, scale, zero) = survey(&row, f32::INFINITY).steps(&row);
+                let (factor, scale, zero) = statistics(&row, f32::INFINITY).steps(&row);
                 round(&row, factor, zero, &mut numbers);
                 for (value, number) in row.iter().zip(&numbers) {
                     let told = (i32::from(*number) - zero) as f32 * scale;
@@ -684,22 +690,22 @@ mod tests {
     }
 
     #[test]
-    fn few_large_numbers_are_taken_out_and_many_are_not() {
+    fn few_outliers_are_taken_out_and_many_are_not() {
         let mut row: Vec<f32> = random(640).map(|number| f32::from(number) - 128.0).collect();
-        let mut large = vec![Large { column: 1, value: 2.0 }];
+        let mut large = vec![Outlier { column: 1, value: 2.0 }];
         let before = row.clone();
-        take_large(&mut row, &mut large);
+        take_outliers(&mut row, &mut large);
         assert!(large.is_empty() && row == before);
         (row[7], row[100], row[639]) = (3e3, -2e4, 900.0);
-        take_large(&mut row, &mut large);
+        take_outliers(&mut row, &mut large);
         let taken = [(7, 3e3), (100, -2e4), (639, 900.0)];
-        assert_eq!(large, taken.map(|(column, value)| Large { column, value }));
+        assert_eq!(large, taken.map(|(column, value)| Outlier { column, value }));
         assert!(large.iter().all(|large| row[large.column] == 0.0));
         row.iter_mut().step_by(10).for_each(|value| *value = 1e5);
-        take_large(&mut row, &mut large);
+        take_outliers(&mut row, &mut large);
         assert!(large.is_empty());
         row[3] = f32::NAN;
-        take_large(&mut row, &mut large);
+        take_outliers(&mut row, &mut large);
         assert!(large.is_empty());
     }
 
@@ -710,7 +716,7 @@ mod tests {
             .enumerate()
             .map(|(place, number)| (f32::from(number) - 128.0) * (1 + place / columns) as f32)
             .collect();
-        let panels = BytePanels::new(&values, rows, columns);
+        let panels = Int8Panels::new(&values, rows, columns);
         let mut widened = vec![Step::ZERO; 30];
         for (row, values) in values.chunks_exact(columns).enumerate() {
             panels.widen(row / PANEL, 33..63, &mut widened);
