@@ -9,10 +9,10 @@ use rayon::prelude::*;
 
 use super::head_rows::{Input, Output, Places, copy_scaled, gather, rotate};
 use super::{Heads, Mask, hidden};
-use crate::dropout::{Dropout, keep_rows};
-use crate::matrix::{Matrix, multiply};
-use crate::rows::{fusible, tensor, with_values};
-use crate::softmax::{add_and_normalise, differentiate, normalise_row};
+use crate::operations::dropout::{Dropout, keep_rows};
+use crate::operations::rows::{fusible, tensor, with_values};
+use crate::operations::softmax::{add_and_normalise, differentiate, normalise_row};
+use crate::products::matrix::{Matrix, multiply};
 
 /// Query rows whose scores exist at once.
 const QUERY_BLOCK: usize = 64;
@@ -510,7 +510,7 @@ impl CustomOp1 for Packed {
     fn cpu_fwd(&self, packed: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
         let (batch, rows, all) = layout.shape().dims3()?;
         let sequences = Sequences { first: 0, count: batch, whole: batch, rows };
-        let result = self.0.attend(sequences, &[crate::rows::values(packed, layout)?])?;
+        let result = self.0.attend(sequences, &[crate::operations::rows::values(packed, layout)?])?;
         Ok((CpuStorage::F32(result), Shape::from((batch, rows, all / 3))))
     }
 

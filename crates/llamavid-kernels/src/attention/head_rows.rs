@@ -1,9 +1,9 @@
 //! Rows of heads: where they are, and how they are read and written.
 
-use crate::matrix::Matrix;
-use crate::rotary::rotate_row;
-use crate::shared_floats::SharedFloats;
-use crate::vector::widest;
+use crate::instructions::vector::widest;
+use crate::operations::rotary::rotate_row;
+use crate::products::matrix::Matrix;
+use crate::threads::shared_floats::SharedFloats;
 
 /// Where the rows of each head are within a slice.
 #[derive(Debug, Clone, Copy)]

@@ -2,14 +2,16 @@
 //!
 //! Letters: B batch, H query heads, Q query rows, K key rows, R rows of both, d head width.
 
+pub(crate) mod cached;
+pub(crate) mod folded;
 mod fused;
 mod head_rows;
 
 use candle_core::{DType, Result, Tensor, bail};
 
-use crate::dropout::Dropout;
-use crate::rows::accumulation_dtype;
-use crate::softmax::softmax;
+use crate::operations::dropout::Dropout;
+use crate::operations::rows::accumulation_dtype;
+use crate::operations::softmax::softmax;
 
 use fused::Packed;
 pub(crate) use fused::{Attention, Sequences, fused};

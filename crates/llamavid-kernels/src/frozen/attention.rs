@@ -5,12 +5,12 @@ use super::groups;
 use super::parts::{PANEL, PrefetchQueue, Step, Target};
 use super::tasks::{ThreadScratch, resized, share_out};
 use super::tiles::{Rows, TILE_ROWS, Tiles};
-use crate::panels::{TOGETHER, lay_out};
 #[cfg(target_arch = "x86_64")]
-use crate::processor::IntegerDot;
-use crate::processor::Processor;
-use crate::softmax;
-use crate::vector::widest;
+use crate::instructions::processor::IntegerDot;
+use crate::instructions::processor::Processor;
+use crate::instructions::vector::widest;
+use crate::operations::softmax;
+use crate::products::panels::{TOGETHER, lay_out};
 
 /// Rows whose scores exist at once.
 const BLOCK: usize = 4 * TILE_ROWS;

@@ -241,7 +241,7 @@ mod tests {
 
     use super::*;
     use crate::frozen::layers_in_tiles::pay;
-    use crate::processor::Processor;
+    use crate::instructions::processor::Processor;
 
     /// Probabilities of scores, whose pieces are put together again; none without AVX-512.
     fn probabilities(scores: &[f32], scale: f32) -> Option<Vec<f32>> {

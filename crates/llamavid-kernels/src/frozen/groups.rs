@@ -18,8 +18,8 @@ use super::int8::{Int8Step, Outlier, QuantisedRow, Sums, TOGETHER};
 use super::parts::{PANEL, PART, Parts, PrefetchQueue, Step, Strip};
 use super::tile_rows::mask;
 use super::tiles::{Rows, TILE_ROWS};
-use crate::gelu::{P, Q};
-use crate::vector::with_rows;
+use crate::instructions::vector::with_rows;
+use crate::operations::gelu::{P, Q};
 
 /// Numbers of a vector.
 const LANES: usize = 16;
@@ -160,7 +160,7 @@ pub(super) unsafe fn read_pairs(x: &Parts, row: usize, into: &mut [f32]) {
     }
 }
 
-/// The GELU of each number to 3e-7 of its size, or of 1 where that is less: [`crate::gelu::activate`] without a division.
+/// The GELU of each number to 3e-7 of its size, or of 1 where that is less: [`crate::operations::gelu::activate`] without a division.
 ///
 /// # Safety
 /// The processor has AVX-512.
@@ -444,7 +444,7 @@ mod tests {
     use super::*;
     use crate::frozen::layers_in_tiles::pay;
     use crate::frozen::parts::Target;
-    use crate::processor::{IntegerDot, Processor};
+    use crate::instructions::processor::{IntegerDot, Processor};
 
     #[test]
     fn bf16_probabilities_are_a_softmax() {
@@ -470,7 +470,7 @@ mod tests {
                 read_pairs(&probabilities, 0, &mut found);
             }
             let mut expected: Vec<f32> = row.iter().map(|score| scale * score).collect();
-            crate::softmax::normalise(length, length, &mut expected);
+            crate::operations::softmax::normalise(length, length, &mut expected);
             for (found, expected) in found.iter().zip(expected) {
                 assert!((found - expected).abs() <= expected / 250.0 + 1e-30, "{length}: {found} {expected}");
             }
@@ -494,7 +494,7 @@ mod tests {
                 read_pairs(&parts, 0, &mut found);
             }
             let mut exact = numbers.0;
-            crate::gelu::activate::<false>(&mut exact);
+            crate::operations::gelu::activate::<false>(&mut exact);
             for (found, exact) in found.iter().zip(exact) {
                 assert!((found - exact).abs() <= 1.5e-4 + exact.abs() / 256.0, "{found} is not {exact}");
             }

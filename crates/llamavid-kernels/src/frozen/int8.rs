@@ -19,9 +19,9 @@ use super::tasks::{ThreadScratch, share_rows};
 use super::tile_rows::{TileRow, TileRows};
 use super::tiles::Rows;
 #[cfg(target_arch = "x86_64")]
-use crate::processor::IntegerDot;
-use crate::processor::{Processor, processor};
-use crate::vector::{NEAREST, multiply_add, widest};
+use crate::instructions::processor::IntegerDot;
+use crate::instructions::processor::{Processor, processor};
+use crate::instructions::vector::{NEAREST, multiply_add, widest};
 
 /// Numbers that one instruction multiplies and adds up in a lane.
 pub(super) const TOGETHER: usize = 4;

@@ -8,11 +8,12 @@ use std::ops::Range;
 use super::int8::{Int8Panels, Int8Rows, QuantisedRow, Sums};
 use super::linear::{Ending, FrozenLinear, Input, Panels, finish_in_vectors};
 use super::matrices::{AmxTiles, Begin, Product, ROWS, STEP, multiply};
-use super::parts::{CACHE_LINE, PANEL, PrefetchQueue, Step, Target};
+use super::parts::{PANEL, PrefetchQueue, Step, Target};
 use super::tasks::{ThreadScratch, resized, share_out};
 use super::tile_rows::{SPAN, TileRow, TileRows, split_panel};
-use crate::amx::Prefetch;
-use crate::processor::{IntegerDot, Processor};
+use crate::instructions::amx::Prefetch;
+use crate::instructions::prefetch::CACHE_LINE;
+use crate::instructions::processor::{IntegerDot, Processor};
 
 /// Rows from which their products are quicker than in vectors, although weights are split for them.
 const MANY: usize = 24;

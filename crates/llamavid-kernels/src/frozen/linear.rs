@@ -16,11 +16,12 @@ use super::layers_in_tiles::{self, InTiles};
 use super::parts::{PANEL, PART, Parts, PrefetchQueue, Step, Strip, Target};
 use super::tasks::{ThreadScratch, resized, share_out};
 use super::tiles::{HalfStep, Rows, TILE_ROWS, Tiles, widen};
-use crate::panels::{TOGETHER, lay_out};
-use crate::processor::Processor;
-use crate::rows::with_values;
-use crate::vector::widest;
-use crate::{Activation, Projection, Weight, gelu};
+use crate::instructions::processor::Processor;
+use crate::instructions::vector::widest;
+use crate::operations::gelu;
+use crate::operations::rows::with_values;
+use crate::products::panels::{TOGETHER, lay_out};
+use crate::{Activation, Projection, Weight};
 
 /// Rows of `x` of a task at most: their parts and sums stay in the L2 cache.
 const BLOCK: usize = 22 * TILE_ROWS;

@@ -5,10 +5,10 @@ use std::arch::asm;
 
 use super::parts::Step;
 use super::tile_rows::TileRow;
-use crate::amx::{LONGEST, Prefetch, Tiles};
+use crate::instructions::amx::{LONGEST, Prefetch, Tiles};
 
 /// Rows of `x`, and of weights, that are multiplied together.
-pub(crate) const ROWS: usize = crate::amx::ROWS;
+pub(crate) const ROWS: usize = crate::instructions::amx::ROWS;
 /// [`Line`]s of as many rows of `x`, or of weights.
 pub(crate) const STEP: usize = ROWS;
 

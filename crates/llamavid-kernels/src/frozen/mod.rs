@@ -38,8 +38,8 @@ use parts::{Parts, Target};
 use tasks::ThreadScratch;
 use tiles::Rows;
 
-use crate::processor::{Processor, processor};
-use crate::rows::{fusible, with_values};
+use crate::instructions::processor::{Processor, processor};
+use crate::operations::rows::{fusible, with_values};
 use crate::{Norm, Projection};
 
 /// Memory for what is in between, which one sub-layer leaves to the next. Nothing in it lasts.
@@ -152,7 +152,7 @@ impl SubLayer {
                 Processor::Avx512(..) => unsafe {
                     row_vectors::normalise(x, &self.weight, &self.bias, self.eps, into);
                 },
-                _ => crate::layer_norm::normalise(x, &self.weight, &self.bias, self.eps, into),
+                _ => crate::operations::layer_norm::normalise(x, &self.weight, &self.bias, self.eps, into),
             }
         };
         self.first.made_input(processor, x.len() / width, make, normed, rounded, scratches)

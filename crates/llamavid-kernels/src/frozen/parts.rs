@@ -5,16 +5,14 @@ use std::ops::Range;
 use super::tasks::{ThreadScratch, share_rows};
 #[cfg(target_arch = "x86_64")]
 use super::tile_rows::TileRow;
-use crate::shared_floats::SharedFloats;
+use crate::instructions::prefetch::CACHE_LINE;
+use crate::threads::shared_floats::SharedFloats;
 
 /// Numbers of a row that lie together: those of a tile stay in the L1 cache, a panel's part of as many columns at least in the L2
 /// cache, from where it comes quicker than it is multiplied.
 pub(super) const PART: usize = 256;
 /// Rows of weights of a panel: two vectors of the widest kind.
 pub(crate) const PANEL: usize = 32;
-
-/// Bytes of a cache line.
-pub(super) const CACHE_LINE: usize = 64;
 
 /// A number of each row of a panel, or of each of its sums.
 #[derive(Debug, Clone, Copy)]

@@ -12,12 +12,12 @@ use std::arch::x86_64::{
 
 use super::int8::{Outlier, RowStatistics, STATISTICS_BLOCK, STEPS};
 use super::tile_rows::{LANES, Places, mask};
-use crate::vector::NEAREST;
+use crate::instructions::vector::NEAREST;
 
 /// Bytes of a tile row.
 const TILE_ROW: usize = 64;
 
-/// [`crate::layer_norm::normalise`] of a row.
+/// [`crate::operations::layer_norm::normalise`] of a row.
 ///
 /// # Safety
 /// The processor has AVX-512.
@@ -161,7 +161,7 @@ pub(super) unsafe fn round(row: &[f32], factor: f32, zero: i32, places: Places, 
 mod tests {
     use super::*;
     use crate::frozen::tile_rows::TileRows;
-    use crate::processor::Processor;
+    use crate::instructions::processor::Processor;
 
     /// Numbers without a pattern around 0, some of them far larger than others; none without AVX-512.
     fn noise(count: usize) -> Option<Vec<f32>> {
@@ -186,7 +186,7 @@ mod tests {
             let (mut found, mut expected) = (vec![0.0; length], vec![0.0; length]);
             // SAFETY: the processor has AVX-512.
             unsafe { normalise(&row, &weight, &bias, 1e-6, &mut found) };
-            crate::layer_norm::normalise(&row, &weight, &bias, 1e-6, &mut expected);
+            crate::operations::layer_norm::normalise(&row, &weight, &bias, 1e-6, &mut expected);
             for (found, expected) in found.iter().zip(expected) {
                 assert!(
                     (found - expected).abs() <= 2e-6 * expected.abs().max(1.0),

@@ -298,7 +298,7 @@ mod tests {
 
     use super::*;
     use crate::frozen::layers_in_tiles::pay;
-    use crate::processor::Processor;
+    use crate::instructions::processor::Processor;
 
     /// Pieces of a number, from the largest on; none without AVX-512.
     fn pieces<const COUNT: usize>(value: f32) -> Option<[f32; COUNT]> {

@@ -7,8 +7,8 @@ use half::slice::HalfFloatSliceExt;
 use pulp::{Simd, WithSimd};
 
 use super::parts::{PANEL, PrefetchQueue, Step};
-use crate::processor::Processor;
-use crate::vector::with_rows;
+use crate::instructions::processor::Processor;
+use crate::instructions::vector::with_rows;
 
 /// Vectors of a panel that are multiplied together.
 const VECTORS: usize = 2;

@@ -2,8 +2,8 @@
 
 use rayon::prelude::*;
 
-use crate::rows::rows_of_a_task;
-use crate::shared_floats::SharedFloats;
+use crate::operations::rows::rows_of_a_task;
+use crate::threads::shared_floats::SharedFloats;
 
 /// A result (count, width) of which tasks write columns of their own.
 #[derive(Clone, Copy)]

@@ -1,7 +1,7 @@
 //! Every way to multiply on every processor, against sums in f64.
 
 use super::*;
-use crate::block_format::{BlockFormat, decode};
+use crate::formats::block_format::{BlockFormat, decode};
 use crate::noise::noise;
 
 /// How what is multiplied is rounded.

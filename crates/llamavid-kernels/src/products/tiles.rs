@@ -5,11 +5,13 @@ use std::ops::Range;
 
 use pulp::{Simd, WithSimd};
 
-use super::{Layer, Output, Weights, in_tasks, row_bytes};
-use crate::block_format::decode;
+use super::{Layer, Output, Weights, row_bytes};
+use crate::formats::block_format::decode;
 #[cfg(target_arch = "x86_64")]
-use crate::block_vectors::{horizontal_sums_256, horizontal_sums_512};
-use crate::processor::Processor;
+use crate::instructions::horizontal_sums::{horizontal_sums_256, horizontal_sums_512};
+use crate::instructions::prefetch::CACHE_LINE;
+use crate::instructions::processor::Processor;
+use crate::threads::tasks::in_tasks;
 
 /// Rows of weights of which a tile has sums.
 const TILE_ROWS: usize = 4;
@@ -50,8 +52,7 @@ enum Rows<'a> {
 
 impl<'a> Rows<'a> {
     fn new(x: &'a [f32], columns: usize, part: usize) -> Self {
-        /// Bytes of a cache line: a vector that crosses two takes twice as long to read.
-        const CACHE_LINE: usize = 64;
+        // A vector that crosses two cache lines takes twice as long to read.
         if x.len() == columns {
             return Self::AsTheyAre(x);
         }

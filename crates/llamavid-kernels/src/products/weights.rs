@@ -2,15 +2,15 @@
 
 use std::ops::Range;
 
-use crate::block_format::BlockFormat;
-use crate::interleaved::INTERLEAVED_ROWS;
+use crate::formats::block_format::BlockFormat;
+use crate::formats::interleaved::INTERLEAVED_ROWS;
 
 /// The weights of a linear layer, row after row.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Weights<'a> {
     F32(&'a [f32]),
     Blocks(BlockFormat, &'a [u8]),
-    /// The blocks of each sixteen rows are interleaved, see [`crate::interleaved`].
+    /// The blocks of each sixteen rows are interleaved, see [`crate::formats::interleaved`].
     Interleaved(BlockFormat, &'a [u8]),
 }
 

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use crate::shared_floats::SharedFloats;
+use crate::threads::shared_floats::SharedFloats;
 
 /// Where some rows of each of some sequences lie.
 #[derive(Debug, Clone, Copy)]

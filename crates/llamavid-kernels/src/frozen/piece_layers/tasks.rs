@@ -8,10 +8,10 @@ use rayon::prelude::*;
 use super::rows::{Rows, Selection, Target};
 use super::vectors::{finish, lay_out, lay_out_hidden, write};
 use super::{FrozenProjection, NormOf};
-use crate::amx::{LONGEST, Piece, Prefetch, ROWS, Sums, Tiles};
-use crate::block_vectors::CACHE_LINE;
 use crate::frozen::row_vectors::normalise;
-use crate::pieces::pairs;
+use crate::instructions::amx::{LONGEST, Piece, Prefetch, ROWS, Sums, Tiles};
+use crate::instructions::prefetch::CACHE_LINE;
+use crate::products::pieces::pairs;
 
 /// Pieces of a number of `x`.
 pub(super) const OF_X: usize = 3;
@@ -23,7 +23,7 @@ const HIDDEN_PART: usize = 12;
 const KEPT: usize = 256;
 /// Tiles of rows of a task at most where hidden numbers and all sums stay there as well.
 const MOST_HIDDEN: usize = 4;
-/// Products of pieces of `x` with those of weights, the largest last, see [`crate::pieces`].
+/// Products of pieces of `x` with those of weights, the largest last, see [`crate::products::pieces`].
 const WITH_ONE: [[usize; 2]; PART * 2 * 3] = pairs::<{ PART * 2 * 3 }, OF_X, 1>(&[[2, 0], [1, 0], [0, 0]]);
 const WITH_TWO: [[usize; 2]; PART * 2 * 5] =
     pairs::<{ PART * 2 * 5 }, OF_X, 2>(&[[2, 0], [1, 0], [1, 1], [0, 1], [0, 0]]);
@@ -158,7 +158,7 @@ pub(super) fn add_and_norm(layer: &FrozenProjection, inner: Rows, x: Rows, norm:
         let [made] = project([layer], inner);
         return made.par_chunks(layer.rows).enumerate().for_each(|(index, made)| {
             let mut sum = made.to_vec();
-            crate::rows::add_rows(x.row(index), &mut sum);
+            crate::operations::rows::add_rows(x.row(index), &mut sum);
             // SAFETY: only this task writes this row; what has tiles has AVX-512.
             unsafe {
                 let into = std::slice::from_raw_parts_mut(target.at(index, 0, sum.len()), sum.len());
@@ -190,7 +190,7 @@ pub(super) fn add_and_norm(layer: &FrozenProjection, inner: Rows, x: Rows, norm:
 pub(super) fn feed_forward([first, second]: [&FrozenProjection; 2], x: Rows, norm: NormOf, target: Target) {
     if !many(x.count) {
         let [mut hidden] = project([first], x);
-        crate::gelu::activate_all(&mut hidden);
+        crate::operations::gelu::activate_all(&mut hidden);
         let hidden = Rows::all(&hidden, first.rows);
         return add_and_norm(second, hidden, x, norm, target);
     }

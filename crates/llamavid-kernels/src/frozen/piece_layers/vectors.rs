@@ -9,11 +9,11 @@ use std::ops::Range;
 use super::rows::{Rows, Target};
 use super::tasks::{OF_X, resized};
 use super::{FrozenProjection, NormOf};
-use crate::amx::{Piece, ROWS, RUN, SIDE, Sums};
 use crate::frozen::groups::gelu;
 use crate::frozen::row_vectors::normalise;
 use crate::frozen::tile_rows::mask;
-use crate::pieces::{Place, STEP, in_pieces, steps_of, two};
+use crate::instructions::amx::{Piece, ROWS, RUN, SIDE, Sums};
+use crate::products::pieces::{Place, STEP, in_pieces, steps_of, two};
 
 /// Lays out runs of tiles of rows; those behind the last row are zeros.
 ///
