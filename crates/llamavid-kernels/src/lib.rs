@@ -5,7 +5,7 @@
 //! operations when a gradient can flow through them, and when none can they are kernels of this crate on a CUDA device and candle-nn's
 //! in half precision on a CPU.
 //!
-//! From the bottom up: `instructions` is what a processor has, `formats` how weights are stored, `threads` how work is shared out,
+//! `instructions` are what a processor has, `formats` how weights are stored, `threads` how work is shared out,
 //! `products` the linear layers of a CPU. `operations` are the operations one by one, `attention` those over keys and values, `sublayers`
 //! several of them in one, and `frozen` the same for weights that never change. `cuda` has their kernels for graphics processors, `devices`
 //! what lies there. `docs/design/cpu-kernels.md` and `docs/design/cuda-kernels.md` tell more.
