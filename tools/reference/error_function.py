@@ -1,4 +1,4 @@
-"""Prints the polynomials of `crates/llamavid-kernels/src/gelu.rs`: erf(x) = x P(x^2) / Q(x^2) for |x| < 4.
+"""Prints the polynomials of `crates/llamavid-kernels/src/operations/gelu.rs`: erf(x) = x P(x^2) / Q(x^2) for |x| < 4.
 
 Iterated weighted least squares towards the smallest relative error. Run with numpy 1.26.4.
 """

@@ -4,109 +4,56 @@
 //! here are fused for f32 on a CPU, forwards and backwards. Elsewhere they are put together from candle's own
 //! operations when a gradient can flow through them, and when none can they are kernels of this crate on a CUDA device and candle-nn's
 //! in half precision on a CPU.
+//!
+//! `instructions` are what a processor has, `formats` how weights are stored, `threads` how work is shared out,
+//! `products` the linear layers of a CPU. `operations` are the operations one by one, `attention` those over keys and values, `sublayers`
+//! several of them in one, and `frozen` the same for weights that never change. `cuda` has their kernels for graphics processors, `devices`
+//! what lies there. `docs/design/cpu-kernels.md` and `docs/design/cuda-kernels.md` tell more.
 
-#[cfg(target_arch = "x86_64")]
-mod amx;
 mod attention;
-mod awake;
-mod block_format;
-#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
-mod block_products;
-mod block_quantiser;
-#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
-mod block_types;
-#[cfg(target_arch = "x86_64")]
-mod block_vectors;
-mod blocks;
-mod cached_attention;
-mod cross_entropy;
 #[cfg(any(feature = "cuda", test))]
 mod cuda;
-mod device_rows;
-mod dropout;
-mod embedding;
-mod folded_attention;
+mod devices;
+mod formats;
 mod frozen;
-mod gelu;
-#[cfg(target_arch = "x86_64")]
-mod integer_panels;
-#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
-mod integer_products;
-#[cfg(target_arch = "x86_64")]
-mod integer_rows;
-mod interleaved;
-#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
-mod interleaved_blocks;
-#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
-mod interleaved_products;
-#[cfg(target_arch = "x86_64")]
-mod interleaved_tiles;
-mod largest;
-mod layer_norm;
-mod linear;
-mod many_inputs;
-mod matrix;
-#[cfg(target_arch = "aarch64")]
-mod neon_products;
+mod instructions;
 #[cfg(test)]
 mod noise;
-mod panels;
-#[cfg(target_arch = "x86_64")]
-mod pieces;
-#[cfg(target_arch = "x86_64")]
-mod plain_rows;
-mod processor;
+mod operations;
 mod products;
-mod quantised_matrix;
-mod ranks;
-mod rms_norm;
-mod rotary;
-mod rows;
-mod shared_numbers;
-#[cfg(target_arch = "x86_64")]
-mod sixteen_bits;
-mod softmax;
-mod staging;
-mod swiglu;
-mod vector;
-mod weight;
-#[cfg(target_arch = "x86_64")]
-mod whole_blocks;
-#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
-mod whole_rows;
-#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
-mod whole_vectors;
+mod sublayers;
+mod threads;
 
-#[cfg(target_arch = "x86_64")]
-pub use amx::available as amx_available;
+pub use attention::cached::{CachedRows, WIDEST_FUSED_HEAD, cached_attention, reads_cache, rotate_into};
+pub use attention::folded::folded_attention;
 pub use attention::{Heads, Mask, attention, multi_head_attention, packed_attention};
-pub use block_format::BlockFormat;
-pub use blocks::{
-    Norm, NormPlace, Projection, added_projection, attention_block, gelu_block, normed_projections,
-    swiglu_block,
-};
-pub use cached_attention::{CachedRows, WIDEST_FUSED_HEAD, cached_attention, reads_cache, rotate_into};
-pub use cross_entropy::{IGNORED, cross_entropy, cross_entropy_sum};
-pub use device_rows::DeviceRows;
-pub use dropout::Dropout;
-pub use embedding::embedding;
-pub use folded_attention::folded_attention;
+pub use devices::device_rows::DeviceRows;
+pub use devices::ranks::Ranks;
+pub use devices::staging::Staging;
+pub use formats::block_format::BlockFormat;
+pub use formats::interleaved::{INTERLEAVED_ROWS, interleaving_pays};
+pub use formats::quantised_matrix::{QuantisedMatrix, SharedBytes, turned_row};
 pub use frozen::{
     Activation, FrozenAttention, FrozenFeedForward, FrozenGelu, FrozenProjection, FrozenScratch, SomeRows,
     frozen_gelu,
 };
-pub use gelu::{gelu, quick_gelu};
-pub use interleaved::{INTERLEAVED_ROWS, interleaving_pays};
-pub use largest::largest;
-pub use layer_norm::layer_norm;
-pub use linear::linear;
-pub use processor::{PROCESSOR_VARIABLE, instruction_set};
-pub use quantised_matrix::{QuantisedMatrix, SharedBytes, turned_row};
-pub use ranks::Ranks;
-pub use rms_norm::rms_norm;
-pub use rotary::rotary_embedding;
-pub use rows::mean_of_rows;
-pub use softmax::softmax;
-pub use staging::Staging;
-pub use swiglu::swiglu;
-pub use weight::Weight;
+#[cfg(target_arch = "x86_64")]
+pub use instructions::amx::available as amx_available;
+pub use instructions::processor::{PROCESSOR_VARIABLE, instruction_set};
+pub use operations::cross_entropy::{IGNORED, cross_entropy, cross_entropy_sum};
+pub use operations::dropout::Dropout;
+pub use operations::embedding::embedding;
+pub use operations::gelu::{gelu, quick_gelu};
+pub use operations::largest::largest;
+pub use operations::layer_norm::layer_norm;
+pub use operations::linear::linear;
+pub use operations::rms_norm::rms_norm;
+pub use operations::rotary::rotary_embedding;
+pub use operations::rows::mean_of_rows;
+pub use operations::softmax::softmax;
+pub use operations::swiglu::swiglu;
+pub use operations::weight::Weight;
+pub use sublayers::{
+    Norm, NormPlace, Projection, added_projection, attention_block, gelu_block, normed_projections,
+    swiglu_block,
+};

@@ -46,7 +46,7 @@ fn assert_close(actual: &Tensor, expected: &Tensor, tolerance: f64, what: &str) 
     assert_eq!(actual.dims(), expected.dims(), "{what}");
     let actual = actual.to_dtype(DType::F64).unwrap();
     let error = (&actual - expected).unwrap().abs().unwrap().max_all().unwrap().to_scalar::<f64>().unwrap();
-    // Written so that not-a-number fails.
+    // Written so that NaN fails.
     assert!(error <= tolerance, "{what}: {error:e}");
 }
 
@@ -110,7 +110,7 @@ fn rows_in_blocks_are_those_that_are_unpacked() {
             let rows = |bytes| CachedRows::Blocks { format, shape, bytes };
             let actual = cached_attention(&q, rows(&keys), rows(&values), length, None).unwrap();
             let what = format!("{}: {queries} of {length}, {width} wide", format.name());
-            // Tiles round queries and shares to 16 bits, which is felt most where few keys are seen.
+            // AMX tiles quantise queries and probabilities to int16, which is felt most where few keys are seen.
             let rounds = instruction_set().unwrap() == "avx512amx" && format.block_length() > 1;
             assert_close(&actual, &expected, if rounds { 3e-4 } else { 3e-6 }, &what);
         }

@@ -23,7 +23,7 @@ fn assert_close(actual: &Tensor, expected: &[f64], tolerance: f64) {
     assert_eq!(actual.len(), expected.len());
     let largest = expected.iter().fold(0f64, |largest, value| largest.max(value.abs()));
     for (actual, expected) in actual.iter().zip(expected) {
-        // Written so that not-a-number fails.
+        // Written so that NaN fails.
         assert!((actual - expected).abs() <= tolerance * largest, "{actual} instead of {expected}");
     }
 }

@@ -25,13 +25,13 @@ fn assert_close(actual: &Tensor, expected: &Tensor, tolerance: f32, what: &str) 
     let (actual, expected) = (values(actual), values(expected));
     let largest = expected.iter().fold(0f32, |largest, value| largest.max(value.abs()));
     for (actual, expected) in actual.iter().zip(&expected) {
-        // Written so that not-a-number fails.
+        // Written so that NaN fails.
         assert!((actual - expected).abs() <= tolerance * largest, "{what}: {actual} instead of {expected}");
     }
 }
 
-/// How far products of so many rows may be from those with the unpacked weights, relative to the largest: rows are rounded to
-/// 8 bits by some instructions, by some few rows only, and many by some to 16 bits.
+/// How far products of so many rows may be from those with the unpacked weights, relative to the largest: rows are quantised
+/// to int8 by some instructions, by some few rows only, and many by some to int16.
 fn tolerance(format: BlockFormat, rows: usize) -> f32 {
     let (to_eight_bits, to_sixteen) = match instruction_set().unwrap() {
         "avx512-f32" | "avx2-f32" | "neon" | "portable" => (false, false),

@@ -9,10 +9,10 @@ use rayon::prelude::*;
 
 use super::head_rows::{Input, Output, Places, copy_scaled, gather, rotate};
 use super::{Heads, Mask, hidden};
-use crate::dropout::{Dropout, keep_rows};
-use crate::matrix::{Matrix, multiply};
-use crate::rows::{fusible, tensor, with_values};
-use crate::softmax::{add_and_normalise, differentiate, normalise_row};
+use crate::operations::dropout::{Dropout, keep_rows};
+use crate::operations::rows::{fusible, tensor, with_values};
+use crate::operations::softmax::{add_and_normalise, differentiate, normalise_row};
+use crate::products::matrix::{Matrix, multiply};
 
 /// Query rows whose scores exist at once.
 const QUERY_BLOCK: usize = 64;
@@ -231,7 +231,7 @@ impl Attention {
         })
     }
 
-    /// Turns the scores of a block of rows into shares.
+    /// Turns the scores of a block of rows into probabilities.
     fn normalise(
         &self,
         context: &Context,
@@ -299,8 +299,8 @@ impl Attention {
                         keep_rows(dropout, first, visible, scores);
                     }
                     let attended = &mut attended[..rows * width];
-                    let shares = Matrix::new(scores, rows, visible);
-                    multiply(shares, values.rows(visible), attended, false, false);
+                    let probabilities = Matrix::new(scores, rows, visible);
+                    multiply(probabilities, values.rows(visible), attended, false, false);
                     for (row, attended) in attended.chunks_exact(width.max(1)).enumerate() {
                         // SAFETY: only this task writes this head.
                         unsafe { result.row(batch, head, start + row, width) }.copy_from_slice(attended);
@@ -323,35 +323,36 @@ impl Attention {
             let values = v.head((batch, key_head), keys, width);
             let (mut of_keys, mut of_values) = (vec![0f32; keys * width], vec![0f32; keys * width]);
             let (mut query_rows, mut of_queries) = (vec![0f32; queries * width], vec![0f32; queries * width]);
-            let (mut shares, mut of_shares) = (vec![0f32; block * keys], vec![0f32; block * keys]);
+            let (mut probabilities, mut of_probabilities) =
+                (vec![0f32; block * keys], vec![0f32; block * keys]);
             let mut kept = vec![0f32; if self.dropout.is_some() { block * keys } else { 0 }];
             for head in key_head * group..(key_head + 1) * group {
                 self.gather(context, &q, (batch, head), self.scale, &mut query_rows);
                 let gradient = gradient.head((batch, head), queries, width);
                 for (start, rows, visible) in self.blocks(context.sizes) {
-                    let (shares, of_shares) =
-                        (&mut shares[..rows * visible], &mut of_shares[..rows * visible]);
+                    let (probabilities, of_probabilities) =
+                        (&mut probabilities[..rows * visible], &mut of_probabilities[..rows * visible]);
                     let block = Matrix::new(&query_rows[start * width..(start + rows) * width], rows, width);
                     let seen = Matrix::new(&key_rows[..visible * width], visible, width);
                     let gradient = gradient.part(start, rows);
-                    multiply(block, seen.transposed(), shares, false, false);
-                    self.normalise(context, (batch, head), start, visible, shares);
-                    multiply(gradient, values.rows(visible).transposed(), of_shares, false, false);
+                    multiply(block, seen.transposed(), probabilities, false, false);
+                    self.normalise(context, (batch, head), start, visible, probabilities);
+                    multiply(gradient, values.rows(visible).transposed(), of_probabilities, false, false);
                     let of_values = &mut of_values[..visible * width];
                     if let Some(dropout) = self.dropout {
                         let first = self.row_number(context, (batch, head), start);
                         let kept = &mut kept[..rows * visible];
-                        kept.copy_from_slice(shares);
+                        kept.copy_from_slice(probabilities);
                         keep_rows(dropout, first, visible, kept);
-                        keep_rows(dropout, first, visible, of_shares);
+                        keep_rows(dropout, first, visible, of_probabilities);
                         let kept = Matrix::new(kept, rows, visible);
                         multiply(kept.transposed(), gradient, of_values, true, false);
                     } else {
-                        let shares = Matrix::new(shares, rows, visible);
-                        multiply(shares.transposed(), gradient, of_values, true, false);
+                        let probabilities = Matrix::new(probabilities, rows, visible);
+                        multiply(probabilities.transposed(), gradient, of_values, true, false);
                     }
-                    differentiate(visible, shares, of_shares);
-                    let of_scores = Matrix::new(of_shares, rows, visible);
+                    differentiate(visible, probabilities, of_probabilities);
+                    let of_scores = Matrix::new(of_probabilities, rows, visible);
                     let of_queries = &mut of_queries[start * width..(start + rows) * width];
                     multiply(of_scores, seen, of_queries, false, false);
                     multiply(of_scores.transposed(), block, &mut of_keys[..visible * width], true, false);
@@ -509,7 +510,7 @@ impl CustomOp1 for Packed {
     fn cpu_fwd(&self, packed: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
         let (batch, rows, all) = layout.shape().dims3()?;
         let sequences = Sequences { first: 0, count: batch, whole: batch, rows };
-        let result = self.0.attend(sequences, &[crate::rows::values(packed, layout)?])?;
+        let result = self.0.attend(sequences, &[crate::operations::rows::values(packed, layout)?])?;
         Ok((CpuStorage::F32(result), Shape::from((batch, rows, all / 3))))
     }
 

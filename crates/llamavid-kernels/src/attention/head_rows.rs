@@ -1,9 +1,9 @@
 //! Rows of heads: where they are, and how they are read and written.
 
-use crate::matrix::Matrix;
-use crate::rotary::rotate_row;
-use crate::shared_numbers::SharedNumbers;
-use crate::vector::widest;
+use crate::instructions::vector::widest;
+use crate::operations::rotary::rotate_row;
+use crate::products::matrix::Matrix;
+use crate::threads::shared_floats::SharedFloats;
 
 /// Where the rows of each head are within a slice.
 #[derive(Debug, Clone, Copy)]
@@ -30,13 +30,13 @@ pub(super) struct Input<'a> {
 /// Rows of heads that several threads write, each the rows of its own heads.
 #[derive(Clone, Copy)]
 pub(super) struct Output {
-    numbers: SharedNumbers,
+    numbers: SharedFloats,
     places: Places,
 }
 
 impl Output {
     pub(super) fn new(values: &mut [f32], places: Places) -> Self {
-        Self { numbers: SharedNumbers::new(values.as_mut_ptr(), values.len()), places }
+        Self { numbers: SharedFloats::new(values.as_mut_ptr(), values.len()), places }
     }
 
     /// The same memory with rows at other places.

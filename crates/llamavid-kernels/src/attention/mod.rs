@@ -2,14 +2,16 @@
 //!
 //! Letters: B batch, H query heads, Q query rows, K key rows, R rows of both, d head width.
 
+pub(crate) mod cached;
+pub(crate) mod folded;
 mod fused;
 mod head_rows;
 
 use candle_core::{DType, Result, Tensor, bail};
 
-use crate::dropout::Dropout;
-use crate::rows::at_least_single;
-use crate::softmax::softmax;
+use crate::operations::dropout::Dropout;
+use crate::operations::rows::accumulation_dtype;
+use crate::operations::softmax::softmax;
 
 use fused::Packed;
 pub(crate) use fused::{Attention, Sequences, fused};
@@ -139,7 +141,7 @@ fn repeat_heads(x: &Tensor, heads: usize) -> Result<Tensor> {
 /// The same by candle's own operations, on any device and in any dtype.
 fn decomposed(q: &Tensor, k: &Tensor, v: &Tensor, options: &Heads) -> Result<Tensor> {
     let scores = (q.contiguous()? * options.scale)?.matmul(&k.transpose(2, 3)?.contiguous()?)?; // (B, H, Q, K)
-    let scores = scores.to_dtype(at_least_single(&scores))?;
+    let scores = scores.to_dtype(accumulation_dtype(&scores))?;
     let scores = match options.mask {
         Mask::All => scores,
         Mask::Bias(bias) => scores.broadcast_add(bias)?,

@@ -78,8 +78,8 @@ pub(crate) fn attention_block(
     if !takes_block(x, norm, &all) || !takes_heads(&[x], head_width, heads) {
         return Ok(None);
     }
-    // Shares add up to 1, so a bias of the values is one of the result; one of the keys adds the same to all scores of a row, which no
-    // share sees. Not so when both are rotated, and not with heads of keys that several heads of queries share.
+    // Probabilities add up to 1, so a bias of the values is one of the result; one of the keys adds the same to all scores of a row,
+    // which softmax does not see. Not so when both are rotated, and not with heads of keys that several heads of queries share.
     let aside = heads.angles.is_none()
         && heads.key_heads == heads.heads
         && query_bias.is_some() == value_bias.is_some();

@@ -226,11 +226,12 @@ impl Case {
                 })
                 .collect();
             let largest = scores.iter().copied().fold(f64::MIN, f64::max);
-            let shares: Vec<f64> = scores.iter().map(|score| (score - largest).exp()).collect();
-            let total: f64 = shares.iter().sum();
+            let probabilities: Vec<f64> = scores.iter().map(|score| (score - largest).exp()).collect();
+            let total: f64 = probabilities.iter().sum();
             result.extend((0..width).map(|place| {
-                let seen = shares.iter().enumerate();
-                let sum: f64 = seen.map(|(key, share)| share * at(&self.v, key_row(key), place)).sum();
+                let seen = probabilities.iter().enumerate();
+                let sum: f64 =
+                    seen.map(|(key, probability)| probability * at(&self.v, key_row(key), place)).sum();
                 sum / total + bias_of(1, place)
             }));
         }

@@ -2,15 +2,15 @@
 
 #[cfg(target_arch = "x86_64")]
 use super::groups;
-use super::parts::{Ahead, PANEL, Step, Target};
-use super::tasks::{Room, room, share_out};
+use super::parts::{PANEL, PrefetchQueue, Step, Target};
+use super::tasks::{ThreadScratch, resized, share_out};
 use super::tiles::{Rows, TILE_ROWS, Tiles};
-use crate::panels::{TOGETHER, lay_out};
-use crate::processor::Processor;
 #[cfg(target_arch = "x86_64")]
-use crate::processor::WholeNumbers;
-use crate::softmax;
-use crate::vector::widest;
+use crate::instructions::processor::IntegerDot;
+use crate::instructions::processor::Processor;
+use crate::instructions::vector::widest;
+use crate::operations::softmax;
+use crate::products::panels::{TOGETHER, lay_out};
 
 /// Rows whose scores exist at once.
 const BLOCK: usize = 4 * TILE_ROWS;
@@ -18,9 +18,9 @@ const BLOCK: usize = 4 * TILE_ROWS;
 /// Rows of some frames.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Packed<'a> {
-    /// (frames · rows, 3 · heads · width), in the room that they take where they are narrow.
+    /// (frames · rows, 3 · heads · width) in `precision`: bf16 take half the room.
     pub(super) values: &'a [f32],
-    pub(super) narrow: Narrow,
+    pub(super) precision: Precision,
     pub(super) frames: usize,
     /// Of a frame.
     pub(super) rows: usize,
@@ -29,60 +29,60 @@ pub(super) struct Packed<'a> {
     pub(super) width: usize,
 }
 
-/// What is multiplied.
+/// In which precision queries, keys and probabilities are multiplied.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Narrow {
-    /// Numbers of 32 bits.
-    No,
-    /// Numbers of 16 bits (bf16), two of them in the room of one.
+pub(super) enum Precision {
+    /// f32.
+    F32,
+    /// bf16, two of them in the room of an f32.
     #[cfg(target_arch = "x86_64")]
-    Pairs,
+    Bf16,
 }
 
-impl Narrow {
-    /// The narrowest that a processor multiplies quicker, of heads of a width.
+impl Precision {
+    /// bf16 where the processor multiplies it quicker, for heads of an even width.
     #[cfg_attr(not(target_arch = "x86_64"), allow(unused_variables, reason = "rows stay as they are there"))]
     pub(super) fn of(processor: Processor, width: usize) -> Self {
         match processor {
             #[cfg(target_arch = "x86_64")]
-            Processor::Avx512(_, WholeNumbers::Fours | WholeNumbers::Tiles)
+            Processor::Avx512(_, IntegerDot::Quads | IntegerDot::Tiles)
                 if width.is_multiple_of(2) && is_x86_feature_detected!("avx512bf16") =>
             {
-                Self::Pairs
+                Self::Bf16
             }
-            _ => Self::No,
+            _ => Self::F32,
         }
     }
 
-    /// Room that so many numbers take.
+    /// The room that so many numbers take, in f32.
     pub(super) fn room(self, numbers: usize) -> usize {
         match self {
-            Self::No => numbers,
+            Self::F32 => numbers,
             #[cfg(target_arch = "x86_64")]
-            Self::Pairs => numbers.div_ceil(2),
+            Self::Bf16 => numbers.div_ceil(2),
         }
     }
 
     /// Writes the sums of products of rows with a panel.
     fn products(self, processor: Processor, panel: &[Step], x: Rows, sums: &mut [Step]) {
-        let ahead = &mut Ahead::nothing();
+        let queue = &mut PrefetchQueue::nothing();
         match self {
-            Self::No => {
+            Self::F32 => {
                 sums.fill(Step::ZERO);
-                processor.run(Tiles { panel, x, sums, ahead });
+                processor.run(Tiles { panel, x, sums, queue });
             }
             // SAFETY: the processor has the instructions, see `of`.
             #[cfg(target_arch = "x86_64")]
-            Self::Pairs => unsafe { groups::pairs(panel, x, sums, ahead) },
+            Self::Bf16 => unsafe { groups::pairs(panel, x, sums, queue) },
         }
     }
 
-    /// Numbers, of which `narrowed` has room for the pairs.
+    /// Numbers in this precision, which `narrowed` has room for.
     #[cfg(target_arch = "x86_64")]
     pub(super) fn numbers<'a>(self, numbers: &'a [f32], narrowed: &'a mut [f32]) -> &'a [f32] {
         match self {
-            Self::No => numbers,
-            Self::Pairs => {
+            Self::F32 => numbers,
+            Self::Bf16 => {
                 let narrowed = &mut narrowed[..self.room(numbers.len())];
                 // SAFETY: the processor has the instructions, see `of`.
                 unsafe { groups::narrow(numbers, narrowed) };
@@ -97,54 +97,61 @@ impl Packed<'_> {
     ///
     /// # Safety
     /// `target` has as many rows and columns; it lives, and nobody else uses it.
-    pub(super) unsafe fn attend(self, processor: Processor, rooms: &mut Vec<Room>, target: Target) {
-        let Self { values, narrow, frames, rows, heads, width } = self;
+    pub(super) unsafe fn attend(
+        self,
+        processor: Processor,
+        scratches: &mut Vec<ThreadScratch>,
+        target: Target,
+    ) {
+        let Self { values, precision, frames, rows, heads, width } = self;
         if values.is_empty() {
             return;
         }
-        let stride = narrow.room(3 * heads * width);
+        let stride = precision.room(3 * heads * width);
         let (key_panels, value_panels) = (rows.div_ceil(PANEL), width.div_ceil(PANEL));
-        let (key_steps, value_steps) = (narrow.room(width), narrow.room(rows));
+        let (key_steps, value_steps) = (precision.room(width), precision.room(rows));
         let scale = (width as f32).sqrt().recip();
-        share_out(frames * heads, rooms, |scratch, task| {
+        share_out(frames * heads, scratches, |scratch, task| {
             let (frame, head) = (task / heads, task % heads);
-            let Room { keys, values: of_values, sums, shares, .. } = scratch;
-            let keys = room(keys, key_panels * key_steps, Step::ZERO);
-            let of_values = room(of_values, value_panels * value_steps, Step::ZERO);
+            let ThreadScratch { keys, values: of_values, sums, probabilities, .. } = scratch;
+            let keys = resized(keys, key_panels * key_steps, Step::ZERO);
+            let of_values = resized(of_values, value_panels * value_steps, Step::ZERO);
             let of_frame = &values[frame * rows * stride..][..rows * stride];
             let part = |index: usize| Rows {
-                values: &of_frame[narrow.room((index * heads + head) * width)..],
+                values: &of_frame[precision.room((index * heads + head) * width)..],
                 stride,
             };
             let queries = part(0);
             lay_out_rows(part(1), (rows, key_steps), keys);
-            lay_out_columns(narrow, part(2), (rows, width), of_values);
+            lay_out_columns(precision, part(2), (rows, width), of_values);
             for first in (0..rows).step_by(BLOCK) {
                 let count = BLOCK.min(rows - first);
-                let sums = room(sums, count * key_panels.max(value_panels), Step::ZERO);
+                let sums = resized(sums, count * key_panels.max(value_panels), Step::ZERO);
                 let sums_of = |panels: &[Step], length: usize, x: Rows, sums: &mut [Step]| {
                     for (panel, sums) in panels.chunks_exact(length).zip(sums.chunks_exact_mut(count)) {
-                        narrow.products(processor, panel, x, sums);
+                        precision.products(processor, panel, x, sums);
                     }
                 };
                 sums_of(keys, key_steps, queries.from(first), &mut sums[..key_panels * count]);
-                let shares = room(shares, count * value_steps, 0.0);
-                match narrow {
-                    Narrow::No => {
-                        gather(sums, count, scale, rows, shares);
-                        softmax::normalise(rows, rows, shares);
+                let probabilities = resized(probabilities, count * value_steps, 0.0);
+                match precision {
+                    Precision::F32 => {
+                        gather(sums, count, scale, rows, probabilities);
+                        softmax::normalise(rows, rows, probabilities);
                     }
                     #[cfg(target_arch = "x86_64")]
-                    Narrow::Pairs => {
-                        for (row, shares) in shares.chunks_exact_mut(value_steps).enumerate() {
+                    Precision::Bf16 => {
+                        for (row, probabilities) in probabilities.chunks_exact_mut(value_steps).enumerate() {
                             // SAFETY: the processor has the instructions, see `of`.
-                            unsafe { groups::share(&mut sums[row..], count, rows, scale, shares) };
+                            unsafe {
+                                groups::write_softmax(&mut sums[row..], count, rows, scale, probabilities)
+                            };
                         }
                     }
                 }
-                let shares = Rows { values: shares, stride: value_steps };
+                let probabilities = Rows { values: probabilities, stride: value_steps };
                 let sums = &mut sums[..value_panels * count];
-                sums_of(of_values, value_steps, shares, sums);
+                sums_of(of_values, value_steps, probabilities, sums);
                 for (index, sums) in sums.chunks_exact(count).enumerate() {
                     let column = index * PANEL;
                     for (row, sums) in sums.iter().enumerate() {
@@ -174,22 +181,21 @@ fn lay_out_rows(x: Rows, (rows, width): (usize, usize), into: &mut [Step]) {
     }
 }
 
-/// Lays out columns of rows: what a row has of the columns of a panel, then what the next one has; where numbers are narrow, what
-/// two rows have.
-fn lay_out_columns(narrow: Narrow, x: Rows, (rows, width): (usize, usize), into: &mut [Step]) {
-    for (panel, into) in into.chunks_exact_mut(narrow.room(rows)).enumerate() {
-        let columns = [panel * PANEL, width.min((panel + 1) * PANEL)].map(|column| narrow.room(column));
+/// Lays out columns of rows: what a row has of the columns of a panel, then what the next one has; in bf16, what two rows have.
+fn lay_out_columns(precision: Precision, x: Rows, (rows, width): (usize, usize), into: &mut [Step]) {
+    for (panel, into) in into.chunks_exact_mut(precision.room(rows)).enumerate() {
+        let columns = [panel * PANEL, width.min((panel + 1) * PANEL)].map(|column| precision.room(column));
         let columns = columns[0]..columns[1];
         let row = |row: usize| match row < rows {
             true => &x.values[row * x.stride..][columns.clone()],
             false => &[],
         };
         for (index, into) in into.iter_mut().enumerate() {
-            match narrow {
-                Narrow::No => into.0[..columns.len()].copy_from_slice(row(index)),
+            match precision {
+                Precision::F32 => into.0[..columns.len()].copy_from_slice(row(index)),
                 // SAFETY: the processor has the instructions, see `of`.
                 #[cfg(target_arch = "x86_64")]
-                Narrow::Pairs => unsafe { groups::pair([row(2 * index), row(2 * index + 1)], into) },
+                Precision::Bf16 => unsafe { groups::pair([row(2 * index), row(2 * index + 1)], into) },
             }
         }
     }

@@ -1,5 +1,5 @@
-//! Attention of all rows of a frame to each other in AMX's tiles: numbers in one piece of 16 bits where the layers around it are
-//! rounded to 8, else in three ([`super::lines`]).
+//! Attention of all rows of a frame to each other in AMX tiles: in bf16 where the layers around it are quantised to int8, else
+//! in three bf16 pieces ([`super::tile_rows`]).
 
 use std::arch::x86_64::{
     __m512i, _mm512_load_ps, _mm512_load_si512, _mm512_mul_ps, _mm512_set1_ps, _mm512_setzero_si512,
@@ -7,57 +7,65 @@ use std::arch::x86_64::{
     _mm512_unpacklo_epi32, _mm512_unpacklo_epi64,
 };
 
-use super::attention::{Narrow, Packed};
+use super::attention::{Packed, Precision};
 use super::groups;
-use super::lines::{LANES, Line, PIECES, SPAN, copy_pairs, split, split_numbers, split_rows};
-use super::matrices::{Begin, Product, ROWS, STEP, Whole, multiply};
+use super::matrices::{AmxTiles, Begin, Product, ROWS, STEP, multiply};
 use super::parts::{PANEL, Step, Target};
-use super::tasks::{Room, room, share_out};
+use super::tasks::{ThreadScratch, resized, share_out};
+use super::tile_rows::{LANES, PIECES, SPAN, TileRow, copy_pairs, split, split_numbers, split_rows};
 
 /// Begins sums.
 static NOTHING: Step = Step::ZERO;
 
 impl Packed<'_> {
-    /// The same as [`Packed::attend`]. The result is as narrow as told, which heads of an even width may be.
+    /// The same as [`Packed::attend`]. The result is in the precision that is told, bf16 of heads of an even width
+    /// only.
     ///
     /// # Safety
     /// As there, and the processor has AMX, which the process may use.
-    pub(super) unsafe fn attend_in_tiles(self, rooms: &mut Vec<Room>, target: Target, result: Narrow) {
+    pub(super) unsafe fn attend_in_tiles(
+        self,
+        scratches: &mut Vec<ThreadScratch>,
+        target: Target,
+        result: Precision,
+    ) {
         // SAFETY: as the caller promises.
         unsafe {
-            match self.narrow {
-                Narrow::Pairs => self.attend_in_pieces::<1>(Product::Halves, rooms, target, result),
-                Narrow::No => self.attend_in_pieces::<PIECES>(Product::ThreeByThree, rooms, target, result),
+            match self.precision {
+                Precision::Bf16 => self.attend_in_pieces::<1>(Product::Bf16, scratches, target, result),
+                Precision::F32 => {
+                    self.attend_in_pieces::<PIECES>(Product::ThreeByThree, scratches, target, result)
+                }
             }
         }
     }
 
-    /// Numbers in one piece are narrow.
+    /// Numbers in one piece are bf16.
     ///
     /// # Safety
     /// As [`Self::attend_in_tiles`].
     unsafe fn attend_in_pieces<const COUNT: usize>(
         self,
         product: Product,
-        rooms: &mut Vec<Room>,
+        scratches: &mut Vec<ThreadScratch>,
         target: Target,
-        result: Narrow,
+        result: Precision,
     ) {
-        let Self { values, narrow, frames, rows, heads, width } = self;
+        let Self { values, precision, frames, rows, heads, width } = self;
         if values.is_empty() {
             return;
         }
-        let (of_head, of_panel) = (narrow.room(width), narrow.room(PANEL));
+        let (of_head, of_panel) = (precision.room(width), precision.room(PANEL));
         let stride = 3 * heads * of_head;
         // Of keys and of values: panels, and steps of each.
         let (panels, steps) = (rows.div_ceil(PANEL), width.div_ceil(SPAN));
         let of_a_step = COUNT * STEP;
         let scale = (width as f32).sqrt().recip();
-        share_out(frames * heads, rooms, |scratch, task| {
+        share_out(frames * heads, scratches, |scratch, task| {
             let (frame, head) = (task / heads, task % heads);
-            let Room { sums, lines, .. } = scratch;
+            let ThreadScratch { sums, lines, .. } = scratch;
             let laid_out = panels * steps * of_a_step;
-            let lines = room(lines, 2 * laid_out + panels.max(steps) * of_a_step, Line::ZERO);
+            let lines = resized(lines, 2 * laid_out + panels.max(steps) * of_a_step, TileRow::ZERO);
             let (keys, lines) = lines.split_at_mut(laid_out);
             let (of_values, x) = lines.split_at_mut(laid_out);
             let of_frame = &values[frame * rows * stride..][..rows * stride];
@@ -67,7 +75,7 @@ impl Packed<'_> {
             };
             for (panel, keys) in keys.chunks_exact_mut(steps * of_a_step).enumerate() {
                 for place in 0..PANEL {
-                    // SAFETY: the processor has AVX-512, as all with tiles; there are as many lines.
+                    // SAFETY: the processor has AVX-512, as all with AMX; there are as many tile rows.
                     unsafe { lay_out::<COUNT>(row(1, panel * PANEL + place), &mut keys[place..], steps) };
                 }
                 for keys in keys.as_chunks_mut::<STEP>().0 {
@@ -85,28 +93,29 @@ impl Packed<'_> {
                     // SAFETY: as above.
                     unsafe {
                         match COUNT {
-                            1 => groups::pair(two, Step::of_lines(&mut of_values[2 * place..])),
+                            1 => groups::pair(two, Step::of_tile_rows(&mut of_values[2 * place..])),
                             _ => split_rows::<COUNT>(two, &mut of_values[2 * place..]),
                         }
                     }
                 }
             }
             // SAFETY: the processor has them, as the caller promises, and nothing here makes others.
-            let tiles = unsafe { Whole::new() };
-            let products = |panels: &[Line], x: &[Line], steps: usize, half: bool, sums: &mut [Step]| {
-                let length = steps * of_a_step;
-                assert!(x.len() >= length, "rows of another length");
-                for (panel, sums) in panels.chunks_exact(length).zip(sums.chunks_exact_mut(ROWS)) {
-                    let lines = (x.as_ptr(), panel.as_ptr());
-                    let sums = (Begin::With(&NOTHING), sums.as_mut_ptr());
-                    // SAFETY: there are as many lines of each, and sums of as many rows.
-                    unsafe { multiply(&tiles, product, half, lines, steps, sums, None) };
-                }
-            };
+            let tiles = unsafe { AmxTiles::new() };
+            let products =
+                |panels: &[TileRow], x: &[TileRow], steps: usize, half: bool, sums: &mut [Step]| {
+                    let length = steps * of_a_step;
+                    assert!(x.len() >= length, "rows of another length");
+                    for (panel, sums) in panels.chunks_exact(length).zip(sums.chunks_exact_mut(ROWS)) {
+                        let lines = (x.as_ptr(), panel.as_ptr());
+                        let sums = (Begin::With(&NOTHING), sums.as_mut_ptr());
+                        // SAFETY: there are as many tile rows of each, and sums of as many rows.
+                        unsafe { multiply(&tiles, product, half, lines, steps, sums, None) };
+                    }
+                };
             for first in (0..rows).step_by(ROWS) {
                 let count = ROWS.min(rows - first);
                 let half = count <= ROWS / 2;
-                let sums = room(sums, ROWS * panels.max(steps), Step::ZERO);
+                let sums = resized(sums, ROWS * panels.max(steps), Step::ZERO);
                 for place in 0..count {
                     // SAFETY: as above.
                     unsafe { lay_out::<COUNT>(row(0, first + place), &mut x[place..], steps) };
@@ -114,7 +123,7 @@ impl Packed<'_> {
                 products(keys, x, steps, half, sums);
                 for place in 0..count {
                     // SAFETY: as above; each panel has sums of as many rows.
-                    unsafe { share::<COUNT>(&mut sums[place..], rows, scale, &mut x[place..]) };
+                    unsafe { write_softmax::<COUNT>(&mut sums[place..], rows, scale, &mut x[place..]) };
                 }
                 products(of_values, x, panels, half, sums);
                 for (index, sums) in sums[..steps * ROWS].chunks_exact(ROWS).enumerate() {
@@ -132,12 +141,12 @@ impl Packed<'_> {
     }
 }
 
-/// Writes as many steps of a row of queries or keys as there are: in pieces, or numbers that are narrow as they are, since the order of
-/// those is the same in both.
+/// Writes as many steps of a row of queries or keys as there are: in pieces, or bf16 as they are, since the order of those is the same
+/// in both.
 ///
 /// # Safety
 /// The processor has AVX-512.
-unsafe fn lay_out<const COUNT: usize>(row: &[f32], into: &mut [Line], steps: usize) {
+unsafe fn lay_out<const COUNT: usize>(row: &[f32], into: &mut [TileRow], steps: usize) {
     // SAFETY: as the caller promises.
     unsafe {
         match COUNT {
@@ -153,10 +162,15 @@ unsafe fn lay_out<const COUNT: usize>(row: &[f32], into: &mut [Line], steps: usi
 /// # Safety
 /// The processor has AVX-512.
 #[target_feature(enable = "avx512f")]
-unsafe fn share<const COUNT: usize>(sums: &mut [Step], length: usize, scale: f32, into: &mut [Line]) {
+unsafe fn write_softmax<const COUNT: usize>(
+    sums: &mut [Step],
+    length: usize,
+    scale: f32,
+    into: &mut [TileRow],
+) {
     let panels = length.div_ceil(PANEL);
     assert!(((panels - 1) * COUNT + COUNT - 1) * STEP < into.len(), "lines of a row");
-    // SAFETY: there are scores in each panel, and two vectors of them in a step; a line for each piece.
+    // SAFETY: there are scores in each panel, and two vectors of them in a step; a tile row for each piece.
     unsafe {
         let part = match COUNT {
             1 => groups::exponentials::<true>(sums, ROWS, length, scale),
@@ -165,26 +179,26 @@ unsafe fn share<const COUNT: usize>(sums: &mut [Step], length: usize, scale: f32
         let (part, into) = (_mm512_set1_ps(part), into.as_mut_ptr());
         for panel in 0..panels {
             let at: *const f32 = (&raw const sums[panel * ROWS]).cast();
-            let shares =
+            let probabilities =
                 [_mm512_mul_ps(_mm512_load_ps(at), part), _mm512_mul_ps(_mm512_load_ps(at.add(LANES)), part)];
-            split::<COUNT>(shares, into.add(panel * COUNT * STEP), STEP);
+            split::<COUNT>(probabilities, into.add(panel * COUNT * STEP), STEP);
         }
     }
 }
 
-/// Makes weights of rows of `x`: the words of two times 16 lines change places with the lines, and then those of the first and of the
-/// second half take turns.
+/// Makes the right operand of rows of `x`: twice 16 tile rows are transposed, 32 bits at a time, and then those of the first and of
+/// the second half take turns.
 ///
 /// # Safety
 /// The processor has AVX-512.
 #[target_feature(enable = "avx512f")]
-pub(crate) unsafe fn exchange(lines: &mut [Line; STEP]) {
+pub(crate) unsafe fn exchange(lines: &mut [TileRow; STEP]) {
     let lines: *mut __m512i = lines.as_mut_ptr().cast();
     let mut columns = [[_mm512_setzero_si512(); LANES]; 2];
     for (half, columns) in columns.iter_mut().enumerate() {
         // Twos and fours of words within quarters of vectors, and then quarters.
         for four in 0..LANES / 4 {
-            // SAFETY: there are as many lines, of a vector each.
+            // SAFETY: there are as many tile rows, of a vector each.
             let [a, b, c, d] = unsafe {
                 let first = lines.add(half * LANES + 4 * four);
                 [
@@ -227,10 +241,10 @@ mod tests {
 
     use super::*;
     use crate::frozen::layers_in_tiles::pay;
-    use crate::processor::Processor;
+    use crate::instructions::processor::Processor;
 
-    /// Shares that scores become, whose pieces are put together again; none without AVX-512.
-    fn shares(scores: &[f32], scale: f32) -> Option<Vec<f32>> {
+    /// Probabilities of scores, whose pieces are put together again; none without AVX-512.
+    fn probabilities(scores: &[f32], scale: f32) -> Option<Vec<f32>> {
         if !Processor::tested().into_iter().any(|processor| pay(processor, 1 << 10)) {
             return None;
         }
@@ -240,29 +254,29 @@ mod tests {
         for (sums, scores) in sums.iter_mut().step_by(ROWS).zip(scores.chunks(PANEL)) {
             sums.0[..scores.len()].copy_from_slice(scores);
         }
-        let mut lines = vec![Line::ZERO; panels * PIECES * STEP];
+        let mut lines = vec![TileRow::ZERO; panels * PIECES * STEP];
         // SAFETY: the processor has AVX-512.
-        unsafe { share::<PIECES>(&mut sums, scores.len(), scale, &mut lines) };
-        let share = |index: usize| {
+        unsafe { write_softmax::<PIECES>(&mut sums, scores.len(), scale, &mut lines) };
+        let probability = |index: usize| {
             let place = 2 * (index % LANES * 2 + index % PANEL / LANES);
             let piece = |piece: usize| {
-                let Line(bytes) = lines[(index / PANEL * PIECES + piece) * STEP];
+                let TileRow(bytes) = lines[(index / PANEL * PIECES + piece) * STEP];
                 bf16::from_le_bytes([bytes[place], bytes[place + 1]]).to_f32()
             };
             piece(0) + (piece(1) + piece(2))
         };
-        let found: Vec<f32> = (0..scores.len()).map(share).collect();
+        let found: Vec<f32> = (0..scores.len()).map(probability).collect();
         let mut behind = scores.len()..panels * PANEL;
-        assert!(found[0].is_nan() || behind.all(|index| share(index) == 0.0), "behind the end");
+        assert!(found[0].is_nan() || behind.all(|index| probability(index) == 0.0), "behind the end");
         Some(found)
     }
 
     #[test]
-    fn shares_are_those_of_the_softmax() {
+    fn probabilities_are_those_of_the_softmax() {
         for length in [1, 15, 16, 17, 32, 33, 257] {
             for size in [0.1, 5.0, 300.0] {
                 let scores: Vec<f32> = (0..length).map(|place| size * (place as f32 * 0.7).sin()).collect();
-                let Some(found) = shares(&scores, 0.25) else { return };
+                let Some(found) = probabilities(&scores, 0.25) else { return };
                 let powers: Vec<f64> = scores
                     .iter()
                     .map(|score| (0.25 * f64::from(*score) - 0.25 * f64::from(size)).exp())
@@ -280,12 +294,12 @@ mod tests {
     }
 
     #[test]
-    fn shares_of_far_scores_and_of_none() {
-        let Some(far) = shares(&[f32::MIN, 3.0, f32::NEG_INFINITY, -1e6], 1.0) else { return };
+    fn probabilities_of_far_scores_and_of_none() {
+        let Some(far) = probabilities(&[f32::MIN, 3.0, f32::NEG_INFINITY, -1e6], 1.0) else { return };
         assert_eq!(far, [0.0, 1.0, 0.0, 0.0]);
-        let wrong = shares(&[1.0, f32::NAN, 2.0], 1.0).unwrap();
+        let wrong = probabilities(&[1.0, f32::NAN, 2.0], 1.0).unwrap();
         assert!(wrong.iter().all(|share| share.is_nan()));
-        let wrong = shares(&[1.0, f32::INFINITY, 2.0], 1.0).unwrap();
+        let wrong = probabilities(&[1.0, f32::INFINITY, 2.0], 1.0).unwrap();
         assert!(wrong.iter().any(|share| share.is_nan()));
     }
 }

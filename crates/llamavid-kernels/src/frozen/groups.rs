@@ -1,4 +1,4 @@
-//! Tiles of AVX-512 whose lanes multiply all that lies in 32 bits at once: four whole numbers, or two numbers of 16 bits.
+//! Register tiles of AVX-512 whose lanes multiply all that lies in 32 bits at once: four int8 (VNNI), or two bf16.
 
 use std::arch::x86_64::{
     __m256i, __m512, __m512bh, __m512i, _CMP_LT_OQ, _MM_FROUND_NO_EXC, _MM_FROUND_TO_NEAREST_INT,
@@ -14,12 +14,12 @@ use std::arch::x86_64::{
     _mm512_storeu_si512, _mm512_sub_epi32, _mm512_sub_ps,
 };
 
-use super::bytes::{ByteStep, Large, RoundedRow, Sums, TOGETHER};
-use super::lines::mask;
-use super::parts::{Ahead, PANEL, PART, Parts, Step, Strip};
+use super::int8::{Int8Step, Outlier, QuantisedRow, Sums, TOGETHER};
+use super::parts::{PANEL, PART, Parts, PrefetchQueue, Step, Strip};
+use super::tile_rows::mask;
 use super::tiles::{Rows, TILE_ROWS};
-use crate::gelu::{P, Q};
-use crate::vector::with_rows;
+use crate::instructions::vector::with_rows;
+use crate::operations::gelu::{P, Q};
 
 /// Numbers of a vector.
 const LANES: usize = 16;
@@ -30,9 +30,9 @@ macro_rules! tiles {
     ($(#[$meta:meta])* $name:ident, $tile:ident, $multiply:ident, $features:literal, [$each:expr; $X:ty], $Step:ty, $Sums:ty, $adds:literal) => {
         $(#[$meta])*
         #[target_feature(enable = $features)]
-        pub(super) unsafe fn $name(panel: &[$Step], x: Rows<$X>, sums: &mut [$Sums], ahead: &mut Ahead) {
+        pub(super) unsafe fn $name(panel: &[$Step], x: Rows<$X>, sums: &mut [$Sums], queue: &mut PrefetchQueue) {
             for (index, sums) in sums.chunks_mut(TILE_ROWS).enumerate() {
-                ahead.read(sums.len());
+                queue.prefetch(sums.len());
                 let x = x.from(index * TILE_ROWS);
                 // SAFETY: the processor has the instructions, as the caller promises.
                 unsafe {
@@ -78,14 +78,14 @@ macro_rules! tiles {
 }
 
 tiles!(
-    /// Four whole numbers of `x` without a sign meet four with one of each row of the panel.
+    /// Four unsigned integers of `x` meet four signed ones of each row of the panel.
     ///
     /// # Safety
     /// The processor has AVX-512 with VNNI.
-    fours, tile_of_fours, multiply_fours, "avx512f,avx512vnni", [TOGETHER; u8], ByteStep, Sums, true
+    quads, tile_of_quads, multiply_quads, "avx512f,avx512vnni", [TOGETHER; u8], Int8Step, Sums, true
 );
 tiles!(
-    /// Two numbers of 16 bits, which lie in the room of one of 32, meet two of each row of the panel. Sums begin anew.
+    /// Two bf16, which lie in the room of an f32, meet two of each row of the panel. Sums begin anew.
     ///
     /// # Safety
     /// The processor has AVX-512 with BF16.
@@ -94,7 +94,7 @@ tiles!(
 
 #[inline]
 #[target_feature(enable = "avx512f,avx512vnni")]
-fn multiply_fours(sum: __m512i, x: __m512i, weights: __m512i) -> __m512i {
+fn multiply_quads(sum: __m512i, x: __m512i, weights: __m512i) -> __m512i {
     _mm512_dpbusd_epi32(sum, x, weights)
 }
 
@@ -106,7 +106,7 @@ fn multiply_pairs(sum: __m512i, x: __m512i, weights: __m512i) -> __m512i {
     _mm512_castps_si512(_mm512_dpbf16_ps(_mm512_castsi512_ps(sum), x, weights))
 }
 
-/// Narrows numbers to 16 bits (bf16): two of them lie in the room of one then. One that has no other is with 0.
+/// Rounds numbers to bf16, two of them in the room of an f32. One that has no other is with 0.
 ///
 /// # Safety
 /// The processor has AVX-512 with BF16.
@@ -126,7 +126,7 @@ pub(super) unsafe fn narrow(numbers: &[f32], into: &mut [f32]) {
     }
 }
 
-/// Widens a row whose numbers [`narrow`] wrote.
+/// Converts a row that [`narrow`] wrote to f32.
 ///
 /// # Safety
 /// The processor has AVX-512.
@@ -160,7 +160,7 @@ pub(super) unsafe fn read_pairs(x: &Parts, row: usize, into: &mut [f32]) {
     }
 }
 
-/// The GELU of each number to 3e-7 of its size, or of 1 where that is less: [`crate::gelu::activate`] without a division.
+/// The GELU of each number to 3e-7 of its size, or of 1 where that is less: [`crate::operations::gelu::activate`] without a division.
 ///
 /// # Safety
 /// The processor has AVX-512.
@@ -175,17 +175,17 @@ pub(super) unsafe fn activate(sums: &mut [Step]) {
     }
 }
 
-/// What sums of whole numbers of rows with a panel stand for, by what whole numbers of the panel's rows stand for, sums of those, and biases,
-/// with the products of large numbers: the same to the last bit as the functions of [`super::bytes`].
+/// Turns int32 sums of rows with a panel into f32, by the scales of both, zero points and biases, with the products of outliers: the same
+/// to the last bit as the functions of [`super::int8`].
 ///
 /// # Safety
 /// The processor has AVX-512.
 #[target_feature(enable = "avx512f")]
 pub(super) unsafe fn scale(
-    whole: &[Sums],
-    x: &[RoundedRow],
+    integer_sums: &[Sums],
+    x: &[QuantisedRow],
     (scales, totals, bias): (&Step, &Sums, &Step),
-    numbers: &[ByteStep],
+    numbers: &[Int8Step],
     into: &mut [Step],
 ) {
     for half in 0..2 {
@@ -195,16 +195,16 @@ pub(super) unsafe fn scale(
             let scales = _mm512_loadu_ps(scales.0.as_ptr().add(lane));
             let totals = _mm512_loadu_si512(totals.0.as_ptr().add(lane).cast());
             let bias = _mm512_loadu_ps(bias.0.as_ptr().add(lane));
-            for ((whole, x), into) in whole.iter().zip(x).zip(&mut *into) {
-                let sums = _mm512_loadu_si512(whole.0.as_ptr().add(lane).cast());
+            for ((integers, x), into) in integer_sums.iter().zip(x).zip(&mut *into) {
+                let sums = _mm512_loadu_si512(integers.0.as_ptr().add(lane).cast());
                 let sums = _mm512_sub_epi32(sums, _mm512_mullo_epi32(totals, _mm512_set1_epi32(x.zero)));
                 let scale = _mm512_mul_ps(scales, _mm512_set1_ps(x.scale));
                 let mut found = _mm512_add_ps(_mm512_mul_ps(_mm512_cvtepi32_ps(sums), scale), bias);
-                for Large { column, value } in &x.large {
-                    let fours = numbers[column / TOGETHER].0[lane..].as_ptr();
+                for Outlier { column, value } in &x.large {
+                    let quads = numbers[column / TOGETHER].0[lane..].as_ptr();
                     // The number at its place among four, as the upper bits, and then alone.
                     let shift = _mm512_set1_epi32((8 * (TOGETHER - 1 - column % TOGETHER)) as i32);
-                    let number = _mm512_sllv_epi32(_mm512_loadu_si512(fours.cast()), shift);
+                    let number = _mm512_sllv_epi32(_mm512_loadu_si512(quads.cast()), shift);
                     let number = _mm512_cvtepi32_ps(_mm512_srai_epi32::<24>(number));
                     let product = _mm512_mul_ps(number, _mm512_mul_ps(scales, _mm512_set1_ps(*value)));
                     found = _mm512_add_ps(found, product);
@@ -243,7 +243,7 @@ pub(super) unsafe fn write(numbers: &[Step], others: Option<Rows>, target: Strip
     }
 }
 
-/// Writes numbers of rows narrow, or their GELU, as exact as it is then.
+/// Writes numbers of rows in bf16, or their GELU, as exact as it is then.
 ///
 /// # Safety
 /// The processor has AVX-512 with BF16, and whoever calls has these places of `target` alone.
@@ -251,7 +251,7 @@ pub(super) unsafe fn write(numbers: &[Step], others: Option<Rows>, target: Strip
 pub(super) unsafe fn write_narrow<const ACTIVATED: bool>(numbers: &[Step], target: Strip) {
     let used = mask(target.width());
     for (row, numbers) in numbers.iter().enumerate() {
-        // SAFETY: a step is two vectors; what is narrow is written as far as the strip is wide.
+        // SAFETY: a step is two vectors; bf16 are written as far as the strip is wide.
         unsafe {
             let mut low = _mm512_loadu_ps(numbers.0.as_ptr());
             let mut high = _mm512_loadu_ps(numbers.0.as_ptr().add(LANES));
@@ -264,7 +264,7 @@ pub(super) unsafe fn write_narrow<const ACTIVATED: bool>(numbers: &[Step], targe
     }
 }
 
-/// The GELU to 1.3e-4: a polynomial of the share of the normal distribution below `value`, fitted so that it is 0 and 1 at its ends.
+/// The GELU to 1.3e-4: a polynomial of the normal distribution function of `value`, fitted so that it is 0 and 1 at its ends.
 #[inline]
 #[target_feature(enable = "avx512f")]
 fn rough_gelu(value: __m512) -> __m512 {
@@ -279,7 +279,7 @@ fn rough_gelu(value: __m512) -> __m512 {
         -6.512_415e-2,
         3.982_249_8e-1,
     ];
-    // What is no number stays so.
+    // NaN stays NaN.
     let x = _mm512_max_ps(_mm512_set1_ps(-4.0), _mm512_min_ps(_mm512_set1_ps(4.0), value));
     let square = _mm512_mul_ps(x, x);
     let mut sum = _mm512_set1_ps(TERMS[0]);
@@ -348,7 +348,7 @@ pub(super) unsafe fn exponentials<const ROUGH: bool>(
         for vector in 0..vectors {
             let used = mask(length - vector * LANES);
             let scores = _mm512_load_ps(sums.add(place(vector)));
-            // What is no number is passed over.
+            // NaN is passed over.
             largest = _mm512_mask_max_ps(largest, used, scores, largest);
         }
         let factor = scale * std::f32::consts::LOG2_E;
@@ -358,7 +358,7 @@ pub(super) unsafe fn exponentials<const ROUGH: bool>(
             let used = mask(length.saturating_sub(vector * LANES));
             let at = sums.add(place(vector));
             let x = _mm512_fmsub_ps(_mm512_load_ps(at), _mm512_set1_ps(factor), largest);
-            // What is no number stays so.
+            // NaN stays NaN.
             let x = _mm512_max_ps(_mm512_set1_ps(-1000.0), x);
             let whole = _mm512_roundscale_ps::<{ _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC }>(x);
             let rest = _mm512_sub_ps(x, whole);
@@ -375,13 +375,19 @@ pub(super) unsafe fn exponentials<const ROUGH: bool>(
     }
 }
 
-/// Writes the softmax of a row of scores times `scale` narrow. Each panel's scores, which do not stay, are `apart` steps behind those of the
-/// one before.
+/// Writes the softmax of a row of scores times `scale` in bf16. Each panel's scores, which do not stay, are `apart` steps behind those of
+/// the one before.
 ///
 /// # Safety
 /// The processor has AVX-512 with BF16.
 #[target_feature(enable = "avx512f,avx512bf16")]
-pub(super) unsafe fn share(sums: &mut [Step], apart: usize, length: usize, scale: f32, into: &mut [f32]) {
+pub(super) unsafe fn write_softmax(
+    sums: &mut [Step],
+    apart: usize,
+    length: usize,
+    scale: f32,
+    into: &mut [f32],
+) {
     assert_eq!(into.len(), length.div_ceil(2), "room for as many pairs");
     // SAFETY: the processor has AVX-512.
     let part = _mm512_set1_ps(unsafe { exponentials::<true>(sums, apart, length, scale) });
@@ -397,7 +403,7 @@ pub(super) unsafe fn share(sums: &mut [Step], apart: usize, length: usize, scale
     }
 }
 
-/// Puts the numbers of 16 bits of two rows side by side, those of a panel at most, and 0 where a row has none.
+/// Puts the bf16 of two rows side by side, those of a panel at most, and 0 where a row has none.
 ///
 /// # Safety
 /// The processor has AVX-512.
@@ -415,7 +421,7 @@ pub(super) unsafe fn pair(rows: [&[f32]; 2], into: &mut Step) {
     }
 }
 
-/// Numbers of 16 bits, each beside one of the others.
+/// bf16 numbers, each beside one of the others.
 #[inline]
 #[target_feature(enable = "avx512f")]
 fn both(lower: __m256i, upper: __m256i) -> __m512i {
@@ -438,12 +444,12 @@ mod tests {
     use super::*;
     use crate::frozen::layers_in_tiles::pay;
     use crate::frozen::parts::Target;
-    use crate::processor::{Processor, WholeNumbers};
+    use crate::instructions::processor::{IntegerDot, Processor};
 
     #[test]
-    fn narrow_shares_are_a_softmax() {
-        let fours = |processor| matches!(processor, Processor::Avx512(_, WholeNumbers::Fours));
-        if !Processor::tested().into_iter().any(fours) || !is_x86_feature_detected!("avx512bf16") {
+    fn bf16_probabilities_are_a_softmax() {
+        let quads = |processor| matches!(processor, Processor::Avx512(_, IntegerDot::Quads));
+        if !Processor::tested().into_iter().any(quads) || !is_x86_feature_detected!("avx512bf16") {
             return;
         }
         for (length, apart, scale) in [(1, 1, 1.0), (16, 3, 0.5), (33, 2, 2.0), (64, 1, 0.1), (257, 5, 0.3)] {
@@ -453,18 +459,18 @@ mod tests {
             for (panel, scores) in row.chunks(PANEL).enumerate() {
                 sums[panel * apart].0[..scores.len()].copy_from_slice(scores);
             }
-            let mut shares = Parts::default();
-            shares.reshape(1, length.div_ceil(2));
+            let mut probabilities = Parts::default();
+            probabilities.reshape(1, length.div_ceil(2));
             let mut found = vec![0f32; length];
             // SAFETY: the processor has AVX-512 with BF16.
             unsafe {
                 let mut pairs = vec![f32::NAN; length.div_ceil(2)];
-                share(&mut sums, apart, length, scale, &mut pairs);
-                shares.target().write(0, 0, &pairs);
-                read_pairs(&shares, 0, &mut found);
+                write_softmax(&mut sums, apart, length, scale, &mut pairs);
+                probabilities.target().write(0, 0, &pairs);
+                read_pairs(&probabilities, 0, &mut found);
             }
             let mut expected: Vec<f32> = row.iter().map(|score| scale * score).collect();
-            crate::softmax::normalise(length, length, &mut expected);
+            crate::operations::softmax::normalise(length, length, &mut expected);
             for (found, expected) in found.iter().zip(expected) {
                 assert!((found - expected).abs() <= expected / 250.0 + 1e-30, "{length}: {found} {expected}");
             }
@@ -488,7 +494,7 @@ mod tests {
                 read_pairs(&parts, 0, &mut found);
             }
             let mut exact = numbers.0;
-            crate::gelu::activate::<false>(&mut exact);
+            crate::operations::gelu::activate::<false>(&mut exact);
             for (found, exact) in found.iter().zip(exact) {
                 assert!((found - exact).abs() <= 1.5e-4 + exact.abs() / 256.0, "{found} is not {exact}");
             }

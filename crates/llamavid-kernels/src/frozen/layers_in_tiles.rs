@@ -1,46 +1,46 @@
-//! Linear layers in AMX's tiles: whole numbers of 8 bits where weights and rows are rounded to such, else numbers of 32 bits in pieces
-//! of 16 ([`super::lines`]).
+//! Linear layers in AMX tiles: int8 where weights and rows are quantised, else f32 in bf16 pieces ([`super::tile_rows`]).
 //!
-//! A part of a panel stays in the first cache while the rows of a task go by, which stay in the second one with their sums. Where
+//! A part of a panel stays in the L1 cache while the rows of a task go by, which stay in the L2 cache with their sums. Where
 //! these rows are too long for that, the task goes through a part of them with all its panels first.
 
 use std::ops::Range;
 
-use super::bytes::{BytePanels, ByteRows, RoundedRow, Sums};
+use super::int8::{Int8Panels, Int8Rows, QuantisedRow, Sums};
 use super::linear::{Ending, FrozenLinear, Input, Panels, finish_in_vectors};
-use super::lines::{Line, Lines, SPAN, split_panel};
-use super::matrices::{Begin, Product, ROWS, STEP, Whole, multiply};
-use super::parts::{Ahead, CACHE_LINE, PANEL, Step, Target};
-use super::tasks::{Room, room, share_out};
-use crate::amx::Asked;
-use crate::processor::{Processor, WholeNumbers};
+use super::matrices::{AmxTiles, Begin, Product, ROWS, STEP, multiply};
+use super::parts::{PANEL, PrefetchQueue, Step, Target};
+use super::tasks::{ThreadScratch, resized, share_out};
+use super::tile_rows::{SPAN, TileRow, TileRows, split_panel};
+use crate::instructions::amx::Prefetch;
+use crate::instructions::prefetch::CACHE_LINE;
+use crate::instructions::processor::{IntegerDot, Processor};
 
 /// Rows from which their products are quicker than in vectors, although weights are split for them.
 const MANY: usize = 24;
-/// Bytes of rows, and of sums, of a task: both stay in the second cache.
+/// Bytes of rows, and of sums, of a task: both stay in the L2 cache.
 const KEPT: usize = 512 << 10;
 /// Rows of a task at most, if all that tiles read of them is kept.
 const MOST: usize = 18 * ROWS;
 /// Rows of a task at most, if only a part of each is.
 const BLOCK: usize = 9 * ROWS;
 
-/// Parts of panels that are asked for ahead.
-const AHEAD: usize = 2;
+/// Parts of panels that are prefetched ahead.
+const PREFETCH_PARTS: usize = 2;
 
 /// Rows for tiles.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct InTiles<'a> {
-    pub(super) lines: &'a Lines,
-    /// What whole numbers stand for, with the panels that they are multiplied with; else lines are in pieces.
-    whole: Option<(&'a [RoundedRow], &'a BytePanels)>,
+    pub(super) lines: &'a TileRows,
+    /// How rows were quantised, with the int8 panels that they are multiplied with; else tile rows are in pieces.
+    quantised: Option<(&'a [QuantisedRow], &'a Int8Panels)>,
 }
 
 /// Whether so many rows are multiplied in tiles.
 pub(super) fn pay(processor: Processor, count: usize) -> bool {
-    matches!(processor, Processor::Avx512(_, WholeNumbers::Tiles)) && count >= MANY
+    matches!(processor, Processor::Avx512(_, IntegerDot::Tiles)) && count >= MANY
 }
 
-/// Begins sums of whole numbers.
+/// Begins int32 sums.
 static NOTHING: Step = Step::ZERO;
 
 impl FrozenLinear {
@@ -50,19 +50,19 @@ impl FrozenLinear {
         processor: Processor,
         count: usize,
         make: impl Fn(usize, &mut [f32]) + Sync,
-        room: &'a mut ByteRows,
-        rooms: &mut Vec<Room>,
+        room: &'a mut Int8Rows,
+        scratches: &mut Vec<ThreadScratch>,
     ) -> Input<'a> {
-        Input::InTiles(match self.whole(processor) {
+        Input::InTiles(match self.int8_panels(processor) {
             Some(panels) => {
-                let (lines, rows) = room.fill_lines(count, self.columns, make, rooms);
-                InTiles { lines, whole: Some((rows, panels)) }
+                let (lines, rows) = room.fill_tiles(count, self.columns, make, scratches);
+                InTiles { lines, quantised: Some((rows, panels)) }
             }
             None => {
                 let lines = room.lines();
                 // SAFETY: the processor has AVX-512, as all with tiles.
-                unsafe { lines.fill(count, self.columns, make, rooms) };
-                InTiles { lines, whole: None }
+                unsafe { lines.fill(count, self.columns, make, scratches) };
+                InTiles { lines, quantised: None }
             }
         })
     }
@@ -72,18 +72,18 @@ impl FrozenLinear {
     pub(super) unsafe fn forward_in_tiles(
         &self,
         x: InTiles,
-        rooms: &mut Vec<Room>,
+        scratches: &mut Vec<ThreadScratch>,
         target: Target,
         ending: Ending,
     ) {
-        let InTiles { lines: x, whole } = x;
-        let product = match (whole, &self.panels) {
-            (Some(_), _) => Product::Bytes,
-            (None, Panels::Halves(_)) => Product::ThreeByTwo,
+        let InTiles { lines: x, quantised } = x;
+        let product = match (quantised, &self.panels) {
+            (Some(_), _) => Product::Int8,
+            (None, Panels::F16(_)) => Product::ThreeByTwo,
             (None, _) => Product::ThreeByThree,
         };
         let (count, steps) = (x.count(), x.steps());
-        let of_a_step = product.of_x() * size_of::<Line>();
+        let of_a_step = product.of_x() * size_of::<TileRow>();
         let most = if 2 * KEPT / (steps * of_a_step) >= MOST { MOST } else { BLOCK };
         let blocks = count.div_ceil(most).max(1);
         // As even as may be, in tiles.
@@ -101,7 +101,7 @@ impl FrozenLinear {
             (kept, panels.div_ceil(groups))
         };
         let groups = panels.div_ceil(group);
-        share_out(groups * blocks, rooms, |scratch, task| {
+        share_out(groups * blocks, scratches, |scratch, task| {
             // Rows stay from one task to the next.
             let (group_first, block) = (task % groups * group, task / groups);
             let of_group = group_first..panels.min(group_first + group);
@@ -110,26 +110,26 @@ impl FrozenLinear {
             if rows == 0 {
                 return;
             }
-            // Sums that are complete at once make room for others, so that they stay in the first cache.
+            // Sums that are complete at once make room for others, so that they stay in the L1 cache.
             let places = if steps <= part { 2 * ROWS } else { rows.next_multiple_of(ROWS) };
-            let Room { sums: finished, whole: sums, widened, lines, .. } = scratch;
-            let sums = room(sums, of_group.len() * places, Sums::ZERO);
-            let finished = room(finished, ROWS, Step::ZERO);
+            let ThreadScratch { sums: finished, integer_sums: sums, widened, lines, .. } = scratch;
+            let sums = resized(sums, of_group.len() * places, Sums::ZERO);
+            let finished = resized(finished, ROWS, Step::ZERO);
             // SAFETY: the processor has them, as the caller promises, and nothing here makes others.
-            let tiles = unsafe { Whole::new() };
+            let tiles = unsafe { AmxTiles::new() };
             for begin in (0..steps).step_by(kept) {
                 let until = steps.min(begin + kept);
                 for (panel, sums) in of_group.clone().zip(sums.chunks_exact_mut(places)) {
                     let length = even(until - begin, part);
-                    let mut of_x_ahead = {
+                    let mut x_queue = {
                         // With each panel the next part of some rows.
                         let index = panel - of_group.start;
                         if until < steps && index * ROWS < rows {
                             let lines = x.from(first / ROWS + index, until);
                             let next = (steps - until).min(kept) * product.of_x() * STEP;
-                            Ahead::new(&lines[..next], rows * (until - begin).div_ceil(length))
+                            PrefetchQueue::new(&lines[..next], rows * (until - begin).div_ceil(length))
                         } else {
-                            Ahead::nothing()
+                            PrefetchQueue::nothing()
                         }
                     };
                     for step in (begin..until).step_by(length) {
@@ -137,26 +137,26 @@ impl FrozenLinear {
                         let last = of_part.end == steps;
                         // Some parts further, since a part of few rows is done before memory answers.
                         let parts = (until - begin).div_ceil(length);
-                        let index = (step - begin) / length + AHEAD;
+                        let index = (step - begin) / length + PREFETCH_PARTS;
                         let others = index / parts;
                         let next = begin + index % parts * length;
                         let next = next..until.min(next + length);
-                        let mut ahead = self.part_ahead(whole, panel + others, next, rows);
+                        let mut queue = self.part_queue(quantised, panel + others, next, rows);
                         // SAFETY: the processor has AVX-512.
-                        let weights = unsafe { self.part(whole, panel, of_part.clone(), lines, widened) };
+                        let weights = unsafe { self.part(quantised, panel, of_part.clone(), lines, widened) };
                         let mut end = |row: usize, sums: &mut [Sums]| {
                             let range = first + row..first + rows.min(row + ROWS);
                             let sums = &mut sums[row % places..];
                             // SAFETY: as the caller promises, and each task has rows and columns of its own.
-                            unsafe { self.end(whole, panel, range, sums, finished, (target, ending)) };
+                            unsafe { self.end(quantised, panel, range, sums, finished, (target, ending)) };
                         };
                         for row in (0..rows).step_by(ROWS) {
                             let used = ROWS.min(rows - row);
-                            of_x_ahead.read(used);
-                            let asked = ahead.take(used);
-                            let asked_lines = asked.len().div_ceil(CACHE_LINE).div_ceil(of_part.len());
-                            let asked = Asked { first: asked.as_ptr(), lines: asked_lines };
-                            let begin = match (step, whole) {
+                            x_queue.prefetch(used);
+                            let prefetch = queue.take(used);
+                            let prefetch_lines = prefetch.len().div_ceil(CACHE_LINE).div_ceil(of_part.len());
+                            let prefetch = Prefetch { first: prefetch.as_ptr(), lines: prefetch_lines };
+                            let begin = match (step, quantised) {
                                 (0, Some(_)) => Begin::With(&NOTHING),
                                 (0, None) => Begin::With(&self.bias[panel]),
                                 _ => Begin::Sums,
@@ -165,7 +165,8 @@ impl FrozenLinear {
                             let of_rows = &mut sums[row % places..][..ROWS];
                             assert!(lines.len() >= of_part.len() * product.of_x() * STEP);
                             assert!(weights.len() == of_part.len() * product.of_weights() * STEP);
-                            // SAFETY: there are as many lines, and sums of as many rows, of which a number takes 32 bits.
+                            // SAFETY: there are as many tile rows, and sums of as many rows, of which a number takes 32
+                            // bits.
                             unsafe {
                                 multiply(
                                     &tiles,
@@ -174,7 +175,7 @@ impl FrozenLinear {
                                     (lines.as_ptr(), weights.as_ptr()),
                                     of_part.len(),
                                     (begin, of_rows.as_mut_ptr().cast()),
-                                    Some(asked),
+                                    Some(prefetch),
                                 );
                             }
                             // While these are multiplied.
@@ -191,13 +192,13 @@ impl FrozenLinear {
         });
     }
 
-    /// Writes what sums of some rows with a panel stand for; `finished` has room for them.
+    /// Writes sums of some rows with a panel in f32; `finished` has room for them.
     ///
     /// # Safety
     /// As [`Self::forward_in_tiles`], of these rows and the panel's columns.
     unsafe fn end(
         &self,
-        whole: Option<(&[RoundedRow], &BytePanels)>,
+        quantised: Option<(&[QuantisedRow], &Int8Panels)>,
         panel: usize,
         range: Range<usize>,
         sums: &mut [Sums],
@@ -206,7 +207,7 @@ impl FrozenLinear {
     ) {
         let columns = panel * PANEL..self.rows.min((panel + 1) * PANEL);
         let sums = &mut sums[..range.len()];
-        let finished = match whole {
+        let finished = match quantised {
             Some((rows, panels)) => {
                 let finished = &mut finished[..range.len()];
                 let (rows, bias) = (&rows[range.clone()], &self.bias[panel]);
@@ -228,13 +229,13 @@ impl FrozenLinear {
     /// The processor has AVX-512.
     unsafe fn part<'a>(
         &'a self,
-        whole: Option<(&[RoundedRow], &'a BytePanels)>,
+        quantised: Option<(&[QuantisedRow], &'a Int8Panels)>,
         panel: usize,
         steps: Range<usize>,
-        lines: &'a mut Vec<Line>,
+        lines: &'a mut Vec<TileRow>,
         widened: &mut Vec<Step>,
-    ) -> &'a [Line] {
-        if let Some((_, panels)) = whole {
+    ) -> &'a [TileRow] {
+        if let Some((_, panels)) = quantised {
             return panels.lines(panel, steps);
         }
         let columns = steps.start * SPAN..self.columns.min(steps.end * SPAN);
@@ -243,20 +244,20 @@ impl FrozenLinear {
         // SAFETY: as the caller promises.
         unsafe {
             match &self.panels {
-                Panels::Halves(numbers) => {
-                    let lines = room(lines, 2 * length, Line::ZERO);
+                Panels::F16(numbers) => {
+                    let lines = resized(lines, 2 * length, TileRow::ZERO);
                     split_panel::<2, _>(&numbers[range], lines);
                     lines
                 }
-                Panels::Numbers(numbers) => {
-                    let lines = room(lines, 3 * length, Line::ZERO);
+                Panels::F32(numbers) => {
+                    let lines = resized(lines, 3 * length, TileRow::ZERO);
                     split_panel::<3, _>(&numbers[range], lines);
                     lines
                 }
-                Panels::Bytes(panels) => {
-                    let widened = room(widened, columns.len(), Step::ZERO);
+                Panels::Int8(panels) => {
+                    let widened = resized(widened, columns.len(), Step::ZERO);
                     panels.widen(panel, columns, widened);
-                    let lines = room(lines, 3 * length, Line::ZERO);
+                    let lines = resized(lines, 3 * length, TileRow::ZERO);
                     split_panel::<3, _>(widened, lines);
                     lines
                 }
@@ -265,25 +266,25 @@ impl FrozenLinear {
     }
 
     /// The same as it lies in memory, as far as there is such a part, spread over so many rows.
-    fn part_ahead<'a>(
+    fn part_queue<'a>(
         &'a self,
-        whole: Option<(&[RoundedRow], &'a BytePanels)>,
+        quantised: Option<(&[QuantisedRow], &'a Int8Panels)>,
         panel: usize,
         steps: Range<usize>,
         rows: usize,
-    ) -> Ahead<'a> {
+    ) -> PrefetchQueue<'a> {
         if panel * PANEL >= self.rows {
-            return Ahead::nothing();
+            return PrefetchQueue::nothing();
         }
-        if let Some((_, panels)) = whole {
-            return Ahead::new(panels.lines(panel, steps), rows);
+        if let Some((_, panels)) = quantised {
+            return PrefetchQueue::new(panels.lines(panel, steps), rows);
         }
         let [first, last] = [steps.start, steps.end].map(|step| self.columns.min(step * SPAN));
         let range = panel * self.columns + first..panel * self.columns + last;
         match &self.panels {
-            Panels::Halves(numbers) => Ahead::new(&numbers[range], rows),
-            Panels::Numbers(numbers) => Ahead::new(&numbers[range], rows),
-            Panels::Bytes(panels) => Ahead::new(panels.steps(panel, first..last), rows),
+            Panels::F16(numbers) => PrefetchQueue::new(&numbers[range], rows),
+            Panels::F32(numbers) => PrefetchQueue::new(&numbers[range], rows),
+            Panels::Int8(panels) => PrefetchQueue::new(panels.steps(panel, first..last), rows),
         }
     }
 }
@@ -291,14 +292,14 @@ impl FrozenLinear {
 /// Steps of a part of a panel: with more the cache would be too small, and with fewer sums be read and written too often.
 fn part(product: Product) -> usize {
     match product {
-        Product::Bytes | Product::Halves => 12,
+        Product::Int8 | Product::Bf16 => 12,
         Product::ThreeByTwo | Product::ThreeByThree => 4,
     }
 }
 
 /// The length of parts of a whole, which are `most` long at most and as even as may be.
-fn even(whole: usize, most: usize) -> usize {
-    whole.div_ceil(whole.div_ceil(most.max(1)).max(1)).max(1)
+fn even(total: usize, most: usize) -> usize {
+    total.div_ceil(total.div_ceil(most.max(1)).max(1)).max(1)
 }
 
 #[cfg(all(test, target_os = "linux"))]
@@ -306,7 +307,7 @@ mod tests {
     use candle_core::{Device, Tensor};
 
     use super::*;
-    use crate::frozen::attention::Narrow;
+    use crate::frozen::attention::Precision;
     use crate::frozen::parts::Parts;
     use crate::frozen::tiles::Rows;
     use crate::{Projection, Weight};
@@ -337,15 +338,15 @@ mod tests {
     /// What a layer makes of rows, which are added to ones.
     fn forward(processor: Processor, layer: &FrozenLinear, x: &[f32], count: usize) -> Vec<f32> {
         let columns = layer.columns();
-        let (mut numbers, mut rounded, mut rooms) = (Parts::default(), ByteRows::default(), Vec::new());
+        let (mut numbers, mut rounded, mut scratches) = (Parts::default(), Int8Rows::default(), Vec::new());
         let make = |row: usize, into: &mut [f32]| into.copy_from_slice(&x[row * columns..][..columns]);
-        let input = layer.made_input(processor, count, make, &mut numbers, &mut rounded, &mut rooms);
+        let input = layer.made_input(processor, count, make, &mut numbers, &mut rounded, &mut scratches);
         let ones = vec![1f32; count * layer.rows()];
         let mut result = vec![0f32; ones.len()];
         let target = Target::rows(result.as_mut_ptr(), result.len(), layer.rows());
         let ending = Ending::Added(Rows { values: &ones, stride: layer.rows() });
         // SAFETY: the target has as many rows, and nobody else uses it.
-        unsafe { layer.forward(processor, input, &mut rooms, target, ending) };
+        unsafe { layer.forward(processor, input, &mut scratches, target, ending) };
         result
     }
 
@@ -391,11 +392,11 @@ mod tests {
     }
 
     #[test]
-    fn whole_numbers_in_tiles_are_those_in_vectors() {
+    fn int8_sums_in_tiles_are_those_in_vectors() {
         for [count, columns, rows] in [[33, 129, 40], [64, 200, 33], [300, 700, 70], [47, 5000, 40]] {
             let weights = noise(rows * columns, 1);
             let mut layer = layer(&weights, &noise(rows, 2));
-            layer.panels = Panels::Bytes(BytePanels::new(&weights, rows, columns));
+            layer.panels = Panels::Int8(Int8Panels::new(&weights, rows, columns));
             let x = noise(count * columns, 3);
             let processors = Processor::tested();
             let found: Vec<_> = processors
@@ -428,11 +429,11 @@ mod tests {
     fn the_hidden_numbers_of_rounded_layers_are_narrow() {
         let weights = noise(40 * 160, 1);
         let mut layer = layer(&weights, &noise(40, 2));
-        layer.panels = Panels::Bytes(BytePanels::new(&weights, 40, 160));
+        layer.panels = Panels::Int8(Int8Panels::new(&weights, 40, 160));
         for processor in Processor::tested() {
-            let narrow = layer.narrow_input(processor) != Narrow::No;
-            let fours = matches!(processor, Processor::Avx512(_, WholeNumbers::Fours | WholeNumbers::Tiles));
-            assert_eq!(narrow, fours && is_x86_feature_detected!("avx512bf16"), "{processor:?}");
+            let narrow = layer.input_precision(processor) != Precision::F32;
+            let quads = matches!(processor, Processor::Avx512(_, IntegerDot::Quads | IntegerDot::Tiles));
+            assert_eq!(narrow, quads && is_x86_feature_detected!("avx512bf16"), "{processor:?}");
         }
     }
 }

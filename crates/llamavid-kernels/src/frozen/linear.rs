@@ -7,22 +7,23 @@ use half::f16;
 use half::slice::HalfFloatSliceExt;
 use rayon::prelude::*;
 
-use super::attention::Narrow;
-use super::bytes::{BYTES, BytePanels, ByteRows, ByteStep, Sums, add_products};
+use super::attention::Precision;
 #[cfg(target_arch = "x86_64")]
 use super::groups;
+use super::int8::{BYTES, Int8Panels, Int8Rows, Int8Step, Sums, add_products};
 #[cfg(target_arch = "x86_64")]
 use super::layers_in_tiles::{self, InTiles};
-use super::parts::{Ahead, PANEL, PART, Parts, Step, Strip, Target};
-use super::tasks::{Room, room, share_out};
+use super::parts::{PANEL, PART, Parts, PrefetchQueue, Step, Strip, Target};
+use super::tasks::{ThreadScratch, resized, share_out};
 use super::tiles::{HalfStep, Rows, TILE_ROWS, Tiles, widen};
-use crate::panels::{TOGETHER, lay_out};
-use crate::processor::Processor;
-use crate::rows::with_values;
-use crate::vector::widest;
-use crate::{Activation, Projection, Weight, gelu};
+use crate::instructions::processor::Processor;
+use crate::instructions::vector::widest;
+use crate::operations::gelu;
+use crate::operations::rows::with_values;
+use crate::products::panels::{TOGETHER, lay_out};
+use crate::{Activation, Projection, Weight};
 
-/// Rows of `x` of a task at most: their parts and sums stay in the second cache.
+/// Rows of `x` of a task at most: their parts and sums stay in the L2 cache.
 const BLOCK: usize = 22 * TILE_ROWS;
 /// Tiles whose sums are written together: what they wait for at memory, the next ones compute meanwhile.
 const ENDED: usize = 2;
@@ -40,19 +41,19 @@ pub(super) struct FrozenLinear {
 /// Panels of weights one after the other: a number of each of [`PANEL`] rows, then the next number of each.
 #[derive(Debug)]
 pub(super) enum Panels {
-    Numbers(Vec<Step>),
-    /// Numbers that 16 bits hold exactly. A part is widened when it is needed.
-    Halves(Vec<HalfStep>),
-    /// Rounded to 8 bits.
-    Bytes(BytePanels),
+    F32(Vec<Step>),
+    /// f16 that stand for all numbers exactly. A part is widened when it is needed.
+    F16(Vec<HalfStep>),
+    /// Quantised to int8.
+    Int8(Int8Panels),
 }
 
 /// Rows that are multiplied.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Input<'a> {
-    Numbers(&'a Parts),
-    /// In whole numbers, with the panels that are multiplied with such.
-    Whole(&'a ByteRows, &'a BytePanels),
+    F32(&'a Parts),
+    /// Quantised to int8, with the panels that are multiplied with such.
+    Int8(&'a Int8Rows, &'a Int8Panels),
     #[cfg(target_arch = "x86_64")]
     InTiles(InTiles<'a>),
 }
@@ -60,8 +61,8 @@ pub(super) enum Input<'a> {
 impl Input<'_> {
     fn count(self) -> usize {
         match self {
-            Self::Numbers(rows) => rows.count(),
-            Self::Whole(rows, _) => rows.count(),
+            Self::F32(rows) => rows.count(),
+            Self::Int8(rows, _) => rows.count(),
             #[cfg(target_arch = "x86_64")]
             Self::InTiles(rows) => rows.lines.count(),
         }
@@ -69,8 +70,8 @@ impl Input<'_> {
 
     fn columns(self) -> usize {
         match self {
-            Self::Numbers(rows) => rows.columns(),
-            Self::Whole(rows, _) => rows.columns(),
+            Self::F32(rows) => rows.columns(),
+            Self::Int8(rows, _) => rows.columns(),
             #[cfg(target_arch = "x86_64")]
             Self::InTiles(rows) => rows.lines.columns(),
         }
@@ -80,10 +81,10 @@ impl Input<'_> {
 /// What happens with the sums of a product.
 #[derive(Debug, Clone, Copy)]
 pub(super) enum Ending<'a> {
-    /// Written as narrow as told, in the room that they take then.
-    Written(Narrow),
+    /// Written in this precision.
+    Written(Precision),
     /// The same of what an activation makes of them.
-    Activated(Activation, Narrow),
+    Activated(Activation, Precision),
     /// Written after rows, which are as long as those of the result, are added to them.
     Added(Rows<'a>),
 }
@@ -92,7 +93,7 @@ impl Ending<'_> {
     /// Room that so many numbers take where they are written.
     pub(super) fn room(self, numbers: usize) -> usize {
         match self {
-            Self::Written(narrow) | Self::Activated(_, narrow) => narrow.room(numbers),
+            Self::Written(precision) | Self::Activated(_, precision) => precision.room(numbers),
             Self::Added(_) => numbers,
         }
     }
@@ -111,12 +112,12 @@ impl Ending<'_> {
 /// Rows, and a part of a panel's weights that they are multiplied with.
 #[derive(Clone, Copy)]
 enum Factors<'a> {
-    Numbers(&'a Parts, &'a [Step]),
-    Whole(&'a ByteRows, &'a BytePanels, &'a [ByteStep]),
+    F32(&'a Parts, &'a [Step]),
+    Int8(&'a Int8Rows, &'a Int8Panels, &'a [Int8Step]),
 }
 
 impl FrozenLinear {
-    /// Lays out the weights of layers, whose outputs follow one another: those in blocks are rounded anew, to 8 bits with a scale
+    /// Lays out the weights of layers, whose outputs follow one another: those in blocks are quantised anew, to int8 with a scale
     /// for each row, others stay as they are.
     pub(super) fn new(layers: &[Projection]) -> Result<Self> {
         let mut in_blocks = false;
@@ -135,7 +136,7 @@ impl FrozenLinear {
         }
         let panels = with_values([&values], |[values]| {
             Ok(match in_blocks {
-                true => Panels::Bytes(BytePanels::new(values, rows, columns)),
+                true => Panels::Int8(Int8Panels::new(values, rows, columns)),
                 false => Panels::new(values, rows, columns),
             })
         })?;
@@ -165,51 +166,51 @@ impl FrozenLinear {
         self.columns
     }
 
-    /// Its weights, where rows are rounded to whole numbers before they are multiplied with them.
-    pub(super) fn whole(&self, processor: Processor) -> Option<&BytePanels> {
+    /// Its int8 weights, where rows are quantised before they are multiplied with them.
+    pub(super) fn int8_panels(&self, processor: Processor) -> Option<&Int8Panels> {
         match &self.panels {
-            Panels::Bytes(panels) if panels.multiplies(processor) => Some(panels),
+            Panels::Int8(panels) if panels.multiplies(processor) => Some(panels),
             _ => None,
         }
     }
 
-    /// Whether it rounds rows to whole numbers.
+    /// Whether it quantises rows to int8.
     pub(super) fn rounds(&self, processor: Processor) -> bool {
-        self.whole(processor).is_some()
+        self.int8_panels(processor).is_some()
     }
 
     /// How its input may be written before it is rounded further.
     #[cfg_attr(not(target_arch = "x86_64"), allow(unused_variables, reason = "rows stay as they are there"))]
-    pub(super) fn narrow_input(&self, processor: Processor) -> Narrow {
+    pub(super) fn input_precision(&self, processor: Processor) -> Precision {
         #[cfg(target_arch = "x86_64")]
         if self.rounds(processor) {
-            return Narrow::of(processor, self.columns);
+            return Precision::of(processor, self.columns);
         }
-        Narrow::No
+        Precision::F32
     }
 
-    /// Rows as it multiplies them, which are as narrow as told; `rounded` has room for them.
+    /// Rows as it multiplies them, which come in a precision; `rounded` has room for them.
     #[cfg_attr(not(target_arch = "x86_64"), allow(unused_variables, reason = "rows stay as they are there"))]
     pub(super) fn input<'a>(
         &'a self,
         processor: Processor,
-        (x, narrow): (&'a Parts, Narrow),
-        rounded: &'a mut ByteRows,
-        rooms: &mut Vec<Room>,
+        (x, precision): (&'a Parts, Precision),
+        rounded: &'a mut Int8Rows,
+        scratches: &mut Vec<ThreadScratch>,
     ) -> Input<'a> {
-        let make = |row: usize, into: &mut [f32]| match narrow {
-            Narrow::No => x.read(row, into),
-            // SAFETY: the processor has AVX-512, see `Narrow::of`.
+        let make = |row: usize, into: &mut [f32]| match precision {
+            Precision::F32 => x.read(row, into),
+            // SAFETY: the processor has AVX-512, see `Precision::of`.
             #[cfg(target_arch = "x86_64")]
-            Narrow::Pairs => unsafe { groups::read_pairs(x, row, into) },
+            Precision::Bf16 => unsafe { groups::read_pairs(x, row, into) },
         };
         #[cfg(target_arch = "x86_64")]
         if layers_in_tiles::pay(processor, x.count()) {
-            return self.in_tiles(processor, x.count(), make, rounded, rooms);
+            return self.in_tiles(processor, x.count(), make, rounded, scratches);
         }
-        let Some(panels) = self.whole(processor) else { return Input::Numbers(x) };
-        rounded.fill(x.count(), self.columns, make, rooms);
-        Input::Whole(rounded, panels)
+        let Some(panels) = self.int8_panels(processor) else { return Input::F32(x) };
+        rounded.fill(x.count(), self.columns, make, scratches);
+        Input::Int8(rounded, panels)
     }
 
     /// The same of `count` rows that `make` writes; `numbers` and `rounded` have room for them.
@@ -219,19 +220,19 @@ impl FrozenLinear {
         count: usize,
         make: impl Fn(usize, &mut [f32]) + Sync,
         numbers: &'a mut Parts,
-        rounded: &'a mut ByteRows,
-        rooms: &mut Vec<Room>,
+        rounded: &'a mut Int8Rows,
+        scratches: &mut Vec<ThreadScratch>,
     ) -> Input<'a> {
         #[cfg(target_arch = "x86_64")]
         if layers_in_tiles::pay(processor, count) {
-            return self.in_tiles(processor, count, make, rounded, rooms);
+            return self.in_tiles(processor, count, make, rounded, scratches);
         }
-        if let Some(panels) = self.whole(processor) {
-            rounded.fill(count, self.columns, make, rooms);
-            Input::Whole(rounded, panels)
+        if let Some(panels) = self.int8_panels(processor) {
+            rounded.fill(count, self.columns, make, scratches);
+            Input::Int8(rounded, panels)
         } else {
-            numbers.fill(count, self.columns, make, rooms);
-            Input::Numbers(numbers)
+            numbers.fill(count, self.columns, make, scratches);
+            Input::F32(numbers)
         }
     }
 
@@ -243,7 +244,7 @@ impl FrozenLinear {
         &self,
         processor: Processor,
         x: Input,
-        rooms: &mut Vec<Room>,
+        scratches: &mut Vec<ThreadScratch>,
         target: Target,
         ending: Ending,
     ) {
@@ -251,25 +252,26 @@ impl FrozenLinear {
         #[cfg(target_arch = "x86_64")]
         if let Input::InTiles(x) = x {
             // SAFETY: as the caller promises.
-            return unsafe { self.forward_in_tiles(x, rooms, target, ending) };
+            return unsafe { self.forward_in_tiles(x, scratches, target, ending) };
         }
         let count = x.count();
         let blocks = count.div_ceil(BLOCK).max(1);
-        let together = if let Input::Whole(..) = x { BYTES } else { PART };
+        let together = if let Input::Int8(..) = x { BYTES } else { PART };
         let length = count.div_ceil(blocks).next_multiple_of(TILE_ROWS);
-        share_out(self.rows.div_ceil(PANEL) * blocks, rooms, |scratch, task| {
+        share_out(self.rows.div_ceil(PANEL) * blocks, scratches, |scratch, task| {
             let (panel, first) = (task / blocks, task % blocks * length);
             let of_panel = panel * PANEL..self.rows.min((panel + 1) * PANEL);
             let rows = length.min(count.saturating_sub(first));
-            let Room { sums, whole, widened, .. } = scratch;
-            let (sums, whole) = (room(sums, rows, Step::ZERO), room(whole, rows, Sums::ZERO));
+            let ThreadScratch { sums, integer_sums, widened, .. } = scratch;
+            let (sums, integer_sums) =
+                (resized(sums, rows, Step::ZERO), resized(integer_sums, rows, Sums::ZERO));
             for column in (0..self.columns).step_by(together) {
                 let columns = column..self.columns.min(column + together);
                 let last = columns.end == self.columns;
                 // What this thread multiplies next, if all are as quick.
-                let mut ahead = match last {
-                    true => self.ahead((task + 1) / blocks, 0..together, rows),
-                    false => self.ahead(panel, columns.end..columns.end + together, rows),
+                let mut queue = match last {
+                    true => self.prefetch_queue((task + 1) / blocks, 0..together, rows),
+                    false => self.prefetch_queue(panel, columns.end..columns.end + together, rows),
                 };
                 let factors = self.factors(processor, x, panel, columns, widened);
                 let step = if last { ENDED * TILE_ROWS } else { rows };
@@ -278,22 +280,22 @@ impl FrozenLinear {
                     let sums = &mut sums[range.clone()];
                     let row = first + begin;
                     match factors {
-                        Factors::Numbers(x, steps) => {
+                        Factors::F32(x, steps) => {
                             if column == 0 {
                                 sums.fill(self.bias[panel]);
                             }
                             let x = Rows { values: x.from(column)[row..].as_flattened(), stride: PART };
-                            processor.run(Tiles { panel: steps, x, sums, ahead: &mut ahead });
+                            processor.run(Tiles { panel: steps, x, sums, queue: &mut queue });
                         }
-                        Factors::Whole(x, panels, steps) => {
-                            let whole = &mut whole[range];
+                        Factors::Int8(x, panels, steps) => {
+                            let integer_sums = &mut integer_sums[range];
                             if column == 0 {
-                                whole.fill(Sums::ZERO);
+                                integer_sums.fill(Sums::ZERO);
                             }
-                            add_products(processor, steps, x.from(column, row), whole, &mut ahead);
+                            add_products(processor, steps, x.from(column, row), integer_sums, &mut queue);
                             if last {
                                 let x = x.rows(row..row + sums.len());
-                                panels.scale(processor, panel, (whole, x), &self.bias[panel], sums);
+                                panels.scale(processor, panel, (integer_sums, x), &self.bias[panel], sums);
                             }
                         }
                     }
@@ -320,40 +322,40 @@ impl FrozenLinear {
     ) -> Factors<'a> {
         let range = panel * self.columns + columns.start..panel * self.columns + columns.end;
         let x = match x {
-            Input::Whole(x, panels) => return Factors::Whole(x, panels, panels.steps(panel, columns)),
-            Input::Numbers(x) => x,
+            Input::Int8(x, panels) => return Factors::Int8(x, panels, panels.steps(panel, columns)),
+            Input::F32(x) => x,
             #[cfg(target_arch = "x86_64")]
             Input::InTiles(_) => unreachable!("rows of other products"),
         };
         match &self.panels {
-            Panels::Numbers(steps) => Factors::Numbers(x, &steps[range]),
-            Panels::Halves(steps) => {
-                let widened = room(widened, columns.len(), Step::ZERO);
+            Panels::F32(steps) => Factors::F32(x, &steps[range]),
+            Panels::F16(steps) => {
+                let widened = resized(widened, columns.len(), Step::ZERO);
                 widen(processor, &steps[range], widened);
-                Factors::Numbers(x, widened)
+                Factors::F32(x, widened)
             }
-            Panels::Bytes(panels) => {
-                let widened = room(widened, columns.len(), Step::ZERO);
+            Panels::Int8(panels) => {
+                let widened = resized(widened, columns.len(), Step::ZERO);
                 panels.widen(panel, columns, widened);
-                Factors::Numbers(x, widened)
+                Factors::F32(x, widened)
             }
         }
     }
 
     /// Some columns of a panel, as far as there are such, spread over so many rows.
-    fn ahead(&self, panel: usize, columns: Range<usize>, rows: usize) -> Ahead<'_> {
+    fn prefetch_queue(&self, panel: usize, columns: Range<usize>, rows: usize) -> PrefetchQueue<'_> {
         let first = panel * self.columns;
         let part = |length: usize| length.min(first + columns.start)..length.min(first + columns.end);
         match &self.panels {
-            Panels::Numbers(steps) => Ahead::new(&steps[part(steps.len())], rows),
-            Panels::Halves(steps) => Ahead::new(&steps[part(steps.len())], rows),
-            Panels::Bytes(panels) => Ahead::new(panels.steps(panel, columns), rows),
+            Panels::F32(steps) => PrefetchQueue::new(&steps[part(steps.len())], rows),
+            Panels::F16(steps) => PrefetchQueue::new(&steps[part(steps.len())], rows),
+            Panels::Int8(panels) => PrefetchQueue::new(panels.steps(panel, columns), rows),
         }
     }
 }
 
 impl Panels {
-    /// Lays out numbers, in 16 bits where those hold all of them exactly.
+    /// Lays out numbers, in f16 where those are all of them exactly.
     fn new(values: &[f32], rows: usize, columns: usize) -> Self {
         let panels = rows.div_ceil(PANEL);
         let panel = |index: usize, into: &mut [Step]| {
@@ -369,7 +371,7 @@ impl Panels {
         if !values.par_chunks(1 << 16).all(fit_halves) {
             let mut steps = vec![Step::ZERO; panels * columns];
             steps.par_chunks_exact_mut(columns).enumerate().for_each(|(index, into)| panel(index, into));
-            return Self::Numbers(steps);
+            return Self::F32(steps);
         }
         let mut steps = vec![HalfStep([f16::ZERO; PANEL]); panels * columns];
         let numbers = || vec![Step::ZERO; columns];
@@ -379,11 +381,11 @@ impl Panels {
                 into.0.convert_from_f32_slice(&step.0);
             }
         });
-        Self::Halves(steps)
+        Self::F16(steps)
     }
 }
 
-/// Whether 16 bits hold all of the numbers exactly.
+/// Whether f16 stand for all of the numbers exactly.
 fn fit_halves(values: &[f32]) -> bool {
     const TOGETHER: usize = 256;
     let (mut halves, mut back) = ([f16::ZERO; TOGETHER], [0f32; TOGETHER]);
@@ -398,7 +400,8 @@ fn fit_halves(values: &[f32]) -> bool {
 /// Writes sums of a panel, of which as many are used as the strip is wide, to their rows.
 ///
 /// # Safety
-/// The rows live, and whoever calls has these places of `target` alone; the processor has what is as narrow as they are to be.
+/// The rows live, and whoever calls has these places of `target` alone; the processor has bf16 where rows are to be written in
+/// it.
 unsafe fn finish(processor: Processor, sums: &mut [Step], target: Strip, ending: Ending) {
     match processor {
         // SAFETY: the processor has AVX-512; as the caller promises.
@@ -417,18 +420,18 @@ pub(super) unsafe fn finish_in_vectors(sums: &mut [Step], target: Strip, ending:
     // SAFETY: as the caller promises.
     unsafe {
         match ending {
-            Ending::Activated(Activation::Gelu, Narrow::Pairs) => {
+            Ending::Activated(Activation::Gelu, Precision::Bf16) => {
                 return groups::write_narrow::<true>(sums, target);
             }
-            Ending::Activated(Activation::Gelu, Narrow::No) => groups::activate(sums),
+            Ending::Activated(Activation::Gelu, Precision::F32) => groups::activate(sums),
             Ending::Activated(Activation::QuickGelu, _) => activate_quick(sums),
             Ending::Written(_) | Ending::Added(_) => {}
         }
         match ending {
-            Ending::Written(Narrow::Pairs) | Ending::Activated(_, Narrow::Pairs) => {
+            Ending::Written(Precision::Bf16) | Ending::Activated(_, Precision::Bf16) => {
                 groups::write_narrow::<false>(sums, target);
             }
-            Ending::Written(Narrow::No) | Ending::Activated(_, Narrow::No) => {
+            Ending::Written(Precision::F32) | Ending::Activated(_, Precision::F32) => {
                 groups::write(sums, None, target);
             }
             Ending::Added(others) => groups::write(sums, Some(others), target),
@@ -461,7 +464,7 @@ fn finish_inline<const FUSED: bool>(sums: &mut [Step], target: Strip, ending: En
     }
 }
 widest!(
-    /// [`finish`] of numbers that are not narrow, as no vectors but those of AVX-512 write them.
+    /// [`finish`] of f32, as no vectors but those of AVX-512 write them.
     fn finish_in_lanes(sums: &mut [Step], target: Strip, ending: Ending) = finish_inline
 );
 
@@ -469,7 +472,7 @@ widest!(
 mod tests {
     use super::*;
 
-    /// The smallest number with a leading 1 in 16 bits, and the one above it by which smaller ones are counted.
+    /// The smallest normal f16, and the one above it by which smaller ones are counted.
     const LEAST_HALF: f32 = 6.103_515_6e-5;
     const HALVES: f32 = 16_777_216.0;
 
@@ -479,7 +482,7 @@ mod tests {
         let finite: Vec<f32> = all.into_iter().filter(|value| value.is_finite()).collect();
         assert!(fit_halves(&finite));
         // Rows of a number: a step has those of a panel.
-        let Panels::Halves(steps) = Panels::new(&finite, finite.len(), 1) else { panic!("not in 16 bits") };
+        let Panels::F16(steps) = Panels::new(&finite, finite.len(), 1) else { panic!("not in 16 bits") };
         assert_eq!(steps.len() * PANEL, finite.len());
         for (values, halves) in finite.chunks_exact(PANEL).zip(&steps) {
             for (value, half) in values.iter().zip(halves.0) {

@@ -1,21 +1,21 @@
-//! Products of small matrices in AMX's tiles, for the layers of this folder: rows of `x` lie the way tiles read them ([`super::lines`]),
-//! and the sums begin with a row that is the same for all, or with those that are there.
+//! Products of small matrices in AMX tiles, for the layers of this folder: rows of `x` lie the way tiles read them
+//! ([`super::tile_rows`]), and the sums begin with a row that is the same for all, or with those that are there.
 
 use std::arch::asm;
 
-use super::lines::Line;
 use super::parts::Step;
-use crate::amx::{Asked, LONGEST, Tiles};
+use super::tile_rows::TileRow;
+use crate::instructions::amx::{LONGEST, Prefetch, Tiles};
 
 /// Rows of `x`, and of weights, that are multiplied together.
-pub(crate) const ROWS: usize = crate::amx::ROWS;
+pub(crate) const ROWS: usize = crate::instructions::amx::ROWS;
 /// [`Line`]s of as many rows of `x`, or of weights.
 pub(crate) const STEP: usize = ROWS;
 
-/// Tiles of this thread for whole lines.
-pub(crate) struct Whole(#[allow(dead_code, reason = "it releases them")] Tiles);
+/// The AMX tiles of this thread, configured for whole tile rows.
+pub(crate) struct AmxTiles(#[allow(dead_code, reason = "it releases them")] Tiles);
 
-impl Whole {
+impl AmxTiles {
     /// # Safety
     /// As [`Tiles::new`].
     pub(crate) unsafe fn new() -> Self {
@@ -27,11 +27,11 @@ impl Whole {
 /// What 32 bits of a row of `x` and of one of weights are, and how they are multiplied.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Product {
-    /// Four whole numbers, those of `x` without a sign.
-    Bytes,
-    /// Two numbers, which 16 bits (bf16) stand for.
-    Halves,
-    /// Two numbers of `x` in three pieces and two weights in two: [`super::lines::PIECES`].
+    /// Four int8, those of `x` unsigned.
+    Int8,
+    /// Two bf16.
+    Bf16,
+    /// Two numbers of `x` in three bf16 pieces and two weights in two: [`super::tile_rows::PIECES`].
     ThreeByTwo,
     /// Two numbers of each in three pieces.
     ThreeByThree,
@@ -41,7 +41,7 @@ impl Product {
     /// Pieces of a number of `x`.
     pub(crate) fn of_x(self) -> usize {
         match self {
-            Self::Bytes | Self::Halves => 1,
+            Self::Int8 | Self::Bf16 => 1,
             Self::ThreeByTwo | Self::ThreeByThree => 3,
         }
     }
@@ -49,7 +49,7 @@ impl Product {
     /// Pieces of a weight.
     pub(crate) fn of_weights(self) -> usize {
         match self {
-            Self::Bytes | Self::Halves => 1,
+            Self::Int8 | Self::Bf16 => 1,
             Self::ThreeByTwo => 2,
             Self::ThreeByThree => 3,
         }
@@ -65,27 +65,28 @@ pub(crate) enum Begin<'a> {
     Sums,
 }
 
-/// Multiplies [`ROWS`] rows of `x`, or only the first half of them, with as many rows of weights. All are lines: of each step and of
-/// each piece those of the rows, and of weights 16 times two lines, of which each has 32 bits of 16 rows.
+/// Multiplies [`ROWS`] rows of `x`, or only the first half of them, with as many rows of weights. All are tile rows: of each step
+/// and of each piece those of the rows, and of weights 16 times two tile rows, of which each has 32 bits of 16 rows.
 ///
 /// Numbers in pieces: sums are rounded to f32 behind every product, of which there are six (five) for one. What is left out of a
 /// product are pieces of 2^-23 of it at most, as little as f32 tells; what is less than 2^-126 counts as 0.
 ///
 /// # Safety
-/// There are as many lines of `x` and of weights as `steps` take, and sums of as many rows, which
-/// nobody else uses: whole numbers where those are multiplied.
+/// There are as many tile rows of `x` and of weights as `steps` take, and sums of as many rows, which nobody else uses:
+/// int32 where int8 are multiplied.
 pub(crate) unsafe fn multiply(
-    _tiles: &Whole,
+    _tiles: &AmxTiles,
     product: Product,
     half: bool,
-    (x, weights): (*const Line, *const Line),
+    (x, weights): (*const TileRow, *const TileRow),
     steps: usize,
     (begin, sums): (Begin, *mut Step),
-    asked: Option<Asked>,
+    prefetch: Option<Prefetch>,
 ) {
     assert!(steps > 0, "no products");
-    // A line of what is there costs next to nothing.
-    let asked = asked.filter(|asked| asked.lines > 0).unwrap_or(Asked { first: x.cast(), lines: 1 });
+    // To prefetch a line that is there costs next to nothing.
+    let prefetch =
+        prefetch.filter(|prefetch| prefetch.lines > 0).unwrap_or(Prefetch { first: x.cast(), lines: 1 });
     let (from, pace): (*const f32, usize) = match begin {
         Begin::With(row) => ((&raw const *row).cast(), 0),
         Begin::Sums => (sums.cast(), size_of::<Step>()),
@@ -93,14 +94,16 @@ pub(crate) unsafe fn multiply(
     // SAFETY: as the caller promises.
     unsafe {
         match (product, half) {
-            (Product::Bytes, false) => bytes(x, weights, steps, from, pace, sums, asked),
-            (Product::Bytes, true) => few_bytes(x, weights, steps, from, pace, sums, asked),
-            (Product::Halves, false) => halves(x, weights, steps, from, pace, sums, asked),
-            (Product::Halves, true) => few_halves(x, weights, steps, from, pace, sums, asked),
-            (Product::ThreeByTwo, false) => three_by_two(x, weights, steps, from, pace, sums, asked),
-            (Product::ThreeByTwo, true) => few_three_by_two(x, weights, steps, from, pace, sums, asked),
-            (Product::ThreeByThree, false) => three_by_three(x, weights, steps, from, pace, sums, asked),
-            (Product::ThreeByThree, true) => few_three_by_three(x, weights, steps, from, pace, sums, asked),
+            (Product::Int8, false) => int8(x, weights, steps, from, pace, sums, prefetch),
+            (Product::Int8, true) => few_int8(x, weights, steps, from, pace, sums, prefetch),
+            (Product::Bf16, false) => bf16(x, weights, steps, from, pace, sums, prefetch),
+            (Product::Bf16, true) => few_bf16(x, weights, steps, from, pace, sums, prefetch),
+            (Product::ThreeByTwo, false) => three_by_two(x, weights, steps, from, pace, sums, prefetch),
+            (Product::ThreeByTwo, true) => few_three_by_two(x, weights, steps, from, pace, sums, prefetch),
+            (Product::ThreeByThree, false) => three_by_three(x, weights, steps, from, pace, sums, prefetch),
+            (Product::ThreeByThree, true) => {
+                few_three_by_three(x, weights, steps, from, pace, sums, prefetch)
+            }
         }
     }
 }
@@ -194,13 +197,13 @@ macro_rules! products {
         [$($begin:literal),*], [$($end:literal),*], $($kind:ident $at:literal),*
     ) => {
         unsafe fn $name(
-            x: *const Line,
-            weights: *const Line,
+            x: *const TileRow,
+            weights: *const TileRow,
             steps: usize,
             from: *const f32,
             pace: usize,
             sums: *mut Step,
-            asked: Asked,
+            prefetch: Prefetch,
         ) {
             // SAFETY: tiles of 16 rows are read and written as far as there are such, as the caller promises.
             unsafe {
@@ -209,8 +212,8 @@ macro_rules! products {
                     "2:",
                     "mov {count}, {lines}",
                     "3:",
-                    "prefetcht1 [{asked}]",
-                    "add {asked}, 64",
+                    "prefetcht1 [{prefetch}]",
+                    "add {prefetch}, 64",
                     "dec {count}",
                     "jnz 3b",
                     step!($rows, $multiply, $($kind $at),*),
@@ -225,11 +228,11 @@ macro_rules! products {
                     from = in(reg) from,
                     pace = in(reg) pace,
                     sums = in(reg) sums,
-                    asked = inout(reg) asked.first => _,
-                    lines = in(reg) asked.lines,
+                    prefetch = inout(reg) prefetch.first => _,
+                    lines = in(reg) prefetch.lines,
                     count = out(reg) _,
-                    side = in(reg) size_of::<Line>(),
-                    step = in(reg) 2 * size_of::<Line>(),
+                    side = in(reg) size_of::<TileRow>(),
+                    step = in(reg) 2 * size_of::<TileRow>(),
                     out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
                     out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
                     options(nostack)
@@ -239,8 +242,8 @@ macro_rules! products {
     };
 }
 
-products!(bytes, few_bytes, "tdpbusd", [1, 1], first "0", weights "0");
-products!(halves, few_halves, "tdpbf16ps", [1, 1], first "0", weights "0");
+products!(int8, few_int8, "tdpbusd", [1, 1], first "0", weights "0");
+products!(bf16, few_bf16, "tdpbf16ps", [1, 1], first "0", weights "0");
 // Pieces of `x` by those of weights, of which the first is the largest: 0 · 1, 1 · 1, 1 · 0, 2 · 0, 0 · 0.
 products!(
     three_by_two, few_three_by_two, "tdpbf16ps", [3, 2],

@@ -7,14 +7,12 @@
 mod attention;
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod attention_in_tiles;
-mod bytes;
 #[cfg(target_arch = "x86_64")]
 mod groups;
+mod int8;
 #[cfg(target_arch = "x86_64")]
 mod layers_in_tiles;
 mod linear;
-#[cfg(target_arch = "x86_64")]
-pub(crate) mod lines;
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod matrices;
 pub(crate) mod parts;
@@ -23,6 +21,8 @@ mod piece_layers;
 #[cfg(target_arch = "x86_64")]
 mod row_vectors;
 mod tasks;
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod tile_rows;
 mod tiles;
 
 use std::ops::Range;
@@ -31,15 +31,15 @@ use candle_core::{Device, Result, Tensor, bail};
 
 pub use piece_layers::{FrozenProjection, frozen_gelu};
 
-use attention::{Narrow, Packed};
-use bytes::ByteRows;
+use attention::{Packed, Precision};
+use int8::Int8Rows;
 use linear::{Ending, FrozenLinear, Input};
 use parts::{Parts, Target};
-use tasks::Room;
+use tasks::ThreadScratch;
 use tiles::Rows;
 
-use crate::processor::{Processor, processor};
-use crate::rows::{fusible, with_values};
+use crate::instructions::processor::{Processor, processor};
+use crate::operations::rows::{fusible, with_values};
 use crate::{Norm, Projection};
 
 /// Memory for what is in between, which one sub-layer leaves to the next. Nothing in it lasts.
@@ -50,9 +50,9 @@ pub struct FrozenScratch {
     /// Queries, keys and values.
     packed: Vec<f32>,
     hidden: Parts,
-    rounded: ByteRows,
+    rounded: Int8Rows,
     /// Of each thread.
-    rooms: Vec<Room>,
+    scratches: Vec<ThreadScratch>,
 }
 
 /// What follows the first layer of a feed-forward layer.
@@ -140,8 +140,8 @@ impl SubLayer {
         processor: Processor,
         x: &[f32],
         normed: &'a mut Parts,
-        rounded: &'a mut ByteRows,
-        rooms: &mut Vec<Room>,
+        rounded: &'a mut Int8Rows,
+        scratches: &mut Vec<ThreadScratch>,
     ) -> Input<'a> {
         let width = self.weight.len();
         let make = |row: usize, into: &mut [f32]| {
@@ -152,28 +152,28 @@ impl SubLayer {
                 Processor::Avx512(..) => unsafe {
                     row_vectors::normalise(x, &self.weight, &self.bias, self.eps, into);
                 },
-                _ => crate::layer_norm::normalise(x, &self.weight, &self.bias, self.eps, into),
+                _ => crate::operations::layer_norm::normalise(x, &self.weight, &self.bias, self.eps, into),
             }
         };
-        self.first.made_input(processor, x.len() / width, make, normed, rounded, rooms)
+        self.first.made_input(processor, x.len() / width, make, normed, rounded, scratches)
     }
 
     /// What the second layer makes of rows, with rows `x` added to it.
     fn end(
         &self,
         processor: Processor,
-        hidden: (&Parts, Narrow),
+        hidden: (&Parts, Precision),
         x: &[f32],
-        rounded: &mut ByteRows,
-        rooms: &mut Vec<Room>,
+        rounded: &mut Int8Rows,
+        scratches: &mut Vec<ThreadScratch>,
     ) -> Vec<f32> {
         let mut result = Vec::with_capacity(x.len());
         let target = Target::rows(result.as_mut_ptr(), x.len(), self.weight.len());
-        let hidden = self.second.input(processor, hidden, rounded, rooms);
+        let hidden = self.second.input(processor, hidden, rounded, scratches);
         // SAFETY: the target has a row for each of `hidden`, and is borrowed for this, which writes all of it.
         unsafe {
             let others = Rows { values: x, stride: self.weight.len() };
-            self.second.forward(processor, hidden, rooms, target, Ending::Added(others));
+            self.second.forward(processor, hidden, scratches, target, Ending::Added(others));
             result.set_len(x.len());
         }
         result
@@ -190,8 +190,8 @@ pub struct FrozenAttention {
 impl FrozenAttention {
     /// `packed` makes queries, keys and values of `heads` heads, one after the other: a layer, or one for each.
     ///
-    /// Weights in blocks are rounded anew: to 8 bits with one scale for each output. Numbers stay as they are, in 16 bits where
-    /// those hold all of them exactly.
+    /// Weights in blocks are quantised anew: to int8 with one scale for each output. Others stay as they are, in f16 where
+    /// those are all of them exactly.
     ///
     /// # Errors
     /// Shapes that do not go together, and tensors that are not on the CPU.
@@ -216,34 +216,34 @@ impl FrozenAttention {
         self.layer.check(x)?;
         let (frames, rows, _width) = x.dims3()?;
         let SubLayer { first, second, .. } = &self.layer;
-        let FrozenScratch { normed, packed, rounded, rooms, .. } = scratch;
+        let FrozenScratch { normed, packed, rounded, scratches, .. } = scratch;
         let result = with_values([x], |[x]| {
-            let input = self.layer.norm(processor, x, normed, rounded, rooms);
+            let input = self.layer.norm(processor, x, normed, rounded, scratches);
             let (heads, width) = (self.heads, second.columns() / self.heads);
-            // What is rounded to 8 bits before and after may have 16 in between.
+            // What is quantised to int8 before and after may be bf16 in between.
             let rounds = |layer: &FrozenLinear| layer.rounds(processor);
             #[cfg(target_arch = "x86_64")]
             let in_tiles = layers_in_tiles::pay(processor, rows);
             #[cfg(not(target_arch = "x86_64"))]
             let in_tiles = false;
-            let narrow = if rounds(first) { Narrow::of(processor, width) } else { Narrow::No };
-            let row = narrow.room(first.rows());
+            let precision = if rounds(first) { Precision::of(processor, width) } else { Precision::F32 };
+            let row = precision.room(first.rows());
             packed.resize(frames * rows * row, 0.0);
             let target = Target::rows(packed.as_mut_ptr(), packed.len(), row);
             // SAFETY: the target has a row for each of `x`, and is borrowed for this.
-            unsafe { first.forward(processor, input, rooms, target, Ending::Written(narrow)) };
-            let attention = Packed { values: packed, narrow, frames, rows, heads, width };
-            let narrow = if in_tiles && rounds(second) { narrow } else { Narrow::No };
-            normed.reshape(frames * rows, narrow.room(second.columns()));
+            unsafe { first.forward(processor, input, scratches, target, Ending::Written(precision)) };
+            let attention = Packed { values: packed, precision, frames, rows, heads, width };
+            let precision = if in_tiles && rounds(second) { precision } else { Precision::F32 };
+            normed.reshape(frames * rows, precision.room(second.columns()));
             // SAFETY: as above, and where there are tiles the process may use them.
             unsafe {
                 match in_tiles {
                     #[cfg(target_arch = "x86_64")]
-                    true => attention.attend_in_tiles(rooms, normed.target(), narrow),
-                    _ => attention.attend(processor, rooms, normed.target()),
+                    true => attention.attend_in_tiles(scratches, normed.target(), precision),
+                    _ => attention.attend(processor, scratches, normed.target()),
                 }
             }
-            Ok(self.layer.end(processor, (normed, narrow), x, rounded, rooms))
+            Ok(self.layer.end(processor, (normed, precision), x, rounded, scratches))
         })?;
         Tensor::from_vec(result, x.shape(), &Device::Cpu)
     }
@@ -281,15 +281,15 @@ impl FrozenFeedForward {
         let Self { layer, activation } = self;
         layer.check(x)?;
         let (frames, rows, _width) = x.dims3()?;
-        let FrozenScratch { normed, hidden, rounded, rooms, .. } = scratch;
+        let FrozenScratch { normed, hidden, rounded, scratches, .. } = scratch;
         let result = with_values([x], |[x]| {
-            let input = layer.norm(processor, x, normed, rounded, rooms);
-            let narrow = layer.second.narrow_input(processor);
-            hidden.reshape(frames * rows, narrow.room(layer.first.rows()));
-            let (target, ending) = (hidden.target(), Ending::Activated(*activation, narrow));
+            let input = layer.norm(processor, x, normed, rounded, scratches);
+            let precision = layer.second.input_precision(processor);
+            hidden.reshape(frames * rows, precision.room(layer.first.rows()));
+            let (target, ending) = (hidden.target(), Ending::Activated(*activation, precision));
             // SAFETY: the target has a row for each of `x`, and is borrowed for this.
-            unsafe { layer.first.forward(processor, input, rooms, target, ending) };
-            Ok(layer.end(processor, (hidden, narrow), x, rounded, rooms))
+            unsafe { layer.first.forward(processor, input, scratches, target, ending) };
+            Ok(layer.end(processor, (hidden, precision), x, rounded, scratches))
         })?;
         Tensor::from_vec(result, x.shape(), &Device::Cpu)
     }
@@ -330,7 +330,7 @@ mod tests {
             Self { weight, blocks: None, bias: noise(rows, seed + 1, 0.5) }
         }
 
-        /// With weights that 16 bits hold.
+        /// With weights that f16 stand for.
         fn halved(self) -> Self {
             let weight = self.weight.to_dtype(candle_core::DType::F16).unwrap();
             Self { weight: weight.to_dtype(candle_core::DType::F32).unwrap(), ..self }

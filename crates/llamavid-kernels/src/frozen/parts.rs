@@ -2,19 +2,17 @@
 
 use std::ops::Range;
 
+use super::tasks::{ThreadScratch, share_rows};
 #[cfg(target_arch = "x86_64")]
-use super::lines::Line;
-use super::tasks::{Room, share_rows};
-use crate::shared_numbers::SharedNumbers;
+use super::tile_rows::TileRow;
+use crate::instructions::prefetch::CACHE_LINE;
+use crate::threads::shared_floats::SharedFloats;
 
-/// Numbers of a row that lie together: those of a tile stay in the first cache, a panel's part of as many columns at least in the
-/// second, from where it comes quicker than it is multiplied.
+/// Numbers of a row that lie together: those of a tile stay in the L1 cache, a panel's part of as many columns at least in the L2
+/// cache, from where it comes quicker than it is multiplied.
 pub(super) const PART: usize = 256;
 /// Rows of weights of a panel: two vectors of the widest kind.
 pub(crate) const PANEL: usize = 32;
-
-/// Bytes that caches read together.
-pub(super) const CACHE_LINE: usize = 64;
 
 /// A number of each row of a panel, or of each of its sums.
 #[derive(Debug, Clone, Copy)]
@@ -32,10 +30,10 @@ impl Step {
         }
     }
 
-    /// Two lines as a step of pairs of numbers of 16 bits.
+    /// Two tile rows as a step of pairs of bf16.
     #[cfg(target_arch = "x86_64")]
-    pub(super) fn of_lines(lines: &mut [Line]) -> &mut Self {
-        assert!(lines.len() >= 2, "lines of a step");
+    pub(super) fn of_tile_rows(lines: &mut [TileRow]) -> &mut Self {
+        assert!(lines.len() >= 2, "tile rows of a step");
         // SAFETY: both are as many bytes, which may be any, and lie alike.
         unsafe { &mut *lines.as_mut_ptr().cast() }
     }
@@ -47,15 +45,16 @@ impl Step {
     }
 }
 
-/// Bytes that are read next. They are asked for while something else is computed, so that they are in the second cache then.
+/// Bytes that are read next. They are prefetched to the L2 cache while something else is computed, some with each of its
+/// rows.
 #[derive(Debug)]
-pub(super) struct Ahead<'a> {
+pub(super) struct PrefetchQueue<'a> {
     bytes: &'a [u8],
     /// For each row of the work in between.
     each: usize,
 }
 
-impl<'a> Ahead<'a> {
+impl<'a> PrefetchQueue<'a> {
     /// None.
     pub(super) fn nothing() -> Self {
         Self { bytes: &[], each: 0 }
@@ -68,7 +67,7 @@ impl<'a> Ahead<'a> {
         Self { bytes, each: bytes.len().div_ceil(rows.max(1)) }
     }
 
-    /// The share of some rows, for others to ask for.
+    /// The part that belongs to some rows, for others to prefetch.
     #[inline(always)]
     pub(super) fn take(&mut self, rows: usize) -> &'a [u8] {
         let length = (rows * self.each).next_multiple_of(CACHE_LINE).min(self.bytes.len());
@@ -77,9 +76,9 @@ impl<'a> Ahead<'a> {
         now
     }
 
-    /// Asks for the share of some rows.
+    /// Prefetches the part that belongs to some rows.
     #[inline(always)]
-    pub(super) fn read(&mut self, rows: usize) {
+    pub(super) fn prefetch(&mut self, rows: usize) {
         let now = self.take(rows);
         #[cfg(target_arch = "x86_64")]
         for line in now.chunks(CACHE_LINE) {
@@ -108,11 +107,11 @@ impl Parts {
         count: usize,
         columns: usize,
         make: impl Fn(usize, &mut [f32]) + Sync,
-        rooms: &mut Vec<Room>,
+        scratches: &mut Vec<ThreadScratch>,
     ) {
         self.reshape(count, columns);
         let target = self.target();
-        share_rows(count, columns, rooms, |row, index| {
+        share_rows(count, columns, scratches, |row, index| {
             make(index, row);
             // SAFETY: the rows are borrowed for this, and each is written once.
             unsafe { target.write(index, 0, row) };
@@ -149,7 +148,7 @@ impl Parts {
     /// Where tasks write.
     pub(super) fn target(&mut self) -> Target {
         let values = self.values.as_flattened_mut();
-        let numbers = SharedNumbers::new(values.as_mut_ptr(), values.len());
+        let numbers = SharedFloats::new(values.as_mut_ptr(), values.len());
         Target { numbers, count: self.count, part: PART }
     }
 }
@@ -157,7 +156,7 @@ impl Parts {
 /// Rows that tasks write side by side, each its own places.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Target {
-    numbers: SharedNumbers,
+    numbers: SharedFloats,
     count: usize,
     /// Numbers of a row that lie together.
     part: usize,
@@ -167,7 +166,7 @@ impl Target {
     /// Rows of `width`, one after the other: `length` numbers, which nobody has written yet or which are any.
     pub(super) fn rows(values: *mut f32, length: usize, width: usize) -> Self {
         let width = width.max(1);
-        Self { numbers: SharedNumbers::new(values, length), count: length / width, part: width }
+        Self { numbers: SharedFloats::new(values, length), count: length / width, part: width }
     }
 
     /// Where numbers of a row lie from a column on, and how many of `length` lie there together.

@@ -1,4 +1,4 @@
-//! Rows of f32 in vectors of AVX-512: their norm, and their whole numbers. What a compiler makes of the same loops takes several times as
+//! Rows of f32 in vectors of AVX-512: their norm, and their quantisation. What a compiler makes of the same loops takes several times as
 //! long, since it keeps sums of many lanes in memory or adds them up in pairs.
 
 use std::arch::x86_64::{
@@ -10,14 +10,14 @@ use std::arch::x86_64::{
     _mm512_sub_ps,
 };
 
-use super::bytes::{Large, STEPS, SURVEYED, Survey};
-use super::lines::{LANES, Places, mask};
-use crate::vector::NEAREST;
+use super::int8::{Outlier, RowStatistics, STATISTICS_BLOCK, STEPS};
+use super::tile_rows::{LANES, Places, mask};
+use crate::instructions::vector::NEAREST;
 
-/// Bytes of a line.
-const WHOLE: usize = 64;
+/// Bytes of a tile row.
+const TILE_ROW: usize = 64;
 
-/// [`crate::layer_norm::normalise`] of a row.
+/// [`crate::operations::layer_norm::normalise`] of a row.
 ///
 /// # Safety
 /// The processor has AVX-512.
@@ -75,21 +75,21 @@ unsafe fn two(row: *const f32, first: usize, length: usize) -> [std::arch::x86_6
     }
 }
 
-/// What is to be known of the numbers of a row that are not beyond a limit, if it is `LIMITED`.
+/// Statistics of the numbers of a row that are not beyond a limit, if it is `LIMITED`.
 ///
 /// # Safety
 /// The processor has AVX-512.
 #[target_feature(enable = "avx512f")]
-pub(super) unsafe fn survey<const LIMITED: bool>(row: &[f32], limit: f32) -> Survey {
+pub(super) unsafe fn statistics<const LIMITED: bool>(row: &[f32], limit: f32) -> RowStatistics {
     let (limit, one) = (_mm512_set1_ps(limit), _mm512_set1_ps(1.0));
-    let nothing = [_mm512_setzero_ps(); SURVEYED / LANES];
-    let (mut least, mut most, mut squares, mut beyond) = (nothing, nothing, nothing, nothing);
-    let (blocks, rest) = row.as_chunks::<SURVEYED>();
-    let mut last = [0f32; SURVEYED];
+    let nothing = [_mm512_setzero_ps(); STATISTICS_BLOCK / LANES];
+    let (mut min, mut max, mut squares, mut beyond) = (nothing, nothing, nothing, nothing);
+    let (blocks, rest) = row.as_chunks::<STATISTICS_BLOCK>();
+    let mut last = [0f32; STATISTICS_BLOCK];
     last[..rest.len()].copy_from_slice(rest);
     for index in 0..=blocks.len() {
         let block = blocks.get(index).unwrap_or(&last).as_ptr();
-        for lane in 0..SURVEYED / LANES {
+        for lane in 0..STATISTICS_BLOCK / LANES {
             // SAFETY: a block has as many vectors.
             let mut value = unsafe { _mm512_loadu_ps(block.add(lane * LANES)) };
             if LIMITED {
@@ -97,21 +97,21 @@ pub(super) unsafe fn survey<const LIMITED: bool>(row: &[f32], limit: f32) -> Sur
                 beyond[lane] = _mm512_mask_add_ps(beyond[lane], far, beyond[lane], one);
                 value = _mm512_maskz_mov_ps(!far, value);
             }
-            // What is no number is passed over.
-            least[lane] = _mm512_min_ps(value, least[lane]);
-            most[lane] = _mm512_max_ps(value, most[lane]);
+            // NaN is passed over.
+            min[lane] = _mm512_min_ps(value, min[lane]);
+            max[lane] = _mm512_max_ps(value, max[lane]);
             squares[lane] = _mm512_fmadd_ps(value, value, squares[lane]);
         }
     }
-    let [a, b, c, d] = least;
-    let least = _mm512_reduce_min_ps(_mm512_min_ps(_mm512_min_ps(a, c), _mm512_min_ps(b, d)));
-    let [a, b, c, d] = most;
-    let most = _mm512_reduce_max_ps(_mm512_max_ps(_mm512_max_ps(a, c), _mm512_max_ps(b, d)));
+    let [a, b, c, d] = min;
+    let min = _mm512_reduce_min_ps(_mm512_min_ps(_mm512_min_ps(a, c), _mm512_min_ps(b, d)));
+    let [a, b, c, d] = max;
+    let max = _mm512_reduce_max_ps(_mm512_max_ps(_mm512_max_ps(a, c), _mm512_max_ps(b, d)));
     let [a, b, c, d] = squares;
     let squares = _mm512_reduce_add_ps(_mm512_add_ps(_mm512_add_ps(a, c), _mm512_add_ps(b, d)));
     let [a, b, c, d] = beyond;
     let beyond = _mm512_reduce_add_ps(_mm512_add_ps(_mm512_add_ps(a, c), _mm512_add_ps(b, d)));
-    Survey { least, most, squares, beyond }
+    RowStatistics { min, max, squares, beyond }
 }
 
 /// Takes numbers beyond a limit out of a row.
@@ -119,7 +119,7 @@ pub(super) unsafe fn survey<const LIMITED: bool>(row: &[f32], limit: f32) -> Sur
 /// # Safety
 /// The processor has AVX-512.
 #[target_feature(enable = "avx512f")]
-pub(super) unsafe fn take(row: &mut [f32], limit: f32, large: &mut Vec<Large>) {
+pub(super) unsafe fn take(row: &mut [f32], limit: f32, large: &mut Vec<Outlier>) {
     let limit = _mm512_set1_ps(limit);
     for first in (0..row.len()).step_by(LANES) {
         // SAFETY: vectors are read as far as there are numbers.
@@ -127,25 +127,25 @@ pub(super) unsafe fn take(row: &mut [f32], limit: f32, large: &mut Vec<Large>) {
         let mut far = _mm512_cmp_ps_mask::<_CMP_GT_OQ>(_mm512_abs_ps(numbers), limit);
         while far != 0 {
             let column = first + far.trailing_zeros() as usize;
-            large.push(Large { column, value: std::mem::take(&mut row[column]) });
+            large.push(Outlier { column, value: std::mem::take(&mut row[column]) });
             far &= far - 1;
         }
     }
 }
 
-/// Writes whole numbers of a row to its lines. Behind its end there are any, which meet no weights.
+/// Writes integers of a row to its tile rows. Behind its end there are any, which meet no weights.
 ///
 /// # Safety
-/// The processor has AVX-512 with BW and VL, there are as many lines of this row, and nobody else uses them.
+/// The processor has AVX-512 with BW and VL, there are as many tile rows of this row, and nobody else uses them.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
 pub(super) unsafe fn round(row: &[f32], factor: f32, zero: i32, places: Places, index: usize) {
     let factor = _mm512_set1_ps(factor);
     let nearest = _mm512_set1_ps(NEAREST);
     let zero = _mm512_set1_epi32(NEAREST.to_bits() as i32 - zero);
-    for (step, numbers) in row.chunks(WHOLE).enumerate() {
+    for (step, numbers) in row.chunks(TILE_ROW).enumerate() {
         let line: *mut i8 = places.at(index, step, 0).cast();
         for first in (0..numbers.len()).step_by(LANES) {
-            // SAFETY: vectors are read as far as there are numbers, and a line has room for as many.
+            // SAFETY: vectors are read as far as there are numbers, and a tile row has room for as many.
             unsafe {
                 let numbers = _mm512_maskz_loadu_ps(mask(numbers.len() - first), numbers.as_ptr().add(first));
                 let rounded = _mm512_castps_si512(_mm512_fmadd_ps(numbers, factor, nearest));
@@ -160,8 +160,8 @@ pub(super) unsafe fn round(row: &[f32], factor: f32, zero: i32, places: Places, 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::frozen::lines::Lines;
-    use crate::processor::Processor;
+    use crate::frozen::tile_rows::TileRows;
+    use crate::instructions::processor::Processor;
 
     /// Numbers without a pattern around 0, some of them far larger than others; none without AVX-512.
     fn noise(count: usize) -> Option<Vec<f32>> {
@@ -186,7 +186,7 @@ mod tests {
             let (mut found, mut expected) = (vec![0.0; length], vec![0.0; length]);
             // SAFETY: the processor has AVX-512.
             unsafe { normalise(&row, &weight, &bias, 1e-6, &mut found) };
-            crate::layer_norm::normalise(&row, &weight, &bias, 1e-6, &mut expected);
+            crate::operations::layer_norm::normalise(&row, &weight, &bias, 1e-6, &mut expected);
             for (found, expected) in found.iter().zip(expected) {
                 assert!(
                     (found - expected).abs() <= 2e-6 * expected.abs().max(1.0),
@@ -197,25 +197,29 @@ mod tests {
     }
 
     #[test]
-    fn whole_numbers_are_those_of_other_processors() {
+    fn integers_are_those_of_other_processors() {
         for length in LENGTHS {
             let Some(row) = noise(length) else { return };
             for limit in [f32::INFINITY, 2.0] {
-                let expected = super::super::bytes::survey_in_lanes(&row, limit);
+                let expected = super::super::int8::statistics_in_lanes(&row, limit);
                 // SAFETY: the processor has AVX-512.
                 let found = unsafe {
-                    if limit.is_finite() { survey::<true>(&row, limit) } else { survey::<false>(&row, limit) }
+                    if limit.is_finite() {
+                        statistics::<true>(&row, limit)
+                    } else {
+                        statistics::<false>(&row, limit)
+                    }
                 };
                 assert_eq!(found, expected, "{length} {limit}");
             }
-            let (mut lines, mut expected) = (Lines::default(), vec![0u8; length]);
-            let places = lines.reshape(1, length, WHOLE, 1);
-            // SAFETY: as above, and there are lines of a row.
+            let (mut lines, mut expected) = (TileRows::default(), vec![0u8; length]);
+            let places = lines.reshape(1, length, TILE_ROW, 1);
+            // SAFETY: as above, and there are tile rows of a row.
             unsafe { round(&row, 20.0, 100, places, 0) };
-            super::super::bytes::round(&row, 20.0, 100, &mut expected);
+            super::super::int8::round(&row, 20.0, 100, &mut expected);
             for (column, expected) in expected.iter().enumerate() {
                 assert_eq!(
-                    lines.from(0, column / WHOLE)[0].0[column % WHOLE],
+                    lines.from(0, column / TILE_ROW)[0].0[column % TILE_ROW],
                     *expected,
                     "{length} {column}"
                 );

@@ -1,14 +1,14 @@
 //! Sums of products of rows with a panel of weights, in f32: a tile of sums stays in the registers while a panel's part, which
-//! stays in the first cache, goes by. K. Goto and R. van de Geijn, "Anatomy of High-Performance Matrix Multiplication" (2008),
+//! stays in the L1 cache, goes by. K. Goto and R. van de Geijn, "Anatomy of High-Performance Matrix Multiplication" (2008),
 //! with the roles of the matrices exchanged.
 
 use half::f16;
 use half::slice::HalfFloatSliceExt;
 use pulp::{Simd, WithSimd};
 
-use super::parts::{Ahead, PANEL, Step};
-use crate::processor::Processor;
-use crate::vector::with_rows;
+use super::parts::{PANEL, PrefetchQueue, Step};
+use crate::instructions::processor::Processor;
+use crate::instructions::vector::with_rows;
 
 /// Vectors of a panel that are multiplied together.
 const VECTORS: usize = 2;
@@ -38,7 +38,7 @@ impl<T> Rows<'_, T> {
     }
 }
 
-/// The numbers of a [`Step`] in 16 bits.
+/// The numbers of a [`Step`] in f16.
 #[derive(Debug, Clone, Copy)]
 #[repr(C, align(64))]
 pub(super) struct HalfStep(pub(super) [f16; PANEL]);
@@ -80,7 +80,7 @@ pub(super) struct Tiles<'a, 'b> {
     pub(super) panel: &'a [Step],
     pub(super) x: Rows<'a>,
     pub(super) sums: &'a mut [Step],
-    pub(super) ahead: &'a mut Ahead<'b>,
+    pub(super) queue: &'a mut PrefetchQueue<'b>,
 }
 
 impl WithSimd for Tiles<'_, '_> {
@@ -88,11 +88,11 @@ impl WithSimd for Tiles<'_, '_> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        let Self { panel, x, sums, ahead } = self;
+        let Self { panel, x, sums, queue } = self;
         let tile_rows = if S::REGISTER_COUNT >= 32 { TILE_ROWS } else { TILE_ROWS / 2 };
         for lane in (0..PANEL).step_by(VECTORS * S::F32_LANES) {
             for (index, sums) in sums.chunks_mut(tile_rows).enumerate() {
-                ahead.read(sums.len());
+                queue.prefetch(sums.len());
                 let x = x.from(index * tile_rows);
                 with_rows!(sums.len(), ROWS => tile::<S, ROWS>(simd, panel, lane, x, sums))
             }

@@ -1,25 +1,43 @@
-//! Products of rows with the transpose of a matrix of weights, as linear layers compute them.
+//! Products of rows with the transpose of a matrix of weights, as linear layers compute them, in every way that a CPU has:
+//! [`Layer::forward`] chooses (`docs/design/cpu-kernels.md` has the table).
+//!
+//! - `block_products`: weights as they lie, multiplied in int8 (`integer`) or, by few rows, in f32 (`float_rows`, and
+//!   `formats::dequantise` for blocks);
+//! - `panels`: weights that are laid out once for many rows, in f32, in int16 (`int16`) or in bf16 pieces for AMX (`pieces`);
+//! - `tiles`: all else, in f32;
+//! - `matrix`: matrices in any layout, for gradients and for attention.
 //!
 //! Weights and rows lie with the numbers of a sum one after the other, so that nothing has to be laid out anew: a tile of
-//! sums stays in the registers while its rows go by. Weights in blocks are unpacked a few rows at a time into the first
-//! cache, or, for few rows, as in decoding, multiplied as they are read: that is all the time it takes.
+//! sums stays in the registers while its rows go by. Weights in blocks are unpacked a few rows at a time into the L1
+//! cache, or, for few rows, as in decoding, multiplied as they are read: that is memory-bound.
 
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+mod block_products;
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod float_rows;
+#[cfg(target_arch = "x86_64")]
+mod int16;
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+mod integer;
+pub(crate) mod matrix;
 mod output;
-mod tasks;
+pub(crate) mod panels;
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod pieces;
 #[cfg(test)]
 mod tests;
 mod tiles;
 mod weights;
 
 pub(crate) use output::Output;
-pub(crate) use tasks::in_tasks;
 pub(crate) use weights::{Weights, row_bytes};
 
+use crate::instructions::processor::{Processor, processor};
 #[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
-use crate::block_products::{BlockProduct, few_rows_of_each};
-use crate::panels::Panels;
-use crate::processor::{Processor, processor};
-use crate::shared_numbers::SharedNumbers;
+use crate::products::block_products::{BlockProduct, few_rows_of_each};
+use crate::products::panels::Panels;
+use crate::threads::shared_floats::SharedFloats;
+use crate::threads::tasks::in_tasks;
 
 /// Multiplications below which work is not worth a second thread.
 pub(crate) const PARALLEL: usize = 1 << 17;
@@ -45,13 +63,13 @@ impl Layer<'_> {
 
     /// What it makes of `count` rows that are never rounded, on all threads.
     pub(crate) fn forward_exactly(self, x: &[f32], count: usize) -> Vec<f32> {
-        self.forward_on(processor().without_whole_numbers(), x, count, true)
+        self.forward_on(processor().without_integer_dot(), x, count, true)
     }
 
     fn forward_on(self, processor: Processor, x: &[f32], count: usize, parallel: bool) -> Vec<f32> {
         let length = count * self.rows;
         let mut result = Vec::with_capacity(length);
-        let output = Output::at(SharedNumbers::new(result.as_mut_ptr(), length), self.rows);
+        let output = Output::at(SharedFloats::new(result.as_mut_ptr(), length), self.rows);
         // SAFETY: the vector has room for the result, all of which is written.
         unsafe {
             self.compute(processor, x, count, output, false, parallel);
@@ -87,7 +105,7 @@ impl Layer<'_> {
         let count = result.len() / self.rows.max(1);
         let output = Output::new(result, self.rows);
         // SAFETY: nobody else has the result.
-        unsafe { self.compute(processor().without_whole_numbers(), x, count, output, false, false) };
+        unsafe { self.compute(processor().without_integer_dot(), x, count, output, false, false) };
     }
 
     /// Writes the result, all of it, or adds to it.

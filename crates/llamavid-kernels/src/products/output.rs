@@ -2,23 +2,23 @@
 
 use rayon::prelude::*;
 
-use crate::rows::rows_of_a_task;
-use crate::shared_numbers::SharedNumbers;
+use crate::operations::rows::rows_of_a_task;
+use crate::threads::shared_floats::SharedFloats;
 
 /// A result (count, width) of which tasks write columns of their own.
 #[derive(Clone, Copy)]
 pub(crate) struct Output {
-    numbers: SharedNumbers,
+    numbers: SharedFloats,
     width: usize,
 }
 
 impl Output {
     pub(crate) fn new(values: &mut [f32], width: usize) -> Self {
-        Self::at(SharedNumbers::new(values.as_mut_ptr(), values.len()), width)
+        Self::at(SharedFloats::new(values.as_mut_ptr(), values.len()), width)
     }
 
     /// In memory that need not be initialised.
-    pub(super) fn at(numbers: SharedNumbers, width: usize) -> Self {
+    pub(super) fn at(numbers: SharedFloats, width: usize) -> Self {
         Self { numbers, width }
     }
 

@@ -1,7 +1,7 @@
 //! Every way to multiply on every processor, against sums in f64.
 
 use super::*;
-use crate::block_format::{BlockFormat, decode};
+use crate::formats::block_format::{BlockFormat, decode};
 use crate::noise::noise;
 
 /// How what is multiplied is rounded.
@@ -9,14 +9,14 @@ use crate::noise::noise;
 #[cfg_attr(not(target_arch = "x86_64"), allow(dead_code, reason = "pieces are those of AMX"))]
 enum Rounding {
     None,
-    /// To whole numbers of 16 bits, both.
+    /// To int16, both.
     SixteenBits,
-    /// To pieces: how far a product may be from what it is.
+    /// To bf16 pieces: how far a product may be from what it is.
     Pieces(f64),
 }
 
 /// Sums in f64, and how far from them a result may be: rounding errors grow with the products without signs. Rows that are
-/// rounded to 16 bits err by up to half of what a whole number stands for.
+/// quantised to int16 err by up to half of their scale.
 fn exactly(numbers: &[f32], columns: usize, x: &[f32], rounding: Rounding) -> Vec<(f64, f64)> {
     let size = |part: &[f32]| part.iter().map(|value| f64::from(value.abs())).sum::<f64>();
     let half = |part: &[f32]| {
@@ -73,7 +73,7 @@ fn computed(processor: Processor, layer: Layer, x: &[f32]) -> Vec<f32> {
 #[track_caller]
 fn assert_close(result: &[f32], exact: &[(f64, f64)], already: f32, what: &str) {
     for (value, (sum, allowed)) in result.iter().zip(exact) {
-        // Written so that not-a-number fails.
+        // Written so that NaN fails.
         let error = (f64::from(value - already) - sum).abs();
         assert!(error <= allowed + 1e-6 * f64::from(already), "{what}: {value} instead of {sum}");
     }
@@ -108,8 +108,7 @@ fn every_processor_gives_the_sums_in_every_format() {
                 let interleaved = format.interleave(&bytes, columns).ok();
                 let mut numbers = vec![0f32; rows * columns];
                 decode(Processor::Portable, format, &bytes, &mut numbers);
-                // Whole numbers, the largest in every group, times a power of two: what rounds rows to those
-                // changes nothing.
+                // Integers, the largest in every group, times a power of two: what quantises rows changes nothing.
                 let mut x: Vec<f32> = noise(count * columns, 4).iter().map(|x| (x * 126.0).round()).collect();
                 x.iter_mut().step_by(16).for_each(|x| *x = 127.0);
                 // Of those that many rows round with one scale.
@@ -124,7 +123,7 @@ fn every_processor_gives_the_sums_in_every_format() {
                     (true, true, None),
                 ] {
                     let already = if add { 2.0 } else { 0.0 };
-                    let weights = [Weights::Blocks(format, &bytes), Weights::Numbers(&numbers)];
+                    let weights = [Weights::Blocks(format, &bytes), Weights::F32(&numbers)];
                     let interleaved = interleaved.as_ref().map(|bytes| Weights::Interleaved(format, bytes));
                     for weights in weights.into_iter().chain(interleaved) {
                         let layer = Layer { weights, rows, columns, bias };
@@ -148,7 +147,7 @@ fn every_processor_gives_the_sums_in_every_format() {
 }
 
 #[test]
-fn sums_of_the_largest_whole_numbers_stay_within_their_bits() {
+fn sums_of_the_largest_integers_do_not_overflow() {
     let (rows, columns) = (35, 1024);
     for format in BlockFormat::ALL.into_iter().filter(|format| format.interleaves()) {
         for byte in [0xff, 0x80, 0x7f, 0] {
@@ -159,7 +158,7 @@ fn sums_of_the_largest_whole_numbers_stay_within_their_bits() {
                     BlockFormat::Q6K => &[208],
                     _ => &[0],
                 };
-                // One, in 16 bits.
+                // One, in int16.
                 scales.iter().for_each(|place| block[*place..place + 2].copy_from_slice(&[0, 0x3c]));
             }
             let interleaved = format.interleave(&bytes, columns).unwrap();
@@ -168,7 +167,7 @@ fn sums_of_the_largest_whole_numbers_stay_within_their_bits() {
             for (count, x) in [(1, 127.0), (4, -127.0), (8, 127.0), (16, -127.0), (40, 127.0)] {
                 let x = vec![x; count * columns];
                 let mut exact = exactly(&numbers, columns, &x, Rounding::None);
-                // One part in a hundred: pieces of 16 bits err a quarter of that. What leaves its bits errs by far more.
+                // One part in a hundred: bf16 pieces err a quarter of that. What overflows errs by far more.
                 exact.iter_mut().for_each(|(_, allowed)| *allowed *= 1e4);
                 for weights in [Weights::Blocks(format, &bytes), Weights::Interleaved(format, &interleaved)] {
                     for processor in Processor::tested() {
@@ -214,13 +213,13 @@ fn error(result: &[f32], exact: &[(f64, f64)]) -> f64 {
 }
 
 /// Makes one number of each part far larger than the others.
-fn with_large(mut values: Vec<f32>, times: f32) -> Vec<f32> {
+fn with_outliers(mut values: Vec<f32>, times: f32) -> Vec<f32> {
     values.iter_mut().skip(77).step_by(128).for_each(|value| *value *= times);
     values
 }
 
 #[test]
-fn rows_that_are_rounded_to_sixteen_bits_err_less_than_in_half_precision() {
+fn rows_that_are_rounded_to_int16_err_less_than_in_f16() {
     let (rows, columns, count) = (70, 1024, 61);
     // A bell curve: sums of noise.
     let bell = |count: usize, seed: u32| -> Vec<f32> {
@@ -229,9 +228,9 @@ fn rows_that_are_rounded_to_sixteen_bits_err_less_than_in_half_precision() {
     for (what, weights, x) in [
         ("noise", noise(rows * columns, 11), noise(count * columns, 12)),
         ("bell curves", bell(rows * columns, 13), bell(count * columns, 14)),
-        ("large numbers", bell(rows * columns, 15), with_large(bell(count * columns, 16), 1000.0)),
-        ("very large numbers", bell(rows * columns, 17), with_large(bell(count * columns, 18), 1e4)),
-        ("large weights", with_large(bell(rows * columns, 19), 20.0), bell(count * columns, 20)),
+        ("large numbers", bell(rows * columns, 15), with_outliers(bell(count * columns, 16), 1000.0)),
+        ("very large numbers", bell(rows * columns, 17), with_outliers(bell(count * columns, 18), 1e4)),
+        ("large weights", with_outliers(bell(rows * columns, 19), 20.0), bell(count * columns, 20)),
     ] {
         for format in [BlockFormat::F16, BlockFormat::BF16] {
             let bytes = format.encode(&weights, columns).unwrap();
@@ -241,7 +240,7 @@ fn rows_that_are_rounded_to_sixteen_bits_err_less_than_in_half_precision() {
             let mut halves = vec![0f32; x.len()];
             let bytes_of_x = BlockFormat::F16.encode(&x, columns).unwrap();
             decode(Processor::Portable, BlockFormat::F16, &bytes_of_x, &mut halves);
-            let layer = Layer { weights: Weights::Numbers(&numbers), rows, columns, bias: None };
+            let layer = Layer { weights: Weights::F32(&numbers), rows, columns, bias: None };
             let in_halves = error(&computed(Processor::Portable, layer, &halves), &exact);
             for processor in Processor::tested() {
                 let layer = Layer { weights: Weights::Blocks(format, &bytes), ..layer };
@@ -263,20 +262,20 @@ fn many_rows_beside_weights_in_f32_err_no_more_than_sums_in_f32() {
         ("no signs", noise(rows * columns, 33).iter().map(|value| value.abs()).collect(), {
             noise(count * columns, 34).iter().map(|value| value.abs()).collect()
         }),
-        ("large numbers", with_large(noise(rows * columns, 35), 1e4), noise(count * columns, 36)),
+        ("large numbers", with_outliers(noise(rows * columns, 35), 1e4), noise(count * columns, 36)),
     ] {
-        let layer = Layer { weights: Weights::Numbers(&weights), rows, columns, bias: None };
+        let layer = Layer { weights: Weights::F32(&weights), rows, columns, bias: None };
         let exact = exactly(&weights, columns, &x, Rounding::None);
         for processor in Processor::tested() {
             let found = error(&computed(processor, layer, &x), &exact);
-            let plain = error(&computed(processor.without_whole_numbers(), layer, &x), &exact);
+            let plain = error(&computed(processor.without_integer_dot(), layer, &x), &exact);
             assert!(found <= 1.2 * plain, "{processor:?} {what}: {found}, in f32 {plain}");
         }
     }
 }
 
 #[test]
-fn what_cannot_be_rounded_to_sixteen_bits_is_multiplied_as_it_is() {
+fn what_cannot_be_rounded_to_int16_is_multiplied_as_it_is() {
     let (rows, columns, count) = (300, 300, 50);
     let bf16 = |mut values: Vec<f32>, changes: &[(usize, f32)]| {
         changes.iter().for_each(|(place, value)| values[*place] = *value);
@@ -320,7 +319,7 @@ fn what_cannot_be_rounded_to_sixteen_bits_is_multiplied_as_it_is() {
         let exact = exactly(&numbers, columns, &x, Rounding::SixteenBits);
         for processor in Processor::tested() {
             let result = computed(processor, layer, &x);
-            let plain = computed(processor.without_whole_numbers(), layer, &x);
+            let plain = computed(processor.without_integer_dot(), layer, &x);
             for (index, (value, expected)) in result.iter().zip(plain).enumerate() {
                 let (sum, allowed) = exact[index];
                 let same = *value == expected || value.is_nan() && expected.is_nan();
@@ -354,7 +353,7 @@ fn what_is_not_finite_gives_nothing_that_is() {
 
 #[test]
 fn nothing_gives_nothing() {
-    let layer = |rows, columns, bias| Layer { weights: Weights::Numbers(&[]), rows, columns, bias };
+    let layer = |rows, columns, bias| Layer { weights: Weights::F32(&[]), rows, columns, bias };
     assert_eq!(layer(3, 0, None).forward(&[], 2, true), [0.0; 6]);
     assert_eq!(layer(3, 0, Some(&[1.0, 2.0, 3.0])).forward(&[], 1, false), [1.0, 2.0, 3.0]);
     assert_eq!(layer(0, 4, None).forward(&[0.0; 8], 2, true), [0.0; 0]);

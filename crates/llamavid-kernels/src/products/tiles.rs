@@ -1,19 +1,21 @@
-//! Products in f32, in the vectors of any processor: a few rows of weights at a time are numbers in the first cache, and meet all rows of
-//! `x`, some at a time.
+//! Products in f32, in the vectors of any processor: a few rows of weights at a time are dequantised in the L1 cache, and meet all rows
+//! of `x`, some at a time.
 
 use std::ops::Range;
 
 use pulp::{Simd, WithSimd};
 
-use super::{Layer, Output, Weights, in_tasks, row_bytes};
-use crate::block_format::decode;
+use super::{Layer, Output, Weights, row_bytes};
+use crate::formats::block_format::decode;
 #[cfg(target_arch = "x86_64")]
-use crate::block_vectors::{totals_of_eight, totals_of_sixteen};
-use crate::processor::Processor;
+use crate::instructions::horizontal_sums::{horizontal_sums_256, horizontal_sums_512};
+use crate::instructions::prefetch::CACHE_LINE;
+use crate::instructions::processor::Processor;
+use crate::threads::tasks::in_tasks;
 
 /// Rows of weights of which a tile has sums.
 const TILE_ROWS: usize = 4;
-/// Numbers of a row that are multiplied at a time: the rows of a tile stay in the first cache.
+/// Numbers of a row that are multiplied at a time: the rows of a tile stay in the L1 cache.
 const PART: usize = 1024;
 
 impl Layer<'_> {
@@ -30,7 +32,7 @@ impl Layer<'_> {
         let x = x.values();
         in_tasks(rows, TILE_ROWS.max(weights.unit()), parallel, |rows| {
             let mut room = Vec::new();
-            let weights = weights.part(rows.clone(), columns).in_order(columns, &mut room);
+            let weights = weights.part(rows.clone(), columns).deinterleaved(columns, &mut room);
             processor.run(Tiles { processor, weights, rows, columns, part, x, count, output });
         });
     }
@@ -50,13 +52,12 @@ enum Rows<'a> {
 
 impl<'a> Rows<'a> {
     fn new(x: &'a [f32], columns: usize, part: usize) -> Self {
-        /// Bytes of a line of the caches: a vector that reaches over two takes twice as long to read.
-        const LINE: usize = 64;
+        // A vector that crosses two cache lines takes twice as long to read.
         if x.len() == columns {
             return Self::AsTheyAre(x);
         }
-        let mut values: Vec<f32> = Vec::with_capacity(x.len() + LINE);
-        let start = values.as_ptr().align_offset(LINE).min(LINE);
+        let mut values: Vec<f32> = Vec::with_capacity(x.len() + CACHE_LINE);
+        let start = values.as_ptr().align_offset(CACHE_LINE).min(CACHE_LINE);
         values.resize(start, 0.0);
         for first in (0..columns).step_by(part) {
             let length = part.min(columns - first);
@@ -103,7 +104,7 @@ impl WithSimd for Tiles<'_> {
                 let found = TILE_ROWS.min(self.rows.len() - row);
                 let tile_rows: [&[f32]; TILE_ROWS] = match self.weights {
                     // A tile always has all rows: the first stands in for those that are missing.
-                    Weights::Numbers(values) => std::array::from_fn(|index| {
+                    Weights::F32(values) => std::array::from_fn(|index| {
                         let row = row + if index < found { index } else { 0 };
                         &values[row * columns + from..][..length]
                     }),
@@ -123,7 +124,7 @@ impl WithSimd for Tiles<'_> {
     }
 }
 
-/// A part of a row of weights, at the start of a line.
+/// A part of a row of weights, aligned to a cache line.
 #[derive(Clone, Copy)]
 #[repr(align(64))]
 struct Unpacked([f32; PART]);
@@ -216,9 +217,9 @@ fn totals<S: Simd>(simd: S, vectors: [S::f32s; TILE_ROWS]) -> [f32; TILE_ROWS] {
     #[cfg(target_arch = "x86_64")]
     match S::F32_LANES {
         // SAFETY: vectors of sixteen numbers are those of AVX-512, and of eight those of AVX2.
-        16 => return unsafe { totals_of_sixteen(std::mem::transmute_copy(&vectors)) },
+        16 => return unsafe { horizontal_sums_512(std::mem::transmute_copy(&vectors)) },
         // SAFETY: as above.
-        8 => return unsafe { totals_of_eight(std::mem::transmute_copy(&vectors)) },
+        8 => return unsafe { horizontal_sums_256(std::mem::transmute_copy(&vectors)) },
         _ => {}
     }
     let mut totals = [0f32; TILE_ROWS];

@@ -2,15 +2,15 @@
 
 use std::ops::Range;
 
-use crate::block_format::BlockFormat;
-use crate::interleaved::INTERLEAVED_ROWS;
+use crate::formats::block_format::BlockFormat;
+use crate::formats::interleaved::INTERLEAVED_ROWS;
 
 /// The weights of a linear layer, row after row.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Weights<'a> {
-    Numbers(&'a [f32]),
+    F32(&'a [f32]),
     Blocks(BlockFormat, &'a [u8]),
-    /// The blocks of each sixteen rows are interleaved, see [`crate::interleaved`].
+    /// The blocks of each sixteen rows are interleaved, see [`crate::formats::interleaved`].
     Interleaved(BlockFormat, &'a [u8]),
 }
 
@@ -18,7 +18,7 @@ impl<'a> Weights<'a> {
     /// How their numbers are stored.
     pub(crate) fn format(self) -> BlockFormat {
         match self {
-            Self::Numbers(_) => BlockFormat::F32,
+            Self::F32(_) => BlockFormat::F32,
             Self::Blocks(format, _) | Self::Interleaved(format, _) => format,
         }
     }
@@ -32,7 +32,7 @@ impl<'a> Weights<'a> {
     pub(crate) fn unit(self) -> usize {
         match self {
             Self::Interleaved(..) => INTERLEAVED_ROWS,
-            Self::Numbers(_) | Self::Blocks(..) => 1,
+            Self::F32(_) | Self::Blocks(..) => 1,
         }
     }
 
@@ -41,7 +41,7 @@ impl<'a> Weights<'a> {
         assert!(rows.start.is_multiple_of(self.unit()), "rows from the middle of interleaved ones on");
         let of = |bytes: &'a [u8], row_bytes: usize| &bytes[rows.start * row_bytes..rows.end * row_bytes];
         match self {
-            Self::Numbers(values) => Self::Numbers(&values[rows.start * columns..rows.end * columns]),
+            Self::F32(values) => Self::F32(&values[rows.start * columns..rows.end * columns]),
             Self::Blocks(format, bytes) => Self::Blocks(format, of(bytes, row_bytes(format, columns))),
             Self::Interleaved(format, bytes) => {
                 assert!(
@@ -54,16 +54,16 @@ impl<'a> Weights<'a> {
         }
     }
 
-    /// The same row after row: a copy, which `room` has, where they are interleaved.
-    pub(crate) fn in_order<'b>(self, columns: usize, room: &'b mut Vec<u8>) -> Weights<'b>
+    /// The same row after row: a copy, in `room`, where they are interleaved.
+    pub(crate) fn deinterleaved<'b>(self, columns: usize, room: &'b mut Vec<u8>) -> Weights<'b>
     where
         'a: 'b,
     {
         match self {
-            Self::Numbers(_) | Self::Blocks(..) => self,
+            Self::F32(_) | Self::Blocks(..) => self,
             Self::Interleaved(format, bytes) => {
                 room.resize(bytes.len(), 0);
-                format.put_in_order(bytes, row_bytes(format, columns), room);
+                format.deinterleave(bytes, row_bytes(format, columns), room);
                 Weights::Blocks(format, room)
             }
         }
@@ -76,14 +76,14 @@ impl<'a> Weights<'a> {
             Self::Interleaved(..) => {
                 bytes.split_at(bytes.len() - bytes.len() % (INTERLEAVED_ROWS * row_bytes))
             }
-            Self::Numbers(_) | Self::Blocks(..) => bytes.split_at(0),
+            Self::F32(_) | Self::Blocks(..) => bytes.split_at(0),
         }
     }
 
     /// Their bytes as they lie.
     pub(crate) fn bytes(self) -> &'a [u8] {
         match self {
-            Self::Numbers(values) => pulp::bytemuck::cast_slice(values),
+            Self::F32(values) => pulp::bytemuck::cast_slice(values),
             Self::Blocks(_, bytes) | Self::Interleaved(_, bytes) => bytes,
         }
     }

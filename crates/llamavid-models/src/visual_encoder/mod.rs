@@ -96,7 +96,7 @@ impl VisualEncoder {
 
     /// The same for inference only: where it is computed in f32 on a CPU, its weights are laid out for that as they are read, and
     /// no gradient flows through it. Weights in blocks have one scale for each output then, and what they are
-    /// multiplied with is rounded to 8 bits, row by row, where the processor multiplies whole numbers quicker.
+    /// multiplied with is quantised to int8, row by row, where the processor has int8 dot products.
     ///
     /// # Errors
     /// As [`VisualEncoder::new`].

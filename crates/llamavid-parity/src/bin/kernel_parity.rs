@@ -415,7 +415,7 @@ impl Check {
     }
 
     fn quantised(&mut self, dtype: DType) -> Result<()> {
-        // A device rounds what it multiplies with to 8 bits, and so do many rows on a processor with products of whole numbers.
+        // A device rounds what it multiplies with to 8 bits, and so do many rows on a processor with integer dot products.
         let allowed = tolerance(dtype).max(2e-2);
         let weight = self.numbers(&[64, 512], DType::F32)?;
         for format in

@@ -52,9 +52,9 @@ template <class T, int D, int THREADS> struct Share {
     }
 };
 
-// Turns scores, as exponents of two, into shares of what was seen so far; gives what shares of before are to be multiplied with.
+// Turns scores, as exponents of two, into probabilities (online softmax); gives what those of before are to be multiplied with.
 template <int COLUMNS>
-__device__ inline void share(float scores[COLUMNS][4], float most[2], float total[2], float factor[2]) {
+__device__ inline void exponentiate(float scores[COLUMNS][4], float most[2], float total[2], float factor[2]) {
     float largest[2] = {most[0], most[1]};
 #pragma unroll
     for (int part = 0; part < COLUMNS; part++) {
@@ -200,7 +200,7 @@ template <class T, int D, int WARPS, int KEYS> __device__ inline void attend(con
                     }
                 }
                 float factor[2];
-                share<PARTS>(scores[product], most[product], total[product], factor);
+                exponentiate<PARTS>(scores[product], most[product], total[product], factor);
 #pragma unroll
                 for (int part = 0; part < D / 8; part++) {
 #pragma unroll
@@ -211,13 +211,13 @@ template <class T, int D, int WARPS, int KEYS> __device__ inline void attend(con
             // The scores of two products lie in the lanes as the left side of the next one wants them.
 #pragma unroll
             for (int step = 0; step < KEYS / 16; step++) {
-                uint32_t shares[PRODUCTS][4];
+                uint32_t probabilities[PRODUCTS][4];
 #pragma unroll
                 for (int product = 0; product < PRODUCTS; product++) {
 #pragma unroll
                     for (int part = 0; part < 4; part++) {
                         const float *const pair = scores[product][2 * step + part / 2] + part % 2 * 2;
-                        shares[product][part] = packed_pair<T>(pair[0], pair[1]);
+                        probabilities[product][part] = packed_pair<T>(pair[0], pair[1]);
                     }
                 }
 #pragma unroll
@@ -227,8 +227,8 @@ template <class T, int D, int WARPS, int KEYS> __device__ inline void attend(con
                                                                        pair * 2 + matrix / 2));
 #pragma unroll
                     for (int product = 0; product < PRODUCTS; product++) {
-                        multiply_add<T>(sums[product][2 * pair], shares[product], parts[0], parts[1]);
-                        multiply_add<T>(sums[product][2 * pair + 1], shares[product], parts[2], parts[3]);
+                        multiply_add<T>(sums[product][2 * pair], probabilities[product], parts[0], parts[1]);
+                        multiply_add<T>(sums[product][2 * pair + 1], probabilities[product], parts[2], parts[3]);
                     }
                 }
             }
@@ -253,7 +253,7 @@ template <class T, int D, int WARPS, int KEYS> __device__ inline void attend(con
                 if (column >= a.width) continue;
                 float pair[2] = {sums[product][part][2 * half] * whole, sums[product][part][2 * half + 1] * whole};
                 if (a.value_bias != nullptr) {
-                    // The shares add up to 1.
+                    // The probabilities add up to 1.
                     pair[0] += to_float(bias[column]);
                     pair[1] += to_float(bias[column + 1]);
                 }

@@ -7,11 +7,11 @@
 struct AttentionArguments {
     const void *queries, *keys, *values;
     void *result;
-    // What is added to queries and values, (H * d) each, or nothing. One added to keys would change no share.
+    // What is added to queries and values, (H * d) each, or nothing. One added to keys would change no probability.
     const void *query_bias, *value_bias;
     // Added to the scaled scores, or nothing.
     const float *bias;
-    // For splits of the keys (B, H, Q, splits, d + 2): sums, the largest score and the sum of shares.
+    // For splits of the keys (B, H, Q, splits, d + 2): sums, the largest score and the sum of probabilities.
     float *parts;
     int64_t query_strides[3], key_strides[3], value_strides[3]; // of batch, head and row
     int64_t bias_strides[4];                                    // of batch, head, query and key

@@ -41,7 +41,7 @@ template <class T> struct Numbers {
     }
 };
 
-// Eight numbers of a row in blocks of 32: a scale, then whole numbers (see `block_format.rs`). Blocks lie at multiples of 2 bytes.
+// Eight numbers of a row in blocks of 32: a scale, then integers (see `formats/block_format.rs`). Blocks lie at multiples of 2 bytes.
 struct EightBit {
     typedef unsigned char Element;
     struct Read {

@@ -91,7 +91,7 @@ template <class T> struct Numbers {
     }
 };
 
-// The row in whole numbers of 8 bits, with a scale for each 32 and what their sum stands for. Four lanes share a block of 256 weights.
+// The row in int8, with a scale for each 32 and what their sum stands for. Four lanes share a block of 256 weights.
 struct Rounded {
     static constexpr int TURN = 8 * 256;
     struct Read {
@@ -163,7 +163,7 @@ struct Rounded {
         }
     }
 
-    // Of a block, 16 bytes hold what all weights have in common (a scale and a least value, and eight of each in 6 bits) and 128 the
+    // Of a block, 16 bytes hold what all weights have in common (a scale and a min, and eight of each in 6 bits) and 128 the
     // weights: of each 32 bytes the lower halves are 32 weights, the upper ones the next 32. A lane has 32 of those bytes.
     __device__ void add_four_bits(int turn, const Read &read, float sums[2]) const {
         const int chunk = threadIdx.x % 4, shift = chunk % 2 * 16, eighth = turn * 64 + threadIdx.x % 32 * 2;
@@ -178,7 +178,7 @@ struct Rounded {
             const uint4 &head = read.heads[which];
             const uint32_t y = head.y >> shift, z = head.z >> shift, w = head.w >> shift;
             const uint32_t own_scales = chunk < 2 ? y & 0x3f3f : (w & 0x0f0f) | (y >> 2 & 0x3030);
-            const uint32_t least = chunk < 2 ? z & 0x3f3f : (w >> 4 & 0x0f0f) | (z >> 2 & 0x3030);
+            const uint32_t mins = chunk < 2 ? z & 0x3f3f : (w >> 4 & 0x0f0f) | (z >> 2 & 0x3030);
             int lower_product = 0, upper_product = 0;
 #pragma unroll
             for (int part = 0; part < 2; part++) {
@@ -192,7 +192,7 @@ struct Rounded {
             both.bits = head.x;
             sums[which] += to_float(both.numbers[0]) * (scale.x * float(int(own_scales & 255) * lower_product) +
                                                         upper_scale * float(int(own_scales >> 8) * upper_product)) -
-                           to_float(both.numbers[1]) * (sum.x * float(int(least & 255)) + sum.y * float(int(least >> 8)));
+                           to_float(both.numbers[1]) * (sum.x * float(int(mins & 255)) + sum.y * float(int(mins >> 8)));
         }
     }
 

@@ -1,7 +1,7 @@
 // Matrices in blocks become numbers, for products with many rows: cuBLAS multiplies those on tensor cores, and unpacking costs a read
 // and a write of the matrix.
 //
-// What the blocks stand for is what `block_format.rs` says, in f32 and then rounded. A thread has eight numbers next to each other, so
+// What the blocks stand for is what `formats/block_format.rs` says, in f32 and then rounded. A thread has eight numbers next to each other, so
 // a warp writes its vectors side by side; the scales that lanes share come from the cache.
 #include "numbers.cuh"
 
@@ -49,7 +49,7 @@ struct Q4_0 {
     }
 };
 
-// Eighths of a block with a scale and a least value each, in 6 bits; of each 64 numbers the first 32 are the lower bits of as many bytes,
+// Eighths of a block with a scale and a min each, in 6 bits; of each 64 numbers the first 32 are the lower bits of as many bytes,
 // the next the upper ones. `FIVE`: a fifth bit of each number is in 32 bytes between.
 template <bool FIVE> struct Eighths {
     static constexpr int LENGTH = 256, BYTES = FIVE ? 176 : 144;

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use crate::shared_numbers::SharedNumbers;
+use crate::threads::shared_floats::SharedFloats;
 
 /// Where some rows of each of some sequences lie.
 #[derive(Debug, Clone, Copy)]
@@ -57,7 +57,7 @@ impl<'a> Rows<'a> {
 /// Rows that tasks write, each its own numbers.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Target {
-    numbers: SharedNumbers,
+    numbers: SharedFloats,
     width: usize,
     selection: Selection,
 }
@@ -65,7 +65,7 @@ pub(super) struct Target {
 impl Target {
     /// Rows of `width` in memory that has room for `length` numbers.
     pub(super) fn new(first: *mut f32, length: usize, width: usize, selection: Selection) -> Self {
-        Self { numbers: SharedNumbers::new(first, length), width, selection }
+        Self { numbers: SharedFloats::new(first, length), width, selection }
     }
 
     /// Where `length` numbers of a row are from a column on.

@@ -8,10 +8,10 @@ use rayon::prelude::*;
 use super::rows::{Rows, Selection, Target};
 use super::vectors::{finish, lay_out, lay_out_hidden, write};
 use super::{FrozenProjection, NormOf};
-use crate::amx::{Asked, LONGEST, Piece, ROWS, Sums, Tiles};
-use crate::block_vectors::LINE;
 use crate::frozen::row_vectors::normalise;
-use crate::pieces::pairs;
+use crate::instructions::amx::{LONGEST, Piece, Prefetch, ROWS, Sums, Tiles};
+use crate::instructions::prefetch::CACHE_LINE;
+use crate::products::pieces::pairs;
 
 /// Pieces of a number of `x`.
 pub(super) const OF_X: usize = 3;
@@ -19,18 +19,18 @@ pub(super) const OF_X: usize = 3;
 const PART: usize = 24;
 /// Runs of hidden numbers that are there at once.
 const HIDDEN_PART: usize = 12;
-/// Pieces of rows of a task at most: they and two panels of weights stay in the second cache.
+/// Pieces of rows of a task at most: they and two panels of weights stay in the L2 cache.
 const KEPT: usize = 256;
 /// Tiles of rows of a task at most where hidden numbers and all sums stay there as well.
 const MOST_HIDDEN: usize = 4;
-/// Products of pieces of `x` with those of weights, the largest last, see [`crate::pieces`].
+/// Products of pieces of `x` with those of weights, the largest last, see [`crate::products::pieces`].
 const WITH_ONE: [[usize; 2]; PART * 2 * 3] = pairs::<{ PART * 2 * 3 }, OF_X, 1>(&[[2, 0], [1, 0], [0, 0]]);
 const WITH_TWO: [[usize; 2]; PART * 2 * 5] =
     pairs::<{ PART * 2 * 5 }, OF_X, 2>(&[[2, 0], [1, 0], [1, 1], [0, 1], [0, 0]]);
 
 /// Memory of a thread for what its tasks need in between; it stays from one to the next. Nothing in it lasts.
 #[derive(Debug, Default)]
-struct Room {
+struct ThreadScratch {
     x: Vec<Piece>,
     hidden: Vec<Piece>,
     sums: Vec<Sums>,
@@ -39,11 +39,11 @@ struct Room {
 }
 
 thread_local! {
-    static ROOM: RefCell<Room> = RefCell::default();
+    static ROOM: RefCell<ThreadScratch> = RefCell::default();
 }
 
 /// The first `length` numbers of a room's vector, which grows to have them.
-pub(super) fn room<T: Copy>(numbers: &mut Vec<T>, length: usize, fresh: T) -> &mut [T] {
+pub(super) fn resized<T: Copy>(numbers: &mut Vec<T>, length: usize, fresh: T) -> &mut [T] {
     if numbers.len() < length {
         numbers.resize(length, fresh);
     }
@@ -56,7 +56,7 @@ fn in_blocks(
     count: usize,
     most: usize,
     units: usize,
-    task: impl Fn(&mut Room, Range<usize>, Range<usize>) + Sync,
+    task: impl Fn(&mut ThreadScratch, Range<usize>, Range<usize>) + Sync,
 ) {
     let (tiles, threads) = (count.div_ceil(ROWS), rayon::current_num_threads());
     let blocks = if tiles <= most { 1 } else { tiles.div_ceil(most).next_multiple_of(threads).min(tiles) };
@@ -80,8 +80,8 @@ fn many(count: usize) -> bool {
 }
 
 impl FrozenProjection {
-    /// Adds products of runs of rows with those of a panel to sums, or to zeros in their place when `anew`: of each tile of rows `x` has the
-    /// pieces of these runs. The same runs of the next panel are asked for.
+    /// Adds products of runs of rows with those of a panel to sums, or to zeros in their place when `anew`: of each tile of rows `x` has
+    /// the pieces of these runs. The same runs of the next panel are prefetched.
     ///
     /// # Safety
     /// There are so many tiles of rows, and sums of each.
@@ -102,12 +102,12 @@ impl FrozenProjection {
         let next = weights.as_ptr().wrapping_add(of_panel).cast::<u8>();
         let share = size_of_val(weights) / count;
         for (tile, sums) in sums[..count].iter_mut().enumerate() {
-            let lines = (share / LINE / pairs.len()).max(1);
-            let asked = Asked { first: next.wrapping_add(tile * share), lines };
+            let lines = (share / CACHE_LINE / pairs.len()).max(1);
+            let prefetch = Prefetch { first: next.wrapping_add(tile * share), lines };
             // SAFETY: both operands have the pieces of these runs, and the sums are borrowed.
             unsafe {
                 let x = x.as_ptr().add(tile * of_tile);
-                tiles.add_products_of_pieces([x, weights.as_ptr()], pairs, anew, sums, asked);
+                tiles.add_products_of_pieces([x, weights.as_ptr()], pairs, anew, sums, prefetch);
             }
         }
     }
@@ -126,8 +126,8 @@ pub(super) fn project<const N: usize>(layers: [&FrozenProjection; N], x: Rows) -
         let panels = &panels[share];
         let (count, runs) = (block.len(), layers[0].runs());
         let whole = runs <= PART;
-        let sums = room(&mut scratch.sums, count * if whole { 1 } else { panels.len() }, Sums::ZERO);
-        let pieces = room(&mut scratch.x, count * PART.min(runs) * OF_X, Piece::ZERO);
+        let sums = resized(&mut scratch.sums, count * if whole { 1 } else { panels.len() }, Sums::ZERO);
+        let pieces = resized(&mut scratch.x, count * PART.min(runs) * OF_X, Piece::ZERO);
         // SAFETY: the layers were laid out where the processor has tiles, and nothing here makes others.
         let tiles = unsafe { Tiles::new(LONGEST) };
         for first in (0..runs).step_by(PART) {
@@ -158,7 +158,7 @@ pub(super) fn add_and_norm(layer: &FrozenProjection, inner: Rows, x: Rows, norm:
         let [made] = project([layer], inner);
         return made.par_chunks(layer.rows).enumerate().for_each(|(index, made)| {
             let mut sum = made.to_vec();
-            crate::rows::add_rows(x.row(index), &mut sum);
+            crate::operations::rows::add_rows(x.row(index), &mut sum);
             // SAFETY: only this task writes this row; what has tiles has AVX-512.
             unsafe {
                 let into = std::slice::from_raw_parts_mut(target.at(index, 0, sum.len()), sum.len());
@@ -168,8 +168,8 @@ pub(super) fn add_and_norm(layer: &FrozenProjection, inner: Rows, x: Rows, norm:
     }
     in_blocks(x.count, most(layer), 1, |scratch, block, _all| {
         let (count, runs) = (block.len(), layer.runs());
-        let sums = room(&mut scratch.sums, count * layer.panels(), Sums::ZERO);
-        let pieces = room(&mut scratch.x, count * PART.min(runs) * OF_X, Piece::ZERO);
+        let sums = resized(&mut scratch.sums, count * layer.panels(), Sums::ZERO);
+        let pieces = resized(&mut scratch.x, count * PART.min(runs) * OF_X, Piece::ZERO);
         // SAFETY: as in `project`.
         let tiles = unsafe { Tiles::new(LONGEST) };
         for first in (0..runs).step_by(PART) {
@@ -190,16 +190,16 @@ pub(super) fn add_and_norm(layer: &FrozenProjection, inner: Rows, x: Rows, norm:
 pub(super) fn feed_forward([first, second]: [&FrozenProjection; 2], x: Rows, norm: NormOf, target: Target) {
     if !many(x.count) {
         let [mut hidden] = project([first], x);
-        crate::gelu::activate_all(&mut hidden);
+        crate::operations::gelu::activate_all(&mut hidden);
         let hidden = Rows::all(&hidden, first.rows);
         return add_and_norm(second, hidden, x, norm, target);
     }
     in_blocks(x.count, MOST_HIDDEN, 1, |scratch, block, _all| {
         let (count, runs) = (block.len(), first.runs());
-        let sums = room(&mut scratch.sums, count * second.panels(), Sums::ZERO);
-        let of_panel = room(&mut scratch.panel, count, Sums::ZERO);
-        let pieces = room(&mut scratch.x, count * runs * OF_X, Piece::ZERO);
-        let hidden = room(&mut scratch.hidden, count * HIDDEN_PART * OF_X, Piece::ZERO);
+        let sums = resized(&mut scratch.sums, count * second.panels(), Sums::ZERO);
+        let of_panel = resized(&mut scratch.panel, count, Sums::ZERO);
+        let pieces = resized(&mut scratch.x, count * runs * OF_X, Piece::ZERO);
+        let hidden = resized(&mut scratch.hidden, count * HIDDEN_PART * OF_X, Piece::ZERO);
         // SAFETY: as in `project`.
         let tiles = unsafe { Tiles::new(LONGEST) };
         let parts = |runs: usize, length: usize| {

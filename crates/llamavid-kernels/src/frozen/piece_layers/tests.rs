@@ -7,7 +7,7 @@ use crate::{NormPlace, gelu_block, layer_norm, linear};
 /// Runs a test on the processors that lay weights out, or what stands in for one, with so few threads that there are both few rows
 /// and many.
 fn on_each(test: impl Fn(Processor) + Sync) {
-    let tiles = |found: &Processor| matches!(found, Processor::Avx512(_, WholeNumbers::Tiles));
+    let tiles = |found: &Processor| matches!(found, Processor::Avx512(_, IntegerDot::Tiles));
     let threads = rayon::ThreadPoolBuilder::new().num_threads(2).build().unwrap();
     threads.install(|| Processor::tested().into_iter().filter(tiles).for_each(&test));
 }
@@ -45,7 +45,7 @@ fn assert_close(actual: &Tensor, expected: &Tensor, what: &str) {
         length += f64::from(expected).powi(2);
     }
     let error = (difference / length).sqrt();
-    // Written so that not-a-number fails.
+    // Written so that NaN fails.
     assert!(error <= 1e-6, "{what}: {error:e}");
 }
 
@@ -160,7 +160,7 @@ fn weights_of_more_than_two_pieces_are_left_as_they_are() {
         let exact = FrozenProjection::on(processor, projection(&layer(5, 9, 1, DType::F32))).unwrap();
         assert!(exact.is_none());
         let halves = FrozenProjection::on(processor, projection(&layer(5, 9, 1, DType::F16))).unwrap();
-        let tiles = matches!(processor, Processor::Avx512(_, WholeNumbers::Tiles));
+        let tiles = matches!(processor, Processor::Avx512(_, IntegerDot::Tiles));
         assert_eq!(halves.is_some(), tiles);
     }
 }

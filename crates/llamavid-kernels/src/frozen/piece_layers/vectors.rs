@@ -7,13 +7,13 @@ use std::arch::x86_64::{
 use std::ops::Range;
 
 use super::rows::{Rows, Target};
-use super::tasks::{OF_X, room};
+use super::tasks::{OF_X, resized};
 use super::{FrozenProjection, NormOf};
-use crate::amx::{Piece, ROWS, RUN, SIDE, Sums};
 use crate::frozen::groups::gelu;
-use crate::frozen::lines::mask;
 use crate::frozen::row_vectors::normalise;
-use crate::pieces::{Place, STEP, in_pieces, steps_of, two};
+use crate::frozen::tile_rows::mask;
+use crate::instructions::amx::{Piece, ROWS, RUN, SIDE, Sums};
+use crate::products::pieces::{Place, STEP, in_pieces, steps_of, two};
 
 /// Lays out runs of tiles of rows; those behind the last row are zeros.
 ///
@@ -123,7 +123,7 @@ pub(super) unsafe fn finish(
     target: Target,
     row: &mut Vec<f32>,
 ) {
-    let row = room(row, layer.panels() * ROWS, 0.0);
+    let row = resized(row, layer.panels() * ROWS, 0.0);
     for (index, place) in rows.enumerate() {
         let added = x.row(place);
         for (panel, into) in row.chunks_exact_mut(ROWS).enumerate() {
