@@ -1,5 +1,4 @@
-//! Products of a few rows with weights in f32, f16 or bf16, computed in f32: for processors with AMX in AVX-512's vectors, for those with
-//! AVX2 in its own.
+//! Products of a few rows with weights in f32, f16 or bf16, computed in f32: in AVX-512's vectors or in AVX2's.
 //!
 //! One row of `x` meets rows of weights one after the other: it is memory-bound. More rows are multiplied in tiles, whose sums stay in the
 //! registers while a part of their columns goes by. What a tile of `x` has in such a part, and eight rows of weights, fit into the L1 cache
@@ -65,6 +64,10 @@ impl FloatRows {
         match processor {
             Processor::Avx2(_, IntegerDot::Pairs | IntegerDot::Quads) => {
                 Self::in_vectors(false, format, x, columns)
+            }
+            // A row alone is quicker with a prefetch only, which Zen 4 loses time with.
+            Processor::Avx512(_, IntegerDot::Pairs | IntegerDot::Quads) if x.len() > columns => {
+                Self::in_vectors(true, format, x, columns)
             }
             _ => Self::new(processor, format, x, columns),
         }
