@@ -1,8 +1,8 @@
 // Matrices in blocks become numbers, for products with many rows: cuBLAS multiplies those on tensor cores, and unpacking costs a read
 // and a write of the matrix.
 //
-// What the blocks stand for is what `formats/block_format.rs` says, in f32 and then rounded. A thread has eight numbers next to each other, so
-// a warp writes its vectors side by side; the scales that lanes share come from the cache.
+// What the blocks stand for is what `formats/block_format.rs` says, in f32 and then rounded. A thread has eight numbers next to each
+// other, so a warp writes its vectors side by side; the scales that lanes share come from the cache.
 #include "numbers.cuh"
 
 // Equals `UnpackArguments` of `arguments.rs`.

@@ -1,5 +1,5 @@
-//! Layers of a query model in AMX tiles, with weights that lie ready in bf16 pieces ([`crate::products::pieces`]): two of each number, as f16
-//! needs, or one.
+//! Layers of a query model in AMX tiles, with weights that lie ready in bf16 pieces ([`crate::products::pieces`]): two of each number, as
+//! f16 needs, or one.
 //!
 //! Rows are the left operand here, and are laid out by the task that multiplies them: some tiles of rows, few enough to stay in the L2
 //! cache with what becomes of them, meet all weights, which are prefetched. A part of a row is multiplied before its sums leave the

@@ -50,8 +50,8 @@ pub(super) fn resized<T: Copy>(numbers: &mut Vec<T>, length: usize, fresh: T) ->
     &mut numbers[..length]
 }
 
-/// Runs `task` with blocks of tiles of rows, `most` at most, and a share of the units of work on each, of which there are several only where
-/// there are few rows, so that weights are read once; on all threads.
+/// Runs `task` with blocks of tiles of rows, `most` at most, and a share of the units of work on each, of which there are several only
+/// where there are few rows, so that weights are read once; on all threads.
 fn in_blocks(
     count: usize,
     most: usize,

@@ -32,8 +32,8 @@ pub(crate) fn fit_tiles(format: BlockFormat, count: usize, columns: usize) -> bo
     format != BlockFormat::Q6K && count >= FEWEST && columns.is_multiple_of(NUMBERS)
 }
 
-/// Adds the products of all rows of `x`, in one part, with rows of weights, the bytes of which are whole `groups` of interleaved ones; their
-/// results are the columns from `column` on.
+/// Adds the products of all rows of `x`, in one part, with rows of weights, the bytes of which are whole `groups` of interleaved ones;
+/// their results are the columns from `column` on.
 ///
 /// # Safety
 /// The processor has AMX and AVX-512, which the process may use, and [`fit_tiles`] was true of the rows. The result lives, and nobody else

@@ -571,8 +571,8 @@ impl Part<'_> {
 }
 
 impl Part<'_> {
-    /// The products of 16 rows with the panel's, in the same order as [`Part::tile`] has them where groups do not share scales, so that they
-    /// are the same numbers.
+    /// The products of 16 rows with the panel's, in the same order as [`Part::tile`] has them where groups do not share scales, so that
+    /// they are the same numbers.
     ///
     /// # Safety
     /// The processor has AVX-512, and the tiles are for groups of this format.

@@ -35,8 +35,8 @@ pub(super) trait Source {
     /// cache.
     const PART: usize;
 
-    /// Lays out up to [`super::LAID_OUT`] numbers of a row from a column on that is a multiple of it, with zeros up to a multiple of [`RUN`], and
-    /// tells whether a last piece is needed; none if pieces cannot stand for them.
+    /// Lays out up to [`super::LAID_OUT`] numbers of a row from a column on that is a multiple of it, with zeros up to a multiple of
+    /// [`RUN`], and tells whether a last piece is needed; none if pieces cannot stand for them.
     ///
     /// # Safety
     /// The processor has the instructions, the row has these numbers, and there is room for them.
