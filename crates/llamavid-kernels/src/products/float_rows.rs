@@ -1,55 +1,56 @@
-//! Products of a few rows with weights in f32, f16 or bf16, computed in f32: in AVX-512's vectors or in AVX2's.
+//! Products of a few rows with weights in f32, f16 or bf16, computed in f32 with AVX-512: for processors with AMX, which are memory-bound
+//! here and stall without a prefetch. Those with AVX2 have the same in its vectors, and fewer rows of weights at a time.
 //!
-//! One row of `x` meets rows of weights one after the other: it is memory-bound. More rows are multiplied in tiles, whose sums stay in the
-//! registers while a part of their columns goes by. What a tile of `x` has in such a part, and eight rows of weights, fit into the L1 cache
-//! together: neither is read from further away than that more often than once in eight rows. The rest of the same rows, or the next ones,
-//! are prefetched meanwhile, each row by itself: in the order of memory it takes longer.
+//! One row of `x` meets rows of weights one after the other, which are prefetched well ahead: it is memory-bound. More rows are multiplied
+//! in tiles of four rows of weights, whose sums stay in the registers: each vector that is read then takes part in several products, and
+//! reading four places at once leaves the processor more to do while one of them is waited for. The first rows of `x` bring the weights to
+//! the L1 cache; while the others find them there, the next weights are prefetched. Dozens of rows of `x` take little longer than their
+//! multiplications that way.
 //!
 //! Attention of few queries over cached keys and values in these formats is the same: keys are the weights of the scores, and values are
 //! rows that are added up, each times its probability.
 
 use std::arch::x86_64::{
-    __m256, __m512, _mm_loadu_si128, _mm256_castsi256_ps, _mm256_cvtepu16_epi32, _mm256_cvtph_ps,
-    _mm256_fmadd_ps, _mm256_load_ps, _mm256_loadu_ps, _mm256_loadu_si256, _mm256_setzero_ps,
-    _mm256_slli_epi32, _mm256_store_ps, _mm512_castsi512_ps, _mm512_cvtepu16_epi32, _mm512_cvtph_ps,
-    _mm512_fmadd_ps, _mm512_load_ps, _mm512_loadu_ps, _mm512_set1_ps, _mm512_setzero_ps, _mm512_slli_epi32,
-    _mm512_store_ps, _mm512_storeu_ps,
+    __m256, __m512, __mmask16, _mm_loadu_si128, _mm256_castsi256_ps, _mm256_cvtepu16_epi32, _mm256_cvtph_ps,
+    _mm256_fmadd_ps, _mm256_load_ps, _mm256_loadu_ps, _mm256_loadu_si256, _mm256_maskz_loadu_epi16,
+    _mm256_setzero_ps, _mm256_slli_epi32, _mm512_castsi512_ps, _mm512_cvtepu16_epi32, _mm512_cvtph_ps,
+    _mm512_fmadd_ps, _mm512_load_ps, _mm512_loadu_ps, _mm512_maskz_loadu_ps, _mm512_set1_ps,
+    _mm512_setzero_ps, _mm512_slli_epi32, _mm512_storeu_ps,
 };
 
 use crate::formats::block_format::BlockFormat;
 use crate::instructions::horizontal_sums::{horizontal_sums_256, horizontal_sums_512};
-use crate::instructions::prefetch::{CACHE_LINE, PREFETCH_L2_DISTANCE, prefetch_l2};
+use crate::instructions::prefetch::{CACHE_LINE, PREFETCH_L2_DISTANCE, prefetch_l1, prefetch_l2};
 use crate::instructions::processor::{IntegerDot, Processor};
 use crate::products::Output;
 
-/// Numbers of a vector of AVX-512.
+/// Numbers of a vector.
 const LANES: usize = 16;
-/// Rows are whole numbers of so many: whole cache lines in every format.
-const WHOLE: usize = CACHE_LINE / 2;
-/// Rows of weights that go by together.
-const BLOCK: usize = 8;
-/// Numbers of a row in a part of the columns.
+/// Rows of weights of a tile.
+const ROWS: usize = 4;
+/// Numbers of a vector of AVX2.
+const EIGHT: usize = 8;
+/// Numbers of a row that those are multiplied with at a time: what a tile has of `x` is in the L1 cache for all of its rows.
 const PART: usize = 512;
-/// Rows of weights whose sums are made of vectors together.
-const TOGETHER: usize = 4;
-/// Rows of `x` of a tile at most: with their sums the registers are nearly full.
+/// Rows of `x` of a tile at most: their sums with all rows of weights, and a vector of each of those, are nearly all of 32 registers.
 const X_ROWS: usize = 6;
+/// How many bytes ahead each row of a tile is prefetched to the L1 cache: from there on the hardware prefetcher sees what comes
+/// next.
+const TILE_PREFETCH_DISTANCE: usize = 512;
 
-/// Some numbers of rows of `x`, or sums, at the start of a cache line.
+/// Some numbers of rows of `x`, aligned to a cache line.
 #[derive(Clone, Copy)]
 #[repr(align(64))]
 struct Vector([f32; LANES]);
 
-const ZEROS: Vector = Vector([0.0; LANES]);
-
-/// A few rows that rows in these formats are multiplied with.
+/// A few rows that rows of f32, f16 or bf16 are multiplied with.
 pub(crate) struct FloatRows {
     /// Whether vectors have sixteen numbers, and not eight.
     sixteen: bool,
     format: BlockFormat,
     columns: usize,
     count: usize,
-    /// The vectors of the rows of each tile: the first of each row, then the next ones.
+    /// The vectors of the rows of each tile: the first of each row, then the next ones. Zeros are behind the last numbers of a row.
     x: Vec<Vector>,
 }
 
@@ -63,11 +64,11 @@ impl FloatRows {
     ) -> Option<Self> {
         match processor {
             Processor::Avx2(_, IntegerDot::Pairs | IntegerDot::Quads) => {
-                Self::in_vectors(false, format, x, columns)
-            }
-            // A row alone is quicker with a prefetch only, which Zen 4 loses time with.
-            Processor::Avx512(_, IntegerDot::Pairs | IntegerDot::Quads) if x.len() > columns => {
-                Self::in_vectors(true, format, x, columns)
+                // Whole cache lines in every format.
+                columns
+                    .is_multiple_of(CACHE_LINE / 2)
+                    .then(|| Self::in_vectors(false, format, x, columns))
+                    .flatten()
             }
             _ => Self::new(processor, format, x, columns),
         }
@@ -83,17 +84,17 @@ impl FloatRows {
 
     fn in_vectors(sixteen: bool, format: BlockFormat, x: &[f32], columns: usize) -> Option<Self> {
         let count = x.len() / columns;
-        if count > most(format) || !columns.is_multiple_of(WHOLE) {
+        if count > most(format) {
             return None;
         }
-        let vectors = columns / LANES;
-        let mut laid_out = vec![ZEROS; count * vectors];
+        let vectors = columns.div_ceil(LANES);
+        let mut laid_out = vec![Vector([0.0; LANES]); count * vectors];
         for tile in 0..tiles(count) {
             let (first, rows) = rows_of_tile(count, tile);
             let laid_out = &mut laid_out[first * vectors..];
             for (index, row) in x.chunks_exact(columns).skip(first).take(rows).enumerate() {
-                for (vector, numbers) in row.as_chunks().0.iter().enumerate() {
-                    laid_out[vector * rows + index].0 = *numbers;
+                for (vector, numbers) in row.chunks(LANES).enumerate() {
+                    laid_out[vector * rows + index].0[..numbers.len()].copy_from_slice(numbers);
                 }
             }
         }
@@ -119,58 +120,55 @@ impl FloatRows {
     /// As [`Self::add`], and the weights are numbers of this kind.
     unsafe fn add_as<N: Numbers>(&self, rows: &[u8], column: usize, output: Output) {
         let row_bytes = self.columns * N::BYTES;
-        let alone = self.sixteen && self.count == 1;
-        let longest = if alone { self.columns } else { PART };
-        let mut sums = vec![ZEROS; self.count * BLOCK];
-        let mut totals = [[0.0; BLOCK]; X_ROWS];
-        for (index, block) in rows.chunks(BLOCK * row_bytes).enumerate() {
-            let found = block.len() / row_bytes;
-            for from in (0..self.columns).step_by(longest) {
-                let length = longest.min(self.columns - from);
-                let weights = block[from * N::BYTES..].as_ptr();
-                let next = match (alone, from + length == self.columns) {
-                    (true, _) => weights.wrapping_add(PREFETCH_L2_DISTANCE),
-                    (_, false) => weights.wrapping_add(length * N::BYTES),
-                    (_, true) => block.as_ptr().wrapping_add(BLOCK * row_bytes),
-                };
-                for tile in 0..tiles(self.count) {
-                    let (first, x_rows) = rows_of_tile(self.count, tile);
-                    let part = Part {
-                        weights,
-                        rows: found,
-                        row_bytes,
-                        length,
-                        x: self.x[first * self.columns / LANES + from / LANES * x_rows..].as_ptr(),
-                        sums: sums[first * BLOCK..].as_mut_ptr().cast(),
-                        begins: from == 0,
-                        next,
-                        tile: (tile, tiles(self.count)),
-                    };
-                    // SAFETY: the rows have the numbers of a row of `x`, and the caller promises the instructions.
-                    unsafe {
-                        match self.sixteen {
-                            true => multiply_in_sixteens::<N>(part, x_rows),
-                            false => multiply_in_eights::<N>(part, x_rows),
-                        }
-                    }
-                }
-            }
+        let vectors = self.columns.div_ceil(LANES);
+        for (index, rows) in rows.chunks(ROWS * row_bytes).enumerate() {
+            let found = rows.len() / row_bytes;
+            let mut next = rows.as_ptr().wrapping_add(ROWS * row_bytes);
             for tile in 0..tiles(self.count) {
                 let (first, x_rows) = rows_of_tile(self.count, tile);
-                let totals = &mut totals[..x_rows];
-                // SAFETY: there are sums of a whole block, and the caller promises the rest.
-                unsafe {
-                    let sums = sums[first * BLOCK..].as_ptr().cast();
+                let x = &self.x[first * vectors..(first + x_rows) * vectors];
+                // SAFETY: the rows have the numbers of a row of `x`, and the caller promises the instructions.
+                let totals = unsafe {
                     match self.sixteen {
-                        true => total_in_sixteens(sums, totals),
-                        false => total_in_eights(sums, totals),
+                        true => match (tile, x_rows) {
+                            (0, 1) => totals::<N, 1, false>(rows, self.columns, x, next),
+                            (0, 2) => totals::<N, 2, false>(rows, self.columns, x, next),
+                            (0, 3) => totals::<N, 3, false>(rows, self.columns, x, next),
+                            (0, 4) => totals::<N, 4, false>(rows, self.columns, x, next),
+                            (0, 5) => totals::<N, 5, false>(rows, self.columns, x, next),
+                            (0, _) => totals::<N, X_ROWS, false>(rows, self.columns, x, next),
+                            (_, 3) => totals::<N, 3, true>(rows, self.columns, x, next),
+                            (_, 4) => totals::<N, 4, true>(rows, self.columns, x, next),
+                            (_, 5) => totals::<N, 5, true>(rows, self.columns, x, next),
+                            (_, _) => totals::<N, X_ROWS, true>(rows, self.columns, x, next),
+                        },
+                        false => {
+                            let prefetch = Prefetch { next, tile, tiles: tiles(self.count) };
+                            match x_rows {
+                                1 => totals_avx2::<N, 1>(rows, self.columns, x, prefetch),
+                                2 => totals_avx2::<N, 2>(rows, self.columns, x, prefetch),
+                                3 => totals_avx2::<N, 3>(rows, self.columns, x, prefetch),
+                                4 => totals_avx2::<N, 4>(rows, self.columns, x, prefetch),
+                                5 => totals_avx2::<N, 5>(rows, self.columns, x, prefetch),
+                                _ => totals_avx2::<N, X_ROWS>(rows, self.columns, x, prefetch),
+                            }
+                        }
                     }
-                    for (of_x, totals) in totals.iter().enumerate() {
-                        output.add(first + of_x, column + index * BLOCK, &totals[..found]);
-                    }
+                };
+                if self.sixteen && tile > 0 {
+                    next = next.wrapping_add(row_bytes / ROWS);
+                }
+                for (of_x, totals) in totals.iter().enumerate().take(x_rows) {
+                    // SAFETY: as the caller promises.
+                    unsafe { output.add(first + of_x, column + index * ROWS, &totals[..found]) };
                 }
             }
         }
+    }
+
+    /// Whether rows are whole vectors, which [`Self::add_weighted`] needs.
+    pub(crate) fn of_whole_vectors(&self) -> bool {
+        self.sixteen && self.columns.is_multiple_of(LANES)
     }
 
     /// Adds rows of the weights' format, each times its probability, to sums (count, columns): the probabilities of a row of sums are
@@ -181,7 +179,7 @@ impl FloatRows {
         (probabilities, stride): (&[f32], usize),
         sums: &mut [f32],
     ) {
-        assert!(self.sixteen, "a processor without AVX-512");
+        assert!(self.of_whole_vectors(), "rows that are no whole vectors");
         // SAFETY: `new` has looked for the instructions.
         unsafe {
             match self.format {
@@ -234,7 +232,7 @@ impl FloatRows {
 /// Rows of sums, and vectors of each of them, that rows times probabilities are added to at a time.
 const WEIGHTED: usize = 4;
 
-/// Rows of `x` up to which this is quicker than tiles of AMX ([`crate::products::pieces`]), to which weights in bf16 are the least work.
+/// Rows of `x` up to which this is quicker than AMX tiles ([`crate::products::pieces`]), to which weights in bf16 are the least work.
 pub(crate) fn most(format: BlockFormat) -> usize {
     match format {
         BlockFormat::F32 | BlockFormat::F16 => 48,
@@ -254,280 +252,208 @@ fn rows_of_tile(count: usize, tile: usize) -> (usize, usize) {
     (first, last - first)
 }
 
-/// A part of the columns of a block of rows of weights, and of a tile of rows of `x`.
-#[derive(Clone, Copy)]
-struct Part {
-    /// The first row, at the first of these columns.
-    weights: *const u8,
-    /// [`BLOCK`] at most.
-    rows: usize,
-    /// From a row to the next one.
-    row_bytes: usize,
-    /// Numbers of each row, whole cache lines.
-    length: usize,
-    x: *const Vector,
-    /// A vector for each row of weights and each row of `x`: those of a row of weights are one behind the other.
-    sums: *mut f32,
-    /// Whether nothing was added up before.
-    begins: bool,
-    /// What is to be prefetched while this goes by, laid out like it.
-    next: *const u8,
-    /// Which tile this is of how many: each prefetches one of as many cache lines as there are tiles, so that there is no break.
-    tile: (usize, usize),
-}
-
-/// Adds the products of a part to its sums.
+/// The sums of the products of up to [`ROWS`] rows of weights with the `X` rows of `x` of a tile. With `NEXT`, the weights are in the
+/// L1 cache, and rows from `next` on are prefetched.
 ///
 /// # Safety
-/// The processor has AVX-512 F, BW, DQ and VL, AVX2, FMA and F16C, and all that the part names is there but for `next`.
+/// The processor has AVX-512 F, BW, DQ and VL, AVX2, FMA and F16C, and both have rows of `columns` numbers.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
-unsafe fn multiply_in_sixteens<N: Numbers>(part: Part, x_rows: usize) {
+unsafe fn totals<N: Numbers, const X: usize, const NEXT: bool>(
+    rows: &[u8],
+    columns: usize,
+    x: &[Vector],
+    next: *const u8,
+) -> [[f32; ROWS]; X_ROWS] {
+    let row_bytes = columns * N::BYTES;
     // SAFETY: as the caller promises.
     unsafe {
-        match x_rows {
-            1 => multiply::<Sixteen, N, 1, 1>(part),
-            2 => multiply::<Sixteen, N, 4, 2>(part),
-            3 => multiply::<Sixteen, N, 4, 3>(part),
-            4 => multiply::<Sixteen, N, 4, 4>(part),
-            5 => multiply::<Sixteen, N, 4, 5>(part),
-            _ => multiply::<Sixteen, N, 4, X_ROWS>(part),
-        }
-    }
-}
-
-/// The same, with as many rows of weights together as half the registers have room for, and enough sums that they need not wait for each other.
-///
-/// # Safety
-/// As [`multiply_in_sixteens`], but for AVX-512.
-#[target_feature(enable = "avx2,fma,f16c")]
-unsafe fn multiply_in_eights<N: Numbers>(part: Part, x_rows: usize) {
-    // SAFETY: as the caller promises.
-    unsafe {
-        match x_rows {
-            1 => multiply::<Eight, N, 4, 1>(part),
-            2 => multiply::<Eight, N, 4, 2>(part),
-            3 => multiply::<Eight, N, 2, 3>(part),
-            4 => multiply::<Eight, N, 2, 4>(part),
-            5 => multiply::<Eight, N, 2, 5>(part),
-            _ => multiply::<Eight, N, 2, X_ROWS>(part),
-        }
-    }
-}
-
-/// `R` rows of weights at a time, and `X` rows of `x`.
-///
-/// # Safety
-/// The processor has the instructions of these vectors, and all that the part names is there but for `next`.
-#[inline(always)]
-unsafe fn multiply<L: Lanes, N: Numbers, const R: usize, const X: usize>(part: Part) {
-    let mut row = 0;
-    // SAFETY: as the caller promises.
-    unsafe {
-        while row < part.rows {
-            if part.rows - row >= R {
-                multiply_rows::<L, N, R, X>(part, row);
-                row += R;
-            } else {
-                multiply_rows::<L, N, 1, X>(part, row);
-                row += 1;
-            }
-        }
-    }
-}
-
-/// The rows from `row` on. A row of `x` gives the same beside others, and so does a row of weights.
-///
-/// # Safety
-/// As [`multiply`].
-#[inline(always)]
-#[allow(clippy::needless_range_loop, reason = "of several arrays")]
-unsafe fn multiply_rows<L: Lanes, N: Numbers, const R: usize, const X: usize>(part: Part, row: usize) {
-    let Part { row_bytes, length, x, begins, tile: (tile, tiles), .. } = part;
-    let of_a_line = CACHE_LINE / N::BYTES;
-    // SAFETY: as the caller promises; what is prefetched may be nobody's.
-    unsafe {
-        let weights = part.weights.add(row * row_bytes);
-        let next = part.next.wrapping_add(row * row_bytes);
-        let of_sums = part.sums.add(row * X * L::COUNT);
-        let mut sums = [[L::zeros(); R]; X];
-        if !begins {
-            for of_x in 0..X {
-                for row in 0..R {
-                    sums[of_x][row] = L::load(of_sums.add((row * X + of_x) * L::COUNT));
+        let mut sums = [[_mm512_setzero_ps(); ROWS]; X];
+        if X > 1 && rows.len() == ROWS * row_bytes {
+            sums = products::<N, ROWS, X, NEXT>(rows.as_ptr(), columns, x.as_ptr(), next);
+        } else {
+            for (index, row) in rows.chunks_exact(row_bytes).enumerate().take(ROWS) {
+                let of_row = products::<N, 1, X, NEXT>(row.as_ptr(), columns, x.as_ptr(), next);
+                for (sums, of_row) in sums.iter_mut().zip(of_row) {
+                    sums[index] = of_row[0];
                 }
             }
         }
-        let mut until_prefetch = tile;
-        for line in 0..length / of_a_line {
-            if until_prefetch == 0 {
-                until_prefetch = tiles;
+        let mut totals = [[0.0; ROWS]; X_ROWS];
+        for (totals, sums) in totals.iter_mut().zip(sums) {
+            *totals = horizontal_sums_512(sums);
+        }
+        totals
+    }
+}
+
+/// Sums of products, a vector of each: a row of `x` gives the same beside others, and a row of weights the same in a tile.
+///
+/// # Safety
+/// As [`totals`].
+#[inline(always)]
+unsafe fn products<N: Numbers, const R: usize, const X: usize, const NEXT: bool>(
+    weights: *const u8,
+    columns: usize,
+    x: *const Vector,
+    next: *const u8,
+) -> [[__m512; R]; X] {
+    let row_bytes = columns * N::BYTES;
+    let (lines, whole) = (row_bytes / CACHE_LINE, columns / LANES);
+    // SAFETY: as the caller promises; an address that is prefetched need not be valid.
+    unsafe {
+        let mut sums = [[_mm512_setzero_ps(); R]; X];
+        // No function: the sums would have to be in memory for it.
+        macro_rules! add {
+            ($vector:expr, $at:ident => $numbers:expr) => {
+                let mut numbers = [_mm512_setzero_ps(); R];
                 for row in 0..R {
-                    prefetch_l2(next.wrapping_add(row * row_bytes + line * CACHE_LINE));
+                    let $at = weights.add(row * row_bytes + $vector * LANES * N::BYTES);
+                    numbers[row] = $numbers;
+                }
+                for of_x in 0..X {
+                    let x = _mm512_load_ps(x.add($vector * X + of_x).cast());
+                    for row in 0..R {
+                        sums[of_x][row] = _mm512_fmadd_ps(numbers[row], x, sums[of_x][row]);
+                    }
+                }
+            };
+        }
+        let vectors_of_a_line = CACHE_LINE / (LANES * N::BYTES);
+        for line in 0..lines {
+            match (R, NEXT) {
+                (1, _) => prefetch_l2(weights.wrapping_add(line * CACHE_LINE + PREFETCH_L2_DISTANCE)),
+                (_, true) => prefetch_l2(next.wrapping_add(line % R * row_bytes + line / R * CACHE_LINE)),
+                (_, false) => {
+                    for row in 0..R {
+                        prefetch_l1(
+                            weights
+                                .wrapping_add(row * row_bytes + line * CACHE_LINE + TILE_PREFETCH_DISTANCE),
+                        );
+                    }
+                }
+            }
+            for vector in 0..vectors_of_a_line {
+                add!(line * vectors_of_a_line + vector, at => N::read(at));
+            }
+        }
+        for vector in lines * vectors_of_a_line..whole {
+            add!(vector, at => N::read(at));
+        }
+        if !columns.is_multiple_of(LANES) {
+            let last = (1 << (columns % LANES)) - 1;
+            add!(whole, at => N::read_some(at, last));
+        }
+        sums
+    }
+}
+
+/// What a tile of AVX2 prefetches: every so many cache lines as there are tiles, so that together they prefetch the four rows from `next`
+/// on, without a gap.
+#[derive(Clone, Copy)]
+struct Prefetch {
+    next: *const u8,
+    tile: usize,
+    tiles: usize,
+}
+
+/// [`totals`] in vectors of eight.
+///
+/// # Safety
+/// The processor has AVX2, FMA and F16C, and both have rows of `columns` numbers, which are whole cache lines.
+#[target_feature(enable = "avx2,fma,f16c")]
+unsafe fn totals_avx2<N: Numbers, const X: usize>(
+    rows: &[u8],
+    columns: usize,
+    x: &[Vector],
+    prefetch: Prefetch,
+) -> [[f32; ROWS]; X_ROWS] {
+    let row_bytes = columns * N::BYTES;
+    let mut sums = [[_mm256_setzero_ps(); ROWS]; X];
+    // As many rows together as there are registers for, and enough sums that they need not wait for each other.
+    let together = match rows.len() == ROWS * row_bytes {
+        true if X <= 2 => ROWS,
+        true => 2,
+        false => 1,
+    };
+    for from in (0..columns).step_by(PART) {
+        let length = PART.min(columns - from);
+        let x = x[from / LANES * X..].as_ptr();
+        for (index, rows) in rows.chunks_exact(together * row_bytes).enumerate() {
+            let first = index * together;
+            let next = prefetch.next.wrapping_add(first * row_bytes + from * N::BYTES);
+            let prefetch = Prefetch { next, ..prefetch };
+            macro_rules! add {
+                ($rows:expr) => {{
+                    let mut of_rows = [[_mm256_setzero_ps(); $rows]; X];
+                    for (of_rows, sums) in of_rows.iter_mut().zip(&sums) {
+                        of_rows.copy_from_slice(&sums[first..first + $rows]);
+                    }
+                    let weights = (rows[from * N::BYTES..].as_ptr(), row_bytes);
+                    // SAFETY: as the caller promises.
+                    unsafe {
+                        of_rows = added_avx2::<N, { $rows }, X>(weights, length, x, of_rows, prefetch);
+                    }
+                    for (sums, of_rows) in sums.iter_mut().zip(of_rows) {
+                        sums[first..first + $rows].copy_from_slice(&of_rows);
+                    }
+                }};
+            }
+            match together {
+                ROWS => add!(ROWS),
+                2 => add!(2),
+                _ => add!(1),
+            }
+        }
+    }
+    let mut totals = [[0.0; ROWS]; X_ROWS];
+    for (totals, sums) in totals.iter_mut().zip(sums) {
+        // SAFETY: the processor has AVX2.
+        *totals = unsafe { horizontal_sums_256(sums) };
+    }
+    totals
+}
+
+/// Sums with the products of some numbers of `R` rows of weights, `row_bytes` from each other, and `X` rows of `x` added to them.
+///
+/// # Safety
+/// As [`totals_avx2`].
+#[inline(always)]
+#[allow(clippy::needless_range_loop, reason = "of several arrays")]
+unsafe fn added_avx2<N: Numbers, const R: usize, const X: usize>(
+    (weights, row_bytes): (*const u8, usize),
+    length: usize,
+    x: *const Vector,
+    mut sums: [[__m256; R]; X],
+    prefetch: Prefetch,
+) -> [[__m256; R]; X] {
+    // SAFETY: as the caller promises; an address that is prefetched need not be valid.
+    unsafe {
+        let of_a_line = CACHE_LINE / N::BYTES;
+        let mut until_prefetch = prefetch.tile;
+        for first in (0..length).step_by(of_a_line) {
+            if until_prefetch == 0 {
+                until_prefetch = prefetch.tiles;
+                for row in 0..R {
+                    prefetch_l2(prefetch.next.wrapping_add(row * row_bytes + first * N::BYTES));
                 }
             }
             until_prefetch -= 1;
-            let weights = weights.add(line * CACHE_LINE);
-            let x = x.add(line * of_a_line / LANES * X).cast::<f32>();
-            for vector in 0..of_a_line / L::COUNT {
-                let place = vector * L::COUNT;
-                let mut numbers = [L::zeros(); R];
+            for vector in 0..of_a_line / EIGHT {
+                let place = first + vector * EIGHT;
+                let mut numbers = [_mm256_setzero_ps(); R];
                 for row in 0..R {
-                    numbers[row] = L::read::<N>(weights.add(row * row_bytes + place * N::BYTES));
+                    numbers[row] = N::read_eight(weights.add(row * row_bytes + place * N::BYTES));
                 }
                 for of_x in 0..X {
-                    let x = L::load(x.add((place / LANES * X + of_x) * LANES + place % LANES));
+                    let x = x.add(place / LANES * X + of_x).cast::<f32>().add(place % LANES);
+                    let x = _mm256_load_ps(x);
                     for row in 0..R {
-                        sums[of_x][row] = L::add_product(numbers[row], x, sums[of_x][row]);
+                        sums[of_x][row] = _mm256_fmadd_ps(numbers[row], x, sums[of_x][row]);
                     }
                 }
             }
         }
-        for of_x in 0..X {
-            for row in 0..R {
-                L::store(of_sums.add((row * X + of_x) * L::COUNT), sums[of_x][row]);
-            }
-        }
-    }
-}
-
-/// Makes the totals of a tile's sums: of each row of `x` those with all rows of a block.
-///
-/// # Safety
-/// The processor has AVX-512 F and DQ, and AVX2, and there is a vector for each row of a block and of the tile.
-#[target_feature(enable = "avx512f,avx512dq,avx2")]
-unsafe fn total_in_sixteens(sums: *const f32, totals: &mut [[f32; BLOCK]]) {
-    // SAFETY: as the caller promises.
-    unsafe { total::<Sixteen>(sums, totals) }
-}
-
-/// The same of vectors of eight.
-///
-/// # Safety
-/// As [`total_in_sixteens`], but for AVX-512.
-#[target_feature(enable = "avx2")]
-unsafe fn total_in_eights(sums: *const f32, totals: &mut [[f32; BLOCK]]) {
-    // SAFETY: as the caller promises.
-    unsafe { total::<Eight>(sums, totals) }
-}
-
-/// # Safety
-/// The processor has the instructions of these vectors, and there is a vector for each row of a block and of the tile.
-#[inline(always)]
-unsafe fn total<L: Lanes>(sums: *const f32, totals: &mut [[f32; BLOCK]]) {
-    let x_rows = totals.len();
-    for (of_x, totals) in totals.iter_mut().enumerate() {
-        for (four, totals) in totals.as_chunks_mut::<TOGETHER>().0.iter_mut().enumerate() {
-            // SAFETY: as the caller promises.
-            unsafe {
-                let mut vectors = [L::zeros(); TOGETHER];
-                for (row, vector) in vectors.iter_mut().enumerate() {
-                    *vector = L::load(sums.add(((four * TOGETHER + row) * x_rows + of_x) * L::COUNT));
-                }
-                *totals = L::totals(vectors);
-            }
-        }
-    }
-}
-
-/// Vectors that products are added up in. Whoever calls a function has its instructions, and the numbers at the places that it names.
-trait Lanes {
-    type Numbers: Copy;
-    /// Numbers of a vector.
-    const COUNT: usize;
-
-    unsafe fn zeros() -> Self::Numbers;
-    /// Numbers at a place that is a multiple of their size.
-    unsafe fn load(at: *const f32) -> Self::Numbers;
-    unsafe fn store(at: *mut f32, numbers: Self::Numbers);
-    /// Numbers as they are stored in weights.
-    unsafe fn read<N: Numbers>(at: *const u8) -> Self::Numbers;
-    unsafe fn add_product(a: Self::Numbers, b: Self::Numbers, sum: Self::Numbers) -> Self::Numbers;
-    unsafe fn totals(vectors: [Self::Numbers; TOGETHER]) -> [f32; TOGETHER];
-}
-
-struct Sixteen;
-
-impl Lanes for Sixteen {
-    type Numbers = __m512;
-    const COUNT: usize = 16;
-
-    #[inline(always)]
-    unsafe fn zeros() -> __m512 {
-        // SAFETY: see the trait, here and below.
-        unsafe { _mm512_setzero_ps() }
-    }
-
-    #[inline(always)]
-    unsafe fn load(at: *const f32) -> __m512 {
-        // SAFETY: as above.
-        unsafe { _mm512_load_ps(at) }
-    }
-
-    #[inline(always)]
-    unsafe fn store(at: *mut f32, numbers: __m512) {
-        // SAFETY: as above.
-        unsafe { _mm512_store_ps(at, numbers) }
-    }
-
-    #[inline(always)]
-    unsafe fn read<N: Numbers>(at: *const u8) -> __m512 {
-        // SAFETY: as above.
-        unsafe { N::read(at) }
-    }
-
-    #[inline(always)]
-    unsafe fn add_product(a: __m512, b: __m512, sum: __m512) -> __m512 {
-        // SAFETY: as above.
-        unsafe { _mm512_fmadd_ps(a, b, sum) }
-    }
-
-    #[inline(always)]
-    unsafe fn totals(vectors: [__m512; TOGETHER]) -> [f32; TOGETHER] {
-        // SAFETY: as above.
-        unsafe { horizontal_sums_512(vectors) }
-    }
-}
-
-struct Eight;
-
-impl Lanes for Eight {
-    type Numbers = __m256;
-    const COUNT: usize = 8;
-
-    #[inline(always)]
-    unsafe fn zeros() -> __m256 {
-        // SAFETY: see the trait, here and below.
-        unsafe { _mm256_setzero_ps() }
-    }
-
-    #[inline(always)]
-    unsafe fn load(at: *const f32) -> __m256 {
-        // SAFETY: as above.
-        unsafe { _mm256_load_ps(at) }
-    }
-
-    #[inline(always)]
-    unsafe fn store(at: *mut f32, numbers: __m256) {
-        // SAFETY: as above.
-        unsafe { _mm256_store_ps(at, numbers) }
-    }
-
-    #[inline(always)]
-    unsafe fn read<N: Numbers>(at: *const u8) -> __m256 {
-        // SAFETY: as above.
-        unsafe { N::read_eight(at) }
-    }
-
-    #[inline(always)]
-    unsafe fn add_product(a: __m256, b: __m256, sum: __m256) -> __m256 {
-        // SAFETY: as above.
-        unsafe { _mm256_fmadd_ps(a, b, sum) }
-    }
-
-    #[inline(always)]
-    unsafe fn totals(vectors: [__m256; TOGETHER]) -> [f32; TOGETHER] {
-        // SAFETY: as above.
-        unsafe { horizontal_sums_256(vectors) }
+        sums
     }
 }
 
@@ -535,7 +461,7 @@ impl Lanes for Eight {
 /// row of sums are `stride` from those of the next one.
 ///
 /// # Safety
-/// As [`multiply_in_sixteens`]; there is a probability of each row for each row of sums, and all have these columns.
+/// As [`totals`]; there is a probability of each row for each row of sums, and all have these columns.
 #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
 unsafe fn add_to<N: Numbers, const S: usize, const V: usize>(
     (rows, width, first): (&[u8], usize, usize),
@@ -584,6 +510,8 @@ trait Numbers {
     unsafe fn read_eight(at: *const u8) -> __m256;
     /// A vector of numbers.
     unsafe fn read(at: *const u8) -> __m512;
+    /// Those of `some`, and zeros for the others, which are not read.
+    unsafe fn read_some(at: *const u8, some: __mmask16) -> __m512;
 }
 
 struct InF32;
@@ -602,6 +530,12 @@ impl Numbers for InF32 {
         // SAFETY: as above.
         unsafe { _mm512_loadu_ps(at.cast()) }
     }
+
+    #[inline(always)]
+    unsafe fn read_some(at: *const u8, some: __mmask16) -> __m512 {
+        // SAFETY: as above.
+        unsafe { _mm512_maskz_loadu_ps(some, at.cast()) }
+    }
 }
 
 struct InF16;
@@ -619,6 +553,12 @@ impl Numbers for InF16 {
     unsafe fn read(at: *const u8) -> __m512 {
         // SAFETY: as above.
         unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(at.cast())) }
+    }
+
+    #[inline(always)]
+    unsafe fn read_some(at: *const u8, some: __mmask16) -> __m512 {
+        // SAFETY: as above.
+        unsafe { _mm512_cvtph_ps(_mm256_maskz_loadu_epi16(some, at.cast())) }
     }
 }
 
@@ -640,6 +580,15 @@ impl Numbers for InBf16 {
         // SAFETY: as above.
         unsafe {
             _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256(at.cast())), 16))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn read_some(at: *const u8, some: __mmask16) -> __m512 {
+        // SAFETY: as above.
+        unsafe {
+            let bits = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(some, at.cast()));
+            _mm512_castsi512_ps(_mm512_slli_epi32(bits, 16))
         }
     }
 }
@@ -676,10 +625,20 @@ mod tests {
     }
 
     #[test]
-    fn rows_of_many_lengths_and_numbers_give_their_sums() {
-        for (rows, columns) in
-            [(1, 32), (5, 64), (16, 96), (23, 256), (3, 288), (11, 608), (18, 1184), (37, 512), (6, 2080)]
-        {
+    fn rows_of_any_length_and_number_give_their_sums() {
+        for (rows, columns) in [
+            (1, 1),
+            (9, 15),
+            (4, 16),
+            (1, 32),
+            (7, 33),
+            (5, 64),
+            (6, 129),
+            (3, 512),
+            (11, 608),
+            (13, 1100),
+            (18, 1184),
+        ] {
             for processor in processors(columns) {
                 for format in FORMATS {
                     let bytes = format.encode(&noise(rows * columns, 41), columns).unwrap();
@@ -697,7 +656,7 @@ mod tests {
                                 x.iter().zip(row).map(|(x, weight)| f64::from(*x) * f64::from(*weight));
                             let (sum, all) = products
                                 .fold((2.0, 2.0), |(sum, all), product| (sum + product, all + product.abs()));
-                            // Written so that not-a-number fails.
+                            // Written so that NaN fails.
                             let close = (f64::from(*value) - sum).abs() <= 1e-6 * all;
                             assert!(
                                 close,
@@ -713,9 +672,9 @@ mod tests {
 
     #[test]
     fn a_row_gives_the_same_beside_others_and_in_any_task() {
-        let (rows, count) = (43, 17);
+        let (rows, count) = (11, 17);
         for (columns, format) in
-            [224, 608].into_iter().flat_map(|columns| FORMATS.map(|format| (columns, format)))
+            [200, 608].into_iter().flat_map(|columns| FORMATS.map(|format| (columns, format)))
         {
             let x = noise(count * columns, 43);
             for processor in processors(columns) {
@@ -734,7 +693,7 @@ mod tests {
                 for count in [2, 4, 7, 12, count] {
                     let x = &x[..count * columns];
                     let plain = FloatRows::of_weights(processor, format, x, columns).unwrap();
-                    for split in [0, 1, 4, 6, 16, 33] {
+                    for split in [0, 1, 4, 6] {
                         let together = products(&plain, &bytes, split, 0.0);
                         assert_eq!(together, alone[..count * rows], "{}, {count}, {split}", format.name());
                     }
@@ -744,11 +703,10 @@ mod tests {
     }
 
     #[test]
-    fn many_rows_and_rows_of_other_lengths_and_in_blocks_are_for_others() {
+    fn many_rows_and_rows_in_blocks_are_for_others() {
         for processor in Processor::tested() {
             let many = vec![1.0; (most(BlockFormat::F16) + 1) * 32];
             assert!(FloatRows::of_weights(processor, BlockFormat::F16, &many, 32).is_none());
-            assert!(FloatRows::of_weights(processor, BlockFormat::F16, &many[..80], 80).is_none());
             assert!(FloatRows::of_weights(processor, BlockFormat::Q8_0, &many[..32], 32).is_none());
             assert!(
                 FloatRows::of_weights(processor.without_integer_dot(), BlockFormat::F16, &many[..32], 32)

@@ -110,7 +110,7 @@ impl Reading {
                 return queries.add_weighted(values, (probabilities, self.at_once), sums);
             }
             #[cfg(target_arch = "x86_64")]
-            Way::Rows(rows) => {
+            Way::Rows(rows) if rows.of_whole_vectors() => {
                 return rows.add_weighted(values.bytes(), (probabilities, self.at_once), sums);
             }
             #[cfg(target_arch = "x86_64")]
