@@ -258,8 +258,11 @@ fn eight_bits_point_where_thirty_two_do() {
     let exact = VisualEncoder::new(&config, vb()).unwrap();
     let rounded = VisualEncoder::for_inference(&config, source).unwrap();
     let pixels = Tensor::randn(0f32, 1.0, (2, 3, 224, 224), &Device::Cpu).unwrap();
-    let [exact, rounded] =
-        [exact, rounded].map(|encoder| values(&encoder.forward(&pixels, &mut Blind).unwrap()));
+    let encode =
+        |encoder: &VisualEncoder, pixels: &Tensor| values(&encoder.forward(pixels, &mut Blind).unwrap());
+    let alone = encode(&rounded, &pixels.narrow(0, 1, 1).unwrap());
+    let [exact, rounded] = [exact, rounded].map(|encoder| encode(&encoder, &pixels));
+    assert_eq!(alone, rounded[alone.len()..], "a frame beside another one");
     let product =
         |a: &[f32], b: &[f32]| -> f64 { a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum() };
     let others = |row: &[f32]| -> Vec<f32> {
@@ -278,7 +281,7 @@ fn eight_bits_point_where_thirty_two_do() {
 }
 
 #[test]
-fn batch_equals_its_items() {
+fn a_batch_is_near_its_items() {
     let case = Case::open("video-mean");
     let encoder = case.encoder(DType::F32);
     let pixels = case.pixels("video0");
@@ -291,6 +294,28 @@ fn batch_equals_its_items() {
             BATCH_TOLERANCE,
             &format!("frame {index}"),
         );
+    }
+}
+
+/// A store that goes on behind an interruption encodes frames in other batches.
+#[test]
+fn a_frame_gives_the_same_in_any_batch() {
+    let case = Case::open("video-mean");
+    let weights = candle_core::pickle::read_all(case.folder.join("eva_vit_g.pth")).unwrap();
+    let vb = VarBuilder::from_tensors(weights.into_iter().collect(), DType::F32, &Device::Cpu);
+    let encoder = VisualEncoder::for_inference(&VisualEncoderConfig::Eva(case.config.clone()), vb).unwrap();
+    let pixels = case.pixels("video0");
+    let frames = pixels.dim(0).unwrap();
+    let encode = |first: usize, count: usize| {
+        values(&encoder.forward(&pixels.narrow(0, first, count).unwrap(), &mut Blind).unwrap())
+    };
+    let together = encode(0, frames);
+    let length = together.len() / frames;
+    for count in 1..frames {
+        for first in 0..=frames - count {
+            let expected = &together[first * length..(first + count) * length];
+            assert_eq!(encode(first, count), expected, "{count} frames from {first} on");
+        }
     }
 }
 

@@ -173,6 +173,31 @@ describe('the feature store', () => {
     expect(resumed, `seed ${LLAMAVID_KILL_SEED}`).toBeGreaterThan(0);
   }, 600_000);
 
+  it('ends with the same bytes wherever it goes on', async () => {
+    const encode = async (store: string) => {
+      const run = await llamavid(['encode', long, '-o', store, '--fps', '8', '--json', '--quiet']);
+      expect(run.exitCode).toBe(0);
+      return JSON.parse(run.stdout).work;
+    };
+    const store = fresh();
+    await encode(store);
+    const expected = contents(store);
+    const shards = shardsOf(store).sort();
+    const [entry = ''] = [...expected.keys()].filter((name) => name.endsWith('entry.json'));
+    // Also where one frame is left, which is then encoded alone, and where nothing is but the last word.
+    expect(expected.get(shards.at(-1) ?? '')?.length).toBeLessThan(
+      expected.get(shards[0] ?? '')?.length ?? 0,
+    );
+    for (const left of [0, 1, 2, shards.length / 2, shards.length]) {
+      for (const shard of shards.slice(shards.length - left)) rmSync(join(store, shard));
+      const known = JSON.parse(readFileSync(join(store, entry), 'utf8'));
+      writeFileSync(join(store, entry), JSON.stringify({ ...known, complete: null }));
+      const { framesEncoded } = await encode(store);
+      expect(framesEncoded > 0).toBe(left > 0);
+      expect(contents(store), `${left} shards`).toEqual(expected);
+    }
+  }, 120_000);
+
   it('keeps what was done when it is cancelled', async () => {
     const store = fresh();
     const args = ['encode', long, '-o', store, '--fps', '8', '--json'];
