@@ -144,7 +144,7 @@ impl Way {
             return Some(Self::Tiles(queries));
         }
         match rows <= FEW_ROWS {
-            true => FloatRows::new(processor, format, queries, width).map(Self::Rows),
+            true => FloatRows::of_keys(processor, format, queries, width).map(Self::Rows),
             false => QueriesInPieces::new(processor, format, queries, width).map(Self::Pieces),
         }
     }
