@@ -5,10 +5,9 @@
 use crate::formats::block_types::{BlockType, NUMBERS, Q4_0, Q4K, Q5K, Q6K, Q8_0};
 use crate::formats::interleaved::INTERLEAVED_ROWS;
 use crate::instructions::integer_vectors::IntegerVectors;
-#[cfg(target_arch = "x86_64")]
-use crate::instructions::prefetch::prefetch_l2;
+use crate::instructions::prefetch::prefetch_ahead;
 
-/// A block of sixteen rows, or of those of them that are a vector's lanes.
+/// A block of sixteen rows, or of those of them that are a vector's lanes. What lies ahead is prefetched to this level of the caches.
 #[derive(Clone, Copy)]
 pub(crate) struct Interleaved<const PREFETCH: usize> {
     pub(crate) at: *const u8,
@@ -32,15 +31,10 @@ impl<const PREFETCH: usize> Interleaved<PREFETCH> {
         unsafe { V::load_f16(self.at.add(INTERLEAVED_ROWS * byte + 2 * self.row)) }
     }
 
-    /// Prefetches what lies `PREFETCH` bytes ahead of a byte, if that is not 0.
+    /// Prefetches what lies ahead of a byte to this level of the caches.
     #[inline(always)]
     fn prefetch_ahead(self, byte: usize) {
-        #[cfg(target_arch = "x86_64")]
-        if PREFETCH > 0 {
-            prefetch_l2(self.at.wrapping_add(INTERLEAVED_ROWS * byte + PREFETCH));
-        }
-        #[cfg(not(target_arch = "x86_64"))]
-        let _ = byte;
+        prefetch_ahead::<PREFETCH>(self.at.wrapping_add(INTERLEAVED_ROWS * byte));
     }
 }
 

@@ -227,7 +227,7 @@ impl FloatRows {
                 match x_rows {
                     1 if self.lanes == Lanes::SixteenPrefetched => {
                         for row in 0..part.rows {
-                            multiply::<V, N, 1, 1>(part.from_row(row), x, sums.add(row), turn);
+                            multiply::<V, N, 1, 1>(part.behind(row), x, sums.add(row), turn);
                         }
                     }
                     1 => multiply_rows::<V, N, 1>(part, x, sums, turn),
@@ -347,9 +347,9 @@ struct Part {
 }
 
 impl Part {
-    /// The same from another row on.
+    /// The same without the rows before one.
     #[inline(always)]
-    fn from_row(self, row: usize) -> Self {
+    fn behind(self, row: usize) -> Self {
         let [weights, next] = [self.weights, self.next].map(|at| at.wrapping_add(row * self.row_bytes));
         Self { weights, next, rows: self.rows - row, ..self }
     }
@@ -378,17 +378,17 @@ unsafe fn multiply_rows<V: Vectors, N: Numbers, const X: usize>(
     unsafe {
         if V::COUNT == LANES || X <= 2 {
             while part.rows - row >= ROWS {
-                multiply::<V, N, ROWS, X>(part.from_row(row), x, sums.add(row), turn);
+                multiply::<V, N, ROWS, X>(part.behind(row), x, sums.add(row), turn);
                 row += ROWS;
             }
         } else {
             while part.rows - row >= 2 {
-                multiply::<V, N, 2, X>(part.from_row(row), x, sums.add(row), turn);
+                multiply::<V, N, 2, X>(part.behind(row), x, sums.add(row), turn);
                 row += 2;
             }
         }
         while row < part.rows {
-            multiply::<V, N, 1, X>(part.from_row(row), x, sums.add(row), turn);
+            multiply::<V, N, 1, X>(part.behind(row), x, sums.add(row), turn);
             row += 1;
         }
     }

@@ -16,8 +16,6 @@ use crate::instructions::integer_vectors::Neon;
 #[cfg(target_arch = "x86_64")]
 use crate::instructions::integer_vectors::{Avx2, Avx512Vnni, AvxVnni, Twice};
 #[cfg(target_arch = "x86_64")]
-use crate::instructions::prefetch::PREFETCH_L2_DISTANCE;
-#[cfg(target_arch = "x86_64")]
 use crate::instructions::processor::IntegerDot;
 use crate::instructions::processor::Processor;
 use crate::products::Output;
@@ -46,21 +44,19 @@ pub(crate) unsafe fn add_interleaved(
     unsafe {
         match processor {
             #[cfg(target_arch = "x86_64")]
-            Processor::Avx512(_, IntegerDot::Tiles) => {
-                add::<Avx512Vnni, PREFETCH_L2_DISTANCE>(x, groups, column, output)
-            }
+            Processor::Avx512(_, IntegerDot::Tiles) => add::<Avx512Vnni, 2>(x, groups, column, output),
             #[cfg(target_arch = "x86_64")]
-            Processor::Avx512(_, IntegerDot::Quads) => add::<Avx512Vnni, 0>(x, groups, column, output),
+            Processor::Avx512(_, IntegerDot::Quads) => add::<Avx512Vnni, 1>(x, groups, column, output),
             #[cfg(target_arch = "x86_64")]
             Processor::Avx2(_, IntegerDot::Quads) if once => {
-                add::<Twice<AvxVnni>, 0>(x, groups, column, output)
+                add::<Twice<AvxVnni>, 1>(x, groups, column, output)
             }
             #[cfg(target_arch = "x86_64")]
-            Processor::Avx2(_, IntegerDot::Quads) => add::<AvxVnni, 0>(x, groups, column, output),
+            Processor::Avx2(_, IntegerDot::Quads) => add::<AvxVnni, 1>(x, groups, column, output),
             #[cfg(target_arch = "x86_64")]
-            _ if once => add::<Twice<Avx2>, 0>(x, groups, column, output),
+            _ if once => add::<Twice<Avx2>, 1>(x, groups, column, output),
             #[cfg(target_arch = "x86_64")]
-            _ => add::<Avx2, 0>(x, groups, column, output),
+            _ => add::<Avx2, 1>(x, groups, column, output),
             #[cfg(target_arch = "aarch64")]
             _ if x.count == 1 => add::<Neon<4>, 0>(x, groups, column, output),
             #[cfg(target_arch = "aarch64")]

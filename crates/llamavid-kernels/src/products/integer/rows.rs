@@ -43,10 +43,9 @@ pub(crate) unsafe fn add_rows(
         with_block!(
             x.format,
             B => match processor {
-                Processor::Avx512(_, IntegerDot::Tiles) => {
-                    in_quads::<B, PREFETCH_DISTANCE>(x, rows, column, output)
+                Processor::Avx512(_, IntegerDot::Tiles | IntegerDot::Quads) => {
+                    in_quads::<B>(x, rows, column, output)
                 }
-                Processor::Avx512(_, IntegerDot::Quads) => in_quads::<B, 0>(x, rows, column, output),
                 Processor::Avx2(_, IntegerDot::Quads) => in_avx_quads::<B>(x, rows, column, output),
                 _ => in_pairs::<B>(x, rows, column, output),
             },
@@ -58,14 +57,9 @@ pub(crate) unsafe fn add_rows(
 /// # Safety
 /// As [`add_rows`], and the processor has AVX-512 with VNNI.
 #[target_feature(enable = "avx512f,avx512vl,avx512bw,avx512dq,avx512vnni,avx2,fma,f16c")]
-unsafe fn in_quads<B: IntegerBlock, const PREFETCH: usize>(
-    x: &QuantisedRows,
-    rows: &[u8],
-    column: usize,
-    output: Output,
-) {
+unsafe fn in_quads<B: IntegerBlock>(x: &QuantisedRows, rows: &[u8], column: usize, output: Output) {
     // SAFETY: as the caller promises.
-    unsafe { add::<B, Quads, PREFETCH>(x, rows, column, output) }
+    unsafe { add::<B, Quads>(x, rows, column, output) }
 }
 
 /// # Safety
@@ -73,7 +67,7 @@ unsafe fn in_quads<B: IntegerBlock, const PREFETCH: usize>(
 #[target_feature(enable = "avx2,fma,f16c,avxvnni")]
 unsafe fn in_avx_quads<B: IntegerBlock>(x: &QuantisedRows, rows: &[u8], column: usize, output: Output) {
     // SAFETY: as the caller promises.
-    unsafe { add::<B, AvxQuads, 0>(x, rows, column, output) }
+    unsafe { add::<B, AvxQuads>(x, rows, column, output) }
 }
 
 /// # Safety
@@ -81,7 +75,7 @@ unsafe fn in_avx_quads<B: IntegerBlock>(x: &QuantisedRows, rows: &[u8], column: 
 #[target_feature(enable = "avx2,fma,f16c")]
 unsafe fn in_pairs<B: IntegerBlock>(x: &QuantisedRows, rows: &[u8], column: usize, output: Output) {
     // SAFETY: as the caller promises.
-    unsafe { add::<B, Pairs, 0>(x, rows, column, output) }
+    unsafe { add::<B, Pairs>(x, rows, column, output) }
 }
 
 /// How int8 products are added up: each int32 sum is one of four.
@@ -138,12 +132,7 @@ impl Products for Pairs {
 }
 
 #[inline(always)]
-unsafe fn add<B: IntegerBlock, P: Products, const PREFETCH: usize>(
-    x: &QuantisedRows,
-    rows: &[u8],
-    column: usize,
-    output: Output,
-) {
+unsafe fn add<B: IntegerBlock, P: Products>(x: &QuantisedRows, rows: &[u8], column: usize, output: Output) {
     let row_bytes = x.row_bytes;
     for first in (0..x.count).step_by(X_ROWS) {
         for (index, bytes) in rows.chunks_exact(row_bytes).enumerate() {
@@ -151,10 +140,10 @@ unsafe fn add<B: IntegerBlock, P: Products, const PREFETCH: usize>(
             // SAFETY: as the caller of `add_rows` promises.
             unsafe {
                 match x.count - first {
-                    1 => add_row::<B, P, 1, PREFETCH>(x, first, &row, column + index, output),
-                    2 => add_row::<B, P, 2, PREFETCH>(x, first, &row, column + index, output),
-                    3 => add_row::<B, P, 3, PREFETCH>(x, first, &row, column + index, output),
-                    _ => add_row::<B, P, X_ROWS, PREFETCH>(x, first, &row, column + index, output),
+                    1 => add_row::<B, P, 1>(x, first, &row, column + index, output),
+                    2 => add_row::<B, P, 2>(x, first, &row, column + index, output),
+                    3 => add_row::<B, P, 3>(x, first, &row, column + index, output),
+                    _ => add_row::<B, P, X_ROWS>(x, first, &row, column + index, output),
                 }
             }
         }
@@ -166,7 +155,7 @@ unsafe fn add<B: IntegerBlock, P: Products, const PREFETCH: usize>(
 /// # Safety
 /// As [`add_rows`].
 #[inline(always)]
-unsafe fn add_row<B: IntegerBlock, P: Products, const X: usize, const PREFETCH: usize>(
+unsafe fn add_row<B: IntegerBlock, P: Products, const X: usize>(
     x: &QuantisedRows,
     first: usize,
     row: &Row,
@@ -188,9 +177,9 @@ unsafe fn add_row<B: IntegerBlock, P: Products, const X: usize, const PREFETCH: 
         let mut start = 0;
         while let Some((weights, blocks)) = row.blocks::<B>(start, BLOCKS) {
             // A row of int8 is as quick as memory already, and slower when it is prefetched.
-            if PREFETCH > 0 && (X > 1 || !B::EIGHT_BITS) {
+            if X > 1 || !B::EIGHT_BITS {
                 for line in (0..BLOCKS * B::BYTES).step_by(CACHE_LINE) {
-                    prefetch_l1(weights.wrapping_add(PREFETCH + line));
+                    prefetch_l1(weights.wrapping_add(PREFETCH_DISTANCE + line));
                 }
             }
             for (block, factors) in factors.iter_mut().enumerate().take(blocks) {
