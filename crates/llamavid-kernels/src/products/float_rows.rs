@@ -62,9 +62,9 @@ pub(crate) struct FloatRows {
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Lanes {
     Eight,
-    /// Of a processor that need not be told what to read ahead of a single row.
     Sixteen,
-    SixteenPrefetched,
+    /// A single row of `x` meets rows of weights one after the other, not four at once.
+    SixteenInTurn,
 }
 
 impl FloatRows {
@@ -76,7 +76,7 @@ impl FloatRows {
         columns: usize,
     ) -> Option<Self> {
         let lanes = match processor {
-            Processor::Avx512(_, IntegerDot::Tiles) => Lanes::SixteenPrefetched,
+            Processor::Avx512(_, IntegerDot::Tiles) => Lanes::SixteenInTurn,
             Processor::Avx512(_, IntegerDot::Pairs | IntegerDot::Quads) => Lanes::Sixteen,
             Processor::Avx2(_, IntegerDot::Pairs | IntegerDot::Quads) => Lanes::Eight,
             _ => return None,
@@ -93,7 +93,7 @@ impl FloatRows {
     ) -> Option<Self> {
         match processor {
             Processor::Avx512(_, IntegerDot::Tiles) => {
-                Self::in_vectors(Lanes::SixteenPrefetched, format, x, columns)
+                Self::in_vectors(Lanes::SixteenInTurn, format, x, columns)
             }
             _ => None,
         }
@@ -177,7 +177,7 @@ impl FloatRows {
                 let columns = columns_of_part.min(whole - from);
                 let weights = rows.as_ptr().wrapping_add(from * N::BYTES);
                 let next = match (self.count, self.lanes) {
-                    (1, Lanes::SixteenPrefetched) => weights.wrapping_add(PREFETCH_L2_DISTANCE),
+                    (1, Lanes::SixteenInTurn) => weights.wrapping_add(PREFETCH_L2_DISTANCE),
                     (1, _) => weights.wrapping_add(ROWS * row_bytes),
                     _ if from + PART < whole => weights.wrapping_add(PART * N::BYTES),
                     _ => rows.as_ptr().wrapping_add(BLOCK * row_bytes),
@@ -200,9 +200,16 @@ impl FloatRows {
             }
             for (row, sums) in sums.chunks_exact(BLOCK).enumerate() {
                 let mut totals = [0.0; BLOCK];
-                for (totals, sums) in totals.chunks_exact_mut(4).zip(sums.chunks_exact(4)) {
-                    // SAFETY: these are four vectors, and the caller promises the instructions.
-                    totals.copy_from_slice(&unsafe { V::horizontal_sums(sums.as_ptr()) });
+                for (totals, [a, b, c, d]) in totals.as_chunks_mut().0.iter_mut().zip(sums.as_chunks().0) {
+                    // SAFETY: these are vectors, and the caller promises the instructions.
+                    *totals = unsafe {
+                        V::horizontal_sums([
+                            V::load(a.0.as_ptr()),
+                            V::load(b.0.as_ptr()),
+                            V::load(c.0.as_ptr()),
+                            V::load(d.0.as_ptr()),
+                        ])
+                    };
                 }
                 // SAFETY: as the caller promises.
                 unsafe { output.add(row, column + index * BLOCK, &totals[..found]) };
@@ -225,7 +232,7 @@ impl FloatRows {
             // SAFETY: the rows of `x` are as long as those of weights, and the caller promises the rest.
             unsafe {
                 match x_rows {
-                    1 if self.lanes == Lanes::SixteenPrefetched => {
+                    1 if self.lanes == Lanes::SixteenInTurn => {
                         for row in 0..part.rows {
                             multiply::<V, N, 1, 1>(part.behind(row), x, sums.add(row), turn);
                         }
@@ -464,8 +471,7 @@ trait Vectors {
     unsafe fn multiply_add(a: Self::Vector, b: Self::Vector, c: Self::Vector) -> Self::Vector;
     /// A vector of weights.
     unsafe fn read<N: Numbers>(at: *const u8) -> Self::Vector;
-    /// The horizontal sums of four vectors, each at the beginning of one of these.
-    unsafe fn horizontal_sums(vectors: *const Vector) -> [f32; 4];
+    unsafe fn horizontal_sums(vectors: [Self::Vector; 4]) -> [f32; 4];
 }
 
 struct Eights;
@@ -505,17 +511,9 @@ impl Vectors for Eights {
     }
 
     #[inline(always)]
-    unsafe fn horizontal_sums(vectors: *const Vector) -> [f32; 4] {
+    unsafe fn horizontal_sums(vectors: [__m256; 4]) -> [f32; 4] {
         // SAFETY: as above.
-        unsafe {
-            let [a, b, c, d] = [vectors, vectors.add(1), vectors.add(2), vectors.add(3)];
-            horizontal_sums_256([
-                _mm256_load_ps(a.cast()),
-                _mm256_load_ps(b.cast()),
-                _mm256_load_ps(c.cast()),
-                _mm256_load_ps(d.cast()),
-            ])
-        }
+        unsafe { horizontal_sums_256(vectors) }
     }
 }
 
@@ -556,17 +554,9 @@ impl Vectors for Sixteens {
     }
 
     #[inline(always)]
-    unsafe fn horizontal_sums(vectors: *const Vector) -> [f32; 4] {
+    unsafe fn horizontal_sums(vectors: [__m512; 4]) -> [f32; 4] {
         // SAFETY: as above.
-        unsafe {
-            let [a, b, c, d] = [vectors, vectors.add(1), vectors.add(2), vectors.add(3)];
-            horizontal_sums_512([
-                _mm512_load_ps(a.cast()),
-                _mm512_load_ps(b.cast()),
-                _mm512_load_ps(c.cast()),
-                _mm512_load_ps(d.cast()),
-            ])
-        }
+        unsafe { horizontal_sums_512(vectors) }
     }
 }
 
