@@ -50,6 +50,8 @@ pub(crate) trait InterleavedBlock: BlockType {
     const PARTS: usize;
     /// Fours of numbers of a part's places.
     const STEPS: usize;
+    /// Whether bytes are read in another order than they lie in, which the processor's own prefetches do not follow.
+    const SCATTERED: bool = false;
 
     /// The first numbers of a part.
     fn places(part: usize) -> [usize; 2];
@@ -154,6 +156,7 @@ impl InterleavedBlock for Q4K {
 impl InterleavedBlock for Q5K {
     const PARTS: usize = 4;
     const STEPS: usize = 8;
+    const SCATTERED: bool = true;
     type Scales<V: IntegerVectors> = Eighths<V>;
 
     #[inline(always)]
@@ -190,6 +193,7 @@ impl InterleavedBlock for Q5K {
 impl InterleavedBlock for Q6K {
     const PARTS: usize = 8;
     const STEPS: usize = 4;
+    const SCATTERED: bool = true;
     type Scales<V: IntegerVectors> = Sixteenths<V>;
 
     #[inline(always)]

@@ -3,6 +3,7 @@
 //!
 //! Reference: `rows` and `neon` beside it, which give the same of weights row after row, up to the order of sums.
 
+use std::mem::MaybeUninit;
 use std::sync::atomic::{Ordering, compiler_fence};
 
 #[cfg(target_arch = "x86_64")]
@@ -23,6 +24,8 @@ use crate::products::integer::quantised_rows::QuantisedRows;
 
 /// Vectors of sixteen rows at most.
 const MOST_VECTORS: usize = 2;
+/// Bytes of a block of sixteen rows at most.
+const MOST_BYTES: usize = 3360;
 
 /// Adds the products of all rows of `x`, which are not in parts, with rows of weights, the bytes of which are whole `groups` of
 /// interleaved ones; their results are the columns from `column` on.
@@ -36,31 +39,46 @@ pub(crate) unsafe fn add_interleaved(
     column: usize,
     output: Output,
 ) {
+    // Beside one row of `x`, memory is waited for more than there is to calculate, and the processor's own prefetches are ahead of a
+    // program's. Beside more they come too late.
+    let alone = x.count == 1;
+    #[cfg(target_arch = "x86_64")]
+    let scattered = matches!(x.format, BlockFormat::Q5K | BlockFormat::Q6K);
     // Short vectors have registers for one row and all sixteen rows of weights, which then are read once; several rows share what is
     // unpacked of eight, of which int8 have nothing.
     #[cfg(target_arch = "x86_64")]
-    let once = x.count == 1 || x.format == BlockFormat::Q8_0;
+    let bytes = x.format == BlockFormat::Q8_0;
     // SAFETY: as the caller promises.
     unsafe {
         match processor {
             #[cfg(target_arch = "x86_64")]
             Processor::Avx512(_, IntegerDot::Tiles) => add::<Avx512Vnni, 2>(x, groups, column, output),
             #[cfg(target_arch = "x86_64")]
+            Processor::Avx512(_, IntegerDot::Quads) if alone || scattered => {
+                add::<Avx512Vnni, 0>(x, groups, column, output)
+            }
+            #[cfg(target_arch = "x86_64")]
             Processor::Avx512(_, IntegerDot::Quads) => add::<Avx512Vnni, 1>(x, groups, column, output),
             #[cfg(target_arch = "x86_64")]
-            Processor::Avx2(_, IntegerDot::Quads) if once => {
+            Processor::Avx2(_, IntegerDot::Quads) if alone => {
+                add::<Twice<AvxVnni>, 0>(x, groups, column, output)
+            }
+            #[cfg(target_arch = "x86_64")]
+            Processor::Avx2(_, IntegerDot::Quads) if bytes => {
                 add::<Twice<AvxVnni>, 1>(x, groups, column, output)
             }
             #[cfg(target_arch = "x86_64")]
             Processor::Avx2(_, IntegerDot::Quads) => add::<AvxVnni, 1>(x, groups, column, output),
             #[cfg(target_arch = "x86_64")]
-            _ if once => add::<Twice<Avx2>, 1>(x, groups, column, output),
+            _ if alone => add::<Twice<Avx2>, 0>(x, groups, column, output),
+            #[cfg(target_arch = "x86_64")]
+            _ if bytes => add::<Twice<Avx2>, 1>(x, groups, column, output),
             #[cfg(target_arch = "x86_64")]
             _ => add::<Avx2, 1>(x, groups, column, output),
             #[cfg(target_arch = "aarch64")]
-            _ if x.count == 1 => add::<Neon<4>, 0>(x, groups, column, output),
+            _ if alone => add::<Neon<4>, 0>(x, groups, column, output),
             #[cfg(target_arch = "aarch64")]
-            _ => add::<Neon<2>, 0>(x, groups, column, output),
+            _ => add::<Neon<2>, 1>(x, groups, column, output),
         }
     }
 }
@@ -120,6 +138,10 @@ struct Group {
     at: *const u8,
     blocks: usize,
 }
+
+/// Room for a block of sixteen rows.
+#[repr(align(64))]
+struct Copied([MaybeUninit<u8>; MOST_BYTES]);
 
 /// Where the sums of the first row of `x` go.
 #[derive(Clone, Copy)]
@@ -317,8 +339,15 @@ unsafe fn add_group<B: InterleavedBlock, V: IntegerVectors, const X: usize, cons
         // Of all rows before the next block: of vectors that take half of a cache line, the second finds it in the L1 cache, and memory
         // is read without a break.
         let mut totals = [[V::splat(0.0); X]; MOST_VECTORS];
+        let mut copy = Copied([const { MaybeUninit::uninit() }; MOST_BYTES]);
         for block in 0..group.blocks {
-            let at = group.at.add(block * INTERLEAVED_ROWS * B::BLOCK_BYTES);
+            let bytes = INTERLEAVED_ROWS * B::BLOCK_BYTES;
+            let mut at = group.at.add(block * bytes);
+            // The processor prefetches only what is read in the order of memory.
+            if B::SCATTERED && PREFETCH == 0 {
+                copy.0[..bytes].as_mut_ptr().cast::<u8>().copy_from_nonoverlapping(at, bytes);
+                at = copy.0.as_ptr().cast();
+            }
             let x = x.behind::<B>(block);
             for (row, totals) in (0..INTERLEAVED_ROWS).step_by(V::LANES).zip(&mut totals) {
                 *totals = add_block::<B, V, X, PREFETCH>(Interleaved { at, row }, x, *totals);
