@@ -9,8 +9,8 @@ pub(crate) const CACHE_LINE: usize = 64;
 /// a tenth less.
 #[cfg(target_arch = "x86_64")]
 pub(crate) const PREFETCH_DISTANCE: usize = 2048;
-/// The same for weights of which every cache line is prefetched once: to the L1 cache, which Zen 4 wants, or to the L2 cache, as those
-/// with AMX do.
+/// The same for weights of which every cache line is prefetched once: to the L1 cache, which Zen 4 wants beside several rows of `x`, or to
+/// the L2 cache, as those with AMX do.
 #[cfg(target_arch = "x86_64")]
 const PREFETCH_L1_DISTANCE: usize = 4096;
 #[cfg(target_arch = "x86_64")]
