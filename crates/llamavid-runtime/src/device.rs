@@ -3,6 +3,8 @@
 //! So two sessions on one device advance side by side, a cancellation is seen after one step, and no two jobs
 //! compete for the same cores or the same stream.
 
+#[cfg(feature = "cuda")]
+use std::collections::BTreeMap;
 use std::collections::VecDeque;
 use std::mem::ManuallyDrop;
 use std::ops::{ControlFlow, Deref};
@@ -107,16 +109,16 @@ impl Device {
         if let Some(device) = open.iter().filter_map(Weak::upgrade).find(|device| device.name == name) {
             return Ok(device);
         }
-        let stages = devices.iter().zip(names).map(|(&(kind, index), name)| {
+        let stages = devices.iter().zip(names).enumerate().map(|(place, (&(kind, index), own_name))| {
             let tensors = match kind {
                 DeviceKind::Cpu => {
                     instruction_set()?;
                     use_threads()?;
                     TensorDevice::Cpu
                 }
-                DeviceKind::Cuda => open_cuda(index)?,
+                DeviceKind::Cuda => open_cuda(index, (&name, place))?,
             };
-            Ok(StageDevice { tensors, kind, name })
+            Ok(StageDevice { tensors, kind, name: own_name })
         });
         let stages = stages.collect::<Result<Vec<_>>>()?;
         let (queue, mut inbox) = mpsc::channel();
@@ -308,8 +310,26 @@ fn parse_name(name: &str) -> Result<Wanted> {
     wanted.ok_or_else(|| Error::argument(format!("the device {name:?} is none of auto, cpu, cuda, cuda:N")))
 }
 
+/// CUDA devices that were opened, by the names of all that were opened with them and their place among those. They stay until the process
+/// ends: a thread that takes cuBLAS apart while the process exits faults now and then. Whoever opens them again finds them.
 #[cfg(feature = "cuda")]
-fn open_cuda(index: usize) -> Result<TensorDevice> {
+static KEPT: Mutex<BTreeMap<(String, usize), TensorDevice>> = Mutex::new(BTreeMap::new());
+
+#[cfg(feature = "cuda")]
+fn open_cuda(index: usize, (names, place): (&str, usize)) -> Result<TensorDevice> {
+    let among = (names.to_owned(), place);
+    let mut kept = KEPT.lock().unwrap_or_else(PoisonError::into_inner);
+    // One that has failed is let go before another is opened.
+    let device = match kept.remove(&among).filter(|device| device.synchronize().is_ok()) {
+        Some(device) => device,
+        None => open_another(index)?,
+    };
+    kept.insert(among, device.clone());
+    Ok(device)
+}
+
+#[cfg(feature = "cuda")]
+fn open_another(index: usize) -> Result<TensorDevice> {
     let because = |reason: &str| format!("the device cuda:{index} cannot be opened: {reason}");
     let device = cuda::device(index).map_err(|error| Error { message: because(&error.message), ..error })?;
     // Set by `tools/cuda`; a build without it is for whatever its builder has.
@@ -383,7 +403,7 @@ fn give_back(device: &TensorDevice) -> candle_core::Result<()> {
 }
 
 #[cfg(not(feature = "cuda"))]
-fn open_cuda(index: usize) -> Result<TensorDevice> {
+fn open_cuda(index: usize, _among: (&str, usize)) -> Result<TensorDevice> {
     let message = format!("the device cuda:{index} cannot be opened: this build has no CUDA");
     let hint = match cuda::device(index) {
         Ok(device) => device.advice(),
