@@ -21,7 +21,7 @@ import { parseArgs } from 'node:util';
 import { platforms, target } from '../cuda/platforms.ts';
 
 const root = join(import.meta.dirname, '../..');
-const MOST = 60 << 20;
+const MOST = 63 << 20;
 
 const { values } = parseArgs({
   options: {
@@ -85,7 +85,10 @@ try {
     symlinkSync(`../../packages/${name}`, join(scope, name));
   }
   cpSync(process.execPath, join(bundle, 'programs/node'));
-  execFileSync('strip', [join(bundle, 'programs/node')]);
+  execFileSync(
+    'strip',
+    ['node', 'llamavid-scale'].map((name) => join(bundle, 'programs', name)),
+  );
   writeFileSync(join(bundle, 'package.json'), '{ "private": true, "type": "module" }\n');
   const commit = execFileSync('git', ['rev-parse', '--short', 'HEAD'], { cwd: root, encoding: 'utf8' });
   writeFileSync(
