@@ -8,7 +8,7 @@ use std::sync::atomic::{Ordering, compiler_fence};
 
 #[cfg(target_arch = "x86_64")]
 use crate::formats::block_format::BlockFormat;
-use crate::formats::block_types::{each_eighth, with_block};
+use crate::formats::block_types::{Q6K, each_eighth, with_block};
 use crate::formats::interleaved::INTERLEAVED_ROWS;
 use crate::formats::interleaved_blocks::{Interleaved, InterleavedBlock, Scales};
 use crate::instructions::integer_vectors::IntegerVectors;
@@ -25,7 +25,7 @@ use crate::products::integer::quantised_rows::QuantisedRows;
 /// Vectors of sixteen rows at most.
 const MOST_VECTORS: usize = 2;
 /// Bytes of a block of sixteen rows at most.
-const MOST_BYTES: usize = 3360;
+const MOST_BYTES: usize = INTERLEAVED_ROWS * Q6K::BLOCK_BYTES;
 
 /// Adds the products of all rows of `x`, which are not in parts, with rows of weights, the bytes of which are whole `groups` of
 /// interleaved ones; their results are the columns from `column` on.
@@ -43,7 +43,7 @@ pub(crate) unsafe fn add_interleaved(
     // program's. Beside more they come too late.
     let alone = x.count == 1;
     #[cfg(target_arch = "x86_64")]
-    let scattered = matches!(x.format, BlockFormat::Q5K | BlockFormat::Q6K);
+    let scattered = with_block!(x.format, B => B::SCATTERED, false);
     // Short vectors have registers for one row and all sixteen rows of weights, which then are read once; several rows share what is
     // unpacked of eight, of which int8 have nothing.
     #[cfg(target_arch = "x86_64")]
@@ -75,8 +75,9 @@ pub(crate) unsafe fn add_interleaved(
             _ if bytes => add::<Twice<Avx2>, 1>(x, groups, column, output),
             #[cfg(target_arch = "x86_64")]
             _ => add::<Avx2, 1>(x, groups, column, output),
+            // Without prefetches, and without copies, which nobody has measured there.
             #[cfg(target_arch = "aarch64")]
-            _ if alone => add::<Neon<4>, 0>(x, groups, column, output),
+            _ if alone => add::<Neon<4>, 1>(x, groups, column, output),
             #[cfg(target_arch = "aarch64")]
             _ => add::<Neon<2>, 1>(x, groups, column, output),
         }
